@@ -1,0 +1,126 @@
+"""The published protocols: what each preset sets, per data set.
+
+``maml++`` and ``maml`` follow arXiv 1810.09502 (its protocol; where the paper is silent, its
+authors' code of April 2019); ``htym-2019`` and ``htym-head`` follow that code
+(HowToTrainYourMAMLPytorch) of April 2019 and of today.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS = ("maml++", "maml", "htym-2019", "htym-head")
+
+_OMNIGLOT = {
+    "image_size": 28,
+    "channels": 1,
+    "targets": 1,
+    "filters": 64,
+    "clamp": 0.0,
+    "msl_epochs": 10,
+}
+_NATURAL = {
+    "image_size": 84,
+    "channels": 3,
+    "targets": 15,
+    "filters": 48,
+    "clamp": 10.0,
+    "msl_epochs": 15,
+}
+_COMMON = {
+    "split": "paper",
+    "ways": 5,
+    "shots": 1,
+    "stages": 4,
+    "downsample": "pool",
+    "negative_slope": 0.01,
+    "steps": 5,
+    "eval_steps": 0,
+    "rates": "learned",
+    "norm_weights": "per-step",
+    "norm_stats": "per-step",
+    "norm_momentum": 0.1,
+    "norm_eps": 1e-5,
+    "train_norm_statistics": "batch",
+    "iterations": 500,
+    "lr": 1e-3,
+    "beta1": 0.9,
+    "seed": 0,
+    "norm_statistics": "batch",
+    "protocol": "transductive",
+    "eval_tasks": 600,
+    "ensemble": 5,
+}
+# Every trick of the paper at its neutral value; min_lr is absent: no annealing.
+_NEUTRAL = {
+    "msl_epochs": 0,
+    "first_order_epochs": 0,
+    "norm_weights": "shared",
+    "norm_stats": "shared",
+    "rates": "fixed",
+}
+
+
+def preset_fields(preset: str, dataset: str, explicit: dict[str, Any]) -> dict[str, Any]:
+    """Every field that a preset decides, given the explicit ones that others depend on."""
+    omniglot = dataset == "omniglot"
+    chosen = _COMMON | (_OMNIGLOT if omniglot else _NATURAL)
+    ways, shots = ({**chosen, **explicit}[name] for name in ("ways", "shots"))
+    protocol = _paper if preset in ("maml++", "maml") else _2019 if preset == "htym-2019" else _head
+    chosen |= protocol(omniglot, ways, shots)
+    if preset == "maml":
+        chosen |= _NEUTRAL
+        del chosen["min_lr"]
+    if "epochs" in explicit:
+        _scale_epochs(chosen, explicit["epochs"])
+    chosen.setdefault("min_lr", {**chosen, **explicit}["lr"])
+    return chosen
+
+
+def _paper(omniglot: bool, ways: int, shots: int) -> dict[str, Any]:
+    return {
+        "rotations": "classes" if omniglot else "none",
+        "tasks": 16 if omniglot else 4 if shots == 1 else 2,
+        "inner_rate": 0.1 if omniglot else 0.01,
+        "epochs": 150,
+        "min_lr": 1e-5,
+        "beta2": 0.99,
+        "first_order_epochs": 50,
+        "task_reduction": "sum",
+    }
+
+
+def _2019(omniglot: bool, ways: int, shots: int) -> dict[str, Any]:
+    few = 8 if (ways, shots) == (20, 5) else 16
+    return _reference(omniglot) | {
+        "tasks": few if omniglot else 4 if shots == 1 else 2,
+        "inner_rate": 0.1 if omniglot else 0.01,
+        # second order when the zero-based epoch exceeds 10: eleven epochs without
+        "first_order_epochs": 0 if omniglot else 11,
+        "task_reduction": "sum",
+    }
+
+
+def _head(omniglot: bool, ways: int, shots: int) -> dict[str, Any]:
+    return _reference(omniglot) | {
+        "tasks": 8 if omniglot else 2,
+        "inner_rate": 0.1,
+        "first_order_epochs": 0,
+        "task_reduction": "mean",
+    }
+
+
+def _reference(omniglot: bool) -> dict[str, Any]:
+    annealing = {"min_lr": 1e-5} if omniglot else {}
+    return annealing | {
+        "rotations": "augment" if omniglot else "none",
+        "epochs": 100,
+        "beta2": 0.999,
+    }
+
+
+def _scale_epochs(chosen: dict[str, Any], epochs: int) -> None:
+    """Keeps the shape of a protocol when its length changes, so that a short run is not first
+    order to its end by accident."""
+    chosen["msl_epochs"] = -(-chosen["msl_epochs"] * epochs // chosen["epochs"])
+    chosen["first_order_epochs"] = chosen["first_order_epochs"] * epochs // chosen["epochs"]
