@@ -1,0 +1,108 @@
+"""Builds `kernels._native` by CMake, Ninja and pybind11. Everything else is in pyproject.toml.
+
+The module is optional: where it cannot be built the install succeeds, says so in one line, and
+leaves the reason beside the package for `kernels.native` to report.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+NOTE = "_native_missing.txt"
+
+
+class BuildFailed(Exception):
+    pass
+
+
+def find_tool(name: str) -> str | None:
+    """First `name` that runs, beside this Python or on PATH.
+
+    It has to be tried: in an isolated build the launchers that a virtual environment has on PATH
+    are found but cannot import their own package.
+    """
+    for folder in [str(Path(sys.executable).parent), *os.get_exec_path()]:
+        path = shutil.which(name, path=folder)
+        try:
+            if path and subprocess.run([path, "--version"], capture_output=True).returncode == 0:
+                return path
+        except OSError:
+            continue
+    return None
+
+
+def summary(output: str) -> str:
+    """The first error in what CMake or the compiler printed, on one line."""
+    cmake_error = re.search(r"^CMake Error[^\n]*\n+((?:(?: +[^\n]*)?\n)+)", output, re.MULTILINE)
+    if cmake_error:
+        return " ".join(cmake_error[1].split())
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
+
+
+def run(*command: str) -> None:
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    print(result.stdout)
+    if result.returncode:
+        raise BuildFailed(summary(result.stdout) or f"{command[0]} exited {result.returncode}")
+
+
+def build(output: Path) -> None:
+    """Configure and build in a temporary folder; the module is written to the folder `output`."""
+    try:
+        import pybind11
+    except ImportError:
+        raise BuildFailed("pybind11 is not installed") from None
+    cmake, ninja = find_tool("cmake"), find_tool("ninja")
+    if cmake is None:
+        raise BuildFailed("cmake was not found")
+    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+    with tempfile.TemporaryDirectory(prefix="mamlpp-") as folder:
+        run(
+            cmake, "-S", str(ROOT), "-B", folder, *generator,
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DMAMLPP_OUTPUT_DIR={output}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        )  # fmt: skip
+        run(cmake, "--build", folder, "--parallel", "--config", "Release")
+
+
+class BuildNative(build_ext):
+    def run(self) -> None:
+        for ext in self.extensions:
+            self.build_extension(ext)
+
+    def build_extension(self, ext: Extension) -> None:
+        module = Path(self.get_ext_fullpath(ext.name)).resolve()
+        note = module.with_name(NOTE)
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
+        try:
+            build(module.parent)
+            if not module.is_file():
+                raise BuildFailed(f"the build did not make {module.name}")
+        except BuildFailed as error:
+            note.write_text(f"not built: {error}\n", encoding="utf-8")
+            print(f"mamlpp: installed without its native module, slower but complete ({error})")
+
+
+SOURCES = ["CMakeLists.txt", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*"))]
+
+setup(
+    ext_modules=[Extension("kernels._native", sources=[], depends=SOURCES, optional=True)],
+    cmdclass={"build_ext": BuildNative},
+    # needed for the build alone, and only where the machine has none that works
+    setup_requires=[name for name in ("cmake", "ninja") if find_tool(name) is None],
+)
