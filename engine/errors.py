@@ -1,5 +1,5 @@
-"""The one exception for a mistake of the person at the command line."""
+"""What a person is told instead of a traceback."""
 
 
 class UserError(Exception):
-    """One line: what was wrong, the value, what is allowed, what to do. Command lines exit with 2."""
+    """A mistake to correct, in one line: what, the value, what is allowed, what to do. Exit 2."""

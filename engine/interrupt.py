@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM: finish what is under way, then stop.
+
+Imports nothing heavy, so that a command line can answer from its first moment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+
+class Stopped(BaseException):
+    """Unwinds the program after a signal. Not an Exception: no handler of errors may swallow it."""
+
+    def __init__(self, signum: int):
+        super().__init__(signum)
+        self.code = 128 + signum  # what a shell reports for a process ended by the signal
+        self.name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+
+
+class Interrupt:
+    """Context that answers the first signal by its phase; a second signal exits at once.
+
+    ``exit``: the process ends at once (an exception inside the import of an extension module can
+    be lost, or crash it). ``unwind``: Stopped is raised where the program stands. ``finish``: the
+    signal is noted, and Stopped is raised by the next ``check``.
+    """
+
+    def __init__(self):
+        self.phase = "exit"
+        self._received: int | None = None
+
+    def __enter__(self) -> Interrupt:
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def check(self) -> None:
+        """Raises Stopped if a signal has arrived."""
+        if self._received is not None:
+            raise Stopped(self._received)
+
+    def _handle(self, signum: int, frame: object) -> None:
+        stopped, first = Stopped(signum), self._received is None
+        self._received = signum
+        if first and self.phase == "unwind":
+            raise stopped
+        if first and self.phase == "finish":
+            _say(f"\n{stopped.name}: finishing this iteration, then saving; again: exit at once\n")
+            return
+        _say(f"\n{stopped.name}: stopped at once, nothing was written\n")
+        os._exit(stopped.code)
+
+
+def _say(text: str) -> None:
+    # not print: the signal may have interrupted a print into the same buffer
+    os.write(sys.stderr.fileno(), text.encode())

@@ -1,0 +1,203 @@
+"""What a run tells: one console line, one JSONL row and TensorBoard with the same fields; the
+table of a test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from engine import checkpoint
+
+
+@dataclass
+class Meter:
+    """Sums over some iterations; their means are what is reported."""
+
+    count: int = 0
+    loss: float = 0.0
+    accuracy: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, loss: float, accuracy: float, seconds: float) -> None:
+        self.count += 1
+        self.loss += loss
+        self.accuracy += accuracy
+        self.seconds += seconds
+
+    def means(self) -> tuple[float, float, float]:
+        """Loss, accuracy, seconds per iteration; NaN where nothing was added."""
+        count = self.count or math.nan
+        return self.loss / count, self.accuracy / count, self.seconds / count
+
+
+class Report:
+    """Console, log.jsonl and TensorBoard of a run that starts or continues at ``iteration``."""
+
+    def __init__(self, folder: Path, data: str, iteration: int, epochs: int, per_epoch: int):
+        self._data, self._epochs, self._total = data, epochs, epochs * per_epoch
+        cut_log(folder / checkpoint.LOG, iteration)
+        self._folder = folder
+        with checkpoint.writing(folder):
+            self._log = open(folder / checkpoint.LOG, "a", encoding="utf-8")
+            self._board = _tensorboard(folder / checkpoint.BOARD, iteration)
+        self._bar = tqdm(
+            total=self._total,
+            initial=iteration,
+            desc=data,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+        )
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+        with contextlib.suppress(OSError):  # a full disk has been reported by the row it met
+            self._log.close()
+            if self._board is not None:
+                self._board.close()
+
+    def progress(self, iteration: int, interval: Meter) -> None:
+        """Moves the bar; on a console that is no terminal there is none."""
+        loss, accuracy, seconds = interval.means()
+        left = _clock((self._total - iteration) * seconds)
+        postfix = (
+            f"loss {loss:.4f}, accuracy {accuracy:.2%}, {seconds:.3f} s/iteration, {left} left"
+        )
+        self._bar.set_postfix_str(postfix, refresh=False)
+        self._bar.update(iteration - self._bar.n)
+
+    def train(self, iteration: int, epoch: int, lr: float, second: bool, interval: Meter) -> None:
+        """One row for the iterations since the last."""
+        loss, accuracy, seconds = interval.means()
+        self._row(
+            iteration,
+            {
+                "kind": "train",
+                "data": self._data,
+                "epoch": epoch,
+                "iteration": iteration,
+                "loss": loss,
+                "accuracy": accuracy,
+                "seconds_per_iteration": seconds,
+                "seconds_left": (self._total - iteration) * seconds,
+                "learning_rate": lr,
+                "order": 2 if second else 1,
+            },
+        )
+
+    def validation(
+        self, iteration: int, epoch: int, score: Any, whole_epoch: Meter, best_epoch: int
+    ) -> None:
+        """One row for an epoch: the validation and the means of its training."""
+        loss, accuracy, seconds = whole_epoch.means()
+        self._row(
+            iteration,
+            {
+                "kind": "validation",
+                "data": self._data,
+                "epoch": epoch,
+                "iteration": iteration,
+                "accuracy": score.accuracy,
+                "interval": score.interval,
+                "tasks": score.tasks,
+                "train_loss": loss,
+                "train_accuracy": accuracy,
+                "seconds_per_iteration": seconds,
+                "best_epoch": best_epoch,
+            },
+        )
+
+    def say(self, text: str) -> None:
+        """A line of text above the bar."""
+        self._bar.clear()
+        print(text, flush=True)
+
+    def _row(self, iteration: int, row: dict[str, Any]) -> None:
+        if row["kind"] != "train" or self._bar.disable:
+            self.say(self._line(row))
+        with checkpoint.writing(self._folder):
+            self._log.write(json.dumps(row) + "\n")
+            self._log.flush()
+            if self._board is not None:
+                for name, value in row.items():
+                    if isinstance(value, float):
+                        self._board.add_scalar(f"{row['kind']}/{name}", value, iteration)
+
+    def _line(self, row: dict[str, Any]) -> str:
+        head = f"{row['data']}  epoch {row['epoch']}/{self._epochs}"
+        if row["kind"] == "train":
+            return (
+                f"{head}  iteration {row['iteration']}/{self._total}  loss {row['loss']:.4f}  "
+                f"accuracy {row['accuracy']:.2%}  {row['seconds_per_iteration']:.3f} s/iteration  "
+                f"lr {row['learning_rate']:.2e}  order {row['order']}  "
+                f"{_clock(row['seconds_left'])} left"
+            )
+        return (
+            f"{head}  validation {row['accuracy']:.2%} ± {row['interval']:.2%} "
+            f"({row['tasks']} tasks)  training loss {row['train_loss']:.4f}  "
+            f"accuracy {row['train_accuracy']:.2%}  best so far: epoch {row['best_epoch']}"
+        )
+
+
+def cut_log(path: Path, iteration: int) -> None:
+    """Drops the rows after ``iteration``, which a run that was killed wrote and will write again,
+    and a last row that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["iteration"] <= iteration:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    checkpoint.write_atomic(path, "".join(kept).encode())
+
+
+def test_table(result: dict[str, Any]) -> str:
+    """The final test as text; ``result`` is what evaluate.test returns."""
+    best, ensemble = result["best"], result["ensemble"]
+    epochs = ", ".join(map(str, ensemble["epochs"]))
+    return "\n".join(
+        [
+            f"{result['data']}, {result['ways']}-way {result['shots']}-shot, {result['tasks']} "
+            f"{result['split']} tasks, {result['steps']} inner steps, {result['protocol']}, "
+            f"{result['norm_statistics']} statistics; ± is the 95 % interval over tasks",
+            f"  best model      {_percent(best)}   (epoch {best['epoch']})",
+            f"  ensemble of {len(ensemble['epochs']):<3} {_percent(ensemble)}   "
+            f"(mean logits of epochs {epochs})",
+        ]
+    )
+
+
+def _percent(score: dict[str, Any]) -> str:
+    return f"{100 * score['accuracy']:6.2f} % ± {100 * score['interval']:.2f}"
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _tensorboard(folder: Path, iteration: int) -> Any:
+    """A writer, or None when TensorBoard is not installed."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its optional TensorFlow is talkative
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=iteration + 1)
