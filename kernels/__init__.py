@@ -1,0 +1,23 @@
+"""Twice-differentiable ops for meta-learning, batched over tasks. Importable alone.
+
+Shapes: `T` tasks, `N` images of a task, `C H W` channels and image size, `F` filters, `R S` kernel size, `K` inner
+steps, `L` segments (parameter tensors), `P` parameters, `D` features, `ways` classes of a task. The leading axis is
+the task; `T = 1` is ordinary training. Images are [T, N, C, H, W], fastest when NHWC in memory.
+"""
+
+from kernels.conv import task_conv2d
+from kernels.dispatch import BackendError, backend, task_block, use
+from kernels.head import linear_cross_entropy
+from kernels.norm_act import per_step_batch_norm
+from kernels.update import lslr_update
+
+__all__ = [
+    "BackendError",
+    "backend",
+    "linear_cross_entropy",
+    "lslr_update",
+    "per_step_batch_norm",
+    "task_block",
+    "task_conv2d",
+    "use",
+]

@@ -1,0 +1,90 @@
+"""Per-task convolution, differentiable to any order.
+
+With T(x, w, z) = ⟨z, conv(x, w)⟩ the op and its two gradients are the three contractions of one trilinear
+form, so each one's derivative is again one of the three.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+
+
+def task_conv2d(
+    x: Tensor,  # [T, N, C, H, W]
+    weight: Tensor,  # [T, F, C, R, S]
+    *,
+    stride: int = 1,
+    padding: int = 1,
+) -> Tensor:  # [T, N, F, H', W']
+    """Convolve the images of task t with the filters of task t.
+
+    The same as `torch.stack([F.conv2d(x[t], weight[t], None, stride, padding) for t in range(T)])`.
+    Floating-point dtypes; differentiable to any order in both arguments. The result is NHWC in memory.
+    Batch norm follows in MAML++'s backbone (Antoniou et al. 2018, §4), so there is no bias.
+
+    Raises ValueError for shapes that do not fit.
+    """
+    if x.dim() != 5 or weight.dim() != 5:
+        raise ValueError(
+            f"task_conv2d: x and weight must be [T, N, C, H, W] and [T, F, C, R, S], "
+            f"got {list(x.shape)} and {list(weight.shape)}; add the missing axes with unsqueeze"
+        )
+    if x.shape[0] != weight.shape[0] or x.shape[2] != weight.shape[2]:
+        raise ValueError(
+            f"task_conv2d: x {list(x.shape)} and weight {list(weight.shape)} must agree in tasks (axis 0) "
+            f"and channels (axis 2)"
+        )
+    if 0 in x.shape:
+        raise ValueError(f"task_conv2d: x is empty, {list(x.shape)}; every axis needs at least one entry")
+    impl = dispatch.backend("conv", x)
+    return _Conv.apply(x, weight, impl, stride, padding)
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w, impl, stride, padding):
+        ctx.save_for_backward(x, w)
+        ctx.geometry = impl, stride, padding
+        return impl.fwd(x, w, stride, padding)
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, w = ctx.saved_tensors
+        dx = _InputGrad.apply(dz, w, x, *ctx.geometry) if ctx.needs_input_grad[0] else None
+        dw = _WeightGrad.apply(dz, x, w, *ctx.geometry) if ctx.needs_input_grad[1] else None
+        return dx, dw, None, None, None
+
+
+class _InputGrad(torch.autograd.Function):
+    """∂T/∂x as a function of (z, w); `x` lends its shape."""
+
+    @staticmethod
+    def forward(ctx, dz, w, x, impl, stride, padding):
+        ctx.save_for_backward(dz, w)
+        ctx.geometry = impl, stride, padding
+        return impl.bwd(dz, x, w, stride, padding, need=(True, False))[0]
+
+    @staticmethod
+    def backward(ctx, g):
+        dz, w = ctx.saved_tensors
+        d_dz = _Conv.apply(g, w, *ctx.geometry) if ctx.needs_input_grad[0] else None
+        dw = _WeightGrad.apply(dz, g, w, *ctx.geometry) if ctx.needs_input_grad[1] else None
+        return d_dz, dw, None, None, None, None
+
+
+class _WeightGrad(torch.autograd.Function):
+    """∂T/∂w as a function of (z, x); `w` lends its shape."""
+
+    @staticmethod
+    def forward(ctx, dz, x, w, impl, stride, padding):
+        ctx.save_for_backward(dz, x)
+        ctx.geometry = impl, stride, padding
+        return impl.bwd(dz, x, w, stride, padding, need=(False, True))[1]
+
+    @staticmethod
+    def backward(ctx, g):
+        dz, x = ctx.saved_tensors
+        d_dz = _Conv.apply(x, g, *ctx.geometry) if ctx.needs_input_grad[0] else None
+        dx = _InputGrad.apply(dz, g, x, *ctx.geometry) if ctx.needs_input_grad[1] else None
+        return d_dz, dx, None, None, None, None

@@ -1,0 +1,68 @@
+"""Linear classifier with mean cross-entropy, batched over tasks, differentiable twice."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels import dispatch
+
+
+def linear_cross_entropy(
+    features: Tensor,  # [T, N, D]
+    weight: Tensor,  # [T, ways, D]
+    bias: Tensor,  # [T, ways]
+    labels: Tensor,  # int64 [T, N], 0…ways − 1
+) -> tuple[Tensor, Tensor]:  # loss [T], logits [T, N, ways]
+    """Mean cross-entropy (natural logarithm) of each task's own linear classifier, and its logits.
+
+    The same as `F.cross_entropy(F.linear(features[t], weight[t], bias[t]), labels[t])` for every task. The loss
+    is differentiable twice in features, weight and bias, a third derivative raises; the logits carry no gradient.
+
+    Raises ValueError for shapes or label dtypes that do not fit. Labels outside the range are an error of
+    the indexing underneath.
+    """
+    tasks, images, width = features.shape if features.dim() == 3 else (0, 0, 0)
+    ways = weight.shape[1] if weight.dim() == 3 else 0
+    if not tasks * images or weight.shape != (tasks, ways, width) or bias.shape != (tasks, ways):
+        raise ValueError(
+            "linear_cross_entropy: features, weight and bias must be non-empty [T, N, D], [T, ways, D], [T, ways], "
+            f"got {list(features.shape)}, {list(weight.shape)}, {list(bias.shape)}"
+        )
+    if labels.shape != (tasks, images) or labels.dtype != torch.int64:
+        raise ValueError(
+            f"linear_cross_entropy: labels must be int64 [{tasks}, {images}], "
+            f"got {labels.dtype} {list(labels.shape)}"
+        )
+    impl = dispatch.backend("head", features)
+    return _Head.apply(features, weight, bias, labels, impl)
+
+
+class _Head(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, w, c, labels, impl):
+        loss, logits, saved = impl.fwd(h, w, c, labels)
+        ctx.save_for_backward(h, w, c)
+        ctx.cache = impl, saved
+        ctx.mark_non_differentiable(logits)
+        return loss, logits
+
+    @staticmethod
+    def backward(ctx, d_loss, _logits):
+        return *_HeadGrad.apply(d_loss, *ctx.saved_tensors, *ctx.cache), None, None
+
+
+class _HeadGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, d_loss, h, w, c, impl, saved):
+        ctx.save_for_backward(d_loss, h, w)
+        ctx.cache = impl, saved
+        ctx.set_materialize_grads(False)
+        return impl.bwd(saved, h, w, d_loss)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, h_dot, w_dot, c_dot):
+        d_loss, h, w = ctx.saved_tensors
+        impl, saved = ctx.cache
+        loss_dot, logits_dot = impl.tan_fwd(saved, h, w, h_dot, w_dot, c_dot)
+        return loss_dot, *impl.tan_bwd(saved, logits_dot, h, w, h_dot, w_dot, d_loss), None, None

@@ -1,0 +1,60 @@
+"""The LSLR inner update over a flat parameter buffer, batched over tasks, differentiable twice."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels import dispatch
+
+
+def lslr_update(
+    theta: Tensor,  # [T, P]
+    grad: Tensor,  # [T, P]
+    rates: Tensor,  # [L], the row of this step
+    sizes: tuple[int, ...],  # parameters a segment, L of them, P in all
+) -> Tensor:  # [T, P]
+    """θ' = θ − α_l·g on each segment l: per-layer, per-step learned rates (LSLR, paper §4).
+
+    The same as `theta - rates.repeat_interleave(torch.tensor(sizes)) * grad`. Differentiable twice in theta, grad
+    and rates; a third derivative raises.
+
+    Raises ValueError for shapes that do not fit.
+    """
+    sizes = tuple(sizes)
+    if theta.dim() != 2 or theta.shape != grad.shape or theta.shape[1] != sum(sizes):
+        raise ValueError(
+            f"lslr_update: theta and grad must both be [T, {sum(sizes)}], the sum of sizes, "
+            f"got {list(theta.shape)} and {list(grad.shape)}"
+        )
+    if rates.shape != (len(sizes),):
+        raise ValueError(f"lslr_update: rates must be [{len(sizes)}], one a segment, got {list(rates.shape)}")
+    return _Update.apply(theta, grad, rates, sizes, dispatch.backend("update", theta))
+
+
+class _Update(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, theta, grad, rates, sizes, impl):
+        ctx.save_for_backward(grad, rates)
+        ctx.cache = sizes, impl
+        return impl.fwd(theta, grad, rates, sizes)
+
+    @staticmethod
+    def backward(ctx, d_theta):
+        return d_theta, *_UpdateGrad.apply(d_theta, *ctx.saved_tensors, *ctx.cache), None, None
+
+
+class _UpdateGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, d_theta, grad, rates, sizes, impl):
+        ctx.save_for_backward(d_theta, grad, rates)
+        ctx.cache = sizes, impl
+        ctx.set_materialize_grads(False)
+        return impl.bwd(d_theta, grad, rates, sizes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_dot, rates_dot):
+        d_theta, grad, rates = ctx.saved_tensors
+        sizes, impl = ctx.cache
+        theta_dot = impl.tan_fwd(grad, rates, None, grad_dot, rates_dot, sizes)
+        return theta_dot, *impl.tan_bwd(d_theta, grad_dot, rates_dot, sizes), None, None
