@@ -1,0 +1,178 @@
+"""The one inner loop, and the meta-gradient through it.
+
+`adjoint` is the engine: a support sweep, the target passes, and a reverse sweep with one Hessian-vector product a
+step (engine study §2.6; Antoniou et al. 2018, eq. 1–4). It keeps the support passes of the steps, and one target pass
+at a time. `autograd` differentiates the same loop by `torch.autograd` and is its oracle.
+
+A model is anything with `sizes`, `bessel`, `predict`, `loss_and_gradient`, `tangent` and `loss` (`engine.model.Backbone`).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import kernels
+from engine.episodes import Episode
+from engine.model import Moments, Params, Pass
+
+
+class MetaGradient(NamedTuple):
+    loss: Tensor  # [] weighted over steps, summed over tasks
+    logits: Tensor  # [T, N, ways] of the target set after the last step
+    gradient: Params
+    rows: tuple[int, ...]  # step of each column of `moments`
+    moments: Moments  # [T, columns, S]: in order of the steps, support then target; unbiased variance
+
+
+class _Step(NamedTuple):
+    index: int
+    theta: Tensor  # [T, P] before the update
+    row: Tensor  # [G]
+    rates: Tensor  # [L]
+    support: Pass
+    adapted: Tensor  # [T, P] after the update
+
+
+class _Record:
+    """Batch moments in the order in which the reference implementation's running statistics see them."""
+
+    def __init__(self, model):
+        self.model, self.rows, self.columns = model, [], []
+
+    def add(self, step: int, moments: Moments, images: int) -> None:
+        factor = self.model.bessel(images).to(moments.var)
+        self.rows.append(step)
+        self.columns.append(Moments(moments.mean, moments.var * factor))
+
+    def result(self) -> tuple[tuple[int, ...], Moments]:
+        return tuple(self.rows), Moments(*(torch.stack(m, 1) for m in zip(*self.columns, strict=True)))
+
+
+def at_step(rows: Tensor, step: int) -> Tensor:
+    """The row of a step; the last one serves every later step, and a single one all of them."""
+    return rows[min(step, len(rows) - 1)]
+
+
+def _running_at(running: Moments | None, step: int) -> Moments | None:
+    return None if running is None else Moments(*(at_step(m, step) for m in running))
+
+
+def inner_loop(
+    model,
+    params: Params,
+    x: Tensor,  # [T, N, C, H, W] support images
+    labels: Tensor,  # [T, N]
+    steps: int,
+    running: Moments | None = None,  # [K or 1, S] normalise instead of the batch's statistics
+    keep: bool = False,
+) -> Iterator[_Step]:
+    """Adapt each task's copy of theta to its support set, one gradient step at a time."""
+    update = kernels.backend("update", x)
+    theta = params.theta.expand(len(x), -1)
+    for k in range(steps):
+        row, rates = at_step(params.norm, k), at_step(params.rates, k)
+        support = model.loss_and_gradient(theta, row, x, labels, _running_at(running, k), keep)
+        adapted = update.fwd(theta, support.gradient, rates, model.sizes)
+        yield _Step(k, theta, row, rates, support, adapted)
+        theta = adapted
+
+
+@torch.no_grad()
+def adjoint(
+    model,
+    params: Params,
+    episode: Episode,
+    loss_weights: Sequence[float],  # K, of the target loss after each step; 0 skips that target pass
+    second_order: bool,
+    running: Moments | None = None,  # [K or 1, S]
+) -> MetaGradient:
+    """Σ_tasks Σ_k loss_weights[k] · target loss after step k, and its gradient in every parameter."""
+    x, labels = episode.target_x, episode.target_y
+    gradient = Params(*(torch.zeros_like(p) for p in params))
+    loss, logits, record = torch.zeros_like(params.theta[0]), None, _Record(model)
+    steps, direct = [], []
+    for step in inner_loop(
+        model, params, episode.support_x, episode.support_y, len(loss_weights), running, second_order
+    ):
+        k, weight = step.index, loss_weights[step.index]
+        record.add(k, step.support.moments, episode.support_x.shape[1])
+        direct.append(None)
+        if weight:
+            target = model.loss_and_gradient(step.adapted, step.row, x, labels, _running_at(running, k))
+            record.add(k, target.moments, x.shape[1])
+            loss, logits = loss + weight * target.loss.sum(), target.logits
+            direct[k] = weight * target.gradient
+            at_step(gradient.norm, k).add_(target.norm_gradient.sum(0), alpha=weight)
+        steps.append(step)
+
+    update = kernels.backend("update", x)
+    carry = torch.zeros_like(steps[-1].adapted)  # gradient of the loss in the parameters after step k
+    while steps:
+        step = steps.pop()
+        if direct[step.index] is not None:
+            carry = carry + direct[step.index]
+        d_support, d_rates = update.bwd(carry, step.support.gradient, step.rates, model.sizes)
+        gradient.rates[step.index] += d_rates
+        if second_order:
+            product, norm_product = model.tangent(step.support.kept, d_support)
+            carry = carry + product
+            at_step(gradient.norm, step.index).add_(norm_product.sum(0))
+    gradient.theta.copy_(carry.sum(0))
+    return MetaGradient(loss, logits, gradient, *record.result())
+
+
+def autograd(
+    model,
+    params: Params,
+    episode: Episode,
+    loss_weights: Sequence[float],
+    second_order: bool,
+    running: Moments | None = None,
+    ops=kernels,
+) -> MetaGradient:
+    """The same as `adjoint`, by differentiating the unrolled loop. Its memory grows with steps and targets."""
+    leaves = Params(*(p.detach().requires_grad_() for p in params))
+    theta, record = leaves.theta.expand(len(episode.support_x), -1), _Record(model)
+    total, logits = leaves.theta.new_zeros(()), None
+    for k, weight in enumerate(loss_weights):
+        row, given = at_step(leaves.norm, k), _running_at(running, k)
+        loss, _, moments = model.loss(theta, row, episode.support_x, episode.support_y, given, ops)
+        record.add(k, moments, episode.support_x.shape[1])
+        step_gradient, = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
+        theta = ops.lslr_update(theta, step_gradient, at_step(leaves.rates, k), model.sizes)
+        if weight:
+            loss, logits, moments = model.loss(
+                theta, row, episode.target_x, episode.target_y, given, ops
+            )
+            record.add(k, moments, episode.target_x.shape[1])
+            total = total + weight * loss.sum()
+    gradient = torch.autograd.grad(total, leaves, materialize_grads=True)
+    return MetaGradient(total.detach(), logits, Params(*gradient), *record.result())
+
+
+@torch.no_grad()
+def adapt_and_predict(
+    model,
+    params: Params,
+    running: Moments,  # [K or 1, S]
+    episode: Episode,
+    *,
+    steps: int,
+    norm_statistics: str = "batch",
+    protocol: str = "transductive",
+) -> Tensor:  # target logits [T, N, ways]
+    """Adapt to the support sets, then classify the target sets.
+
+    What normalises is the batch's own statistics or the running ones. With the batch's, `transductive` lets the target
+    images of a task normalise each other; `inductive` uses the adapted network's statistics on the support set.
+    """
+    given = running if norm_statistics == "running" else None
+    support = episode.support_x, episode.support_y
+    for step in inner_loop(model, params, *support, steps, given):
+        theta, row = step.adapted, step.row
+    statistics = _running_at(given, steps - 1)
+    if statistics is None and protocol == "inductive":
+        _, statistics = model.predict(theta, row, episode.support_x)
+    return model.predict(theta, row, episode.target_x, statistics)[0]
