@@ -29,7 +29,7 @@ class LoopConfig:
     norm_momentum: float = 0.1
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
-    clamp: float = 0.0  # of the network's gradients, not of the rates'; 0: none
+    clamp: float = 0.0  # of all gradients but the rates'; 0: none
 
 
 class Loop:
@@ -121,7 +121,7 @@ class Loop:
         self.optimiser.zero_grad()
         loss.backward()
         if self.cfg.clamp:
-            for parameter in self.network.values():
+            for parameter in (*self.network.values(), *self.norm.values()):
                 parameter.grad.clamp_(-self.cfg.clamp, self.cfg.clamp)
         self.optimiser.step()
         return loss.item()
