@@ -169,15 +169,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def keep_best(
-    best: list[list], epoch: int, accuracy: float, ensemble: int
-) -> tuple[list[list], list[int]]:
-    """The list with one more epoch, cut to ``ensemble``, and the epochs that fell out of it. Of
-    equal accuracies the earlier epoch is the better."""
-    ranked = sorted([*best, [epoch, accuracy]], key=lambda entry: (-entry[1], entry[0]))
-    return ranked[:ensemble], [entry[0] for entry in ranked[ensemble:]]
-
-
 @contextlib.contextmanager
 def open_run(folder: Path, fresh: bool) -> Iterator[None]:
     """Makes and locks the run folder, removes leftovers (``fresh``: every file of the run).

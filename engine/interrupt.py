@@ -52,7 +52,8 @@ class Interrupt:
         if first and self.phase == "finish":
             _say(f"\n{stopped.name}: finishing this iteration, then saving; again: exit at once\n")
             return
-        _say(f"\n{stopped.name}: stopped at once, nothing was written\n")
+        saved = "the last checkpoint is whole" if self.phase == "finish" else "nothing was written"
+        _say(f"\n{stopped.name}: stopped at once, {saved}\n")
         os._exit(stopped.code)
 
 

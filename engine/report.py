@@ -7,7 +7,6 @@ import contextlib
 import json
 import math
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +38,14 @@ class Meter:
 
 
 class Report:
-    """Console, log.jsonl and TensorBoard of a run that starts or continues at ``iteration``."""
+    """Console, log.jsonl and TensorBoard of a run that has finished ``iteration`` iterations and
+    validated ``epoch`` of its ``epochs``."""
 
-    def __init__(self, folder: Path, data: str, iteration: int, epochs: int, per_epoch: int):
-        self._data, self._epochs, self._total = data, epochs, epochs * per_epoch
-        cut_log(folder / checkpoint.LOG, iteration)
+    def __init__(
+        self, folder: Path, data: str, iteration: int, epoch: int, epochs: int, total: int
+    ):
+        self._data, self._epochs, self._total = data, epochs, total
+        cut_log(folder / checkpoint.LOG, iteration, epoch)
         self._folder = folder
         with checkpoint.writing(folder):
             self._log = open(folder / checkpoint.LOG, "a", encoding="utf-8")
@@ -52,7 +54,7 @@ class Report:
             total=self._total,
             initial=iteration,
             desc=data,
-            disable=not sys.stderr.isatty(),
+            disable=None,  # unless stderr is a terminal
             dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )
@@ -150,18 +152,18 @@ class Report:
         )
 
 
-def cut_log(path: Path, iteration: int) -> None:
-    """Drops the rows after ``iteration``, which a run that was killed wrote and will write again,
-    and a last row that was cut off."""
+def cut_log(path: Path, iteration: int, epoch: int) -> None:
+    """Drops the rows beyond the checkpoint, which the continued run writes again, and a last row
+    that was cut off."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["iteration"] <= iteration:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            validated = row["epoch"] <= epoch or row["kind"] != "validation"
+            if row["iteration"] <= iteration and validated:
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
     checkpoint.write_atomic(path, "".join(kept).encode())
 
 

@@ -1,0 +1,193 @@
+"""Fixed evaluation tasks, their mean accuracy with its 95 % interval, the ensemble of checkpoints.
+
+    python -m engine.evaluate CHECKPOINT [--dataset folder --data PATH --eval-steps 10 ...]
+
+CHECKPOINT is a run folder (its best model and the ensemble of its best) or one ``.pt`` file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tqdm import tqdm
+
+from engine.config import Config, Parser, add_flags, parse
+from engine.errors import UserError
+from engine.interrupt import Interrupt, Stopped
+
+if TYPE_CHECKING:  # torch takes seconds to import; a wrong flag is answered before
+    from torch import Tensor
+
+    from engine.data import Dataset
+    from engine.meta import State
+
+# The same tasks for every run, so that two runs, whatever their seeds, are compared on equal terms.
+TASK_SEED = 0
+GPU_TASKS = 16  # at once on a GPU
+
+FLAGS = (
+    "dataset data cache strict_data split rotations ways shots targets eval_steps norm_statistics "
+    "protocol eval_tasks device threads backend"
+).split()
+
+
+class Score(NamedTuple):
+    """Accuracy over tasks: mean, half-width of its 95 % interval, number of tasks."""
+
+    accuracy: float
+    interval: float
+    tasks: int
+
+
+def score(per_task: Tensor) -> Score:  # [tasks] accuracies
+    """Mean and 1.96 s / sqrt(n), s the sample standard deviation over the n tasks."""
+    n = len(per_task)
+    return Score(per_task.mean().item(), 1.96 * per_task.std().item() / n**0.5, n)
+
+
+def evaluate(
+    cfg: Config,
+    states: list[State],
+    dataset: Dataset,
+    part: str,
+    tasks: int,
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> tuple[list[Score], Score]:
+    """Each state's score, and that of their ensemble (mean of the logits), on the same tasks.
+
+    ``part``: train, val or test. ``between`` is called before each batch of tasks; it may
+    raise to stop.
+    """
+    import torch
+
+    import kernels
+    from engine.episodes import EpisodeSampler
+    from engine.model import Backbone
+    from engine.unroll import adapt_and_predict
+
+    model, device = Backbone.of(cfg), states[0].params.theta.device
+    block = kernels.task_block(device) or GPU_TASKS
+    sampler = EpisodeSampler(
+        dataset,
+        part,
+        ways=cfg.ways,
+        shots=cfg.shots,
+        targets=cfg.targets,
+        seed=TASK_SEED,
+        rotations=cfg.rotations,
+    )
+    correct = []
+    for first in tqdm(range(0, tasks, block), desc=part, leave=False, disable=None):
+        between()
+        episode = sampler.episode(0, min(block, tasks - first), first_task=first).to(device)
+        logits = [  # each [T, N, ways]
+            adapt_and_predict(
+                model,
+                state.params,
+                state.running,
+                episode,
+                steps=cfg.eval_steps or cfg.steps,
+                norm_statistics=cfg.norm_statistics,
+                protocol=cfg.protocol,
+            )
+            for state in states
+        ]
+        logits.append(torch.stack(logits).mean(0))
+        hits = torch.stack(logits).argmax(-1) == episode.target_y  # [states + 1, T, N]
+        correct.append(hits.double().mean(-1).cpu())
+    *single, ensemble = (score(row) for row in torch.cat(correct, dim=1))
+    return single, ensemble
+
+
+def test(
+    cfg: Config,
+    members: dict[int, State],  # by epoch, best on validation first
+    dataset: Dataset,
+    part: str = "test",
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Best model and ensemble, as saved in result.json and shown by report.test_table."""
+    single, ensemble = evaluate(
+        cfg, list(members.values()), dataset, part, cfg.eval_tasks, between=between
+    )
+    epochs = list(members)
+    return {
+        "data": dataset.name,
+        "identity": dataset.identity,
+        "split": part,
+        "ways": cfg.ways,
+        "shots": cfg.shots,
+        "targets": cfg.targets,
+        "tasks": cfg.eval_tasks,
+        "steps": cfg.eval_steps or cfg.steps,
+        "protocol": cfg.protocol,
+        "norm_statistics": cfg.norm_statistics,
+        "best": {"epoch": epochs[0], **_shown(single[0])},
+        "ensemble": {"epochs": epochs, **_shown(ensemble)},
+    }
+
+
+def _shown(result: Score) -> dict[str, float]:
+    return {"accuracy": result.accuracy, "interval": result.interval}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    with Interrupt() as interrupt:
+        try:
+            parser = Parser(prog="python -m engine.evaluate", description=__doc__.split("\n\n")[0])
+            parser.add_argument("checkpoint", type=Path, help="run folder or .pt file")
+            parser.add_argument(
+                "--on",
+                choices=("test", "val", "train"),
+                default="test",
+                metavar="test|val|train",
+                help="classes to evaluate on",
+            )
+            add_flags(parser, FLAGS)
+            explicit = parse(parser, sys.argv[1:] if argv is None else argv)
+            _evaluate_checkpoint(
+                explicit.pop("checkpoint"), explicit.pop("on"), explicit, interrupt
+            )
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except Stopped as stopped:
+            print(f"{stopped.name}: stopped", file=sys.stderr)
+            return stopped.code
+    return 0
+
+
+def _evaluate_checkpoint(
+    path: Path, part: str, explicit: dict[str, Any], interrupt: Interrupt
+) -> None:
+    from engine.report import test_table
+    from engine.run import load_best, load_dataset, machine, restore
+
+    interrupt.phase = "unwind"
+    saved = load_best(path)
+    trained = Config.from_dict(saved[0].config)
+    if explicit.get("ways", trained.ways) != trained.ways:
+        raise UserError(
+            f"--ways is {explicit['ways']}: the classifier of {path} has {trained.ways} outputs; "
+            "leave --ways out"
+        )
+    if explicit.get("dataset", trained.dataset) != trained.dataset:
+        # what belongs to the other kind of data is of no use for this one
+        explicit = {"data": None, "split": "paper", "rotations": "none"} | explicit
+    cfg = dataclasses.replace(trained, **explicit)
+    with machine(cfg) as device:
+        dataset = load_dataset(cfg)
+        print(f"{path}: trained on {saved[0].data_name}, evaluated on {dataset.name}", flush=True)
+        result = test(cfg, restore(trained, saved, device), dataset, part)
+        print(test_table(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""A run in its folder: where it stands, how it is saved and continued."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import kernels
+from engine import checkpoint, data, meta
+from engine.checkpoint import Checkpoint, epoch_file
+from engine.config import Config
+from engine.data import Dataset
+from engine.errors import UserError
+from engine.meta import State
+from engine.report import Meter
+
+# The classes of a data set are divided, and the stand-in is drawn, the same for every run: two
+# runs, whatever their seeds, are tested on classes that neither has seen.
+SPLIT_SEED = 0
+
+
+@dataclass
+class Run:
+    """Mutable: the one place where a run's progress is kept."""
+
+    cfg: Config
+    folder: Path
+    dataset: Dataset
+    state: State
+    epoch: int = 0  # trained and validated
+    best: list[list] = dataclasses.field(default_factory=list)  # [epoch, accuracy], best first
+    interval: Meter = dataclasses.field(default_factory=Meter)  # since the last row of the log
+    whole: Meter = dataclasses.field(default_factory=Meter)  # since the epoch began
+
+    @classmethod
+    def open(cls, cfg: Config, folder: Path, dataset: Dataset, device: torch.device) -> Run:
+        """Continues the run in ``folder``, or starts one there.
+
+        Raises UserError when its checkpoint is damaged, of other data or of another configuration.
+        """
+        latest = folder / checkpoint.LATEST
+        run = cls(cfg, folder, dataset, meta.init_state(cfg, device))
+        if latest.exists():
+            run._continue(checkpoint.load(latest))
+        else:
+            torch.manual_seed(cfg.seed)
+            run.save()
+        checkpoint.write_json(folder / checkpoint.CONFIG, cfg.to_dict())
+        run._remove_fallen()  # left by a run that was killed between two files
+        return run
+
+    def _continue(self, saved: Checkpoint) -> None:
+        cure = "give another --run, or start over with --fresh"
+        if saved.data_identity != self.dataset.identity:
+            raise UserError(
+                f"{self.folder} was trained on {saved.data_name} ({saved.data_identity:.12}), the "
+                f"data now is {self.dataset.name} ({self.dataset.identity:.12}); {cure}"
+            )
+        if different := self.cfg.differences(saved.config):
+            raise UserError(
+                f"{self.folder} has another configuration ({'; '.join(different)}); give its own "
+                f"values to continue it, or {cure}"
+            )
+        self.state = checkpoint.unpack(self.state, saved.state)
+        self.epoch, self.best = saved.epoch, saved.best
+        self.interval, self.whole = (Meter(**saved.meters[name]) for name in ("interval", "whole"))
+        torch.set_rng_state(saved.rng)
+
+    def save(self) -> None:
+        """Writes latest.pt. Raises UserError, with the old file intact, when it cannot."""
+        checkpoint.save(self.folder / checkpoint.LATEST, self._checkpoint())
+
+    def rank(self, accuracy: float) -> None:
+        """Ends the epoch with its validation accuracy. Of equal epochs the earlier is the better."""
+        self.epoch += 1
+        self.whole = Meter()
+        ranked = sorted(
+            [*self.best, [self.epoch, accuracy]], key=lambda entry: (-entry[1], entry[0])
+        )
+        self.best = ranked[: self.cfg.ensemble]
+
+    def save_epoch(self) -> None:
+        """Saves after ``rank``. Wherever it is cut off, every file that latest.pt names is there."""
+        if self.epoch in (epoch for epoch, _ in self.best):
+            checkpoint.save(epoch_file(self.folder, self.epoch), self._checkpoint())
+        self.save()
+        self._remove_fallen()
+
+    def _remove_fallen(self) -> None:
+        kept = {epoch_file(self.folder, epoch) for epoch, _ in self.best}
+        for path in set(self.folder.glob("epoch-*.pt")) - kept:
+            path.unlink(missing_ok=True)
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            config=self.cfg.to_dict(),
+            data_name=self.dataset.name,
+            data_identity=self.dataset.identity,
+            state=checkpoint.pack(self.state),
+            epoch=self.epoch,
+            best=self.best,
+            meters={name: vars(getattr(self, name)).copy() for name in ("interval", "whole")},
+            rng=torch.get_rng_state(),
+        )
+
+
+def load_best(path: Path) -> list[Checkpoint]:
+    """The checkpoints that a run folder holds, best on validation first, or the one of a file."""
+    if not path.exists():
+        raise UserError(f"no checkpoint at {path}: give a run folder or a .pt file")
+    if not path.is_dir():
+        return [checkpoint.load(path)]
+    latest = checkpoint.load(path / checkpoint.LATEST)
+    if not latest.best:
+        raise UserError(
+            f"{path} has no validated epoch yet; train on, or give {path / checkpoint.LATEST}"
+        )
+    return [checkpoint.load(epoch_file(path, epoch)) for epoch, _ in latest.best]
+
+
+def restore(cfg: Config, saved: list[Checkpoint], device: torch.device) -> dict[int, State]:
+    """The states of checkpoints by epoch, in their order."""
+    like = meta.init_state(cfg, device)
+    return {entry.epoch: checkpoint.unpack(like, entry.state) for entry in saved}
+
+
+@contextlib.contextmanager
+def machine(cfg: Config) -> Iterator[torch.device]:
+    """Threads, device and kernel backend. Raises UserError when what is asked is not there."""
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    cuda = torch.cuda.is_available()
+    if cfg.device == "cuda" and not cuda:
+        raise UserError("--device is cuda: torch finds no CUDA device here; give --device cpu")
+    device = torch.device("cuda" if cuda and cfg.device != "cpu" else "cpu")
+    with contextlib.ExitStack() as stack:
+        try:
+            if cfg.backend != "auto":  # auto: the environment may choose
+                stack.enter_context(kernels.use(cfg.backend))
+            kernels.backend("conv", torch.empty(0, device=device))
+        except kernels.BackendError as error:
+            raise UserError(str(error)) from error
+        yield device
+
+
+def load_dataset(cfg: Config) -> Dataset:
+    """The data, its notice shown, its images checked against the network's input."""
+    dataset = data.load(
+        cfg.dataset,
+        cfg.data,
+        image_size=cfg.image_size,
+        channels=cfg.channels,
+        split=cfg.split,
+        seed=SPLIT_SEED,
+        strict=cfg.strict_data,
+        cache=cfg.cache,
+    )
+    if dataset.notice:
+        print(f"\n{dataset.notice}\n", flush=True)
+    wanted = (cfg.image_size, cfg.image_size, cfg.channels)
+    for part, bank in dataset.banks.items():
+        if tuple(bank.images.shape[1:]) != wanted:
+            raise UserError(
+                f"images of {dataset.name} ({part}) are {list(bank.images.shape[1:])}, the network "
+                f"takes {list(wanted)} (height, width, channels); give --image-size and --channels "
+                "in training, or other --data"
+            )
+    return dataset

@@ -1,0 +1,160 @@
+"""Trains a model and tests it: ``python -m engine.train [--preset maml++ --dataset mini ...]``.
+
+Exit code: 0 done; 2 a mistake to correct; 3 NaN or Inf met; 130 and 143 stopped by Ctrl-C and
+SIGTERM, saved. The same command continues a stopped run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.config import Config, default_run
+from engine.errors import UserError
+from engine.interrupt import Interrupt, Stopped
+
+if TYPE_CHECKING:
+    from engine.episodes import Episode
+    from engine.report import Report
+    from engine.run import Run
+
+SAVE_SECONDS = 60.0  # at most so much work is lost to a power cut
+
+
+class Diverged(Exception):
+    """Something is no longer finite; the message says where and what."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    with Interrupt() as interrupt:
+        try:
+            train(Config.resolve(sys.argv[1:] if argv is None else argv), interrupt)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except Diverged as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 3
+        except Stopped as stopped:
+            print(f"{stopped.name}: stopped; the same command continues", file=sys.stderr)
+            return stopped.code
+    return 0
+
+
+def train(cfg: Config, interrupt: Interrupt) -> None:
+    """One run from where its folder says it stands to its tested end."""
+    # Here and not above: torch takes seconds to import, and Ctrl-C is answered meanwhile.
+    from engine.checkpoint import open_run
+    from engine.episodes import EpisodeSampler, prefetch
+    from engine.report import Report
+    from engine.run import Run, load_dataset, machine
+
+    interrupt.phase = "unwind"
+    with contextlib.ExitStack() as stack:
+        device = stack.enter_context(machine(cfg))
+        dataset = load_dataset(cfg)
+        sampler = EpisodeSampler(
+            dataset,
+            "train",
+            ways=cfg.ways,
+            shots=cfg.shots,
+            targets=cfg.targets,
+            seed=cfg.seed,
+            rotations=cfg.rotations,
+        )
+        folder = Path(cfg.run or default_run(cfg, dataset.name))
+        print(f"{dataset.name} on {device}, run folder {folder}\n{cfg}", flush=True)
+        stack.enter_context(open_run(folder, cfg.fresh))
+        run = Run.open(cfg, folder, dataset, device)
+        interrupt.phase = "finish"
+
+        done, total = run.state.iteration, cfg.epochs * cfg.iterations
+        if done:
+            print(f"continuing after iteration {done}", flush=True)
+        with (
+            Report(folder, dataset.name, done, run.epoch, cfg.epochs, total) as report,
+            contextlib.closing(
+                prefetch(sampler, range(done, total), cfg.tasks, cfg.prefetch)
+            ) as episodes,
+        ):
+            try:
+                while run.epoch < cfg.epochs:
+                    train_epoch(run, episodes, report, interrupt)
+                    validate(run, report, interrupt)
+            except Stopped:
+                run.save()
+                raise
+        final_test(run, interrupt)
+
+
+def train_epoch(
+    run: Run, episodes: Iterator[Episode], report: Report, interrupt: Interrupt
+) -> None:
+    """The outer loop of MAML++ to the end of the current epoch."""
+    from engine import meta
+    from engine.report import Meter
+
+    cfg, epoch, device, saved = run.cfg, run.epoch, run.state.params.theta.device, time.monotonic()
+    while run.state.iteration < (epoch + 1) * cfg.iterations:
+        began = time.monotonic()
+        episode = next(episodes).to(device)
+        state, metrics = meta.meta_step(run.state, episode, cfg)
+        if metrics.nonfinite:
+            raise Diverged(
+                f"iteration {run.state.iteration + 1}: {metrics.nonfinite} is not finite; the last "
+                f"good checkpoint is kept in {run.folder}; start over with --fresh and a lower "
+                "--lr or --inner-rate, or with --clamp"
+            )
+        run.state = state
+        for meter in (run.interval, run.whole):
+            meter.add(metrics.loss, metrics.accuracy, time.monotonic() - began)
+        report.progress(state.iteration, run.interval)
+        if run.interval.count == cfg.log_every or state.iteration % cfg.iterations == 0:
+            rate, second = meta.learning_rate(epoch, cfg), meta.second_order(epoch, cfg)
+            report.train(state.iteration, epoch + 1, rate, second, run.interval)
+            run.interval = Meter()
+        interrupt.check()
+        if time.monotonic() - saved > SAVE_SECONDS:
+            run.save()
+            saved = time.monotonic()
+
+
+def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
+    """Scores the epoch on the fixed validation tasks and takes it into the best."""
+    from engine.evaluate import evaluate
+
+    cfg, iteration, whole = run.cfg, run.state.iteration, run.whole
+    (score,), _ = evaluate(
+        cfg, [run.state], run.dataset, "val", cfg.eval_tasks, between=interrupt.check
+    )
+    run.rank(score.accuracy)
+    report.validation(iteration, run.epoch, score, whole, run.best[0][0])
+    run.save_epoch()
+
+
+def final_test(run: Run, interrupt: Interrupt) -> None:
+    """Best model and ensemble on the test tasks; a finished run shows what it found."""
+    import json
+
+    from engine import checkpoint
+    from engine.evaluate import test
+    from engine.report import test_table
+    from engine.run import load_best, restore
+
+    path = run.folder / checkpoint.RESULT
+    if path.exists():
+        print(f"already finished\n{test_table(json.loads(path.read_text()))}", flush=True)
+        return
+    members = restore(run.cfg, load_best(run.folder), run.state.params.theta.device)
+    result = test(run.cfg, members, run.dataset, between=interrupt.check)
+    checkpoint.write_json(path, result)
+    print(f"{test_table(result)}\nsaved in {path}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
