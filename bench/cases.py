@@ -34,7 +34,8 @@ class Row:
     steps: int
 
     def __str__(self) -> str:
-        return f"{self.case} {self.algorithm} {self.order} order {self.steps} steps"
+        """An identifier for pytest's -k."""
+        return f"{self.case.replace(' ', '-')}-{self.algorithm}-{self.order}-K{self.steps}"
 
     @property
     def short(self) -> bool:

@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--json",
         type=Path,
         default=None,
-        help="where to save (default: bench/results/short.json or full.json, complete runs only)",
+        help="where to save (default: a new file in bench/results/, complete runs only)",
     )
 
 
@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Co
     terminalreporter.write(report.tables(run))
     path, complete = config.option.json, exitstatus == 0 and not config.option.keyword
     if path is None and complete:
-        path = results.default_path(config.option.full)
+        path = results.path_of(run)
     if path is None:
         terminalreporter.line("not saved: a part of the rows, or a failure; --json PATH saves")
     else:

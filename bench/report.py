@@ -1,12 +1,17 @@
-"""The tables of a benchmark run; `python -m bench.report` writes those of the committed JSON into
-README.md, between its markers; with `--check` it only says whether they are there already."""
+"""The tables of a benchmark run, and the README's, which are made of a committed JSON.
 
+    python -m bench.report bench/results/NAME.json    shows that run in README.md from now on
+    python -m bench.report                            writes the tables of the run it shows again
+"""
+
+import re
 import sys
+from pathlib import Path
 
 from bench import results
 
 README = results.ROOT / "README.md"
-BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
+MARKED = re.compile(r"<!-- benchmark: *(\S*?) *-->\n.*?<!-- /benchmark -->", re.DOTALL)
 
 
 def tables(run: dict) -> str:
@@ -65,25 +70,28 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def updated(readme: str, run: dict) -> str:
-    """The README with the run's tables between the markers."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{tables(run)}{END}{after}"
+def shown(readme: str) -> str:
+    """Name of the JSON whose tables the README shows; empty when it shows none."""
+    found = MARKED.search(readme)
+    if found is None:
+        raise ValueError("README.md has no <!-- benchmark: NAME.json --> ... <!-- /benchmark -->")
+    return found[1]
+
+
+def updated(readme: str, name: str, run: dict) -> str:
+    """The README with the tables of the run of that name."""
+    block = f"<!-- benchmark: {name} -->\n{tables(run)}<!-- /benchmark -->"
+    return MARKED.sub(lambda _: block, readme)
 
 
 def main(arguments: list[str]) -> int:
-    run = results.load()
-    if run is None:
-        print(f"error: no short.json or full.json in {results.FOLDER}", file=sys.stderr)
+    readme = README.read_text(encoding="utf-8")
+    name = Path(arguments[0]).name if arguments else shown(readme)
+    path = results.FOLDER / name
+    if not path.is_file():
+        print(f"error: no file {path}; give the name of a JSON in that folder", file=sys.stderr)
         return 2
-    old = README.read_text(encoding="utf-8")
-    new = updated(old, run)
-    if arguments == ["--check"]:
-        if old != new:
-            print("README.md differs from the JSON: run python -m bench.report", file=sys.stderr)
-        return int(old != new)
-    README.write_text(new, encoding="utf-8")
+    README.write_text(updated(readme, name, results.load(path)), encoding="utf-8")
     return 0
 
 

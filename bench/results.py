@@ -29,8 +29,11 @@ def describe(full: bool) -> dict:
     }
 
 
-def default_path(full: bool) -> Path:
-    return FOLDER / ("full.json" if full else "short.json")
+def path_of(run: dict) -> Path:
+    """A name of its own for every run, so that none overwrites a committed one."""
+    kind = "full" if "--full" in run["command"] else "short"
+    date = run["date"][:16].replace("-", "").replace(":", "")
+    return FOLDER / f"{kind}-{date}-{run['commit'][:8]}.json"
 
 
 def save(run: dict, path: Path) -> None:
@@ -38,12 +41,8 @@ def save(run: dict, path: Path) -> None:
     path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
 
-def load() -> dict | None:
-    """The committed run: the full one where there is one."""
-    for full in (True, False):
-        if default_path(full).is_file():
-            return json.loads(default_path(full).read_text(encoding="utf-8"))
-    return None
+def load(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _git(*arguments: str) -> str:

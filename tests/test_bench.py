@@ -1,0 +1,130 @@
+"""The benchmark itself: its gate sees differences, its rows are complete, its report is exact."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench import gate, report, results
+from bench.cases import ROWS, Ours, Row, Theirs, reduced
+
+RUN = {
+    "command": "pytest bench/ --benchmark-only",
+    "date": "2025-01-02T03:04:05+00:00",
+    "commit": "0123456789abcdef",
+    "changed": False,
+    "processor": "a processor",
+    "cores": 2,
+    "threads": 2,
+    "torch": "2.13.0",
+    "meta": [
+        {
+            "case": "mini 5w1s",
+            "algorithm": "MAML++",
+            "order": "second",
+            "steps": 5,
+            "seconds": {"ours": 2.0, "loop": 6.0},
+            "memory": {"ours": 2**29, "loop": 2**31},
+        },
+        {
+            "case": "mini 5w1s",
+            "algorithm": "MAML",
+            "order": "first",
+            "steps": 1,
+            "seconds": {"ours": 0.5, "loop": 0.25},
+            "memory": None,
+        },
+    ],
+    "episodes": [
+        {
+            "case": "mini 5w1s",
+            "tasks": 2,
+            "images": 160,
+            "seconds": {"direct": 0.01, "prefetched": 0.005},
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.steps == 2], ids=str)
+def test_both_compute_the_same(row: Row):
+    gate.check_exact(row.config())
+
+
+@pytest.mark.parametrize("change", [{"negative_slope": 0.02}, {"msl_epochs": 0}])
+def test_gate_sees_another_algorithm(change: dict, monkeypatch: pytest.MonkeyPatch):
+    cfg = Row("omniglot 20w1s", "MAML++", "second", 2).config()
+    monkeypatch.setattr(gate, "Theirs", lambda c, dtype: Theirs(replace(c, **change), dtype))
+    with pytest.raises(AssertionError, match="relative difference"):
+        gate.check_exact(cfg)
+
+
+def test_gate_sees_first_order_in_the_gradient(monkeypatch: pytest.MonkeyPatch):
+    cfg = Row("mini 5w1s", "MAML++", "second", 2).config()
+    monkeypatch.setattr(
+        gate, "Theirs", lambda c, dtype: Theirs(replace(c, first_order_epochs=1), dtype)
+    )
+    with pytest.raises(AssertionError, match="gradient of"):
+        gate.check_exact(cfg)
+
+
+def test_several_iterations_agree():
+    cfg = reduced(Row("mini 5w1s", "MAML++", "second", 2).config())
+    cfg = replace(cfg, image_size=20, clamp=0.01)
+    ours, theirs = (kind(cfg, torch.float64) for kind in (Ours, Theirs))
+    for _ in range(3):
+        gate.agree("loss", ours.iteration(), theirs.iteration(), 1e-8)
+
+
+def test_rows_cover_the_issue():
+    assert len({str(row) for row in ROWS}) == len(ROWS) == 2 * 2 * 2 * 5
+    assert {row.steps for row in ROWS} == {1, 2, 3, 4, 5}
+
+
+def test_tables_say_what_was_measured():
+    text = report.tables(RUN)
+    assert "a processor, 2 cores, 2 threads, torch 2.13.0, commit 01234567, 2025-01-02" in text
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    plus = ["mini 5w1s MAML++", "second", "5", "2.000", "6.000", "3.00×"]
+    assert plus + ["512 MiB", "2,048 MiB", "0.25"] in cells
+    assert ["mini 5w1s MAML", "first", "1", "0.500", "0.250", "0.50×", "", "", ""] in cells
+    assert ["mini 5w1s, 2 tasks", "200", "400", "16,000"] in cells
+
+
+def test_report_replaces_what_is_between_the_markers():
+    readme = "before\n<!-- benchmark: -->\nold\n<!-- /benchmark -->\nafter\n"
+    assert report.shown(readme) == ""
+    once = report.updated(readme, "run.json", RUN)
+    block = f"<!-- benchmark: run.json -->\n{report.tables(RUN)}<!-- /benchmark -->"
+    assert once == f"before\n{block}\nafter\n"
+    assert report.shown(once) == "run.json"
+    assert report.updated(once, "run.json", RUN) == once
+
+
+def test_readme_shows_the_json_that_it_names():
+    readme = report.README.read_text(encoding="utf-8")
+    name = report.shown(readme)
+    if not name:
+        pytest.skip("the README shows no benchmark")
+    assert report.updated(readme, name, results.load(results.FOLDER / name)) == readme
+
+
+def test_memory_is_measured_in_a_process_of_its_own():
+    """A child's figure does not count what its parent held."""
+    code = (
+        "import torch; x = torch.ones(300 << 18); import subprocess, sys;"
+        "print(subprocess.run([sys.executable, '-c',"
+        "'from bench.memory import peak_bytes; print(peak_bytes())'],"
+        "capture_output=True, text=True, check=True).stdout)"
+    )
+    run = [sys.executable, "-c", code]
+    alone = [sys.executable, "-c", "from bench.memory import peak_bytes; print(peak_bytes())"]
+    below, plain = (
+        int(
+            subprocess.run(c, cwd=results.ROOT, capture_output=True, text=True, check=True).stdout
+        )
+        for c in (run, alone)
+    )
+    assert abs(below - plain) < 100 << 20
