@@ -66,25 +66,17 @@ def evaluate(
     import torch
 
     import kernels
-    from engine.episodes import EpisodeSampler
     from engine.model import Backbone
+    from engine.run import sampler
     from engine.unroll import adapt_and_predict
 
     model, device = Backbone.of(cfg), states[0].params.theta.device
     block = kernels.task_block(device) or GPU_TASKS
-    sampler = EpisodeSampler(
-        dataset,
-        part,
-        ways=cfg.ways,
-        shots=cfg.shots,
-        targets=cfg.targets,
-        seed=TASK_SEED,
-        rotations=cfg.rotations,
-    )
+    tasks_of = sampler(cfg, dataset, part, seed=TASK_SEED)
     correct = []
     for first in tqdm(range(0, tasks, block), desc=part, leave=False, disable=None):
         between()
-        episode = sampler.episode(0, min(block, tasks - first), first_task=first).to(device)
+        episode = tasks_of.episode(0, min(block, tasks - first), first_task=first).to(device)
         logits = [  # each [T, N, ways]
             adapt_and_predict(
                 model,
@@ -183,7 +175,7 @@ def _evaluate_checkpoint(
         explicit = {"data": None, "split": "paper", "rotations": "none"} | explicit
     cfg = dataclasses.replace(trained, **explicit)
     with machine(cfg) as device:
-        dataset = load_dataset(cfg)
+        dataset = load_dataset(cfg, part)
         print(f"{path}: trained on {saved[0].data_name}, evaluated on {dataset.name}", flush=True)
         result = test(cfg, restore(trained, saved, device), dataset, part)
         print(test_table(result))

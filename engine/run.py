@@ -15,6 +15,7 @@ from engine import checkpoint, data, meta
 from engine.checkpoint import Checkpoint, epoch_file
 from engine.config import Config
 from engine.data import Dataset
+from engine.episodes import EpisodeSampler
 from engine.errors import UserError
 from engine.meta import State
 from engine.report import Meter
@@ -76,7 +77,7 @@ class Run:
         checkpoint.save(self.folder / checkpoint.LATEST, self._checkpoint())
 
     def rank(self, accuracy: float) -> None:
-        """Ends the epoch with its validation accuracy. Of equal epochs the earlier is the better."""
+        """Ends the epoch with its validation accuracy. Of equal epochs the earlier is better."""
         self.epoch += 1
         self.whole = Meter()
         ranked = sorted(
@@ -85,7 +86,7 @@ class Run:
         self.best = ranked[: self.cfg.ensemble]
 
     def save_epoch(self) -> None:
-        """Saves after ``rank``. Wherever it is cut off, every file that latest.pt names is there."""
+        """Saves after ``rank``. Wherever it is cut off, each file that latest.pt names is there."""
         if self.epoch in (epoch for epoch, _ in self.best):
             checkpoint.save(epoch_file(self.folder, self.epoch), self._checkpoint())
         self.save()
@@ -148,8 +149,8 @@ def machine(cfg: Config) -> Iterator[torch.device]:
         yield device
 
 
-def load_dataset(cfg: Config) -> Dataset:
-    """The data, its notice shown, its images checked against the network's input."""
+def load_dataset(cfg: Config, *parts: str) -> Dataset:
+    """The data, its notice shown; its parts checked, so that none fails only when it is needed."""
     dataset = data.load(
         cfg.dataset,
         cfg.data,
@@ -162,12 +163,27 @@ def load_dataset(cfg: Config) -> Dataset:
     )
     if dataset.notice:
         print(f"\n{dataset.notice}\n", flush=True)
-    wanted = (cfg.image_size, cfg.image_size, cfg.channels)
-    for part, bank in dataset.banks.items():
-        if tuple(bank.images.shape[1:]) != wanted:
+    wanted = [cfg.image_size, cfg.image_size, cfg.channels]
+    for part in parts:
+        sampler(cfg, dataset, part, seed=0)
+        found = list(dataset.banks[part].images.shape[1:])
+        if found != wanted:
             raise UserError(
-                f"images of {dataset.name} ({part}) are {list(bank.images.shape[1:])}, the network "
-                f"takes {list(wanted)} (height, width, channels); give --image-size and --channels "
-                "in training, or other --data"
+                f"images of {dataset.name} ({part}) are {found}, the network takes {wanted} "
+                "(height, width, channels); give --image-size and --channels in training, or other "
+                "--data"
             )
     return dataset
+
+
+def sampler(cfg: Config, dataset: Dataset, part: str, seed: int) -> EpisodeSampler:
+    """The tasks of a part. Raises UserError when it has too few classes or images."""
+    return EpisodeSampler(
+        dataset,
+        part,
+        ways=cfg.ways,
+        shots=cfg.shots,
+        targets=cfg.targets,
+        seed=seed,
+        rotations=cfg.rotations,
+    )

@@ -50,46 +50,43 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
     """One run from where its folder says it stands to its tested end."""
     # Here and not above: torch takes seconds to import, and Ctrl-C is answered meanwhile.
     from engine.checkpoint import open_run
-    from engine.episodes import EpisodeSampler, prefetch
-    from engine.report import Report
     from engine.run import Run, load_dataset, machine
 
     interrupt.phase = "unwind"
-    with contextlib.ExitStack() as stack:
-        device = stack.enter_context(machine(cfg))
-        dataset = load_dataset(cfg)
-        sampler = EpisodeSampler(
-            dataset,
-            "train",
-            ways=cfg.ways,
-            shots=cfg.shots,
-            targets=cfg.targets,
-            seed=cfg.seed,
-            rotations=cfg.rotations,
-        )
+    with machine(cfg) as device:
+        dataset = load_dataset(cfg, "train", "val", "test")
         folder = Path(cfg.run or default_run(cfg, dataset.name))
         print(f"{dataset.name} on {device}, run folder {folder}\n{cfg}", flush=True)
-        stack.enter_context(open_run(folder, cfg.fresh))
-        run = Run.open(cfg, folder, dataset, device)
-        interrupt.phase = "finish"
+        with open_run(folder, cfg.fresh):
+            run = Run.open(cfg, folder, dataset, device)
+            interrupt.phase = "finish"
+            if run.epoch < cfg.epochs:
+                train_epochs(run, interrupt)
+            final_test(run, interrupt)
 
-        done, total = run.state.iteration, cfg.epochs * cfg.iterations
-        if done:
-            print(f"continuing after iteration {done}", flush=True)
-        with (
-            Report(folder, dataset.name, done, run.epoch, cfg.epochs, total) as report,
-            contextlib.closing(
-                prefetch(sampler, range(done, total), cfg.tasks, cfg.prefetch)
-            ) as episodes,
-        ):
-            try:
-                while run.epoch < cfg.epochs:
-                    train_epoch(run, episodes, report, interrupt)
-                    validate(run, report, interrupt)
-            except Stopped:
-                run.save()
-                raise
-        final_test(run, interrupt)
+
+def train_epochs(run: Run, interrupt: Interrupt) -> None:
+    """Trains and validates every epoch that is left; saves when stopped."""
+    from engine.episodes import prefetch
+    from engine.report import Report
+    from engine.run import sampler
+
+    cfg, done = run.cfg, run.state.iteration
+    if done:
+        print(f"continuing after iteration {done}", flush=True)
+    left = range(done, cfg.epochs * cfg.iterations)
+    tasks = sampler(cfg, run.dataset, "train", cfg.seed)
+    with (
+        Report(run.folder, run.dataset.name, done, run.epoch, cfg.epochs, left.stop) as report,
+        contextlib.closing(prefetch(tasks, left, cfg.tasks, cfg.prefetch)) as episodes,
+    ):
+        try:
+            while run.epoch < cfg.epochs:
+                train_epoch(run, episodes, report, interrupt)
+                validate(run, report, interrupt)
+        except Stopped:
+            run.save()
+            raise
 
 
 def train_epoch(
@@ -114,7 +111,7 @@ def train_epoch(
         for meter in (run.interval, run.whole):
             meter.add(metrics.loss, metrics.accuracy, time.monotonic() - began)
         report.progress(state.iteration, run.interval)
-        if run.interval.count == cfg.log_every or state.iteration % cfg.iterations == 0:
+        if run.interval.count >= cfg.log_every or state.iteration % cfg.iterations == 0:
             rate, second = meta.learning_rate(epoch, cfg), meta.second_order(epoch, cfg)
             report.train(state.iteration, epoch + 1, rate, second, run.interval)
             run.interval = Meter()

@@ -1,0 +1,228 @@
+"""Configuration: presets against the published protocols, flags, values, messages."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config import Config, default_run
+from engine.errors import UserError
+from engine.presets import PRESETS
+from tests.tiny import call
+
+DATASETS = ("omniglot", "mini", "folder")
+
+
+def expect(cfg: Config, **values):
+    assert {name: getattr(cfg, name) for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shots", "tasks"),
+    [
+        ("omniglot", 1, 16),
+        ("omniglot", 5, 16),
+        ("mini", 1, 4),
+        ("mini", 5, 2),
+    ],
+)
+def test_default_preset_is_the_protocol_of_the_paper(dataset, shots, tasks):
+    expect(
+        Config.resolve(["--dataset", dataset, "--shots", str(shots)]),
+        preset="maml++",
+        tasks=tasks,
+        lr=1e-3,
+        min_lr=1e-5,
+        beta1=0.9,
+        beta2=0.99,
+        epochs=150,
+        iterations=500,
+        first_order_epochs=50,
+        rates="learned",
+        norm_weights="per-step",
+        norm_stats="per-step",
+        msl_epochs=10 if dataset == "omniglot" else 15,
+        eval_tasks=600,
+        filters=64 if dataset == "omniglot" else 48,
+        steps=5,
+        ensemble=5,
+        rotations="classes" if dataset == "omniglot" else "none",
+    )
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_maml_differs_from_the_default_only_in_the_tricks(dataset):
+    full, plain = (Config.of(name, dataset) for name in ("maml++", "maml"))
+    expect(
+        plain,
+        msl_epochs=0,
+        first_order_epochs=0,
+        norm_weights="shared",
+        norm_stats="shared",
+        rates="fixed",
+        min_lr=plain.lr,
+    )
+    tricks = {
+        "msl_epochs",
+        "first_order_epochs",
+        "norm_weights",
+        "norm_stats",
+        "rates",
+        "min_lr",
+        "preset",
+    }
+    different = {k for k, v in full.to_dict().items() if plain.to_dict()[k] != v}
+    assert different == tricks
+
+
+@pytest.mark.parametrize(("preset", "task", "expected"), [
+    ("htym-2019", {"dataset": "mini"},
+     {"tasks": 4, "inner_rate": 0.01, "first_order_epochs": 11, "task_reduction": "sum"}),
+    ("htym-2019", {"dataset": "mini", "shots": 5}, {"tasks": 2}),
+    ("htym-2019", {"dataset": "omniglot", "ways": 20, "shots": 5},
+     {"tasks": 8, "inner_rate": 0.1, "first_order_epochs": 0}),
+    ("htym-2019", {"dataset": "omniglot", "ways": 20}, {"tasks": 16}),
+    ("htym-head", {"dataset": "mini"},
+     {"tasks": 2, "inner_rate": 0.1, "first_order_epochs": 0, "task_reduction": "mean"}),
+    ("htym-head", {"dataset": "omniglot"}, {"tasks": 8, "inner_rate": 0.1}),
+])  # fmt: skip
+def test_reference_presets(preset, task, expected):
+    omniglot = task["dataset"] == "omniglot"
+    expect(
+        Config.of(preset, **task),
+        epochs=100,
+        iterations=500,
+        beta2=0.999,
+        lr=1e-3,
+        min_lr=1e-5 if omniglot else 1e-3,
+        clamp=0.0 if omniglot else 10.0,
+        targets=1 if omniglot else 15,
+        negative_slope=0.01,
+        msl_epochs=10 if omniglot else 15,
+        rotations="augment" if omniglot else "none",
+        **expected,
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_explicit_flags_win_over_every_preset(preset, dataset):
+    argv = (
+        f"--preset {preset} --dataset {dataset} --tasks 3 --msl-epochs 7 --min-lr 1e-4 --epochs 9"
+    )
+    expect(Config.resolve(argv.split()), tasks=3, msl_epochs=7, min_lr=1e-4, epochs=9)
+
+
+def test_schedules_shrink_with_the_epochs_so_that_a_short_run_reaches_second_order():
+    expect(Config.of(epochs=30), first_order_epochs=10, msl_epochs=3)
+    expect(Config.of(epochs=1), first_order_epochs=0, msl_epochs=1)
+    expect(Config.of(epochs=30, first_order_epochs=30), first_order_epochs=30, msl_epochs=3)
+    expect(Config.of("maml", epochs=30), first_order_epochs=0, msl_epochs=0)
+
+
+def test_without_annealing_the_end_follows_the_learning_rate():
+    expect(Config.of("maml", lr=0.01), min_lr=0.01)
+    expect(Config.of("htym-head", "mini", lr=0.01), min_lr=0.01)
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    ("--unknown 1", ["--unknown"]),
+    ("--ways", ["--ways", "expected one argument"]),
+    ("--way 5", ["--way"]),
+    ("--ways five", ["--ways", "five"]),
+    ("--ways 1", ["--ways is 1", ">= 2"]),
+    ("--lr 0", ["--lr is 0.0", "> 0"]),
+    ("--lr nan", ["--lr is nan"]),
+    ("--inner-rate inf", ["--inner-rate is inf"]),
+    ("--beta2 1", ["--beta2 is 1.0", "[0, 1)"]),
+    ("--dataset cifar", ["--dataset is cifar", "omniglot, mini, folder"]),
+    ("--preset best", ["--preset is best", "maml++"]),
+    ("--channels 2", ["--channels is 2", "1, 3"]),
+    ("--lr 1e-6", ["--min-lr is 1e-05", "1e-06"]),
+    ("--image-size 15", ["--image-size is 15", "16"]),
+    ("--split background", ["--split background", "mini"]),
+    ("--dataset omniglot --channels 3", ["--channels is 3", "give 1"]),
+])  # fmt: skip
+def test_mistakes_are_one_line_with_the_value_and_what_is_allowed(argv, words):
+    with pytest.raises(UserError) as caught:
+        Config.resolve(argv.split())
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_small_images_are_allowed_where_nothing_is_pooled_away():
+    Config.of("maml++", "folder", image_size=5, downsample="stride")
+    Config.of("maml++", "folder", image_size=5, stages=2)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_saved_form_gives_the_same_configuration(preset, dataset):
+    cfg = Config.of(preset, dataset, data="somewhere", seed=3)
+    assert Config.from_dict(cfg.to_dict()) == cfg
+
+
+def test_saved_form_of_another_version_is_refused():
+    values = Config.of().to_dict()
+    del values["ways"]
+    with pytest.raises(UserError, match="ways"):
+        Config.from_dict(values | {"colour": 1})
+
+
+def test_differences_name_only_what_changes_the_result():
+    cfg = Config.of("maml++", "mini")
+    other = dataclasses.replace(
+        cfg, threads=2, prefetch=0, log_every=1, device="cpu", data="elsewhere", fresh=True
+    )
+    assert other.differences(cfg.to_dict()) == []
+    other = dataclasses.replace(cfg, lr=0.002, steps=3)
+    assert other.differences(cfg.to_dict()) == ["steps: 5 -> 3", "lr: 0.001 -> 0.002"]
+
+
+def test_every_field_that_decides_the_result_is_printed():
+    cfg = Config.of(data=None)
+    shown = str(cfg)
+    for f in dataclasses.fields(cfg):
+        if f.name not in ("data", "cache", "run", "strict_data", "fresh"):
+            assert f.name in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_run_folder_names_data_task_preset_and_seed():
+    cfg = Config.of("maml", shots=5, seed=2)
+    assert str(default_run(cfg, "mini-standin")) == "runs/mini-standin-5w5s-maml-seed2"
+    assert default_run(cfg, "folder:a/b").name == "folder-a-b-5w5s-maml-seed2"
+
+
+@given(
+    ways=st.integers(-3, 30),
+    lr=st.floats(allow_nan=True),
+    stages=st.integers(-2, 9),
+    size=st.integers(-5, 100),
+)
+def test_any_numbers_give_a_valid_configuration_or_a_clear_line(ways, lr, stages, size):
+    argv = f"--dataset folder --ways {ways} --lr {lr!r} --stages {stages} --image-size {size}"
+    try:
+        cfg = Config.resolve(argv.split())
+    except UserError as error:
+        assert "--" in str(error) and "\n" not in str(error)
+    else:
+        assert cfg.ways >= 2 and 0 < cfg.min_lr <= cfg.lr < math.inf
+        assert cfg.image_size >> cfg.stages >= 1
+
+
+@pytest.mark.parametrize("module", ["engine.train", "engine.evaluate"])
+def test_help_answers_at_once(module):
+    code, out, err = call(module, "--help")
+    assert (code, err) == (0, "")
+    assert "--eval-steps" in out
+
+
+@pytest.mark.parametrize("module", ["engine.train", "engine.evaluate"])
+def test_a_wrong_flag_is_one_line_and_exit_code_2(module):
+    code, out, err = call(module, "x.pt", "--unknown", "1")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and "--help" in err

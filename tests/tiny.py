@@ -1,0 +1,72 @@
+"""A data set and a run so small that a whole training takes about as long as importing torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = (
+    "--dataset folder --image-size 16 --filters 4 --stages 3 --steps 2 --tasks 2 --targets 2 "
+    "--ways 3 --epochs 3 --iterations 4 --eval-tasks 4 --ensemble 2 --log-every 1 --threads 1 "
+    "--device cpu"
+).split()
+
+
+def make_images(folder: Path, seed: int = 0, classes: int = 6) -> Path:
+    """``<split>/<class>/<n>.png``: colour noise around one mean per class."""
+    rng = np.random.default_rng(seed)
+    for split in ("train", "val", "test"):
+        for c in range(classes):
+            place = folder / split / f"class{c}"
+            place.mkdir(parents=True)
+            mean = rng.uniform(60, 190, size=(1, 1, 3))
+            for n in range(6):
+                noise = mean + rng.normal(0, 40, size=(16, 16, 3))
+                Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(place / f"{n}.png")
+    return folder
+
+
+def flags(images: Path, run: Path, *more: object) -> list[str]:
+    """Of engine.train; a later flag wins over an earlier one."""
+    cache = images.parent / "cache"
+    return [
+        *FLAGS,
+        "--data",
+        str(images),
+        "--cache",
+        str(cache),
+        "--run",
+        str(run),
+        *map(str, more),
+    ]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
+
+
+def start(module: str, *argv: object, **options) -> subprocess.Popen:
+    """The command line as a process of its own, with both streams piped."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    command = [sys.executable, "-m", module, *map(str, argv)]
+    return subprocess.Popen(command, text=True, env=environment(), **pipes)
+
+
+def finish(process: subprocess.Popen, timeout: float = 60) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr. Kills the process, and fails, when it takes too long."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, out, err
+
+
+def call(module: str, *argv: object, **options) -> tuple[int, str, str]:
+    return finish(start(module, *argv, **options))
