@@ -67,7 +67,7 @@ def evaluate(
 
     import kernels
     from engine.model import Backbone
-    from engine.run import sampler
+    from engine.run import on_device, sampler
     from engine.unroll import adapt_and_predict
 
     model, device = Backbone.of(cfg), states[0].params.theta.device
@@ -76,7 +76,8 @@ def evaluate(
     correct = []
     for first in tqdm(range(0, tasks, block), desc=part, leave=False, disable=None):
         between()
-        episode = tasks_of.episode(0, min(block, tasks - first), first_task=first).to(device)
+        episode = tasks_of.episode(0, min(block, tasks - first), first_task=first)
+        episode = on_device(episode, device)
         logits = [  # each [T, N, ways]
             adapt_and_predict(
                 model,

@@ -95,11 +95,12 @@ def train_epoch(
     """The outer loop of MAML++ to the end of the current epoch."""
     from engine import meta
     from engine.report import Meter
+    from engine.run import on_device
 
     cfg, epoch, device, saved = run.cfg, run.epoch, run.state.params.theta.device, time.monotonic()
     while run.state.iteration < (epoch + 1) * cfg.iterations:
         began = time.monotonic()
-        episode = next(episodes).to(device)
+        episode = on_device(next(episodes), device)
         state, metrics = meta.meta_step(run.state, episode, cfg)
         if metrics.nonfinite:
             raise Diverged(

@@ -23,7 +23,7 @@ def make_images(folder: Path, seed: int = 0, classes: int = 6) -> Path:
     rng = np.random.default_rng(seed)
     for split in ("train", "val", "test"):
         for c in range(classes):
-            place = folder / split / f"class{c}"
+            place = folder / split / f"{split}{c}"
             place.mkdir(parents=True)
             mean = rng.uniform(60, 190, size=(1, 1, 3))
             for n in range(6):
