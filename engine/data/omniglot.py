@@ -1,0 +1,132 @@
+"""Omniglot: 1623 characters of 20 drawings, 105x105, 1 bit, in two official sets.
+
+Pixels are those of the MAML++ reference: its Lanczos resize of a 1-bit image is nearest
+neighbour, and values stay {0, 1} with paper 1 and ink 0.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from engine.data.bank import ClassSource, Source, Splits
+from engine.data.tree import Tree
+from engine.errors import UserError
+
+SETS = {"background": 964, "evaluation": 659}  # characters
+DRAWINGS = 20
+_SIDE = 105
+_PAPER_SPLIT = {"train": 1150, "val": 50, "test": 423}
+_HELD_OUT = 50  # background characters that validate, under the background/evaluation split
+_FILE = re.compile(r"(?:^|/)([^/]+/character\d\d)/[^/]+\.png$", re.IGNORECASE)
+_HINT = "get it by: python -m engine.data fetch omniglot"
+
+# set → character → where its drawings are
+Characters = dict[str, dict[str, list[tuple[Tree, str]]]]
+
+
+def find(path: Path) -> Characters | None:
+    """What lies at ``path``: the two zips, the two unpacked folders, or one zip of both.
+
+    Raises UserError when a set is incomplete; None if nothing is of Omniglot.
+    """
+    trees = [Tree(path)]
+    if path.is_dir():
+        trees += [Tree(p) for name in SETS for p in sorted(path.rglob(f"images_{name}.zip"))]
+    found: Characters = {}
+    for tree in trees:
+        for name in tree.names:
+            below = f"{tree.path.name}/{name}".lower()
+            part = next((s for s in SETS if f"images_{s}" in below), None)
+            if part and (match := _FILE.search(name)):
+                found.setdefault(part, {}).setdefault(match[1], []).append((tree, name))
+    if not found:
+        return None
+    for part, characters in found.items():
+        _keep_one_copy(characters)
+        _require_whole(path, part, characters)
+    return found
+
+
+def open_source(path: Path, size: int, channels: int, split: str, seed: int) -> Source:
+    found = find(path)
+    if found is None:
+        raise UserError(f"{path} holds no Omniglot (images_background, images_evaluation); {_HINT}")
+    if missing := SETS.keys() - found.keys():
+        raise UserError(f"{path} has no images_{missing.pop()}; {_HINT}")
+    trees = {id(tree): tree for part in found.values() for c in part.values() for tree, _ in c}
+
+    def splits() -> Splits:
+        for name, labels in split_names(found, split, seed).items():
+            drawings = found["background"] | found["evaluation"]
+            yield name, [_class(label, drawings[label], size, channels) for label in labels]
+
+    return Source("Omniglot", [tree.key for tree in trees.values()], splits)
+
+
+def split_names(found: Characters, split: str, seed: int) -> dict[str, list[str]]:
+    """The characters of each split, in order.
+
+    paper: all 1623, sorted by name, shuffled by ``seed``, cut into 1150 / 50 / 423.
+    background: 914 to train and 50 to validate, shuffled from the background set; the evaluation
+    set tests.
+    """
+    rng = np.random.RandomState(seed)  # its stream is frozen; that of numpy's Generator is not
+    if split == "paper":
+        names = rng.permutation(sorted(n for part in found.values() for n in part)).tolist()
+        ends = np.cumsum([0, *_PAPER_SPLIT.values()])
+        return {s: names[ends[i] : ends[i + 1]] for i, s in enumerate(_PAPER_SPLIT)}
+    if split != "background":
+        raise UserError(f"--split is {split!r}: choose paper or background")
+    background = rng.permutation(sorted(found["background"])).tolist()
+    return {
+        "train": background[:-_HELD_OUT],
+        "val": background[-_HELD_OUT:],
+        "test": sorted(found["evaluation"]),
+    }
+
+
+def _class(name: str, drawings: list[tuple[Tree, str]], size: int, channels: int) -> ClassSource:
+    def read() -> np.ndarray:
+        grey = np.stack([_decode(tree.read(n), tree.where(n), size) for tree, n in drawings])
+        return np.repeat(grey[..., None], channels, axis=-1)
+
+    return ClassSource(name, len(drawings), read)
+
+
+def _decode(data: bytes, where: str, size: int) -> np.ndarray:
+    try:
+        image = np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)).convert("1"))
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{where} is not a whole PNG image ({error}); {_HINT}") from None
+    if image.shape != (_SIDE, _SIDE):
+        shape = "x".join(map(str, image.shape[::-1]))
+        raise UserError(f"{where} is {shape}, but Omniglot is {_SIDE}x{_SIDE}; {_HINT}")
+    nearest = ((np.arange(size) + 0.5) * _SIDE / size).astype(np.int64)
+    return image[nearest[:, None], nearest].astype(np.uint8)
+
+
+def _keep_one_copy(characters: dict[str, list[tuple[Tree, str]]]) -> None:
+    """A folder may hold the zips and what was unpacked from them: the first found is read."""
+    for name, drawings in characters.items():
+        once: dict[str, tuple[Tree, str]] = {}
+        for tree, file in drawings:
+            once.setdefault(file.rsplit("/", 1)[-1], (tree, file))
+        characters[name] = [once[file] for file in sorted(once)]
+
+
+def _require_whole(path: Path, part: str, characters: dict[str, list]) -> None:
+    if len(characters) != SETS[part]:
+        raise UserError(
+            f"{path}: images_{part} has {len(characters)} characters of {SETS[part]}; {_HINT}"
+        )
+    for name, drawings in characters.items():
+        if len(drawings) != DRAWINGS:
+            raise UserError(
+                f"{path}: {name} of images_{part} has {len(drawings)} drawings of {DRAWINGS}; "
+                f"{_HINT}"
+            )

@@ -1,0 +1,216 @@
+"""Few-shot tasks drawn from a class bank.
+
+Task i of iteration t is a function of (seed, split, t, i) alone. Draws come from a counter-based
+hash, not from a stream, so that resuming, prefetching and any division of the work give the same
+tasks, and all tasks of a batch are drawn at once. The work is numpy's: torch would start a second
+team of threads for the prefetching thread, which then fights the first for the same cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.data import Dataset
+from engine.errors import UserError
+
+ROTATIONS = ("none", "classes", "augment")
+_LAST = np.uint64(2**64 - 1)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Labels are 0 to ways - 1, class-major. Images are NHWC in memory: each x[t] channels-last."""
+
+    support_x: Tensor  # float32 [T, ways * shots, C, H, W]
+    support_y: Tensor  # int64 [T, ways * shots]
+    target_x: Tensor  # float32 [T, ways * targets, C, H, W]
+    target_y: Tensor  # int64 [T, ways * targets]
+
+    def slice(self, start: int, stop: int) -> Episode:
+        """Tasks start to stop - 1, as views."""
+        return Episode(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+
+
+class EpisodeSampler:
+    """Draws tasks of ``ways`` classes with disjoint support and target images.
+
+    rotations: ``classes`` makes every class turned by k * 90 degrees a class of its own, on every
+    split; ``augment`` turns each class of a training task by a random k * 90 degrees.
+    Raises UserError when the split has too few classes, or a class too few images.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        *,
+        ways: int,
+        shots: int,
+        targets: int,
+        seed: int,
+        rotations: str = "none",
+    ):
+        if rotations not in ROTATIONS:
+            raise UserError(f"--rotations is {rotations!r}: choose one of {', '.join(ROTATIONS)}")
+        if split not in dataset.banks:
+            raise UserError(f"{dataset.name} has no split {split!r}, only {[*dataset.banks]}")
+        bank = dataset.banks[split]
+        self.ways, self.shots, self.targets = ways, shots, targets
+        self._turned_classes = rotations == "classes"
+        self._augment = rotations == "augment" and split == "train"
+        self._starts, self._counts = bank.starts[:-1].numpy(), bank.counts.numpy()
+        self._images = bank.images.numpy()
+        self._shape = bank.images.shape[1:]  # H, W, C
+        digest = hashlib.sha256(f"{seed}/{split}".encode()).digest()
+        self._stream = np.frombuffer(digest, "<u8", 1).astype(np.uint64)
+        _check(self, dataset.name, split, bank.names)
+        # as rows of an image, so that the innermost loop of numpy is long
+        std = np.array(dataset.std)
+        self._scale = self._row(dataset.scale / std)
+        self._shift = self._row(-np.array(dataset.mean) / std)
+
+    @property
+    def classes(self) -> int:
+        """Classes to draw from, turned ones included."""
+        return len(self._counts) * (4 if self._turned_classes else 1)
+
+    def episode(self, iteration: int, tasks: int, first_task: int = 0) -> Episode:
+        """Tasks ``first_task`` to ``first_task + tasks - 1`` of an iteration."""
+        rows, turns = self._draw(iteration, np.arange(first_task, first_task + tasks))
+        support, target = rows[..., : self.shots], rows[..., self.shots :]
+        return Episode(
+            self._gather(support, turns),
+            self._labels(tasks, self.shots),
+            self._gather(target, turns),
+            self._labels(tasks, self.targets),
+        )
+
+    def _draw(self, iteration: int, tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bank rows [T, ways, shots + targets] and quarter turns [T, ways]."""
+        stream = _mix(self._stream ^ _mix(np.array([iteration], np.uint64)))
+        keys = _mix(stream + tasks.astype(np.uint64))  # [T]
+        drawn = _choose(_hashes(keys, self.classes), self.ways)
+        classes = drawn % len(self._counts)
+        turns = drawn // len(self._counts)
+        if self._augment:
+            turns = (_hashes(_mix(keys ^ np.uint64(1)), self.ways) >> np.uint64(62)).astype(int)
+        counts = self._counts[classes][..., None]  # [T, ways, 1]
+        places = np.arange(counts.max())
+        each = _hashes(_mix(keys ^ np.uint64(2)), self.ways)  # [T, ways]
+        order = np.where(places < counts, _hashes(each, len(places)), _LAST)
+        return self._starts[classes][..., None] + _choose(order, self.shots + self.targets), turns
+
+    def _gather(self, rows: np.ndarray, turns: np.ndarray) -> Tensor:
+        """float32 [T, ways * samples, C, H, W] of the images in ``rows`` [T, ways, samples]."""
+        tasks, ways, samples = rows.shape
+        images = self._images[rows.reshape(-1)]
+        for quarter in range(1, 4):
+            (turned,) = (turns == quarter).repeat(samples).nonzero()
+            if len(turned):
+                images[turned] = np.rot90(images[turned], quarter, (1, 2))
+        images = images.reshape(len(images), self._shape[0], -1)
+        x = np.multiply(images, self._scale, dtype=np.float32)
+        x += self._shift
+        x = torch.from_numpy(x).view(tasks, ways * samples, *self._shape)
+        return x.permute(0, 1, 4, 2, 3)
+
+    def _row(self, values: np.ndarray) -> np.ndarray:
+        """float32 [W * C] of values [C]."""
+        return np.tile(values, self._shape[1]).astype(np.float32)
+
+    def _labels(self, tasks: int, samples: int) -> Tensor:
+        return torch.arange(self.ways).repeat_interleave(samples).repeat(tasks, 1)
+
+
+def prefetch(
+    sampler: EpisodeSampler,
+    iterations: Iterable[int],
+    tasks: int,
+    depth: int = 2,
+) -> Iterator[Episode]:
+    """The episodes of ``iterations``, in order, up to ``depth`` of them made ahead by a thread.
+
+    0: none ahead, no thread. An exception of the sampler or of ``iterations`` is raised here.
+    Closing the iterator ends the thread.
+    """
+    if depth == 0:
+        yield from (sampler.episode(t, tasks) for t in iterations)
+        return
+    ready: queue.Queue[tuple[Episode | None, BaseException | None]] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(episode: Episode | None, error: BaseException | None = None) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put((episode, error), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for t in iterations:
+                if not put(sampler.episode(t, tasks)):
+                    return
+            put(None)
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get())[0] is not None:
+            yield item[0]
+        if item[1] is not None:
+            raise item[1]
+    finally:
+        closed.set()
+        thread.join()
+
+
+def _check(sampler: EpisodeSampler, name: str, split: str, names: tuple[str, ...]) -> None:
+    for flag in ("ways", "shots", "targets"):
+        if getattr(sampler, flag) < 1:
+            raise UserError(f"--{flag} is {getattr(sampler, flag)}: give at least 1")
+    if sampler.classes < sampler.ways:
+        raise UserError(
+            f"--ways is {sampler.ways}, but the {split} split of {name} has {sampler.classes} "
+            "classes; give fewer"
+        )
+    needed, least = sampler.shots + sampler.targets, int(sampler._counts.argmin())
+    if sampler._counts[least] < needed:
+        raise UserError(
+            f"--shots {sampler.shots} and --targets {sampler.targets} need {needed} images a "
+            f"class, but {names[least]} in the {split} split of {name} has "
+            f"{sampler._counts[least]}; lower one of them or remove the class"
+        )
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """A bijection of uint64 that scatters its input (finaliser of splitmix64, Steele 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _hashes(keys: np.ndarray, n: int) -> np.ndarray:
+    """uint64 [..., n]: the first n draws of the stream of each key [...]."""
+    return _mix(keys[..., None] + np.arange(n, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+
+
+def _choose(order: np.ndarray, k: int) -> np.ndarray:
+    """int64 [..., k]: indices of the k least of [..., n], in order: k of n without replacement
+    when ``order`` is random."""
+    least = np.argpartition(order, k - 1, axis=-1)[..., :k]
+    ranks = np.take_along_axis(order, least, -1).argsort(-1)
+    return np.take_along_axis(least, ranks, -1)
