@@ -20,8 +20,8 @@ def noise(cfg: Config) -> Dataset:
     images = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     starts = torch.arange(CLASSES + 1) * IMAGES
     bank = ClassBank(images, starts, tuple(f"class{i}" for i in range(CLASSES)))
-    per_channel = [(value,) * cfg.channels for value in (1 / 255, 0.5, 0.25)]
-    return Dataset("noise", {"train": bank}, *per_channel, identity="noise", notice=None)
+    mean, std = ((value,) * cfg.channels for value in (0.5, 0.25))
+    return Dataset("noise", {"train": bank}, 1 / 255, mean, std, identity="noise")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bench import report, results
+from bench.cases import CASES, ROWS
 
-ROWS = pytest.StashKey[dict[str, list[dict]]]()
+RECORDED = pytest.StashKey[dict[str, list[dict]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_quiet = True  # one table, below, instead of the plugin's
-    config.stash[ROWS] = {"meta": [], "episodes": []}
+    config.stash[RECORDED] = {"meta": [], "episodes": []}
     if config.option.threads:
         torch.set_num_threads(config.option.threads)
 
@@ -32,21 +33,23 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def record(request: pytest.FixtureRequest):
     """record(kind, row) adds a row to the table `kind`."""
-    return lambda kind, row: request.config.stash[ROWS][kind].append(row)
+    return lambda kind, row: request.config.stash[RECORDED][kind].append(row)
 
 
-def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:
-    rows = config.stash[ROWS]
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    rows = config.stash[RECORDED]
     if not any(rows.values()):
         return
     run = results.describe(config.option.full) | rows
     terminalreporter.section("benchmark")
     terminalreporter.write(report.tables(run))
-    path, complete = config.option.json, exitstatus == 0 and not config.option.keyword
+    timed = [row for row in ROWS if config.option.full or row.short]
+    complete = len(rows["meta"]) == len(timed) and len(rows["episodes"]) == len(CASES)
+    path = config.option.json
     if path is None and complete:
         path = results.path_of(run)
     if path is None:
-        terminalreporter.line("not saved: a part of the rows, or a failure; --json PATH saves")
+        terminalreporter.line("not saved, some rows are missing; --json PATH saves them")
     else:
         results.save(run, path)
         terminalreporter.line(f"saved in {path}")

@@ -29,8 +29,10 @@ def tables(run: dict) -> str:
     return "\n".join(parts)
 
 
-_META = ["case", "order", "steps", "seconds", "loop", "speed-up", "memory", "loop", "share"]
-_EPISODES = ["batches of", "tasks/s", "tasks/s, prefetched", "images/s"]
+_META = [
+    "outer iteration", "order", "steps", "s", "s, loop", "speed-up", "peak", "peak, loop", "ratio",
+]  # fmt: skip
+_EPISODES = ["the sampler", "tasks/s", "tasks/s, prefetched", "images/s"]
 
 
 def _meta(row: dict) -> list[str]:
