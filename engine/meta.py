@@ -1,4 +1,5 @@
-"""The outer loop's arithmetic: the paper's schedules, Adam, and one meta-iteration from state to state.
+"""The outer loop's arithmetic: the paper's schedules, Adam, and one meta-iteration from state to
+state.
 
 Each trick has one home here or in `Params`, and a neutral value that turns it off (paper §4).
 """
@@ -48,8 +49,10 @@ def init_state(cfg: Config, device: torch.device | str = "cpu") -> State:
 
 
 def loss_weights(epoch: int, cfg: Config) -> list[float]:
-    """Weight of the target loss after each inner step (MSL, paper §4): equal at first, the last step's growing as the
-    others fall to 0.03/K, and from epoch `msl_epochs` on the last step alone. `msl_epochs=0`: never."""
+    """Weight of the target loss after each inner step (MSL, paper §4): equal at first, the last
+    step's growing as the others fall to 0.03/K, and from epoch `msl_epochs` on the last step alone.
+    `msl_epochs=0`: never.
+    """
     steps, length = cfg.steps, cfg.msl_epochs
     if epoch >= length:
         return [0.0] * (steps - 1) + [1.0]
@@ -65,12 +68,16 @@ def second_order(epoch: int, cfg: Config) -> bool:
 
 
 def learning_rate(epoch: int, cfg: Config) -> float:
-    """Cosine annealing (CA, paper §4) from `lr` to `min_lr` over all epochs; `min_lr=lr`: constant."""
+    """Cosine annealing (CA, paper §4) from `lr` to `min_lr` over all epochs; `min_lr=lr`:
+    constant.
+    """
     return cfg.min_lr + (cfg.lr - cfg.min_lr) * (1 + math.cos(math.pi * epoch / cfg.epochs)) / 2
 
 
 def meta_gradient(state: State, episode: Episode, cfg: Config) -> unroll.MetaGradient:
-    """The outer loss and its gradient, over blocks of tasks that suit the device, summed in task order."""
+    """The outer loss and its gradient, over blocks of tasks that suit the device, summed in task
+    order.
+    """
     epoch = state.iteration // cfg.iterations
     tasks = len(episode.support_x)
     scale = 1 / tasks if cfg.task_reduction == "mean" else 1.0
@@ -80,7 +87,12 @@ def meta_gradient(state: State, episode: Episode, cfg: Config) -> unroll.MetaGra
     model, block = Backbone.of(cfg), kernels.task_block(episode.support_x.device) or tasks
     parts = [
         differentiate(
-            model, state.params, episode.slice(t, t + block), weights, second_order(epoch, cfg), running
+            model,
+            state.params,
+            episode.slice(t, t + block),
+            weights,
+            second_order(epoch, cfg),
+            running,
         )
         for t in range(0, tasks, block)
     ]
@@ -130,9 +142,13 @@ def adam(
     return Params(*params), Params(*first), Params(*second)
 
 
-def update_running(running: Moments, rows: tuple[int, ...], moments: Moments, momentum: float) -> Moments:
-    """Exponential moving averages over an iteration's batches in the reference implementation's order: task by task,
-    within a task step by step, support then target. A single shared row sees them all."""
+def update_running(
+    running: Moments, rows: tuple[int, ...], moments: Moments, momentum: float
+) -> Moments:
+    """Exponential moving averages over an iteration's batches in the reference implementation's
+    order: task by task, within a task step by step, support then target. A single shared row sees
+    them all.
+    """
     index = torch.tensor(rows, device=moments.mean.device).clamp(max=len(running.mean) - 1)
     result = Moments(*(m.clone() for m in running))
     for row in index.unique().tolist():

@@ -1,9 +1,12 @@
-"""The backbone as data: layer sizes, initial parameters, and its passes over flat parameter buffers.
+"""The backbone as data: layer sizes, initial parameters, and its passes over flat parameter
+buffers.
 
-Conv 3×3 → per-step batch norm → leaky ReLU → 2×2 max pool (or stride 2 in the convolution), `stages` times, then a
-linear classifier (paper §5; Vinyals et al. 2016). Convolutions have no bias: batch norm removes it, its gradient is 0.
+Conv 3×3 → per-step batch norm → leaky ReLU → 2×2 max pool (or stride 2 in the convolution),
+`stages` times, then a linear classifier (paper §5; Vinyals et al. 2016). Convolutions have no bias:
+batch norm removes it, its gradient is 0.
 
-`Backbone` implements what `engine.unroll` needs of a model; another model works there if it has the same methods.
+`Backbone` implements what `engine.unroll` needs of a model; another model works there if it has the
+same methods.
 """
 
 import math
@@ -18,7 +21,9 @@ import kernels
 
 
 class Params(NamedTuple):
-    """Everything that the outer loop learns. One row of `norm` and `rates` a step; a single row of `norm` is shared."""
+    """Everything that the outer loop learns. One row of `norm` and `rates` a step; a single row of
+    `norm` is shared.
+    """
 
     theta: Tensor  # [P] initial network parameters, one flat buffer
     norm: Tensor  # [K or 1, G] batch-norm gains and biases (BNWB)
@@ -64,8 +69,14 @@ class Backbone:
     @classmethod
     def of(cls, cfg) -> "Backbone":
         return cls(
-            cfg.channels, cfg.image_size, cfg.filters, cfg.stages, cfg.ways, cfg.downsample,
-            cfg.negative_slope, cfg.norm_eps,
+            cfg.channels,
+            cfg.image_size,
+            cfg.filters,
+            cfg.stages,
+            cfg.ways,
+            cfg.downsample,
+            cfg.negative_slope,
+            cfg.norm_eps,
         )
 
     @property
@@ -101,10 +112,16 @@ class Backbone:
         return self.stages * self.filters
 
     def init(
-        self, steps: int, norm_rows: int, inner_rate: float, generator: torch.Generator,
+        self,
+        steps: int,
+        norm_rows: int,
+        inner_rate: float,
+        generator: torch.Generator,
         dtype: torch.dtype = torch.float32,
     ) -> Params:
-        """Xavier-uniform weights, zero biases, unit gains, equal rates, as the reference implementation."""
+        """Xavier-uniform weights, zero biases, unit gains, equal rates, as the reference
+        implementation.
+        """
         tensors = []
         for shape in self.shapes.values():
             tensor = torch.zeros(shape, dtype=dtype)
@@ -116,7 +133,9 @@ class Backbone:
         return Params(torch.cat(tensors), norm.repeat_interleave(self.filters, 1), rates)
 
     def bessel(self, images: int) -> Tensor:
-        """n / (n − 1) for the n values behind each statistic of `images` images [S]: biased → unbiased variance."""
+        """n / (n − 1) for the n values behind each statistic of `images` images [S]: biased →
+        unbiased variance.
+        """
         sides = self.image_sizes[:-1] if self.pool else self.image_sizes[1:]
         counts = torch.tensor([images * side * side for side in sides], dtype=torch.float64)
         return (counts / (counts - 1).clamp(min=1)).repeat_interleave(self.filters)
@@ -157,7 +176,8 @@ class Backbone:
             stages.append(_Stage(x, saved))
             x = y
         moments = Moments(
-            torch.cat([s.saved.mean for s in stages], 1), torch.cat([s.saved.var for s in stages], 1)
+            torch.cat([s.saved.mean for s in stages], 1),
+            torch.cat([s.saved.var for s in stages], 1),
         )
         return self._features(x), stages, moments
 
@@ -182,7 +202,9 @@ class Backbone:
         statistics: Moments | None = None,
         keep: bool = False,
     ) -> Pass:
-        """Mean cross-entropy of each task and its gradient, without autograd; `keep` what `tangent` needs."""
+        """Mean cross-entropy of each task and its gradient, without autograd; `keep` what `tangent`
+        needs.
+        """
         conv, norm_act, head = (kernels.backend(op, x) for op in ("conv", "norm_act", "head"))
         weights = self._weights(theta)
         h, stages, moments = self._forward(theta, row, x, statistics)
@@ -199,7 +221,11 @@ class Backbone:
             gradients.insert(0, dw)
             norm_gradients[:0] = d_gain, d_bias
         return Pass(
-            loss, logits, _flat(gradients), torch.cat(norm_gradients, 1), moments,
+            loss,
+            logits,
+            _flat(gradients),
+            torch.cat(norm_gradients, 1),
+            moments,
             (theta, row, stages, h, head_saved) if keep else None,
         )
 
@@ -208,8 +234,10 @@ class Backbone:
         kept: tuple,
         direction: Tensor,  # [T, P]
     ) -> tuple[Tensor, Tensor]:  # [T, P], [T, G]
-        """Derivative of (gradient, norm_gradient) along a direction of theta: the Hessian-vector product, and by
-        symmetry the gradient of ⟨gradient, direction⟩ in gains and biases (forward over reverse, engine study §2.5)."""
+        """Derivative of (gradient, norm_gradient) along a direction of theta: the Hessian-vector
+        product, and by symmetry the gradient of ⟨gradient, direction⟩ in gains and biases (forward
+        over reverse).
+        """
         theta, row, stages, h, head_saved = kept
         weights, weights_dot = self._weights(theta), self._weights(direction)
         x = stages[0].x
@@ -233,7 +261,14 @@ class Backbone:
                 stage.saved, tangent, affine[s, 0], stage.dy, dy_dot
             )
             dy_dot, dw_dot = conv.tan_bwd(
-                stage.dz, dz_dot, stage.x, weights[s], x_dot, weights_dot[s], self.stride, 1,
+                stage.dz,
+                dz_dot,
+                stage.x,
+                weights[s],
+                x_dot,
+                weights_dot[s],
+                self.stride,
+                1,
                 need=(s > 0, True),
             )
             gradients.insert(0, dw_dot)
@@ -249,15 +284,22 @@ class Backbone:
         statistics: Moments | None = None,
         ops=kernels,
     ) -> tuple[Tensor, Tensor, Moments]:  # loss [T], logits [T, N, ways], moments
-        """The same loss for autograd to differentiate, by the public ops or by `kernels.reference`."""
+        """The same loss for autograd to differentiate, by the public ops or by
+        `kernels.reference`.
+        """
         weights, means, variances = self._weights(theta), [], []
         rows = row.view(self.stages, 2, 1, self.filters)
         given = self._given(statistics, len(x))
         for s in range(self.stages):
             z = ops.task_conv2d(x, weights[s], stride=self.stride)
             x, mean, var = ops.per_step_batch_norm(
-                z, rows[s, 0], rows[s, 1], eps=self.norm_eps, negative_slope=self.negative_slope,
-                pool=self.pool, statistics=given[s],
+                z,
+                rows[s, 0],
+                rows[s, 1],
+                eps=self.norm_eps,
+                negative_slope=self.negative_slope,
+                pool=self.pool,
+                statistics=given[s],
             )
             means.append(mean)
             variances.append(var)

@@ -1,10 +1,12 @@
 """The one inner loop, and the meta-gradient through it.
 
-`adjoint` is the engine: a support sweep, the target passes, and a reverse sweep with one Hessian-vector product a
-step (engine study §2.6; Antoniou et al. 2018, eq. 1–4). It keeps the support passes of the steps, and one target pass
-at a time. `autograd` differentiates the same loop by `torch.autograd` and is its oracle.
+`adjoint` is the engine: a support sweep, the target passes, and a reverse sweep with one
+Hessian-vector product a step (Antoniou et al. 2018, eq. 1–4). It keeps the
+support passes of the steps, and one target pass at a time. `autograd` differentiates the same loop
+by `torch.autograd` and is its oracle.
 
-A model is anything with `sizes`, `bessel`, `predict`, `loss_and_gradient`, `tangent` and `loss` (`engine.model.Backbone`).
+A model is anything with `sizes`, `bessel`, `predict`, `loss_and_gradient`, `tangent` and `loss`
+(`engine.model.Backbone`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +25,9 @@ class MetaGradient(NamedTuple):
     logits: Tensor  # [T, N, ways] of the target set after the last step
     gradient: Params
     rows: tuple[int, ...]  # step of each column of `moments`
-    moments: Moments  # [T, columns, S]: in order of the steps, support then target; unbiased variance
+    moments: (
+        Moments  # [T, columns, S]: in order of the steps, support then target; unbiased variance
+    )
 
 
 class _Step(NamedTuple):
@@ -36,7 +40,9 @@ class _Step(NamedTuple):
 
 
 class _Record:
-    """Batch moments in the order in which the reference implementation's running statistics see them."""
+    """Batch moments in the order in which the reference implementation's running statistics see
+    them.
+    """
 
     def __init__(self, model):
         self.model, self.rows, self.columns = model, [], []
@@ -47,7 +53,9 @@ class _Record:
         self.columns.append(Moments(moments.mean, moments.var * factor))
 
     def result(self) -> tuple[tuple[int, ...], Moments]:
-        return tuple(self.rows), Moments(*(torch.stack(m, 1) for m in zip(*self.columns, strict=True)))
+        return tuple(self.rows), Moments(
+            *(torch.stack(m, 1) for m in zip(*self.columns, strict=True))
+        )
 
 
 def at_step(rows: Tensor, step: int) -> Tensor:
@@ -84,23 +92,35 @@ def adjoint(
     model,
     params: Params,
     episode: Episode,
-    loss_weights: Sequence[float],  # K, of the target loss after each step; 0 skips that target pass
+    loss_weights: Sequence[
+        float
+    ],  # K, of the target loss after each step; 0 skips that target pass
     second_order: bool,
     running: Moments | None = None,  # [K or 1, S]
 ) -> MetaGradient:
-    """Σ_tasks Σ_k loss_weights[k] · target loss after step k, and its gradient in every parameter."""
+    """Σ_tasks Σ_k loss_weights[k] · target loss after step k, and its gradient in every
+    parameter.
+    """
     x, labels = episode.target_x, episode.target_y
     gradient = Params(*(torch.zeros_like(p) for p in params))
     loss, logits, record = torch.zeros_like(params.theta[0]), None, _Record(model)
     steps, direct = [], []
     for step in inner_loop(
-        model, params, episode.support_x, episode.support_y, len(loss_weights), running, second_order
+        model,
+        params,
+        episode.support_x,
+        episode.support_y,
+        len(loss_weights),
+        running,
+        second_order,
     ):
         k, weight = step.index, loss_weights[step.index]
         record.add(k, step.support.moments, episode.support_x.shape[1])
         direct.append(None)
         if weight:
-            target = model.loss_and_gradient(step.adapted, step.row, x, labels, _running_at(running, k))
+            target = model.loss_and_gradient(
+                step.adapted, step.row, x, labels, _running_at(running, k)
+            )
             record.add(k, target.moments, x.shape[1])
             loss, logits = loss + weight * target.loss.sum(), target.logits
             direct[k] = weight * target.gradient
@@ -108,7 +128,9 @@ def adjoint(
         steps.append(step)
 
     update = kernels.backend("update", x)
-    carry = torch.zeros_like(steps[-1].adapted)  # gradient of the loss in the parameters after step k
+    carry = torch.zeros_like(
+        steps[-1].adapted
+    )  # gradient of the loss in the parameters after step k
     while steps:
         step = steps.pop()
         if direct[step.index] is not None:
@@ -132,7 +154,9 @@ def autograd(
     running: Moments | None = None,
     ops=kernels,
 ) -> MetaGradient:
-    """The same as `adjoint`, by differentiating the unrolled loop. Its memory grows with steps and targets."""
+    """The same as `adjoint`, by differentiating the unrolled loop. Its memory grows with steps and
+    targets.
+    """
     leaves = Params(*(p.detach().requires_grad_() for p in params))
     theta, record = leaves.theta.expand(len(episode.support_x), -1), _Record(model)
     total, logits = leaves.theta.new_zeros(()), None
@@ -140,7 +164,7 @@ def autograd(
         row, given = at_step(leaves.norm, k), _running_at(running, k)
         loss, _, moments = model.loss(theta, row, episode.support_x, episode.support_y, given, ops)
         record.add(k, moments, episode.support_x.shape[1])
-        step_gradient, = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
+        (step_gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
         theta = ops.lslr_update(theta, step_gradient, at_step(leaves.rates, k), model.sizes)
         if weight:
             loss, logits, moments = model.loss(
@@ -165,8 +189,9 @@ def adapt_and_predict(
 ) -> Tensor:  # target logits [T, N, ways]
     """Adapt to the support sets, then classify the target sets.
 
-    What normalises is the batch's own statistics or the running ones. With the batch's, `transductive` lets the target
-    images of a task normalise each other; `inductive` uses the adapted network's statistics on the support set.
+    What normalises is the batch's own statistics or the running ones. With the batch's,
+    `transductive` lets the target images of a task normalise each other; `inductive` uses the
+    adapted network's statistics on the support set.
     """
     given = running if norm_statistics == "running" else None
     support = episode.support_x, episode.support_y

@@ -1,8 +1,9 @@
 """Twice-differentiable ops for meta-learning, batched over tasks. Importable alone.
 
-Shapes: `T` tasks, `N` images of a task, `C H W` channels and image size, `F` filters, `R S` kernel size, `K` inner
-steps, `L` segments (parameter tensors), `P` parameters, `D` features, `ways` classes of a task. The leading axis is
-the task; `T = 1` is ordinary training. Images are [T, N, C, H, W], fastest when NHWC in memory.
+Shapes: `T` tasks, `N` images of a task, `C H W` channels and image size, `F` filters, `R S` kernel
+size, `K` inner steps, `L` segments (parameter tensors), `P` parameters, `D` features, `ways`
+classes of a task. The leading axis is the task; `T = 1` is ordinary training. Images are [T, N, C,
+H, W], fastest when NHWC in memory.
 """
 
 from kernels.conv import task_conv2d

@@ -1,7 +1,7 @@
 """Per-task convolution, differentiable to any order.
 
-With T(x, w, z) = ⟨z, conv(x, w)⟩ the op and its two gradients are the three contractions of one trilinear
-form, so each one's derivative is again one of the three.
+With T(x, w, z) = ⟨z, conv(x, w)⟩ the op and its two gradients are the three contractions of one
+trilinear form, so each one's derivative is again one of the three.
 """
 
 import torch
@@ -20,8 +20,8 @@ def task_conv2d(
     """Convolve the images of task t with the filters of task t.
 
     The same as `torch.stack([F.conv2d(x[t], weight[t], None, stride, padding) for t in range(T)])`.
-    Floating-point dtypes; differentiable to any order in both arguments. The result is NHWC in memory.
-    Batch norm follows in MAML++'s backbone (Antoniou et al. 2018, §4), so there is no bias.
+    Floating-point dtypes; differentiable to any order in both arguments. The result is NHWC in
+    memory. Batch norm follows in MAML++'s backbone (Antoniou et al. 2018, §4), so there is no bias.
 
     Raises ValueError for shapes that do not fit.
     """
@@ -32,11 +32,13 @@ def task_conv2d(
         )
     if x.shape[0] != weight.shape[0] or x.shape[2] != weight.shape[2]:
         raise ValueError(
-            f"task_conv2d: x {list(x.shape)} and weight {list(weight.shape)} must agree in tasks (axis 0) "
-            f"and channels (axis 2)"
+            f"task_conv2d: x {list(x.shape)} and weight {list(weight.shape)} must agree in "
+            f"tasks (axis 0) and channels (axis 2)"
         )
     if 0 in x.shape:
-        raise ValueError(f"task_conv2d: x is empty, {list(x.shape)}; every axis needs at least one entry")
+        raise ValueError(
+            f"task_conv2d: x is empty, {list(x.shape)}; every axis needs at least one entry"
+        )
     impl = dispatch.backend("conv", x)
     return _Conv.apply(x, weight, impl, stride, padding)
 

@@ -1,7 +1,7 @@
 """The one place that chooses a backend.
 
-`KERNELS_BACKEND=name` in the environment, or `with kernels.use("name"):`, asks for one explicitly. An
-explicit request never falls back: it raises, says why, and what to do.
+`KERNELS_BACKEND=name` in the environment, or `with kernels.use("name"):`, asks for one explicitly.
+An explicit request never falls back: it raises, says why, and what to do.
 """
 
 import os
@@ -26,7 +26,9 @@ class BackendError(RuntimeError):
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Run every op inside the block on backend `name`; `"auto"` gives the choice back to dispatch."""
+    """Run every op inside the block on backend `name`; `"auto"` gives the choice back to
+    dispatch.
+    """
     _named(name)
     token = _requested.set(name)
     try:
@@ -36,7 +38,9 @@ def use(name: str) -> Iterator[None]:
 
 
 def backend(op: str, like: Tensor):
-    """The namespace of pure functions (`fwd`, `bwd`, `tan_fwd`, `tan_bwd`) that runs `op` on `like`."""
+    """The namespace of pure functions (`fwd`, `bwd`, `tan_fwd`, `tan_bwd`) that runs `op` on
+    `like`.
+    """
     name, reason = choose(op, like.device, like.dtype)
     if name is None:
         raise BackendError(reason)
@@ -46,7 +50,10 @@ def backend(op: str, like: Tensor):
 def choose(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str | None, str]:
     """The backend's name and why it was chosen, or `None` and why none can run."""
     if not dtype.is_floating_point:
-        return None, f"{op}: dtype {dtype} is not a floating-point type; convert the input, for example x.float()"
+        return (
+            None,
+            f"{op}: dtype {dtype} is not a floating-point type; convert the input with x.float()",
+        )
     requested = _requested.get() or os.environ.get("KERNELS_BACKEND") or "auto"
     _named(requested)
     if requested != "auto":
@@ -65,7 +72,7 @@ def _named(name: str) -> None:
 def task_block(device: torch.device) -> int | None:
     """Tasks worth giving to one call on `device`, `None` for all of them.
 
-    On a CPU `plain` works through the tasks one after the other, and a single task's activations stay in
-    the cache between its layers; a GPU wants them all at once.
+    On a CPU `plain` works through the tasks one after the other, and a single task's activations
+    stay in the cache between its layers; a GPU wants them all at once.
     """
     return 1 if device.type == "cpu" else None

@@ -15,18 +15,19 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:  # loss [T], logits [T, N, ways]
     """Mean cross-entropy (natural logarithm) of each task's own linear classifier, and its logits.
 
-    The same as `F.cross_entropy(F.linear(features[t], weight[t], bias[t]), labels[t])` for every task. The loss
-    is differentiable twice in features, weight and bias, a third derivative raises; the logits carry no gradient.
+    The same as `F.cross_entropy(F.linear(features[t], weight[t], bias[t]), labels[t])` for every
+    task. The loss is differentiable twice in features, weight and bias, a third derivative raises;
+    the logits carry no gradient.
 
-    Raises ValueError for shapes or label dtypes that do not fit. Labels outside the range are an error of
-    the indexing underneath.
+    Raises ValueError for shapes or label dtypes that do not fit. Labels outside the range are an
+    error of the indexing underneath.
     """
     tasks, images, width = features.shape if features.dim() == 3 else (0, 0, 0)
     ways = weight.shape[1] if weight.dim() == 3 else 0
     if not tasks * images or weight.shape != (tasks, ways, width) or bias.shape != (tasks, ways):
         raise ValueError(
-            "linear_cross_entropy: features, weight and bias must be non-empty [T, N, D], [T, ways, D], [T, ways], "
-            f"got {list(features.shape)}, {list(weight.shape)}, {list(bias.shape)}"
+            "linear_cross_entropy: features, weight and bias must be non-empty [T, N, D], "
+            f"[T, ways, D], [T, ways], got {list(features.shape)}, {list(weight.shape)}, {list(bias.shape)}"
         )
     if labels.shape != (tasks, images) or labels.dtype != torch.int64:
         raise ValueError(

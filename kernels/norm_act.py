@@ -18,18 +18,19 @@ def per_step_batch_norm(
     pool: bool = False,
     statistics: tuple[Tensor, Tensor] | None = None,  # mean and biased variance, [C] or [T, C]
 ) -> tuple[Tensor, Tensor, Tensor]:  # y [T, N, C, h, w], batch mean [T, C], batch variance [T, C]
-    """Normalise each task and channel, scale with the step's own gain and bias (BNWB, paper §4), then
-    leaky ReLU (`negative_slope` 1 is none) and 2×2 max pooling (`pool`, rows and columns left over by an odd
-    size are dropped after they have counted in the statistics).
+    """Normalise each task and channel, scale with the step's own gain and bias (BNWB, paper §4),
+    then leaky ReLU (`negative_slope` 1 is none) and 2×2 max pooling (`pool`, rows and columns left
+    over by an odd size are dropped after they have counted in the statistics).
 
-    With μ, σ² the mean and biased variance over the N·H·W values of a task's channel, or `statistics` if given
-    (constants then): y = maxpool(leaky_relu(gain·(z − μ)/√(σ² + eps) + bias)). In plain torch, for one task:
-    `F.max_pool2d(F.leaky_relu(F.batch_norm(z, None, None, gain[step], bias[step], True), slope), 2)`.
-    A gain of 0 pools the first of each window, as a maximum over equal values does.
+    With μ, σ² the mean and biased variance over the N·H·W values of a task's channel, or
+    `statistics` if given (constants then): y = maxpool(leaky_relu(gain·(z − μ)/√(σ² + eps) +
+    bias)). In plain torch, for one task: `F.max_pool2d(F.leaky_relu(F.batch_norm(z, None, None,
+    gain[step], bias[step], True), slope), 2)`. A gain of 0 pools the first of each window, as a
+    maximum over equal values does.
 
-    Returns y and the batch's own mean and biased variance, which carry no gradient: they are what a running
-    statistic (BNRS, paper §4) accumulates. y is differentiable twice in z, gain and bias; a third
-    derivative raises.
+    Returns y and the batch's own mean and biased variance, which carry no gradient: they are what a
+    running statistic (BNRS, paper §4) accumulates. y is differentiable twice in z, gain and bias; a
+    third derivative raises.
 
     Raises ValueError for shapes that do not fit or a step outside the rows.
     """
@@ -52,21 +53,23 @@ def _check(z: Tensor, gain: Tensor, bias: Tensor, step: int | Tensor, pool: bool
         )
     if gain.dim() != 2 or gain.shape != bias.shape or gain.shape[1] != z.shape[2]:
         raise ValueError(
-            f"per_step_batch_norm: gain and bias must both be [K, {z.shape[2]}] for z {list(z.shape)}, "
-            f"got {list(gain.shape)} and {list(bias.shape)}"
+            f"per_step_batch_norm: gain and bias must both be [K, {z.shape[2]}] for z "
+            f"{list(z.shape)}, got {list(gain.shape)} and {list(bias.shape)}"
         )
     if isinstance(step, Tensor):
         if step.shape != z.shape[:1] or step.dtype != torch.int64:
             raise ValueError(
-                f"per_step_batch_norm: step must be an int or int64 [{z.shape[0]}], one row a task, "
-                f"got {step.dtype} {list(step.shape)}"
+                f"per_step_batch_norm: step must be an int or int64 [{z.shape[0]}], one row a "
+                f"task, got {step.dtype} {list(step.shape)}"
             )
     elif not 0 <= step < gain.shape[0]:
-        raise ValueError(f"per_step_batch_norm: step {step} is outside 0…{gain.shape[0] - 1}, the rows of gain")
+        raise ValueError(
+            f"per_step_batch_norm: step {step} is outside 0…{gain.shape[0] - 1}, the rows of gain"
+        )
     if pool and min(z.shape[3:]) < 2:
         raise ValueError(
-            f"per_step_batch_norm: pool needs images of at least 2×2, got {z.shape[3]}×{z.shape[4]}; "
-            f"use fewer stages or larger images"
+            f"per_step_batch_norm: pool needs images of at least 2×2, got "
+            f"{z.shape[3]}×{z.shape[4]}; use fewer stages or larger images"
         )
 
 
@@ -95,7 +98,9 @@ class _NormActGrad(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, z_dot, gain_dot, bias_dot):
-        """The Hessian of ⟨dy, f⟩ is symmetric: its product with the cotangents is the tangent along them."""
+        """The Hessian of ⟨dy, f⟩ is symmetric: its product with the cotangents is the tangent along
+        them.
+        """
         dy, _, gain, _ = ctx.saved_tensors
         impl, saved = ctx.cache
         y_dot, tangent = impl.tan_fwd(saved, gain, z_dot, gain_dot, bias_dot)

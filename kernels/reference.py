@@ -1,7 +1,7 @@
 """Every public op as ordinary differentiable torch: the definition of correct.
 
-For tests, gates and the oracle only. No autograd Functions, no in-place writes, no device branches; signatures
-are those of the public ops.
+For tests, gates and the oracle only. No autograd Functions, no in-place writes, no device branches;
+signatures are those of the public ops.
 """
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 def task_conv2d(x: Tensor, weight: Tensor, *, stride: int = 1, padding: int = 1) -> Tensor:
-    return torch.stack([F.conv2d(a, b, None, stride, padding) for a, b in zip(x, weight, strict=True)])
+    return torch.stack(
+        [F.conv2d(a, b, None, stride, padding) for a, b in zip(x, weight, strict=True)]
+    )
 
 
 def per_step_batch_norm(

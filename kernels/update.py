@@ -15,8 +15,8 @@ def lslr_update(
 ) -> Tensor:  # [T, P]
     """θ' = θ − α_l·g on each segment l: per-layer, per-step learned rates (LSLR, paper §4).
 
-    The same as `theta - rates.repeat_interleave(torch.tensor(sizes)) * grad`. Differentiable twice in theta, grad
-    and rates; a third derivative raises.
+    The same as `theta - rates.repeat_interleave(torch.tensor(sizes)) * grad`. Differentiable twice
+    in theta, grad and rates; a third derivative raises.
 
     Raises ValueError for shapes that do not fit.
     """
@@ -27,7 +27,9 @@ def lslr_update(
             f"got {list(theta.shape)} and {list(grad.shape)}"
         )
     if rates.shape != (len(sizes),):
-        raise ValueError(f"lslr_update: rates must be [{len(sizes)}], one a segment, got {list(rates.shape)}")
+        raise ValueError(
+            f"lslr_update: rates must be [{len(sizes)}], one a segment, got {list(rates.shape)}"
+        )
     return _Update.apply(theta, grad, rates, sizes, dispatch.backend("update", theta))
 
 

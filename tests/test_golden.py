@@ -16,7 +16,10 @@ from tests.conftest import shared_folder
 
 FOLDER = shared_folder("GOLDEN_DIR")
 FILES = sorted(FOLDER.glob("*.npz"))
-CLASSIFIER, RATES = "classifier.layer_dict.", "inner_loop_optimizer.names_learning_rates_dict.layer_dict-"
+CLASSIFIER, RATES = (
+    "classifier.layer_dict.",
+    "inner_loop_optimizer.names_learning_rates_dict.layer_dict-",
+)
 
 
 class Golden:
@@ -26,11 +29,21 @@ class Golden:
         self.arrays = np.load(path)
         self.config = c = ast.literal_eval(str(self.arrays["config"]))
         self.model = Backbone(
-            c["in_channels"], c["image"], c["filters"], 4, c["ways"],
-            "pool" if c["max_pool"] else "stride", c["negative_slope"], c["bn_eps"],
+            c["in_channels"],
+            c["image"],
+            c["filters"],
+            4,
+            c["ways"],
+            "pool" if c["max_pool"] else "stride",
+            c["negative_slope"],
+            c["bn_eps"],
         )
         self.cfg = Config.of(
-            "maml++", "folder", steps=c["steps"], msl_epochs=c["msl_epochs"], stages=4,
+            "maml++",
+            "folder",
+            steps=c["steps"],
+            msl_epochs=c["msl_epochs"],
+            stages=4,
             norm_momentum=c["bn_momentum"],
         )
         self.params = self.read("init", steps=c["steps"])
@@ -54,11 +67,20 @@ class Golden:
         return [self.tensor(f"{kind}/{CLASSIFIER}conv{s}.{name}") for s in range(4)]
 
     def read(self, kind: str, steps: int) -> Params:
-        """Parameters, or their gradients, in the engine's flat layout; conv biases have none here."""
+        """Parameters, or their gradients, in the engine's flat layout; conv biases have none
+        here.
+        """
         linear = [self.tensor(f"{kind}/{CLASSIFIER}linear.{n}") for n in ("weights", "bias")]
         tensors = self.stages(kind, "conv.weight") + linear
         gains, biases = (self.stages(kind, f"norm_layer.{n}") for n in ("weight", "bias"))
-        norm = torch.cat([t.reshape(-1, self.config["filters"]) for p in zip(gains, biases) for t in p], 1)
+        norm = torch.cat(
+            [
+                t.reshape(-1, self.config["filters"])
+                for p in zip(gains, biases, strict=False)
+                for t in p
+            ],
+            1,
+        )
         names = [f"conv{s}-conv-weight" for s in range(4)] + ["linear-weights", "linear-bias"]
         rates = [self.tensor(f"{kind}/{RATES}{name}")[:steps] for name in names]
         return Params(torch.cat([t.flatten() for t in tensors]), norm, torch.stack(rates, 1))
@@ -66,8 +88,12 @@ class Golden:
     def running(self, kind: str) -> Moments:
         """Running statistics without the conv bias, which the reference's means contain."""
         bias = self.stages("init", "conv.bias")
-        mean = [m - b for m, b in zip(self.stages(kind, "norm_layer.running_mean"), bias)]
-        return Moments(torch.cat(mean, 1), torch.cat(self.stages(kind, "norm_layer.running_var"), 1))
+        mean = [
+            m - b for m, b in zip(self.stages(kind, "norm_layer.running_mean"), bias, strict=False)
+        ]
+        return Moments(
+            torch.cat(mean, 1), torch.cat(self.stages(kind, "norm_layer.running_var"), 1)
+        )
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
@@ -99,23 +125,33 @@ def autograd_reference(*args):
 def test_meta_gradient(golden: Golden, differentiate) -> None:
     c, tasks = golden.config, golden.config["tasks"]
     result = differentiate(
-        golden.model, golden.params, golden.episode, [w / tasks for w in golden.loss_weights], c["second_order"]
+        golden.model,
+        golden.params,
+        golden.episode,
+        [w / tasks for w in golden.loss_weights],
+        c["second_order"],
     )
     expected = golden.read("grad", steps=c["steps"])
     assert_close(result.loss, golden.tensor("loss"), "loss")
     assert_close(result.logits, golden.tensor("final_target_logits"), "logits")
     names = list(golden.model.shapes)
-    for name, a, e in zip(names, *(p.theta.split(golden.model.sizes) for p in (result.gradient, expected))):
+    for name, a, e in zip(
+        names,
+        *(p.theta.split(golden.model.sizes) for p in (result.gradient, expected)),
+        strict=False,
+    ):
         assert_close(a, e, name)
     for kind in ("norm", "rates"):
         for column in range(getattr(expected, kind).shape[0]):
-            assert_close(getattr(result.gradient, kind)[column], getattr(expected, kind)[column], kind)
+            assert_close(
+                getattr(result.gradient, kind)[column], getattr(expected, kind)[column], kind
+            )
     accuracy = (result.logits.argmax(2) == golden.episode.target_y).double().mean().item()
     assert accuracy == pytest.approx(golden.arrays["accuracy"].item(), abs=1e-6)
     if c["per_step_bn"]:
         running = golden.running("init")
         after = meta.update_running(running, result.rows, result.moments, c["bn_momentum"])
-        for name, a, e in zip(Moments._fields, after, golden.running("stats_after")):
+        for name, a, e in zip(Moments._fields, after, golden.running("stats_after"), strict=False):
             assert_close(a, e, f"running {name}")
 
 

@@ -1,0 +1,24 @@
+"""`python -m kernels`: which backend runs each op here, and why."""
+
+import torch
+
+from kernels import dispatch, native
+
+
+def main() -> None:
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    print(f"{'op':<10} {'device':<7} {'dtype':<9} {'backend':<8} why")
+    for op in dispatch.OPS:
+        for device in devices:
+            for dtype in (torch.float32, torch.float64):
+                name, reason = dispatch.choose(op, torch.device(device), dtype)
+                print(f"{op:<10} {device:<7} {str(dtype)[6:]:<9} {name or 'none':<8} {reason}")
+    if native.module is None:
+        print(f"\nnative module: none ({native.reason})")
+    else:
+        granted = [name for name, present in native.module.cpu_features().items() if present]
+        print(f"\nnative module: {native.module.version()}, CPU: {' '.join(granted) or 'portable'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Memory layout and sums that the ops share."""
+
+import torch
+from torch import Tensor
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x` [T, N, C, H, W] with NHWC memory, copied only if it has another layout."""
+    _, n, c, h, w = x.shape
+    stride = (n * h * w * c, h * w * c, 1, w * c, c)
+    # One channel looks like both layouts; only an explicit stride of 1 makes torch keep NHWC.
+    if all(
+        a == b
+        for a, b, size, dim in zip(x.stride(), stride, x.shape, range(5), strict=True)
+        if size > 1 or dim == 2
+    ):
+        return x
+    return torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
+
+
+def total(*terms: Tensor | None) -> Tensor | None:
+    present = [t for t in terms if t is not None]
+    if not present:
+        return None
+    result = present[0]
+    for term in present[1:]:
+        result = result + term
+    return result

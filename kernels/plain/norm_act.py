@@ -1,0 +1,220 @@
+"""Batch norm + affine + leaky ReLU + 2×2 max pool, statistics per task and channel.
+
+With r = 1/√(σ² + ε), x̂ = (z − μ)r, m the slope of the activation at the winner of each window, S the
+scatter of pooled values to their winners, n the elements behind a statistic, and δ = m·dy:
+
+    dbias = s₁ = Σδ;  dgain = s₂ = Σδx̂;  dz = gain·r·(S(δ) − s₁/n − x̂s₂/n)
+
+so the sums of the gradient run over pooled values only. Along ż, with μ̇ = mean ż and q = mean(x̂ż):
+ṙ = −r²q, x̂' = r(ż − μ̇ − x̂q), and the tangents are the product rule on the above.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.plain.layout import channels_last, total
+
+# Rows of C values in a block of the statistics: aten sums a block without compensation, so a block
+# bounds the rounding error, and its second pass reads the cache (2048 × 48 floats are 384 KiB).
+_STATISTICS_BLOCK = 2048
+
+
+class Saved(NamedTuple):
+    """What `norm_act` keeps: everything the tangents need, the dense input once."""
+
+    z: Tensor  # [T, N, C, H, W]
+    mean: Tensor  # [T, C] of the batch
+    var: Tensor  # [T, C] of the batch, biased
+    centre: Tensor  # [T, C] subtracted: the batch mean, or the given one
+    rstd: Tensor  # [T, C]
+    x_hat: Tensor  # [T, N, C, h, w] normalised input at the pooling winners
+    index: Tensor | None  # [T·N, C, h, w] winner inside its image, None without pooling
+    mask: Tensor | None  # [T, N, C, h, w] slope of the activation, None without one
+    count: int  # elements behind each statistic; 0: the statistics were given and are constants
+
+
+class Tangent(NamedTuple):
+    z_dot: Tensor | None  # [T, N, C, H, W]
+    mean_dot: Tensor | None  # [T, C]
+    q: Tensor | None  # [T, C] mean of x̂·ż, so that ṙ = −r²q
+    x_hat_dot: Tensor | None  # [T, N, C, h, w]
+
+
+def fwd(
+    z: Tensor,  # [T, N, C, H, W]
+    gain: Tensor,  # [T, C]
+    bias: Tensor,  # [T, C]
+    eps: float,
+    negative_slope: float,
+    pool: bool,
+    statistics: tuple[Tensor, Tensor] | None,  # mean, biased variance [T, C]; None: the batch's own
+) -> tuple[Tensor, Saved]:
+    z = channels_last(z)
+    mean, var = (torch.stack(m) for m in zip(*map(_moments, z), strict=True))
+    centre, spread = statistics or (mean, var)
+    rstd = (spread + eps).rsqrt()
+    winners, index = z, None
+    if pool:
+        # Affine and activation are monotone, so they commute with the maximum up to the gain's
+        # sign.
+        flat = z.flatten(0, 1)
+        if bool((gain > 0).all()):
+            winners, index = F.max_pool2d(flat, 2, return_indices=True)
+            winners = winners.unflatten(0, z.shape[:2])
+        else:
+            signed = (z * _wide(gain.sign())).flatten(0, 1)
+            _, index = F.max_pool2d(signed, 2, return_indices=True)
+            values = _rows(flat).gather(1, _rows(index))
+            h, w = index.shape[2:]
+            winners = values.unflatten(1, (h, w)).permute(0, 3, 1, 2).unflatten(0, z.shape[:2])
+    x_hat = (winners - _wide(centre)) * _wide(rstd)
+    y = torch.addcmul(_wide(bias), x_hat, _wide(gain))
+    mask = None
+    if negative_slope != 1.0:
+        mask = torch.where(y > 0, y.new_ones(()), y.new_full((), negative_slope))
+        y = y * mask
+    count = 0 if statistics else z.numel() // (z.shape[0] * z.shape[2])
+    return y, Saved(z, mean, var, centre, rstd, x_hat, index, mask, count)
+
+
+def bwd(
+    saved: Saved,
+    gain: Tensor,  # [T, C]
+    dy: Tensor,  # [T, N, C, h, w]
+) -> tuple[Tensor, Tensor, Tensor]:  # dz, dgain [T, C], dbias [T, C]
+    delta = _masked(dy, saved)
+    s1, s2 = _channel_sum(delta), _channel_sum(delta * saved.x_hat)
+    scale = gain * saved.rstd
+    dz = _scatter(delta * _wide(scale), saved)
+    if saved.count:
+        slope = -scale * saved.rstd * s2 / saved.count
+        dz.addcmul_(saved.z, _wide(slope))
+        dz.add_(_wide(-scale * s1 / saved.count - slope * saved.centre))
+    return dz, s2, s1
+
+
+def tan_fwd(
+    saved: Saved,
+    gain: Tensor,  # [T, C]
+    z_dot: Tensor | None,  # [T, N, C, H, W]
+    gain_dot: Tensor | None = None,  # [T, C]
+    bias_dot: Tensor | None = None,  # [T, C]
+) -> tuple[Tensor | None, Tangent]:
+    mean_dot = q = x_hat_dot = None
+    if z_dot is not None:
+        z_dot = channels_last(z_dot)
+        x_hat_dot = _at_winners(z_dot, saved)
+        if saved.count:
+            mean_dot = _channel_sum(z_dot) / saved.count
+            # Centred before the product: mean(z·ż) − μ·μ̇ would cancel where |μ| exceeds the
+            # spread.
+            product = (saved.z - _wide(saved.centre)).mul_(z_dot)
+            q = _channel_sum(product) * saved.rstd / saved.count
+            x_hat_dot = x_hat_dot - _wide(mean_dot) - saved.x_hat * _wide(q)
+        x_hat_dot = x_hat_dot * _wide(saved.rstd)
+    y_dot = total(
+        None if x_hat_dot is None else x_hat_dot * _wide(gain),
+        None if gain_dot is None else saved.x_hat * _wide(gain_dot),
+        None if bias_dot is None else _wide(bias_dot).expand_as(saved.x_hat),
+    )
+    return _masked(y_dot, saved), Tangent(z_dot, mean_dot, q, x_hat_dot)
+
+
+def tan_bwd(
+    saved: Saved,
+    tangent: Tangent,
+    gain: Tensor,  # [T, C]
+    dy: Tensor,  # [T, N, C, h, w]
+    dy_dot: Tensor | None,  # [T, N, C, h, w]
+    gain_dot: Tensor | None = None,  # [T, C]
+) -> tuple[Tensor, Tensor, Tensor]:  # directions of dz, dgain, dbias
+    delta = _masked(dy, saved)
+    delta_dot = torch.zeros_like(delta) if dy_dot is None else _masked(dy_dot, saved)
+    s1_dot, s2_dot = _channel_sum(delta_dot), _channel_sum(delta_dot * saved.x_hat)
+    if tangent.x_hat_dot is not None:
+        s2_dot = s2_dot + _channel_sum(delta * tangent.x_hat_dot)
+    r, n, scale = saved.rstd, saved.count, gain * saved.rstd
+    scale_dot = torch.zeros_like(scale) if gain_dot is None else gain_dot * r
+    if tangent.q is not None:
+        scale_dot = scale_dot - scale * r * tangent.q
+    pooled = torch.addcmul(delta * _wide(scale_dot), delta_dot, _wide(scale))
+    dz_dot = _scatter(pooled, saved)
+    if n:
+        # Coefficients of x̂, of ż and of 1.
+        s1, s2 = _channel_sum(delta), _channel_sum(delta * saved.x_hat)
+        on_x_hat = -(scale_dot * s2 + scale * s2_dot) / n
+        constant = -(scale_dot * s1 + scale * s1_dot) / n
+        if tangent.z_dot is not None:
+            on_z_dot = -scale * r * s2 / n
+            dz_dot.addcmul_(tangent.z_dot, _wide(on_z_dot))
+            on_x_hat = on_x_hat - on_z_dot * tangent.q
+            constant = constant - on_z_dot * tangent.mean_dot
+        dz_dot.addcmul_(saved.z, _wide(on_x_hat * r))
+        dz_dot.add_(_wide(constant - on_x_hat * r * saved.centre))
+    return dz_dot, s2_dot, s1_dot
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [C] of [N, C, H, W]: a cache-sized block at a time, merged as Chan
+    et al. (1979) do.
+    """
+    rows = images.permute(0, 2, 3, 1).flatten(0, 2)  # [N·H·W, C]
+    blocks = rows.split(_STATISTICS_BLOCK)
+    parts = [
+        torch.batch_norm_update_stats(block.T.unsqueeze(0).unsqueeze(3), None, None, 0.0)
+        for block in blocks
+    ]
+    means, variances = (torch.stack(part).double() for part in zip(*parts, strict=True))
+    weights = torch.tensor(
+        [len(block) / len(rows) for block in blocks], dtype=means.dtype, device=means.device
+    )
+    mean = weights @ means
+    var = weights @ (variances + (means - mean).square())
+    return mean.to(images.dtype), var.to(images.dtype)
+
+
+def _wide(v: Tensor) -> Tensor:
+    """[T, C] → [T, 1, C, 1, 1]"""
+    return v[:, None, :, None, None]
+
+
+def _channel_sum(x: Tensor) -> Tensor:
+    """[T, N, C, h, w] → [T, C]"""
+    return x.permute(0, 1, 3, 4, 2).flatten(1, 3).sum(1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[n, C, h, w] → [n, h·w, C], a view for NHWC memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _at_winners(dense: Tensor, saved: Saved) -> Tensor:
+    if saved.index is None:
+        return dense
+    values = _rows(dense.flatten(0, 1)).gather(1, _rows(saved.index))
+    t, n, c, h, w = saved.x_hat.shape
+    return values.view(t, n, h, w, c).permute(0, 1, 4, 2, 3)
+
+
+def _scatter(pooled: Tensor, saved: Saved) -> Tensor:
+    """Pooled values at their winners, zero elsewhere; a new tensor that the caller may write."""
+    if saved.index is None:
+        return pooled.clone()
+    dense = torch.ops.aten.max_pool2d_with_indices_backward(
+        pooled.flatten(0, 1),
+        saved.z.flatten(0, 1),
+        [2, 2],
+        [2, 2],
+        [0, 0],
+        [1, 1],
+        False,
+        saved.index,
+    )
+    return dense.view_as(saved.z)
+
+
+def _masked(values: Tensor | None, saved: Saved) -> Tensor | None:
+    return values if saved.mask is None or values is None else values * saved.mask
