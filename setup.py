@@ -95,7 +95,7 @@ class BuildNative(build_ext):
                 raise BuildFailed(f"the build did not make {module.name}")
         except BuildFailed as error:
             note.write_text(f"not built: {error}\n", encoding="utf-8")
-            print(f"mamlpp: installed without its native module, slower but complete ({error})")
+            print(f"mamlpp: no native module, everything runs in plain PyTorch ({error})")
 
 
 SOURCES = ["CMakeLists.txt", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*"))]
