@@ -182,14 +182,14 @@ class Config:
         ]
 
     def __str__(self) -> str:
-        """Three aligned columns; unset paths and switches that are off are left out."""
-        cells = [
-            f"{f.name:<21} {getattr(self, f.name)!s:<12}"
-            for f in fields(self)
-            if getattr(self, f.name) is not None and getattr(self, f.name) is not False
-        ]
+        """Three aligned columns, then a line for each path and switch that is set."""
+        values = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        lines = {"data", "cache", "run", "strict_data", "fresh"}
+        cells = [f"{name:<21} {value!s:<13}" for name, value in values if name not in lines]
         rows = math.ceil(len(cells) / 3)
-        return "\n".join("  " + "  ".join(cells[r::rows]).rstrip() for r in range(rows))
+        table = ["  " + " ".join(cells[row::rows]).rstrip() for row in range(rows)]
+        table += [f"  {name:<21} {value}" for name, value in values if name in lines and value]
+        return "\n".join(table)
 
 
 class Parser(argparse.ArgumentParser):

@@ -48,6 +48,11 @@ class Run:
         run = cls(cfg, folder, dataset, meta.init_state(cfg, device))
         if latest.exists():
             run._continue(checkpoint.load(latest))
+        elif orphans := sorted(path.name for path in folder.glob("epoch-*.pt")):
+            raise UserError(
+                f"{folder} holds {', '.join(orphans)} but no {latest.name}: put it back to continue, "
+                "give another --run, or start over with --fresh, which removes them"
+            )
         else:
             torch.manual_seed(cfg.seed)
             run.save()
@@ -133,8 +138,6 @@ def restore(cfg: Config, saved: list[Checkpoint], device: torch.device) -> dict[
 @contextlib.contextmanager
 def machine(cfg: Config) -> Iterator[torch.device]:
     """Threads, device and kernel backend. Raises UserError when what is asked is not there."""
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
     cuda = torch.cuda.is_available()
     if cfg.device == "cuda" and not cuda:
         raise UserError("--device is cuda: torch finds no CUDA device here; give --device cpu")
@@ -146,6 +149,8 @@ def machine(cfg: Config) -> Iterator[torch.device]:
             kernels.backend("conv", torch.empty(0, device=device))
         except kernels.BackendError as error:
             raise UserError(str(error)) from error
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(cfg.threads or torch.get_num_threads())
         yield device
 
 

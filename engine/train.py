@@ -10,6 +10,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
         folder = Path(cfg.run or default_run(cfg, dataset.name))
         print(f"{dataset.name} on {device}, run folder {folder}\n{cfg}", flush=True)
         with open_run(folder, cfg.fresh):
-            run = Run.open(cfg, folder, dataset, device)
+            run = Run.open(replace(cfg, fresh=False), folder, dataset, device)
             interrupt.phase = "finish"
             if run.epoch < cfg.epochs:
                 train_epochs(run, interrupt)

@@ -3,9 +3,7 @@
 import contextlib
 import fcntl
 import json
-import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +19,7 @@ from engine.config import Config
 from engine.errors import UserError
 from engine.report import Meter, cut_log
 from engine.run import Run
-from tests.tiny import environment
+from tests.tiny import environment, same, small_disk
 
 
 def config(**explicit) -> Config:
@@ -48,18 +46,6 @@ def saved(tmp_path):
     path = tmp_path / "latest.pt"
     save(path, content(cfg, meta.init_state(cfg)))
     return path
-
-
-def tensors(value) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    entries = value.values() if isinstance(value, dict) else value
-    entries = entries if isinstance(value, (dict, list, tuple)) else ()
-    return [tensor for entry in entries for tensor in tensors(entry)]
-
-
-def same(a, b) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
 
 
 def test_everything_comes_back_bit_for_bit(saved):
@@ -109,7 +95,6 @@ def test_damage_is_refused_or_harmless(tmp_path_factory, data):
         assert str(path) in str(error) and "--fresh" in str(error)
     else:  # a byte that means nothing
         assert same(back.state, whole.state) and back.config == whole.config
-    shutil.rmtree(path.parent)
 
 
 @pytest.mark.parametrize("raw", [b"", b"PK\x03\x04", b"not a zip at all" * 100])
@@ -169,29 +154,26 @@ def test_kill_in_the_middle_of_a_write_leaves_a_whole_checkpoint(saved):
     assert reached > 3
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
-    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount).returncode:
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_full_disk_is_one_line_and_the_old_checkpoint_survives(small_disk):
-    cfg, path = config(), small_disk / "latest.pt"
+def test_a_full_disk_is_one_line_and_the_old_checkpoint_survives(tmp_path):
+    cfg = config()
     found = content(cfg, meta.init_state(cfg))
-    save(path, found)
-    before = path.read_bytes()
-    found.state["padding"] = torch.zeros(1 << 18)
-    with pytest.raises(UserError, match="cannot write run folder .*No space left") as caught:
+    with small_disk(tmp_path / "disk") as disk:
+        path = disk / "latest.pt"
         save(path, found)
-    assert "\n" not in str(caught.value)
-    assert path.read_bytes() == before
-    assert [p.name for p in small_disk.iterdir()] == ["latest.pt"]
+        before = path.read_bytes()
+        found.state["padding"] = torch.zeros(1 << 18)
+        with pytest.raises(UserError, match="cannot write run folder .*No space left") as caught:
+            save(path, found)
+        assert "\n" not in str(caught.value)
+        assert path.read_bytes() == before
+        assert [p.name for p in disk.iterdir()] == ["latest.pt"]
+
+
+def test_a_missing_latest_never_costs_the_saved_epochs(saved):
+    saved.rename(saved.with_name("epoch-0002.pt"))
+    with pytest.raises(UserError, match=r"holds epoch-0002\.pt but no latest\.pt.*--fresh"):
+        Run.open(config(), saved.parent, None, torch.device("cpu"))
+    assert saved.with_name("epoch-0002.pt").exists()
 
 
 def test_a_run_folder_is_locked_and_cleaned_of_leftovers(tmp_path):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = (
     "--dataset folder --image-size 16 --filters 4 --stages 3 --steps 2 --tasks 2 --targets 2 "
-    "--ways 3 --epochs 3 --iterations 4 --eval-tasks 4 --ensemble 2 --log-every 1 --threads 1 "
+    "--ways 3 --inner-rate 0.4 --epochs 3 --iterations 4 --eval-tasks 4 --ensemble 2 --log-every 1 --threads 1 "
     "--device cpu"
 ).split()
 
@@ -70,3 +75,31 @@ def finish(process: subprocess.Popen, timeout: float = 60) -> tuple[int, str, st
 
 def call(module: str, *argv: object, **options) -> tuple[int, str, str]:
     return finish(start(module, *argv, **options))
+
+
+def tensors(value) -> list[torch.Tensor]:
+    """Of nested dicts, lists and tuples, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    entries = value.values() if isinstance(value, dict) else value
+    entries = entries if isinstance(value, (dict, list, tuple)) else ()
+    return [tensor for entry in entries for tensor in tensors(entry)]
+
+
+def same(a, b) -> bool:
+    """Whether every tensor is equal bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(tensors(a), tensors(b), strict=True))
+
+
+@contextlib.contextmanager
+def small_disk(place: Path) -> Iterator[Path]:
+    """A file system of 256 KiB, or the test is skipped."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    refused = os.geteuid() or not shutil.which("mount") or subprocess.run(mount).returncode
+    if refused:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)

@@ -1,0 +1,128 @@
+"""Evaluation: the interval, the ensemble, fixed tasks, and the command line on any checkpoint."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from engine import checkpoint, evaluate, train
+from engine.run import load_best, load_dataset, machine, restore
+from tests.tiny import flags, make_images
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def run(images):
+    """A trained run folder."""
+    folder = images.parent / "run"
+    assert train.main(flags(images, folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def members(run):
+    """Its configuration, data, and states by epoch."""
+    saved = load_best(run)
+    cfg = evaluate.Config.from_dict(saved[0].config)
+    with machine(cfg) as device:
+        return cfg, load_dataset(cfg), restore(cfg, saved, device)
+
+
+def test_interval_is_196_standard_errors_over_tasks():
+    result = evaluate.score(torch.tensor([0.2, 0.4, 0.9, 0.5], dtype=torch.float64))
+    assert result.accuracy == pytest.approx(0.5)
+    deviation = ((0.3**2 + 0.1**2 + 0.4**2 + 0.0) / 3) ** 0.5
+    assert result.interval == pytest.approx(1.96 * deviation / 2)
+    assert result.tasks == 4
+
+
+def test_evaluation_tasks_are_fixed_and_blocks_do_not_matter(members, monkeypatch):
+    cfg, dataset, states = members
+    first = evaluate.evaluate(cfg, list(states.values()), dataset, "test", 10)
+    again = dataclasses.replace(cfg, seed=7, tasks=5)
+    assert evaluate.evaluate(again, list(states.values()), dataset, "test", 10) == first
+    monkeypatch.setattr("kernels.task_block", lambda device: 4)
+    assert evaluate.evaluate(cfg, list(states.values()), dataset, "test", 10) == first
+
+
+def test_ensemble_of_one_is_the_model_and_of_equals_too(members):
+    cfg, dataset, states = members
+    state = next(iter(states.values()))
+    (one,), ensemble = evaluate.evaluate(cfg, [state], dataset, "val", 6)
+    assert one == ensemble
+    pair, ensemble = evaluate.evaluate(cfg, [state, state], dataset, "val", 6)
+    assert pair == [one, one] and ensemble == one
+
+
+def test_ensemble_takes_the_mean_of_the_logits(members, monkeypatch):
+    cfg, dataset, states = members
+    state = next(iter(states.values()))
+    shape = cfg.ways * cfg.targets, cfg.ways
+
+    def logits(model, params, running, episode, **options):
+        # right by a little or wrong by much: a vote says right, the mean of logits wrong
+        right = torch.nn.functional.one_hot(episode.target_y, cfg.ways).float().view(-1, *shape)
+        return right if params.theta is not states[last].params.theta else -5 * right
+
+    last = list(states)[-1]
+    monkeypatch.setattr("engine.unroll.adapt_and_predict", logits)
+    single, ensemble = evaluate.evaluate(cfg, [state, state, states[last]], dataset, "test", 3)
+    assert [s.accuracy for s in single] == [1, 1, 0] and ensemble.accuracy == 0
+
+
+def test_a_run_folder_gives_what_the_training_reported(run, capsys):
+    assert evaluate.main([str(run)]) == 0
+    out = capsys.readouterr().out
+    result = json.loads((run / "result.json").read_text())
+    numbers = re.findall(r"([\d.]+) % ± ([\d.]+)", out)
+    assert numbers == [
+        (f"{100 * result[k]['accuracy']:.2f}", f"{100 * result[k]['interval']:.2f}")
+        for k in ("best", "ensemble")
+    ]
+    assert "trained on folder:tiny, evaluated on folder:tiny" in out
+
+
+def test_one_file_and_other_settings(run, capsys):
+    argv = "--eval-steps 4 --protocol inductive --norm-statistics running --eval-tasks 7 --shots 2"
+    assert evaluate.main([str(run / "latest.pt"), *argv.split(), "--on", "val"]) == 0
+    out = capsys.readouterr().out
+    assert "3-way 2-shot, 7 val tasks, 4 inner steps, inductive, running statistics" in out
+    assert "ensemble of 1" in out
+
+
+def test_other_data_of_the_same_shape(run, images, capsys):
+    other = make_images(images.parent / "elsewhere" / "other", seed=5)
+    assert evaluate.main([str(run), "--data", str(other)]) == 0
+    assert "trained on folder:tiny, evaluated on folder:other" in capsys.readouterr().out
+
+
+def refused(argv, capsys, *words):
+    assert evaluate.main([str(argument) for argument in argv]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+
+
+def test_mistakes_are_one_line(run, images, tmp_path, capsys):
+    refused([tmp_path / "none.pt"], capsys, "no checkpoint at", "none.pt")
+    refused([tmp_path], capsys, "latest.pt")
+    refused([run, "--ways", 5], capsys, "--ways is 5", "3 outputs")
+    refused([run, "--data", tmp_path / "none"], capsys, "none", "--data")
+    refused([run, "--dataset", "omniglot"], capsys, "--channels is 3")
+    refused([run, "--targets", 50], capsys, "folder:tiny")
+    refused([run, "--eval-tasks", 1], capsys, "--eval-tasks is 1")
+    (tmp_path / "bad.pt").write_bytes(b"PK")
+    refused([tmp_path / "bad.pt"], capsys, "bad.pt is damaged")
+
+
+def test_a_run_without_a_validated_epoch(run, tmp_path, capsys):
+    found = checkpoint.load(run / "latest.pt")
+    found.best = []
+    checkpoint.save(tmp_path / "latest.pt", found)
+    refused([tmp_path], capsys, "no validated epoch", "latest.pt")

@@ -1,0 +1,302 @@
+"""``python -m engine.train`` as its users meet it: a process, its streams, files and exit code."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import termios
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import call, finish, flags, make_images, same, small_disk, start
+
+TRAIN = "engine.train"
+FILES = {"latest.pt", "config.json", "log.jsonl", "result.json"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return make_images(tmp_path_factory.mktemp("images") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def straight(images) -> Path:
+    """The run folder of a training that nothing interrupted."""
+    folder = images.parent / "straight"
+    code, out, err = call(TRAIN, *flags(images, folder))
+    assert (code, err) == (0, ""), err
+    (folder / "console.txt").write_text(out)
+    return folder
+
+
+def rows(folder: Path, kind: str | None = None) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row for row in found if kind in (None, row["kind"])]
+
+
+def timeless(entries: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in entries]
+
+
+def wait_for(process, words: str) -> None:
+    """Reads stdout up to the first line with these words."""
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"{words!r} never came: {process.stderr.read()}")
+
+
+def one_line(err: str, *words: str) -> None:
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+
+
+def test_a_run_leaves_its_files_its_curve_and_both_test_results(straight):
+    names = {p.name for p in straight.iterdir()}
+    assert FILES < names and len([n for n in names if n.startswith("epoch-")]) == 2
+    assert not any(n.endswith(".tmp") for n in names)
+    assert [row["iteration"] for row in rows(straight, "train")] == list(range(1, 13))
+    curve = rows(straight, "validation")
+    assert [row["epoch"] for row in curve] == [1, 2, 3]
+    assert all(0 <= row["accuracy"] <= 1 and row["train_loss"] > 0 for row in curve)
+    assert {row["data"] for row in rows(straight)} == {"folder:tiny"}
+    orders = {row["epoch"]: row["order"] for row in rows(straight, "train")}
+    assert orders == {1: 1, 2: 2, 3: 2}  # a third of the epochs are first order
+
+    result = json.loads((straight / "result.json").read_text())
+    best = sorted(curve, key=lambda row: (-row["accuracy"], row["epoch"]))[:2]
+    assert result["ensemble"]["epochs"] == [row["epoch"] for row in best]
+    assert result["best"]["epoch"] == best[0]["epoch"]
+    assert result["data"] == "folder:tiny" and result["tasks"] == 4
+
+    console = (straight / "console.txt").read_text()
+    for words in (
+        "s/iteration",
+        "left",
+        "best model",
+        "ensemble of 2",
+        "95 %",
+        "first_order_epochs",
+    ):
+        assert words in console
+    assert f"{100 * result['ensemble']['accuracy']:.2f} %" in console
+
+
+def test_checkpoints_carry_everything(straight):
+    found = torch.load(straight / "latest.pt", weights_only=True)
+    assert found["data_name"] == "folder:tiny" and len(found["data_identity"]) >= 12
+    assert found["config"] == json.loads((straight / "config.json").read_text())
+    assert found["epoch"] == 3 and found["state"]["iteration"] == 12
+    assert [entry[1] for entry in found["best"]] == sorted(
+        (entry[1] for entry in found["best"]), reverse=True
+    )
+
+
+def test_a_finished_run_shows_its_result_again(straight, images):
+    before = {p: p.read_bytes() for p in straight.glob("*.pt")} | {
+        straight / "result.json": (straight / "result.json").read_bytes()
+    }
+    code, out, err = call(TRAIN, *flags(images, straight, "--threads", 2, "--log-every", 7))
+    assert (code, err) == (0, "")
+    assert "already finished" in out and "ensemble of 2" in out
+    assert all(p.read_bytes() == content for p, content in before.items())
+
+
+def test_a_run_stopped_again_and_again_is_bit_for_bit_the_uninterrupted_one(straight, images):
+    folder = images.parent / "stopped"
+    command = flags(images, folder)
+    for words, sent, code in [
+        ("iteration 2/12", signal.SIGINT, 130),  # in the middle of the first epoch
+        ("epoch 1/3  validation", signal.SIGKILL, -9),
+        ("iteration 7/12", signal.SIGTERM, 143),
+        ("iteration 12/12", signal.SIGINT, 130),  # before or in the last validation, or the test
+    ]:
+        process = start(TRAIN, *command)
+        wait_for(process, words)
+        process.send_signal(sent)
+        found, out, err = finish(process)
+        assert found == code, err
+        if code > 0:
+            assert "the same command continues" in err and "Traceback" not in err
+        torch.load(folder / "latest.pt", weights_only=True)
+    code, out, err = call(TRAIN, *command)
+    assert (code, err) == (0, "")
+
+    assert {p.name for p in folder.glob("*.pt")} == {p.name for p in straight.glob("*.pt")}
+    for path in straight.glob("*.pt"):
+        a, b = (torch.load(p, weights_only=True) for p in (path, folder / path.name))
+        assert same(a["state"], b["state"]) and same(a["rng"], b["rng"]), path.name
+        assert (a["best"], a["epoch"]) == (b["best"], b["epoch"])
+    assert timeless(rows(folder)) == timeless(rows(straight))
+    results = [json.loads((f / "result.json").read_text()) for f in (folder, straight)]
+    assert results[0] == results[1]
+
+
+def handles_signals(pid: int) -> bool:
+    """Whether the process has put its own handler in the place of SIGTERM's default."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt"):
+            return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads signal masks from /proc")
+@pytest.mark.parametrize("wait", [0.0, 0.5])
+def test_a_signal_in_the_first_second_is_answered_with_a_line(images, wait):
+    folder = images.parent / f"early{wait}"
+    sent, code = (signal.SIGINT, 130) if wait else (signal.SIGTERM, 143)
+    process = start(TRAIN, *flags(images, folder))
+    while not handles_signals(process.pid):
+        time.sleep(0.001)
+    time.sleep(wait)
+    process.send_signal(sent)
+    found, _, err = finish(process, timeout=10)
+    assert found == code
+    assert "stopped" in err and "Traceback" not in err and not folder.exists()
+
+
+def test_a_second_signal_exits_at_once_and_the_checkpoint_is_whole(images):
+    folder = images.parent / "twice"
+    slow = ("--image-size", 64, "--filters", 64, "--targets", 5, "--tasks", 16, "--steps", 5)
+    process = start(TRAIN, *flags(images, folder, *slow))
+    while not (folder / "latest.pt").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert "finishing this iteration" in process.stderr.readline() + process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process, timeout=10)
+    assert code == 130 and "stopped at once" in err and "Traceback" not in err
+    assert torch.load(folder / "latest.pt", weights_only=True)["state"]["iteration"] == 0
+
+
+def test_nan_stops_the_run_with_the_iteration_and_keeps_the_last_good_checkpoint(images):
+    folder = images.parent / "nan"
+    code, _, err = call(TRAIN, *flags(images, folder, "--inner-rate", 1e30))
+    assert code == 3
+    one_line(err, "iteration 1:", "gradient of", "not finite", str(folder), "--fresh")
+    assert torch.load(folder / "latest.pt", weights_only=True)["state"]["iteration"] == 0
+
+
+def test_a_changed_configuration_is_refused_and_fresh_starts_over(straight, images):
+    folder = images.parent / "changed"
+    assert call(TRAIN, *flags(images, folder, "--epochs", 1))[0] == 0
+    before = (folder / "latest.pt").read_bytes()
+    code, _, err = call(TRAIN, *flags(images, folder, "--epochs", 1, "--lr", 0.002, "--seed", 3))
+    assert code == 2
+    one_line(err, "lr: 0.001 -> 0.002", "seed: 0 -> 3", "--fresh")
+    assert (folder / "latest.pt").read_bytes() == before
+
+    (folder / "notes.txt").write_text("mine")
+    code, _, err = call(TRAIN, *flags(images, folder, "--fresh"))
+    assert (code, err) == (0, "")
+    assert (folder / "notes.txt").exists() and timeless(rows(folder)) == timeless(rows(straight))
+
+
+def test_other_data_is_refused(straight, images):
+    other = make_images(images.parent / "other" / "tiny", seed=1)
+    code, _, err = call(TRAIN, *flags(other, straight))
+    assert code == 2
+    one_line(err, "was trained on folder:tiny", "--fresh", "--run")
+
+
+def test_a_damaged_checkpoint_is_named(images):
+    folder = images.parent / "damaged"
+    folder.mkdir()
+    (folder / "latest.pt").write_bytes(b"PK")
+    code, _, err = call(TRAIN, *flags(images, folder))
+    assert code == 2
+    one_line(err, "latest.pt is damaged", "--fresh")
+
+
+def test_two_processes_do_not_train_into_one_folder(images):
+    folder = images.parent / "shared"
+    long = flags(images, folder, "--iterations", 100000)
+    first = start(TRAIN, *long)
+    wait_for(first, "iteration 1/")
+    code, _, err = call(TRAIN, *long)
+    assert code == 2
+    one_line(err, "another process", "--run")
+    first.kill()
+    finish(first)
+
+
+def test_too_few_classes_in_any_part_are_met_before_training(images):
+    folder = images.parent / "few"
+    code, _, err = call(TRAIN, *flags(images, folder, "--ways", 7))
+    assert code == 2
+    one_line(err, "7", "6")
+    assert not folder.exists()
+
+
+def test_missing_data(images):
+    code, _, err = call(TRAIN, *flags(images / "nowhere", images.parent / "none"))
+    assert code == 2
+    one_line(err, "nowhere", "--data")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there(images):
+    code, _, err = call(TRAIN, *flags(images, images.parent / "none", "--device", "cuda"))
+    assert code == 2
+    one_line(err, "--device is cuda", "cpu")
+
+
+def test_a_run_folder_that_cannot_be_written(images):
+    # a file in its place: unlike permissions it stops the superuser, too
+    (images.parent / "file").write_text("")
+    code, _, err = call(TRAIN, *flags(images, images.parent / "file" / "run"))
+    assert code == 2
+    one_line(err, "cannot write run folder", "--run")
+
+
+def test_a_full_disk_stops_the_run_and_the_last_good_checkpoint_survives(images):
+    with small_disk(images.parent / "disk") as disk:
+        folder, filler = disk / "run", disk / "filler"
+        command = flags(images, folder, "--epochs", 1000)
+        process = start(TRAIN, *command)
+        wait_for(process, "epoch 2/1000  validation")
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 512)
+        code, _, err = finish(process)
+        assert code == 2
+        one_line(err, "cannot write run folder", "No space left")
+        reached = torch.load(folder / "latest.pt", weights_only=True)["epoch"]
+        assert reached >= 1
+
+        filler.unlink()
+        process = start(TRAIN, *command)
+        wait_for(process, f"epoch {reached + 1}/1000  validation")
+        process.kill()
+        finish(process)
+
+
+def test_on_a_terminal_a_bar_shows_loss_accuracy_speed_and_time_left(images):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))  # rows, columns
+    shown = []
+
+    def read():
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 4096):
+                shown.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    process = start(TRAIN, *flags(images, images.parent / "bar"), stderr=theirs)
+    os.close(theirs)
+    code, out, _ = finish(process)
+    reader.join()
+    os.close(ours)
+    text = b"".join(shown).decode()
+    assert code == 0
+    assert all(words in text for words in ("loss ", "accuracy ", "s/iteration", "left", "12/12"))
+    assert "iteration 3/12" not in out and "validation" in out
