@@ -115,6 +115,7 @@ def split_classes(tree: Tree) -> dict[str, dict[str, list[str]]] | None:
             "name the folder of one of them"
         )
     require_splits(tree.path, found)
+    found = {split: found[split] for split in SPLITS}
     require_disjoint(tree.path, found)
     return found
 
