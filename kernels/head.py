@@ -27,7 +27,8 @@ def linear_cross_entropy(
     if not tasks * images or weight.shape != (tasks, ways, width) or bias.shape != (tasks, ways):
         raise ValueError(
             "linear_cross_entropy: features, weight and bias must be non-empty [T, N, D], "
-            f"[T, ways, D], [T, ways], got {list(features.shape)}, {list(weight.shape)}, {list(bias.shape)}"
+            f"[T, ways, D], [T, ways], got {list(features.shape)}, {list(weight.shape)}, "
+            f"{list(bias.shape)}"
         )
     if labels.shape != (tasks, images) or labels.dtype != torch.int64:
         raise ValueError(

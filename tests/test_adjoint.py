@@ -100,7 +100,8 @@ def test_normalisation_rows_and_statistics(
 @settings(max_examples=15, deadline=None)
 @given(
     side=st.integers(4, 15), filters=st.integers(2, 6), stages=st.integers(2, 3),
-    ways=st.integers(2, 6), channels=st.sampled_from([1, 3]), downsample=st.sampled_from(["pool", "stride"]),
+    ways=st.integers(2, 6), channels=st.sampled_from([1, 3]),
+    downsample=st.sampled_from(["pool", "stride"]),
     weights=st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=1, max_size=4).filter(
         lambda w: w[-1] > 0
     ),

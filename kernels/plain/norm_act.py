@@ -1,7 +1,7 @@
 """Batch norm + affine + leaky ReLU + 2×2 max pool, statistics per task and channel.
 
-With r = 1/√(σ² + ε), x̂ = (z − μ)r, m the slope of the activation at the winner of each window, S the
-scatter of pooled values to their winners, n the elements behind a statistic, and δ = m·dy:
+With r = 1/√(σ² + ε), x̂ = (z − μ)r, m the slope of the activation at the winner of each window, S
+the scatter of pooled values to their winners, n the elements behind a statistic, and δ = m·dy:
 
     dbias = s₁ = Σδ;  dgain = s₂ = Σδx̂;  dz = gain·r·(S(δ) − s₁/n − x̂s₂/n)
 
