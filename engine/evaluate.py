@@ -177,7 +177,10 @@ def _evaluate_checkpoint(
     cfg = dataclasses.replace(trained, **explicit)
     with machine(cfg) as device:
         dataset = load_dataset(cfg, part)
-        print(f"{path}: trained on {saved[0].data_name}, evaluated on {dataset.name}", flush=True)
+        other = "" if dataset.identity == saved[0].data_identity else ", other data"
+        print(
+            f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}", flush=True
+        )
         result = test(cfg, restore(trained, saved, device), dataset, part)
         print(test_table(result))
 

@@ -50,8 +50,8 @@ class Run:
             run._continue(checkpoint.load(latest))
         elif orphans := sorted(path.name for path in folder.glob("epoch-*.pt")):
             raise UserError(
-                f"{folder} holds {', '.join(orphans)} but no {latest.name}: put it back to continue, "
-                "give another --run, or start over with --fresh, which removes them"
+                f"{folder} holds {', '.join(orphans)} but no {latest.name}: put it back to "
+                "continue, give another --run, or start over with --fresh, which removes them"
             )
         else:
             torch.manual_seed(cfg.seed)

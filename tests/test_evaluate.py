@@ -85,7 +85,7 @@ def test_a_run_folder_gives_what_the_training_reported(run, capsys):
         (f"{100 * result[k]['accuracy']:.2f}", f"{100 * result[k]['interval']:.2f}")
         for k in ("best", "ensemble")
     ]
-    assert "trained on folder:tiny, evaluated on folder:tiny" in out
+    assert "trained on folder:tiny, tested on folder:tiny\n" in out
 
 
 def test_one_file_and_other_settings(run, capsys):
@@ -99,7 +99,7 @@ def test_one_file_and_other_settings(run, capsys):
 def test_other_data_of_the_same_shape(run, images, capsys):
     other = make_images(images.parent / "elsewhere" / "other", seed=5)
     assert evaluate.main([str(run), "--data", str(other)]) == 0
-    assert "trained on folder:tiny, evaluated on folder:other" in capsys.readouterr().out
+    assert "trained on folder:tiny, tested on folder:other, other data\n" in capsys.readouterr().out
 
 
 def refused(argv, capsys, *words):

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine import train
+from engine.run import Run
 from tests.tiny import call, finish, flags, make_images, same, small_disk, start
 
 TRAIN = "engine.train"
@@ -183,6 +185,14 @@ def test_nan_stops_the_run_with_the_iteration_and_keeps_the_last_good_checkpoint
     assert code == 3
     one_line(err, "iteration 1:", "gradient of", "not finite", str(folder), "--fresh")
     assert torch.load(folder / "latest.pt", weights_only=True)["state"]["iteration"] == 0
+
+
+def test_work_since_the_last_save_is_bounded_in_time(images, monkeypatch):
+    saved, save = [], Run.save
+    monkeypatch.setattr("engine.train.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(Run, "save", lambda run: (saved.append(run.state.iteration), save(run)))
+    assert train.main(flags(images, images.parent / "often", "--epochs", 1)) == 0
+    assert saved == [0, 1, 2, 3, 4, 4]  # at the start, after each iteration, and with the epoch
 
 
 def test_a_changed_configuration_is_refused_and_fresh_starts_over(straight, images):

@@ -18,8 +18,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = (
     "--dataset folder --image-size 16 --filters 4 --stages 3 --steps 2 --tasks 2 --targets 2 "
-    "--ways 3 --inner-rate 0.4 --epochs 3 --iterations 4 --eval-tasks 4 --ensemble 2 --log-every 1 --threads 1 "
-    "--device cpu"
+    "--ways 3 --inner-rate 0.4 --epochs 3 --iterations 4 --eval-tasks 4 "
+    "--ensemble 2 --log-every 1 --threads 1 --device cpu"
 ).split()
 
 
