@@ -113,7 +113,7 @@ def test_a_finished_run_shows_its_result_again(straight, images):
 
 def test_a_run_stopped_again_and_again_is_bit_for_bit_the_uninterrupted_one(straight, images):
     folder = images.parent / "stopped"
-    command = flags(images, folder)
+    command, stopped = flags(images, folder), 0
     for words, sent, code in [
         ("iteration 2/12", signal.SIGINT, 130),  # in the middle of the first epoch
         ("epoch 1/3  validation", signal.SIGKILL, -9),
@@ -124,10 +124,12 @@ def test_a_run_stopped_again_and_again_is_bit_for_bit_the_uninterrupted_one(stra
         wait_for(process, words)
         process.send_signal(sent)
         found, out, err = finish(process)
-        assert found == code, err
-        if code > 0:
+        assert found in (code, 0), err  # 0: a busy machine brought the signal too late
+        stopped += found == code
+        if found > 0:
             assert "the same command continues" in err and "Traceback" not in err
         torch.load(folder / "latest.pt", weights_only=True)
+    assert stopped >= 2
     code, out, err = call(TRAIN, *command)
     assert (code, err) == (0, "")
 
@@ -156,6 +158,7 @@ def test_a_signal_in_the_first_second_is_answered_with_a_line(images, wait):
     sent, code = (signal.SIGINT, 130) if wait else (signal.SIGTERM, 143)
     process = start(TRAIN, *flags(images, folder))
     while not handles_signals(process.pid):
+        assert process.poll() is None
         time.sleep(0.001)
     time.sleep(wait)
     process.send_signal(sent)
@@ -168,9 +171,9 @@ def test_a_second_signal_exits_at_once_and_the_checkpoint_is_whole(images):
     folder = images.parent / "twice"
     slow = ("--image-size", 64, "--filters", 64, "--targets", 5, "--tasks", 16, "--steps", 5)
     process = start(TRAIN, *flags(images, folder, *slow))
-    while not (folder / "latest.pt").exists():
+    while not (folder / "log.jsonl").exists():  # opened when all is built
+        assert process.poll() is None
         time.sleep(0.01)
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     assert "finishing this iteration" in process.stderr.readline() + process.stderr.readline()
     process.send_signal(signal.SIGINT)
