@@ -45,7 +45,8 @@ def summary(output: str) -> str:
     if cmake_error:
         return " ".join(cmake_error[1].split())
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
+    errors = (line for line in lines if re.search(r"\berror\b[^:]*:", line, re.IGNORECASE))
+    return next(errors, lines[-1] if lines else "")
 
 
 def run(*command: str) -> None:
