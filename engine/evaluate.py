@@ -23,11 +23,12 @@ if TYPE_CHECKING:  # torch takes seconds to import; a wrong flag is answered bef
     from torch import Tensor
 
     from engine.data import Dataset
+    from engine.episodes import Episode
     from engine.meta import State
 
 # The same tasks for every run, so that two runs, whatever their seeds, are compared on equal terms.
 TASK_SEED = 0
-GPU_TASKS = 16  # at once on a GPU
+BATCH = 16  # tasks drawn at once
 
 FLAGS = (
     "dataset data cache strict_data split rotations ways shots targets eval_steps norm_statistics "
@@ -65,20 +66,15 @@ def evaluate(
     """
     import torch
 
-    import kernels
     from engine.model import Backbone
     from engine.run import on_device, sampler
     from engine.unroll import adapt_and_predict
+    from engine.workers import over_tasks
 
     model, device = Backbone.of(cfg), states[0].params.theta.device
-    block = kernels.task_block(device) or GPU_TASKS
-    tasks_of = sampler(cfg, dataset, part, seed=TASK_SEED)
-    correct = []
-    for first in tqdm(range(0, tasks, block), desc=part, leave=False, disable=None):
-        between()
-        episode = tasks_of.episode(0, min(block, tasks - first), first_task=first)
-        episode = on_device(episode, device)
-        logits = [  # each [T, N, ways]
+
+    def predict(episode: Episode) -> Tensor:  # [states, T, N, ways]
+        predictions = [
             adapt_and_predict(
                 model,
                 state.params,
@@ -90,8 +86,17 @@ def evaluate(
             )
             for state in states
         ]
-        logits.append(torch.stack(logits).mean(0))
-        hits = torch.stack(logits).argmax(-1) == episode.target_y  # [states + 1, T, N]
+        return torch.stack(predictions)
+
+    tasks_of = sampler(cfg, dataset, part, seed=TASK_SEED)
+    correct = []
+    for first in tqdm(range(0, tasks, BATCH), desc=part, leave=False, disable=None):
+        between()
+        episode = tasks_of.episode(0, min(BATCH, tasks - first), first_task=first)
+        episode = on_device(episode, device)
+        logits = torch.cat(over_tasks(predict, episode), dim=1)
+        logits = torch.cat([logits, logits.mean(0, keepdim=True)])
+        hits = logits.argmax(-1) == episode.target_y  # [states + 1, T, N]
         correct.append(hits.double().mean(-1).cpu())
     *single, ensemble = (score(row) for row in torch.cat(correct, dim=1))
     return single, ensemble

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import kernels
 from engine import unroll
 from engine.config import Config
 from engine.episodes import Episode
 from engine.model import Backbone, Moments, Params
+from engine.workers import over_tasks
 
 
 class State(NamedTuple):
@@ -84,18 +84,10 @@ def meta_gradient(state: State, episode: Episode, cfg: Config) -> unroll.MetaGra
     weights = [scale * w for w in loss_weights(epoch, cfg)]
     running = state.running if cfg.train_norm_statistics == "running" else None
     differentiate = unroll.adjoint if cfg.unroll == "adjoint" else unroll.autograd
-    model, block = Backbone.of(cfg), kernels.task_block(episode.support_x.device) or tasks
-    parts = [
-        differentiate(
-            model,
-            state.params,
-            episode.slice(t, t + block),
-            weights,
-            second_order(epoch, cfg),
-            running,
-        )
-        for t in range(0, tasks, block)
-    ]
+    model, second = Backbone.of(cfg), second_order(epoch, cfg)
+    parts = over_tasks(
+        lambda block: differentiate(model, state.params, block, weights, second, running), episode
+    )
     gradients = zip(*(part.gradient for part in parts), strict=True)
     return unroll.MetaGradient(
         torch.stack([part.loss for part in parts]).sum(),

@@ -166,10 +166,10 @@ class Backbone:
 
     def _forward(self, theta, row, x, statistics) -> tuple[Tensor, list[_Stage], Moments]:
         conv, norm_act = kernels.backend("conv", x), kernels.backend("norm_act", x)
-        tasks, stages = len(x), []
+        tasks, stages, weights = len(x), [], self._weights(theta)
         given = self._given(statistics, tasks)
         for s, (gain, bias) in enumerate(self._affine(row, tasks)):
-            z = conv.fwd(x, self._weights(theta)[s], self.stride, 1)
+            z = conv.fwd(x, weights[s], self.stride, 1)
             y, saved = norm_act.fwd(
                 z, gain, bias, self.norm_eps, self.negative_slope, self.pool, given[s]
             )

@@ -19,6 +19,7 @@ from engine.episodes import Episode, EpisodeSampler
 from engine.errors import UserError
 from engine.meta import State
 from engine.report import Meter
+from engine.workers import keep_freed_memory
 
 # The classes of a data set are divided, and the stand-in is drawn, the same for every run: two
 # runs, whatever their seeds, are tested on classes that neither has seen.
@@ -151,6 +152,7 @@ def machine(cfg: Config) -> Iterator[torch.device]:
             raise UserError(str(error)) from error
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(cfg.threads or torch.get_num_threads())
+        keep_freed_memory()
         yield device
 
 

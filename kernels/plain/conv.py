@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.plain.layout import channels_last, total
+from kernels.plain.layout import channels_last, stack, total
 
 
 def fwd(
@@ -13,7 +13,7 @@ def fwd(
     padding: int,
 ) -> Tensor:  # [T, N, F, H', W']
     x = channels_last(x)
-    return _stack([torch.conv2d(x[t], w[t], None, stride, padding) for t in range(len(x))])
+    return _stack_images([torch.conv2d(x[t], w[t], None, stride, padding) for t in range(len(x))])
 
 
 def bwd(
@@ -42,7 +42,7 @@ def bwd(
         )
         dx.append(gx)
         dw.append(gw)
-    return _stack(dx) if need[0] else None, torch.stack(dw) if need[1] else None
+    return _stack_images(dx) if need[0] else None, stack(dw) if need[1] else None
 
 
 def tan_fwd(x, w, x_dot, w_dot, stride, padding) -> Tensor | None:
@@ -73,7 +73,5 @@ def tan_bwd(
     return total(first[0], second[0]), total(first[1], second[1])
 
 
-def _stack(images: list[Tensor]) -> Tensor:
-    if len(images) == 1:
-        return images[0].unsqueeze(0)
-    return torch.stack([i.permute(0, 2, 3, 1) for i in images]).permute(0, 1, 4, 2, 3)
+def _stack_images(images: list[Tensor]) -> Tensor:
+    return stack([i.permute(0, 2, 3, 1) for i in images]).permute(0, 1, 4, 2, 3)

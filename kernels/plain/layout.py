@@ -1,5 +1,7 @@
 """Memory layout and sums that the ops share."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,3 +28,8 @@ def total(*terms: Tensor | None) -> Tensor | None:
     for term in present[1:]:
         result = result + term
     return result
+
+
+def stack(tasks: Sequence[Tensor]) -> Tensor:
+    """`torch.stack`, without the copy for a single task."""
+    return tasks[0].unsqueeze(0) if len(tasks) == 1 else torch.stack(list(tasks))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.plain.layout import channels_last, total
+from kernels.plain.layout import channels_last, stack, total
 
 # Rows of C values in a block of the statistics: aten sums a block without compensation, so a block
 # bounds the rounding error, and its second pass reads the cache (2048 × 48 floats are 384 KiB).
@@ -32,7 +32,8 @@ class Saved(NamedTuple):
     rstd: Tensor  # [T, C]
     x_hat: Tensor  # [T, N, C, h, w] normalised input at the pooling winners
     index: Tensor | None  # [T·N, C, h, w] winner inside its image, None without pooling
-    mask: Tensor | None  # [T, N, C, h, w] slope of the activation, None without one
+    y: Tensor  # [T, N, C, h, w] the output, whose sign says where the activation bends
+    negative_slope: float
     count: int  # elements behind each statistic; 0: the statistics were given and are constants
 
 
@@ -53,7 +54,7 @@ def fwd(
     statistics: tuple[Tensor, Tensor] | None,  # mean, biased variance [T, C]; None: the batch's own
 ) -> tuple[Tensor, Saved]:
     z = channels_last(z)
-    mean, var = (torch.stack(m) for m in zip(*map(_moments, z), strict=True))
+    mean, var = (stack(m) for m in zip(*map(_moments, z), strict=True))
     centre, spread = statistics or (mean, var)
     rstd = (spread + eps).rsqrt()
     winners, index = z, None
@@ -72,12 +73,10 @@ def fwd(
             winners = values.unflatten(1, (h, w)).permute(0, 3, 1, 2).unflatten(0, z.shape[:2])
     x_hat = (winners - _wide(centre)) * _wide(rstd)
     y = torch.addcmul(_wide(bias), x_hat, _wide(gain))
-    mask = None
     if negative_slope != 1.0:
-        mask = torch.where(y > 0, y.new_ones(()), y.new_full((), negative_slope))
-        y = y * mask
+        F.leaky_relu_(y, negative_slope)
     count = 0 if statistics else z.numel() // (z.shape[0] * z.shape[2])
-    return y, Saved(z, mean, var, centre, rstd, x_hat, index, mask, count)
+    return y, Saved(z, mean, var, centre, rstd, x_hat, index, y, negative_slope, count)
 
 
 def bwd(
@@ -163,10 +162,15 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows = images.permute(0, 2, 3, 1).flatten(0, 2)  # [N·H·W, C]
     blocks = rows.split(_STATISTICS_BLOCK)
+    # As one image of len(block) pixels in a row, NHWC in memory.
     parts = [
-        torch.batch_norm_update_stats(block.T.unsqueeze(0).unsqueeze(3), None, None, 0.0)
+        torch.batch_norm_update_stats(
+            block.view(1, len(block), 1, -1).movedim(3, 1), None, None, 0.0
+        )
         for block in blocks
     ]
+    if len(parts) == 1:
+        return parts[0]
     means, variances = (torch.stack(part).double() for part in zip(*parts, strict=True))
     weights = torch.tensor(
         [len(block) / len(rows) for block in blocks], dtype=means.dtype, device=means.device
@@ -178,7 +182,7 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def _wide(v: Tensor) -> Tensor:
     """[T, C] → [T, 1, C, 1, 1]"""
-    return v[:, None, :, None, None]
+    return v.view(v.shape[0], 1, v.shape[1], 1, 1)
 
 
 def _channel_sum(x: Tensor) -> Tensor:
@@ -217,4 +221,7 @@ def _scatter(pooled: Tensor, saved: Saved) -> Tensor:
 
 
 def _masked(values: Tensor | None, saved: Saved) -> Tensor | None:
-    return values if saved.mask is None or values is None else values * saved.mask
+    """Values times the slope of the activation where they stand."""
+    if values is None or saved.negative_slope == 1.0:
+        return values
+    return torch.ops.aten.leaky_relu_backward(values, saved.y, saved.negative_slope, True)

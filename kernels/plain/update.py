@@ -8,8 +8,7 @@ from kernels.plain.layout import total
 
 def spread(rates: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """One rate a segment [L] → one a parameter [P]."""
-    counts = torch.tensor(sizes, device=rates.device)
-    return rates.repeat_interleave(counts, output_size=sum(sizes))
+    return torch.cat([rate.expand(size) for rate, size in zip(rates, sizes, strict=True)])
 
 
 def fwd(

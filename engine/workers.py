@@ -1,0 +1,68 @@
+"""The tasks of an episode over the cores of a CPU, and an allocator that keeps what it got.
+
+The operations of one task are too small to share between cores: the barriers cost more than they
+save. So each worker thread takes whole tasks and runs their operations alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+import kernels
+from engine.episodes import Episode
+
+T = TypeVar("T")
+
+
+def over_tasks(function: Callable[[Episode], T], episode: Episode) -> list[T]:
+    """`function` of each block of tasks that suits the device, in task order.
+
+    On a CPU as many blocks as `torch.get_num_threads()` run at once, on one core each; those left
+    over, too few for every thread, run one after the other on all of them.
+    """
+    tasks, threads = len(episode.support_x), torch.get_num_threads()
+    block = kernels.task_block(episode.support_x.device) or tasks
+    blocks = [episode.slice(start, start + block) for start in range(0, tasks, block)]
+    # A worker sees the caller's choice of backend, which a context variable holds.
+    calls = [(copy_context(), function, each) for each in blocks]
+    left = len(calls) % threads if threads > 1 else len(calls)
+    together = calls[: len(calls) - left]
+    results = list(_pool(threads).map(_run, together)) if together else []
+    return results + [function(each) for each in blocks[len(together) :]]
+
+
+def _run(call: tuple) -> object:
+    context, function, episode = call
+    return context.run(function, episode)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    # torch's number of threads is a setting of the calling thread; the caller's stays as it is.
+    return ThreadPoolExecutor(threads, "task", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def keep_freed_memory() -> None:
+    """Have the C allocator reuse freed memory instead of returning it to the system, process-wide.
+
+    An activation of a target set is freed and asked for again within milliseconds; glibc would
+    return it and fault it in anew each time, page by page, for longer than it takes to compute.
+    Elsewhere than on glibc this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h
+    mallopt(arena_max, 1)  # a thread's own arena hands out large blocks by mmap only
+    mallopt(mmap_threshold, 2**30)
+    mallopt(trim_threshold, 2**31 - 1)
