@@ -15,20 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.plain.layout import channels_last, stack, total
+from kernels.plain.layout import channels_last, total
 
-# Rows of C values in a block of the statistics: aten sums a block without compensation, so a block
-# bounds the rounding error, and its second pass reads the cache (2048 × 48 floats are 384 KiB).
-_STATISTICS_BLOCK = 2048
+# Values in a block of the sum of squares, so that its product stays in the cache (4 MiB of float32).
+_SQUARES_BLOCK = 2**20
 
 
 class Saved(NamedTuple):
     """What `norm_act` keeps: everything the tangents need, the dense input once."""
 
-    z: Tensor  # [T, N, C, H, W]
+    centred: Tensor  # [T, N, C, H, W] z − μ
     mean: Tensor  # [T, C] of the batch
     var: Tensor  # [T, C] of the batch, biased
-    centre: Tensor  # [T, C] subtracted: the batch mean, or the given one
     rstd: Tensor  # [T, C]
     x_hat: Tensor  # [T, N, C, h, w] normalised input at the pooling winners
     index: Tensor | None  # [T·N, C, h, w] winner inside its image, None without pooling
@@ -54,29 +52,21 @@ def fwd(
     statistics: tuple[Tensor, Tensor] | None,  # mean, biased variance [T, C]; None: the batch's own
 ) -> tuple[Tensor, Saved]:
     z = channels_last(z)
-    mean, var = (stack(m) for m in zip(*map(_moments, z), strict=True))
-    centre, spread = statistics or (mean, var)
+    count = z.numel() // (z.shape[0] * z.shape[2])
+    mean = _channel_sum(z) / count
+    centred = z - _wide(mean)
+    var = _sum_of_squares(centred) / count
+    spread = var
+    if statistics is not None:
+        centre, spread = statistics
+        centred, count = z - _wide(centre), 0
     rstd = (spread + eps).rsqrt()
-    winners, index = z, None
-    if pool:
-        # Affine and activation are monotone, so they commute with the maximum up to the gain's
-        # sign.
-        flat = z.flatten(0, 1)
-        if bool((gain > 0).all()):
-            winners, index = F.max_pool2d(flat, 2, return_indices=True)
-            winners = winners.unflatten(0, z.shape[:2])
-        else:
-            signed = (z * _wide(gain.sign())).flatten(0, 1)
-            _, index = F.max_pool2d(signed, 2, return_indices=True)
-            values = _rows(flat).gather(1, _rows(index))
-            h, w = index.shape[2:]
-            winners = values.unflatten(1, (h, w)).permute(0, 3, 1, 2).unflatten(0, z.shape[:2])
-    x_hat = (winners - _wide(centre)) * _wide(rstd)
+    winners, index = (centred, None) if not pool else _pool(centred, gain)
+    x_hat = winners * _wide(rstd)
     y = torch.addcmul(_wide(bias), x_hat, _wide(gain))
     if negative_slope != 1.0:
         F.leaky_relu_(y, negative_slope)
-    count = 0 if statistics else z.numel() // (z.shape[0] * z.shape[2])
-    return y, Saved(z, mean, var, centre, rstd, x_hat, index, y, negative_slope, count)
+    return y, Saved(centred, mean, var, rstd, x_hat, index, y, negative_slope, count)
 
 
 def bwd(
@@ -89,9 +79,9 @@ def bwd(
     scale = gain * saved.rstd
     dz = _scatter(delta * _wide(scale), saved)
     if saved.count:
-        slope = -scale * saved.rstd * s2 / saved.count
-        dz.addcmul_(saved.z, _wide(slope))
-        dz.add_(_wide(-scale * s1 / saved.count - slope * saved.centre))
+        per_value = scale / -saved.count
+        dz.addcmul_(saved.centred, _wide(per_value * saved.rstd * s2))
+        dz.add_(_wide(per_value * s1))
     return dz, s2, s1
 
 
@@ -108,10 +98,7 @@ def tan_fwd(
         x_hat_dot = _at_winners(z_dot, saved)
         if saved.count:
             mean_dot = _channel_sum(z_dot) / saved.count
-            # Centred before the product: mean(z·ż) − μ·μ̇ would cancel where |μ| exceeds the
-            # spread.
-            product = (saved.z - _wide(saved.centre)).mul_(z_dot)
-            q = _channel_sum(product) * saved.rstd / saved.count
+            q = _channel_sum(saved.centred * z_dot) * saved.rstd / saved.count
             x_hat_dot = x_hat_dot - _wide(mean_dot) - saved.x_hat * _wide(q)
         x_hat_dot = x_hat_dot * _wide(saved.rstd)
     y_dot = total(
@@ -151,33 +138,36 @@ def tan_bwd(
             dz_dot.addcmul_(tangent.z_dot, _wide(on_z_dot))
             on_x_hat = on_x_hat - on_z_dot * tangent.q
             constant = constant - on_z_dot * tangent.mean_dot
-        dz_dot.addcmul_(saved.z, _wide(on_x_hat * r))
-        dz_dot.add_(_wide(constant - on_x_hat * r * saved.centre))
+        dz_dot.addcmul_(saved.centred, _wide(on_x_hat * r))
+        dz_dot.add_(_wide(constant))
     return dz_dot, s2_dot, s1_dot
 
 
-def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [C] of [N, C, H, W]: a cache-sized block at a time, merged as Chan
-    et al. (1979) do.
+def _pool(centred: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and indices of the winners. Affine and activation are monotone, so they commute with
+    the maximum up to the sign of the gain; a gain of 0 makes all equal, and the first one wins.
     """
-    rows = images.permute(0, 2, 3, 1).flatten(0, 2)  # [N·H·W, C]
-    blocks = rows.split(_STATISTICS_BLOCK)
-    # As one image of len(block) pixels in a row, NHWC in memory.
-    parts = [
-        torch.batch_norm_update_stats(
-            block.view(1, len(block), 1, -1).movedim(3, 1), None, None, 0.0
-        )
-        for block in blocks
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    means, variances = (torch.stack(part).double() for part in zip(*parts, strict=True))
-    weights = torch.tensor(
-        [len(block) / len(rows) for block in blocks], dtype=means.dtype, device=means.device
-    )
-    mean = weights @ means
-    var = weights @ (variances + (means - mean).square())
-    return mean.to(images.dtype), var.to(images.dtype)
+    flat = centred.flatten(0, 1)
+    if bool((gain > 0).all()):
+        winners, index = F.max_pool2d(flat, 2, return_indices=True)
+    else:
+        signed = (centred * _wide(gain.sign())).flatten(0, 1)
+        _, index = F.max_pool2d(signed, 2, return_indices=True)
+        winners = _gather(flat, index)
+    return winners.unflatten(0, centred.shape[:2]), index
+
+
+def _gather(dense: Tensor, index: Tensor) -> Tensor:
+    """[n, C, H, W] at indices [n, C, h, w]"""
+    values = _rows(dense).gather(1, _rows(index))
+    return values.unflatten(1, index.shape[2:]).permute(0, 3, 1, 2)
+
+
+def _sum_of_squares(x: Tensor) -> Tensor:
+    """[T, N, C, H, W] → [T, C]"""
+    images = max(1, _SQUARES_BLOCK // x[:, 0].numel())
+    blocks = [_channel_sum(block * block) for block in x.split(images, 1)]
+    return blocks[0] if len(blocks) == 1 else torch.stack(blocks).sum(0)
 
 
 def _wide(v: Tensor) -> Tensor:
@@ -198,9 +188,7 @@ def _rows(x: Tensor) -> Tensor:
 def _at_winners(dense: Tensor, saved: Saved) -> Tensor:
     if saved.index is None:
         return dense
-    values = _rows(dense.flatten(0, 1)).gather(1, _rows(saved.index))
-    t, n, c, h, w = saved.x_hat.shape
-    return values.view(t, n, h, w, c).permute(0, 1, 4, 2, 3)
+    return _gather(dense.flatten(0, 1), saved.index).unflatten(0, dense.shape[:2])
 
 
 def _scatter(pooled: Tensor, saved: Saved) -> Tensor:
@@ -209,7 +197,7 @@ def _scatter(pooled: Tensor, saved: Saved) -> Tensor:
         return pooled.clone()
     dense = torch.ops.aten.max_pool2d_with_indices_backward(
         pooled.flatten(0, 1),
-        saved.z.flatten(0, 1),
+        saved.centred.flatten(0, 1),
         [2, 2],
         [2, 2],
         [0, 0],
@@ -217,7 +205,7 @@ def _scatter(pooled: Tensor, saved: Saved) -> Tensor:
         False,
         saved.index,
     )
-    return dense.view_as(saved.z)
+    return dense.view_as(saved.centred)
 
 
 def _masked(values: Tensor | None, saved: Saved) -> Tensor | None:
