@@ -1,15 +1,18 @@
 """Seconds and peak memory of one outer iteration, ours against the loop.
 
-The two take turns, round by round, so that what else the machine does meets both; the table gives
-the ratio of the medians. A row whose results differ fails before anything is timed.
+Each lives in a process of its own for the whole row. The two take turns, round by round, so that
+what else the machine does meets both; the table gives the ratio of the medians. A row whose results
+differ fails before anything is timed.
 """
 
 from statistics import median
 
 import pytest
+import torch
 
-from bench import gate, memory
-from bench.cases import IMPLEMENTATIONS, ROWS, Ours, Row, Theirs, seconds
+from bench import gate
+from bench.cases import ROWS, Row
+from bench.worker import Worker
 
 SHORT = 4.0, 3, 9  # seconds to spend on a row's rounds, fewest and most rounds
 FULL = 20.0, 5, 15
@@ -22,28 +25,25 @@ def bench_meta_iteration(row: Row, benchmark, record, request):
         pytest.skip("only with --full")
     cfg = row.config()
     gate.check_exact(cfg)
-    ours, theirs = Ours(cfg), Theirs(cfg)
-    warm_up = seconds(lambda: gate.check_single(ours, theirs))
-
-    budget, fewest, most = FULL if full else SHORT
-    rounds = min(max(int(budget / warm_up), fewest), most)
-    loop_times: list[float] = []
-    benchmark.pedantic(
-        ours.iteration,
-        setup=lambda: loop_times.append(seconds(theirs.iteration)),
-        rounds=rounds,
-    )
-    our_times = list(benchmark.stats.stats.data)
-    peaks = None
-    if full or row.short_memory:
-        peaks = {how: memory.measure(row, how) for how in IMPLEMENTATIONS}
+    threads = torch.get_num_threads()
+    times: dict[str, list[float]] = {"ours": [], "loop": []}
+    with Worker(row, "ours", threads) as ours, Worker(row, "loop", threads) as loop:
+        gate.check_single(ours.iteration().loss, loop.iteration().loss)
+        warm = ours.iteration().seconds + loop.iteration().seconds
+        budget, fewest, most = FULL if full else SHORT
+        benchmark.pedantic(
+            lambda: times["ours"].append(ours.iteration().seconds),
+            setup=lambda: times["loop"].append(loop.iteration().seconds),
+            rounds=min(max(int(budget / warm), fewest), most),
+        )
+        memory = {"ours": ours.peak(), "loop": loop.peak()}
     record(
         "meta",
         vars(row)
         | {
             "tasks": cfg.tasks,
-            "seconds": {"ours": median(our_times), "loop": median(loop_times)},
-            "rounds": {"ours": our_times, "loop": loop_times},
-            "memory": peaks,
+            "seconds": {how: median(each) for how, each in times.items()},
+            "rounds": times,
+            "memory": memory,
         },
     )

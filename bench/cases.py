@@ -42,11 +42,6 @@ class Row:
         """Whether the default run times it, not only the full one."""
         return self.steps == 5 or (self.steps == 1 and self.order == "second")
 
-    @property
-    def short_memory(self) -> bool:
-        """Whether the default run also measures its memory."""
-        return self.steps == 5 and self.order == "second"
-
     def config(self) -> Config:
         """MAML has every trick at its neutral value; MAML++ has the multi-step loss, per-step norm
         and learned rates on, which is its most expensive phase."""

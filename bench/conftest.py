@@ -13,7 +13,7 @@ RECORDED = pytest.StashKey[dict[str, list[dict]]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mamlpp")
-    group.addoption("--full", action="store_true", help="every row, more rounds, memory of each")
+    group.addoption("--full", action="store_true", help="every row, more rounds")
     group.addoption("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     group.addoption(
         "--json",

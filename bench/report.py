@@ -36,10 +36,7 @@ _EPISODES = ["the sampler", "tasks/s", "tasks/s, prefetched", "images/s"]
 
 
 def _meta(row: dict) -> list[str]:
-    memory = ["", "", ""]
-    if row["memory"]:
-        ours, loop = row["memory"]["ours"], row["memory"]["loop"]
-        memory = [f"{ours / 2**20:,.0f} MiB", f"{loop / 2**20:,.0f} MiB", f"{ours / loop:.2f}"]
+    ours, loop = row["memory"]["ours"], row["memory"]["loop"]
     return [
         f"{row['case']} {row['algorithm']}",
         row["order"],
@@ -47,7 +44,9 @@ def _meta(row: dict) -> list[str]:
         f"{row['seconds']['ours']:.3f}",
         f"{row['seconds']['loop']:.3f}",
         f"{row['seconds']['loop'] / row['seconds']['ours']:.2f}×",
-        *memory,
+        f"{ours / 2**20:,.0f} MiB",
+        f"{loop / 2**20:,.0f} MiB",
+        f"{ours / loop:.2f}",
     ]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from bench import gate, report, results
 from bench.cases import ROWS, Ours, Row, Theirs, reduced
+from bench.worker import Worker
 
 RUN = {
     "command": "pytest bench/ --benchmark-only",
@@ -34,7 +35,7 @@ RUN = {
             "order": "first",
             "steps": 1,
             "seconds": {"ours": 0.5, "loop": 0.25},
-            "memory": None,
+            "memory": {"ours": 2**30, "loop": 2**30},
         },
     ],
     "episodes": [
@@ -70,6 +71,12 @@ def test_gate_sees_first_order_in_the_gradient(monkeypatch: pytest.MonkeyPatch):
         gate.check_exact(cfg)
 
 
+@pytest.mark.parametrize("a, b", [(1.0, 1.01), (1.0, float("nan")), (float("nan"),) * 2])
+def test_gate_sees_another_float32_loss(a: float, b: float):
+    with pytest.raises(AssertionError, match="float32 loss"):
+        gate.check_single(a, b)
+
+
 def test_several_iterations_agree():
     cfg = reduced(Row("mini 5w1s", "MAML++", "second", 2).config())
     cfg = replace(cfg, image_size=20, clamp=0.01)
@@ -89,7 +96,8 @@ def test_tables_say_what_was_measured():
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
     plus = ["mini 5w1s MAML++", "second", "5", "2.000", "6.000", "3.00×"]
     assert plus + ["512 MiB", "2,048 MiB", "0.25"] in cells
-    assert ["mini 5w1s MAML", "first", "1", "0.500", "0.250", "0.50×", "", "", ""] in cells
+    plain = ["mini 5w1s MAML", "first", "1", "0.500", "0.250", "0.50×"]
+    assert plain + ["1,024 MiB", "1,024 MiB", "1.00"] in cells
     assert ["mini 5w1s, 2 tasks", "200", "400", "16,000"] in cells
 
 
@@ -111,20 +119,42 @@ def test_readme_shows_the_json_that_it_names():
     assert report.updated(readme, name, results.load(results.FOLDER / name)) == readme
 
 
-def test_memory_is_measured_in_a_process_of_its_own():
-    """A child's figure does not count what its parent held."""
+def test_workers_run_a_row_and_measure_themselves():
+    row = Row("omniglot 20w1s", "MAML", "first", 1)
+    with Worker(row, "ours", 1) as ours, Worker(row, "loop", 1) as loop:
+        answers = [worker.iteration() for worker in (ours, loop)]
+        gate.check_single(*(answer.loss for answer in answers))
+        assert all(answer.seconds > 0 for answer in answers)
+        peaks = [worker.peak() for worker in (ours, loop)]
+        assert all(1 << 20 < peak < 1 << 32 for peak in peaks)
+        assert [worker.process.poll() for worker in (ours, loop)] == [None, None]
+    assert [worker.process.returncode for worker in (ours, loop)] == [0, 0]
+
+
+def test_a_worker_that_fails_says_why(capfd: pytest.CaptureFixture):
+    row = Row("no such case", "MAML", "first", 1)
+    with pytest.raises(RuntimeError, match="no-such-case.* ours died.*'iteration', exit code 1"):
+        with Worker(row, "ours", 1) as worker:
+            worker.iteration()
+    assert "KeyError: 'no such case'" in capfd.readouterr().err
+
+
+def test_a_worker_that_was_killed_is_an_error():
+    with Worker(Row("omniglot 20w1s", "MAML", "first", 1), "loop", 1) as worker:
+        worker.process.kill()
+        worker.process.wait()
+        with pytest.raises(RuntimeError, match="exit code -9"):
+            worker.peak()
+
+
+def test_memory_does_not_count_what_the_parent_held():
+    alone = [sys.executable, "-c", "from bench.worker import peak_bytes; print(peak_bytes())"]
     code = (
-        "import torch; x = torch.ones(300 << 18); import subprocess, sys;"
-        "print(subprocess.run([sys.executable, '-c',"
-        "'from bench.memory import peak_bytes; print(peak_bytes())'],"
-        "capture_output=True, text=True, check=True).stdout)"
+        "import torch; x = torch.ones(300 << 18); import subprocess;"
+        f"print(subprocess.run({alone!r}, capture_output=True, text=True, check=True).stdout)"
     )
-    run = [sys.executable, "-c", code]
-    alone = [sys.executable, "-c", "from bench.memory import peak_bytes; print(peak_bytes())"]
     below, plain = (
-        int(
-            subprocess.run(c, cwd=results.ROOT, capture_output=True, text=True, check=True).stdout
-        )
-        for c in (run, alone)
+        int(subprocess.run(c, cwd=results.ROOT, capture_output=True, text=True, check=True).stdout)
+        for c in ([sys.executable, "-c", code], alone)
     )
     assert abs(below - plain) < 100 << 20
