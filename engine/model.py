@@ -48,11 +48,18 @@ class Pass(NamedTuple):
     kept: tuple | None  # what `tangent` needs
 
 
+class Images(NamedTuple):
+    """One set of images a task, as the passes over it take them."""
+
+    x: Tensor  # [T, N, C, H, W]
+    patches: tuple | None  # moments of the first stage's patches, if they pay
+
+
 class _Stage(NamedTuple):
     x: Tensor  # [T, N, C, H, W] input
-    saved: tuple  # of norm_act
+    saved: tuple  # of norm_act, or of stem
     dy: Tensor | None = None  # [T, N, F, h, w] gradient of the output
-    dz: Tensor | None = None  # [T, N, F, H', W'] gradient of the convolution's output
+    dz: Tensor | None = None  # [T, N, F, H', W'] gradient of the convolution; stem has none
 
 
 @dataclass(frozen=True)
@@ -164,40 +171,54 @@ class Backbone:
         shape = (*dh.shape[:2], self.filters, side, side)
         return dh.view(shape) if self.pool else (dh / side**2)[..., None, None].expand(shape)
 
-    def _forward(self, theta, row, x, statistics) -> tuple[Tensor, list[_Stage], Moments]:
-        conv, norm_act = kernels.backend("conv", x), kernels.backend("norm_act", x)
-        tasks, stages, weights = len(x), [], self._weights(theta)
-        given = self._given(statistics, tasks)
-        for s, (gain, bias) in enumerate(self._affine(row, tasks)):
-            z = conv.fwd(x, weights[s], self.stride, 1)
-            y, saved = norm_act.fwd(
-                z, gain, bias, self.norm_eps, self.negative_slope, self.pool, given[s]
-            )
+    def prepare(
+        self,
+        x: Tensor,  # [T, N, C, H, W]
+        passes: int,
+    ) -> Images:
+        """Images that `passes` passes will read; from two on, their patch moments pay for
+        themselves by replacing the first stage's own statistics.
+        """
+        return Images(x, kernels.backend("stem", x).patches(x, self.stride) if passes > 1 else None)
+
+    def _forward(self, weights, row, images, statistics) -> tuple[Tensor, list[_Stage], Moments]:
+        conv, norm_act, stem = _ops(images.x, "conv", "norm_act", "stem")
+        x, stages = images.x, []
+        given = self._given(statistics, len(x))
+        options = self.norm_eps, self.negative_slope, self.pool
+        for s, (gain, bias) in enumerate(self._affine(row, len(x))):
+            if s == 0 and images.patches is not None:
+                y, saved = stem.fwd(
+                    x, images.patches, weights[0], self.stride, gain, bias, *options, given[0]
+                )
+            else:
+                z = conv.fwd(x, weights[s], self.stride, 1)
+                y, saved = norm_act.fwd(z, gain, bias, *options, given[s])
             stages.append(_Stage(x, saved))
             x = y
-        moments = Moments(
-            torch.cat([s.saved.mean for s in stages], 1),
-            torch.cat([s.saved.var for s in stages], 1),
+        mean, var = (
+            torch.cat([getattr(stage.saved, name) for stage in stages], 1)
+            for name in Moments._fields
         )
-        return self._features(x), stages, moments
+        return self._features(x), stages, Moments(mean, var)
 
     def predict(
         self,
         theta: Tensor,  # [T, P]
         row: Tensor,  # [G]
-        x: Tensor,  # [T, N, C, H, W]
+        images: Images,
         statistics: Moments | None = None,
     ) -> tuple[Tensor, Moments]:  # logits [T, N, ways], the batch's own moments
         """A forward pass alone. `statistics` normalise instead of the batch's own if given."""
-        h, _, moments = self._forward(theta, row, x, statistics)
-        w, c = self._weights(theta)[-2:]
-        return torch.baddbmm(c.unsqueeze(1), h, w.mT), moments
+        weights = self._weights(theta)
+        h, _, moments = self._forward(weights, row, images, statistics)
+        return torch.baddbmm(weights[-1].unsqueeze(1), h, weights[-2].mT), moments
 
     def loss_and_gradient(
         self,
         theta: Tensor,  # [T, P]
         row: Tensor,  # [G] gains and biases of the step
-        x: Tensor,  # [T, N, C, H, W]
+        images: Images,
         labels: Tensor,  # [T, N]
         statistics: Moments | None = None,
         keep: bool = False,
@@ -205,19 +226,22 @@ class Backbone:
         """Mean cross-entropy of each task and its gradient, without autograd; `keep` what `tangent`
         needs.
         """
-        conv, norm_act, head = (kernels.backend(op, x) for op in ("conv", "norm_act", "head"))
+        conv, norm_act, stem, head = _ops(images.x, "conv", "norm_act", "stem", "head")
         weights = self._weights(theta)
-        h, stages, moments = self._forward(theta, row, x, statistics)
+        h, stages, moments = self._forward(weights, row, images, statistics)
         loss, logits, head_saved = head.fwd(h, *weights[-2:], labels)
         dh, dw, dc = head.bwd(head_saved, h, weights[-2], torch.ones_like(loss))
         gradients, norm_gradients = [dw, dc], []
-        dy = self._features_bwd(dh)
-        affine = self._affine(row, len(x))
+        dy, affine = self._features_bwd(dh), self._affine(row, len(h))
         for s in reversed(range(self.stages)):
-            stage = stages[s]
-            dz, d_gain, d_bias = norm_act.bwd(stage.saved, affine[s, 0], dy)
-            stages[s] = stage._replace(dy=dy, dz=dz) if keep else None
-            dy, dw = conv.bwd(dz, stage.x, weights[s], self.stride, 1, need=(s > 0, True))
+            stage = stages[s]._replace(dy=dy)
+            if s == 0 and images.patches is not None:
+                dw, d_gain, d_bias = stem.bwd(stage.saved, affine[0, 0], dy)
+            else:
+                dz, d_gain, d_bias = norm_act.bwd(stage.saved, affine[s, 0], dy)
+                dy, dw = conv.bwd(dz, stage.x, weights[s], self.stride, 1, need=(s > 0, True))
+                stage = stage._replace(dz=dz)
+            stages[s] = stage if keep else None
             gradients.insert(0, dw)
             norm_gradients[:0] = d_gain, d_bias
         return Pass(
@@ -226,7 +250,7 @@ class Backbone:
             _flat(gradients),
             torch.cat(norm_gradients, 1),
             moments,
-            (theta, row, stages, h, head_saved) if keep else None,
+            (weights, row, stages, h, head_saved) if keep else None,
         )
 
     def tangent(
@@ -238,14 +262,16 @@ class Backbone:
         product, and by symmetry the gradient of ⟨gradient, direction⟩ in gains and biases (forward
         over reverse).
         """
-        theta, row, stages, h, head_saved = kept
-        weights, weights_dot = self._weights(theta), self._weights(direction)
-        x = stages[0].x
-        conv, norm_act, head = (kernels.backend(op, x) for op in ("conv", "norm_act", "head"))
-        affine, x_dot, forward = self._affine(row, len(x)), None, []
+        weights, row, stages, h, head_saved = kept
+        weights_dot = self._weights(direction)
+        conv, norm_act, stem, head = _ops(h, "conv", "norm_act", "stem", "head")
+        affine, x_dot, forward = self._affine(row, len(h)), None, []
         for s, stage in enumerate(stages):
-            z_dot = conv.tan_fwd(stage.x, weights[s], x_dot, weights_dot[s], self.stride, 1)
-            y_dot, tangent = norm_act.tan_fwd(stage.saved, affine[s, 0], z_dot)
+            if stage.dz is None:
+                y_dot, tangent = stem.tan_fwd(stage.saved, affine[0, 0], weights_dot[0])
+            else:
+                z_dot = conv.tan_fwd(stage.x, weights[s], x_dot, weights_dot[s], self.stride, 1)
+                y_dot, tangent = norm_act.tan_fwd(stage.saved, affine[s, 0], z_dot)
             forward.append((x_dot, tangent))
             x_dot = y_dot
         h_dot, (w, w_dot) = self._features(x_dot), (weights[-2], weights_dot[-2])
@@ -257,20 +283,13 @@ class Backbone:
         dy_dot = self._features_bwd(dh_dot)
         for s in reversed(range(self.stages)):
             stage, (x_dot, tangent) = stages[s], forward[s]
-            dz_dot, d_gain, d_bias = norm_act.tan_bwd(
-                stage.saved, tangent, affine[s, 0], stage.dy, dy_dot
-            )
-            dy_dot, dw_dot = conv.tan_bwd(
-                stage.dz,
-                dz_dot,
-                stage.x,
-                weights[s],
-                x_dot,
-                weights_dot[s],
-                self.stride,
-                1,
-                need=(s > 0, True),
-            )
+            arguments = stage.saved, tangent, affine[s, 0], stage.dy, dy_dot
+            if stage.dz is None:
+                dw_dot, d_gain, d_bias = stem.tan_bwd(*arguments)
+            else:
+                dz_dot, d_gain, d_bias = norm_act.tan_bwd(*arguments)
+                operands = stage.dz, dz_dot, stage.x, weights[s], x_dot, weights_dot[s]
+                dy_dot, dw_dot = conv.tan_bwd(*operands, self.stride, 1, need=(s > 0, True))
             gradients.insert(0, dw_dot)
             norm_gradients[:0] = d_gain, d_bias
         return _flat(gradients), torch.cat(norm_gradients, 1)
@@ -309,3 +328,7 @@ class Backbone:
 
 def _flat(gradients: list[Tensor]) -> Tensor:
     return torch.cat([g.flatten(1) for g in gradients], 1)
+
+
+def _ops(like: Tensor, *names: str) -> list:
+    return [kernels.backend(name, like) for name in names]

@@ -5,7 +5,7 @@ Hessian-vector product a step (Antoniou et al. 2018, eq. 1–4). It keeps the
 support passes of the steps, and one target pass at a time. `autograd` differentiates the same loop
 by `torch.autograd` and is its oracle.
 
-A model is anything with `sizes`, `bessel`, `predict`, `loss_and_gradient`, `tangent` and `loss`
+A model is anything with `sizes`, `bessel`, `prepare`, `predict`, `loss_and_gradient`, `tangent` and `loss`
 (`engine.model.Backbone`).
 """
 
@@ -78,10 +78,10 @@ def inner_loop(
 ) -> Iterator[_Step]:
     """Adapt each task's copy of theta to its support set, one gradient step at a time."""
     update = kernels.backend("update", x)
-    theta = params.theta.expand(len(x), -1)
+    theta, images = params.theta.expand(len(x), -1), model.prepare(x, steps)
     for k in range(steps):
         row, rates = at_step(params.norm, k), at_step(params.rates, k)
-        support = model.loss_and_gradient(theta, row, x, labels, _running_at(running, k), keep)
+        support = model.loss_and_gradient(theta, row, images, labels, _running_at(running, k), keep)
         adapted = update.fwd(theta, support.gradient, rates, model.sizes)
         yield _Step(k, theta, row, rates, support, adapted)
         theta = adapted
@@ -101,7 +101,8 @@ def adjoint(
     """Σ_tasks Σ_k loss_weights[k] · target loss after step k, and its gradient in every
     parameter.
     """
-    x, labels = episode.target_x, episode.target_y
+    labels, targets = episode.target_y, episode.target_x.shape[1]
+    images = model.prepare(episode.target_x, sum(map(bool, loss_weights)))
     gradient = Params(*(torch.zeros_like(p) for p in params))
     loss, logits, record = torch.zeros_like(params.theta[0]), None, _Record(model)
     steps, direct = [], []
@@ -119,15 +120,15 @@ def adjoint(
         direct.append(None)
         if weight:
             target = model.loss_and_gradient(
-                step.adapted, step.row, x, labels, _running_at(running, k)
+                step.adapted, step.row, images, labels, _running_at(running, k)
             )
-            record.add(k, target.moments, x.shape[1])
+            record.add(k, target.moments, targets)
             loss, logits = loss + weight * target.loss.sum(), target.logits
             direct[k] = weight * target.gradient
             at_step(gradient.norm, k).add_(target.norm_gradient.sum(0), alpha=weight)
         steps.append(step)
 
-    update = kernels.backend("update", x)
+    update = kernels.backend("update", episode.target_x)
     carry = torch.zeros_like(
         steps[-1].adapted
     )  # gradient of the loss in the parameters after step k
@@ -199,5 +200,5 @@ def adapt_and_predict(
         theta, row = step.adapted, step.row
     statistics = _running_at(given, steps - 1)
     if statistics is None and protocol == "inductive":
-        _, statistics = model.predict(theta, row, episode.support_x)
-    return model.predict(theta, row, episode.target_x, statistics)[0]
+        _, statistics = model.predict(theta, row, model.prepare(episode.support_x, 1))
+    return model.predict(theta, row, model.prepare(episode.target_x, 1), statistics)[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels import plain
 
-OPS = ("conv", "norm_act", "head", "update")
+OPS = ("conv", "norm_act", "stem", "head", "update")
 BACKENDS = {"plain": plain}  # the preferred one first; the last runs anywhere
 
 _requested: ContextVar[str | None] = ContextVar("kernels_backend", default=None)

@@ -140,7 +140,7 @@ def test_the_target_sets_of_all_steps_are_never_held_at_once() -> None:
     class Watch(Backbone):
         def loss_and_gradient(self, theta, row, x, labels, statistics=None, keep=False):
             result = super().loss_and_gradient(theta, row, x, labels, statistics, keep)
-            if x is episode.target_x:
+            if x.x is episode.target_x:
                 tensors = [
                     result.loss,
                     result.logits,

@@ -14,6 +14,6 @@ in memory, which is what makes the convolutions and the per-channel passes fast;
 converted.
 """
 
-from kernels.plain import conv, head, norm_act, update
+from kernels.plain import conv, head, norm_act, stem, update
 
-__all__ = ["conv", "head", "norm_act", "update"]
+__all__ = ["conv", "head", "norm_act", "stem", "update"]
