@@ -167,10 +167,10 @@ class Groups(NamedTuple):
 
 def unflatten(cfg: Config, params: Params) -> Groups:
     model = Backbone.of(cfg)
-    parts = params.theta.split(model.sizes)
+    parts = model.weights(params.theta.unsqueeze(0))
     rows = params.norm.unflatten(1, (cfg.stages, 2, cfg.filters))
     return Groups(
-        {n: p.view(s) for (n, s), p in zip(model.shapes.items(), parts, strict=True)},
+        {n: p[0] for n, p in zip(model.shapes, parts, strict=True)},
         {
             f"norm{i}.{name}": rows[:, i, j]
             for i in range(cfg.stages)

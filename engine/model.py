@@ -134,10 +134,10 @@ class Backbone:
             tensor = torch.zeros(shape, dtype=dtype)
             if len(shape) > 1:
                 torch.nn.init.xavier_uniform_(tensor, generator=generator)
-            tensors.append(tensor.flatten())
+            tensors.append(tensor.unsqueeze(0))
         norm = torch.tensor([1.0, 0.0], dtype=dtype).repeat(norm_rows, self.stages)
         rates = torch.full((steps, len(self.shapes)), inner_rate, dtype=dtype)
-        return Params(torch.cat(tensors), norm.repeat_interleave(self.filters, 1), rates)
+        return Params(flat(tensors)[0], norm.repeat_interleave(self.filters, 1), rates)
 
     def bessel(self, images: int) -> Tensor:
         """n / (n − 1) for the n values behind each statistic of `images` images [S]: biased →
@@ -147,10 +147,18 @@ class Backbone:
         counts = torch.tensor([images * side * side for side in sides], dtype=torch.float64)
         return (counts / (counts - 1).clamp(min=1)).repeat_interleave(self.filters)
 
-    def _weights(self, theta: Tensor) -> list[Tensor]:
-        """Views of the tensors in [T, P]."""
-        pairs = zip(theta.split(self.sizes, 1), self.shapes.values(), strict=True)
-        return [part.view(len(theta), *shape) for part, shape in pairs]
+    def weights(self, theta: Tensor) -> list[Tensor]:
+        """The tensors [T, *shape] as views of the flat buffers [T, P], where filters are NHWC: the
+        convolutions take them as they lie.
+        """
+        views = []
+        for part, shape in zip(theta.split(self.sizes, 1), self.shapes.values(), strict=True):
+            if len(shape) == 4:
+                f, c, r, s = shape
+                views.append(part.view(-1, f, r, s, c).permute(0, 1, 4, 2, 3))
+            else:
+                views.append(part.view(-1, *shape))
+        return views
 
     def _affine(self, row: Tensor, tasks: int) -> Tensor:
         """[G] → gain and bias of each stage [stages, 2, T, F]"""
@@ -210,7 +218,7 @@ class Backbone:
         statistics: Moments | None = None,
     ) -> tuple[Tensor, Moments]:  # logits [T, N, ways], the batch's own moments
         """A forward pass alone. `statistics` normalise instead of the batch's own if given."""
-        weights = self._weights(theta)
+        weights = self.weights(theta)
         h, _, moments = self._forward(weights, row, images, statistics)
         return torch.baddbmm(weights[-1].unsqueeze(1), h, weights[-2].mT), moments
 
@@ -227,7 +235,7 @@ class Backbone:
         needs.
         """
         conv, norm_act, stem, head = _ops(images.x, "conv", "norm_act", "stem", "head")
-        weights = self._weights(theta)
+        weights = self.weights(theta)
         h, stages, moments = self._forward(weights, row, images, statistics)
         loss, logits, head_saved = head.fwd(h, *weights[-2:], labels)
         dh, dw, dc = head.bwd(head_saved, h, weights[-2], torch.ones_like(loss))
@@ -247,7 +255,7 @@ class Backbone:
         return Pass(
             loss,
             logits,
-            _flat(gradients),
+            flat(gradients),
             torch.cat(norm_gradients, 1),
             moments,
             (weights, row, stages, h, head_saved) if keep else None,
@@ -263,7 +271,7 @@ class Backbone:
         over reverse).
         """
         weights, row, stages, h, head_saved = kept
-        weights_dot = self._weights(direction)
+        weights_dot = self.weights(direction)
         conv, norm_act, stem, head = _ops(h, "conv", "norm_act", "stem", "head")
         affine, x_dot, forward = self._affine(row, len(h)), None, []
         for s, stage in enumerate(stages):
@@ -292,7 +300,7 @@ class Backbone:
                 dy_dot, dw_dot = conv.tan_bwd(*operands, self.stride, 1, need=(s > 0, True))
             gradients.insert(0, dw_dot)
             norm_gradients[:0] = d_gain, d_bias
-        return _flat(gradients), torch.cat(norm_gradients, 1)
+        return flat(gradients), torch.cat(norm_gradients, 1)
 
     def loss(
         self,
@@ -306,7 +314,7 @@ class Backbone:
         """The same loss for autograd to differentiate, by the public ops or by
         `kernels.reference`.
         """
-        weights, means, variances = self._weights(theta), [], []
+        weights, means, variances = self.weights(theta), [], []
         rows = row.view(self.stages, 2, 1, self.filters)
         given = self._given(statistics, len(x))
         for s in range(self.stages):
@@ -326,8 +334,10 @@ class Backbone:
         return loss, logits, Moments(torch.cat(means, 1), torch.cat(variances, 1))
 
 
-def _flat(gradients: list[Tensor]) -> Tensor:
-    return torch.cat([g.flatten(1) for g in gradients], 1)
+def flat(tensors: list[Tensor]) -> Tensor:
+    """The inverse of `Backbone.weights`: [T, *shape] each → [T, P]."""
+    nhwc = (t.permute(0, 1, 3, 4, 2) if t.dim() == 5 else t for t in tensors)
+    return torch.cat([t.flatten(1) for t in nhwc], 1)
 
 
 def _ops(like: Tensor, *names: str) -> list:

@@ -5,8 +5,8 @@ Hessian-vector product a step (Antoniou et al. 2018, eq. 1–4). It keeps the
 support passes of the steps, and one target pass at a time. `autograd` differentiates the same loop
 by `torch.autograd` and is its oracle.
 
-A model is anything with `sizes`, `bessel`, `prepare`, `predict`, `loss_and_gradient`, `tangent` and `loss`
-(`engine.model.Backbone`).
+A model is anything with `sizes`, `bessel`, `prepare`, `predict`, `loss_and_gradient`, `tangent` and
+`loss`, as `engine.model.Backbone` has.
 """
 
 from collections.abc import Iterator, Sequence

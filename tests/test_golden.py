@@ -10,7 +10,7 @@ import torch
 from engine import meta, unroll
 from engine.config import Config
 from engine.episodes import Episode
-from engine.model import Backbone, Moments, Params
+from engine.model import Backbone, Moments, Params, flat
 from kernels import reference
 from tests.conftest import shared_folder
 
@@ -83,7 +83,7 @@ class Golden:
         )
         names = [f"conv{s}-conv-weight" for s in range(4)] + ["linear-weights", "linear-bias"]
         rates = [self.tensor(f"{kind}/{RATES}{name}")[:steps] for name in names]
-        return Params(torch.cat([t.flatten() for t in tensors]), norm, torch.stack(rates, 1))
+        return Params(flat([t.unsqueeze(0) for t in tensors])[0], norm, torch.stack(rates, 1))
 
     def running(self, kind: str) -> Moments:
         """Running statistics without the conv bias, which the reference's means contain."""
@@ -137,7 +137,7 @@ def test_meta_gradient(golden: Golden, differentiate) -> None:
     names = list(golden.model.shapes)
     for name, a, e in zip(
         names,
-        *(p.theta.split(golden.model.sizes) for p in (result.gradient, expected)),
+        *(golden.model.weights(p.theta.unsqueeze(0)) for p in (result.gradient, expected)),
         strict=False,
     ):
         assert_close(a, e, name)
