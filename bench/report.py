@@ -1,17 +1,18 @@
-"""The tables of a benchmark run, and the README's, which are made of a committed JSON.
+"""The tables of a benchmark run, and the README's, which are made of committed JSON.
 
-    python -m bench.report bench/results/NAME.json    shows that run in README.md from now on
-    python -m bench.report                            writes the tables of the run it shows again
+python -m bench.report bench/results/NAME.json    shows that run in README.md from now on
+python -m bench.report                            writes all tables of README.md again
 """
 
 import re
 import sys
 from pathlib import Path
 
-from bench import results
+from bench import results, training
 
 README = results.ROOT / "README.md"
 MARKED = re.compile(r"<!-- benchmark: *(\S*?) *-->\n.*?<!-- /benchmark -->", re.DOTALL)
+TRAINED = re.compile(r"<!-- training -->\n.*?<!-- /training -->", re.DOTALL)
 
 
 def tables(run: dict) -> str:
@@ -80,8 +81,10 @@ def shown(readme: str) -> str:
 
 
 def updated(readme: str, name: str, run: dict) -> str:
-    """The README with the tables of the run of that name."""
+    """The README with the tables of the run of that name, and of the trainings that are kept."""
     block = f"<!-- benchmark: {name} -->\n{tables(run)}<!-- /benchmark -->"
+    trained = _table(training.HEAD, training.table_rows())
+    readme = TRAINED.sub(lambda _: f"<!-- training -->\n{trained}<!-- /training -->", readme)
     return MARKED.sub(lambda _: block, readme)
 
 
