@@ -1,4 +1,4 @@
-"""Keeps a finished training run: configuration, curve and test, as bench/results/training/NAME.json.
+"""Keeps a finished training run, configuration, curve and test, in bench/results/training/NAME.json.
 
     python -m bench.training runs/FOLDER NAME
 
@@ -20,9 +20,10 @@ def record(run: Path) -> dict:
     """What to keep of a run folder."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows, machine = [json.loads(line) for line in lines], results.describe(full=False)
     return {
-        "machine": results.describe(full=False) | {"command": None, "threads": config["threads"]},
+        "machine": {name: machine[name] for name in ("processor", "cores", "system", "torch")}
+        | {"threads": config["threads"]},
         "config": {name: value for name, value in config.items() if name not in _LOCAL},
         "curve": [row for row in rows if row["kind"] == "validation"],
         "result": json.loads((run / "result.json").read_text(encoding="utf-8")),
