@@ -1,4 +1,4 @@
-"""Keeps a finished training run, configuration, curve and test, in bench/results/training/NAME.json.
+"""Keeps a finished training run in bench/results/training: configuration, curve and test.
 
     python -m bench.training runs/FOLDER NAME
 
