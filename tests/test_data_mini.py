@@ -177,6 +177,10 @@ def rows(**classes):
     return {"image_data": np.zeros((4, 84, 84, 3), np.uint8), "class_dict": classes}
 
 
+def by_label(labels, numbers):
+    return {"data": np.zeros((4, 84, 84, 3), np.uint8), "labels": labels, "catname2label": numbers}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -192,8 +196,17 @@ def rows(**classes):
         (rows(a=[0.5]), "class a has no list of row numbers"),
         (rows(a=[]), "class a has no list of row numbers"),
         (rows(a=[0, 1], b=[1, 2]), "belongs to two classes or twice to one"),
-        ({"data": 1, "labels": [0], "catname2label": {}}, "label 0 has no name"),
-        ({"data": 1, "labels": [0], "catname2label": []}, "catname2label is no dict"),
+        (rows(a=[[0, 1]]), "class a has no list of row numbers"),
+        (rows(a=[[0], [1, 2]]), "class a has no list of row numbers"),
+        (rows(a=[2**70]), "class a has no list of row numbers"),
+        (by_label([0], {}), "label 0 has no name"),
+        (by_label([0], []), "catname2label is no dict"),
+        (by_label([0], {"a": [0]}), "must give each class a whole number"),
+        (by_label([0], {"a": "0"}), "must give each class a whole number"),
+        (by_label([0], {"a": 0, "b": 0}), "gives two classes one number"),
+        (by_label([[0, 1]], {"a": 0, "b": 1}), "the labels are no list of whole numbers"),
+        (by_label([[0], [0, 1]], {"a": 0, "b": 1}), "the labels are no list of whole numbers"),
+        (by_label(["a"], {"a": 0}), "the labels are no list of whole numbers"),
     ],
 )
 def test_wrong_contents_are_explained(content, message, folder):
@@ -276,15 +289,30 @@ def test_csv_names_are_places_among_imagenets_numbers(tmp_path):
         (lambda f: f.pop("splits/val.csv"), r"has no val\.csv"),
         (lambda f: f.update({"splits/val.csv": b"a,b\n1,2\n"}), "not filename and label"),
         (lambda f: f.update({"splits/val.csv": b"filename,label\n"}), "has no rows"),
-        (lambda f: f.update({"splits/val.csv": b"\xff\xfe\x00"}), "not filename and label"),
+        (lambda f: f.update({"splits/val.csv": b"\xff\xfe\x00"}), "not filename and label|no CSV"),
+        (lambda f: f.update({"splits/val.csv": b"filename,label\nval.jpg\n"}), "line 2: a file"),
+        (lambda f: f.update({"splits/val.csv": b"filename,label\n,val\n"}), "line 2: a file"),
+        (
+            lambda f: f.update({"splits/val.csv": b"filename,label\n" + b"x" * (1 << 18)}),
+            r"val\.csv is no CSV file \(field larger",
+        ),
+        (
+            lambda f: f.update({"splits/val.csv": b"filename,label\nval.jpg,val\nval.jpg,other\n"}),
+            "val.jpg is of class val in val and of class other in val",
+        ),
+        (
+            lambda f: f.update({"splits/test.csv": b"filename,label\ntrain.jpg,test\n"}),
+            "train.jpg is of class train in train and of class test in test",
+        ),
     ],
 )
 def test_wrong_csv_files_are_explained(change, message, tmp_path):
     files = {f"images/{s}.jpg": encoded(np.zeros((8, 8, 3), np.uint8)) for s in SPLITS}
     files |= csv_files({s: [(f"{s}.jpg", s)] for s in SPLITS})
     change(files)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         load_mini(write_files(tmp_path / "m", files))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_split_files_of_ravi_are_understood(data_dir):

@@ -116,13 +116,29 @@ def read_split(file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def _rows_of_labels(file: Path, labels: Any, numbers: Any) -> dict[str, list[int]]:
     if not isinstance(numbers, dict):
         raise UserError(f"{file}: catname2label is no dict; get the file again")
+    if numbers and _integers(list(numbers.values())) is None:
+        raise UserError(f"{file}: catname2label must give each class a whole number; get it again")
     names = {number: name for name, number in numbers.items()}
+    if len(names) < len(numbers):
+        raise UserError(f"{file}: catname2label gives two classes one number; get it again")
+    found = _integers(labels)
+    if found is None:
+        raise UserError(f"{file}: the labels are no list of whole numbers; get the file again")
     rows: dict[str, list[int]] = {}
-    for row, label in enumerate(np.asarray(labels).tolist()):
+    for row, label in enumerate(found.tolist()):
         if label not in names:
             raise UserError(f"{file}: label {label} has no name in catname2label; get it again")
         rows.setdefault(names[label], []).append(row)
     return rows
+
+
+def _integers(values: Any) -> np.ndarray | None:
+    """Integers [n], n > 0; None if these are none, or of other dimensions, or ragged."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return array if array.ndim == 1 and array.dtype.kind in "iu" and len(array) else None
 
 
 def _check_images(file: Path, images: Any) -> None:
@@ -138,15 +154,17 @@ def _check_images(file: Path, images: Any) -> None:
 def _checked_rows(file: Path, rows: Any, images: int) -> dict[str, np.ndarray]:
     if not isinstance(rows, dict) or not rows:
         raise UserError(f"{file}: class_dict is no dict of classes; get the file again")
-    checked = {str(name): np.asarray(numbers) for name, numbers in rows.items()}
-    for name, numbers in checked.items():
-        if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not len(numbers):
+    checked = {}
+    for name, given in rows.items():
+        numbers = _integers(given)
+        if numbers is None:
             raise UserError(f"{file}: class {name} has no list of row numbers; get the file again")
         if numbers.min() < 0 or numbers.max() >= images:
             raise UserError(
                 f"{file}: class {name} names rows {numbers.min()} to {numbers.max()} of {images} "
                 "images; get the file again"
             )
+        checked[str(name)] = numbers
     used = np.concatenate(list(checked.values()))
     if len(np.unique(used)) != len(used):
         raise UserError(f"{file}: an image belongs to two classes or twice to one; get it again")
@@ -174,20 +192,18 @@ def _csv_source(tree: Tree, tables: dict[str, str], size: int, channels: int) ->
         raise UserError(f"{tree.path} has no {sorted(missing)[0]}.csv beside {tables.popitem()[1]}")
     locate = _locator(tree)
     classes: dict[str, dict[str, list[str]]] = {}
+    places: dict[str, tuple[str, str]] = {}  # image → its split and class
     for split in SPLITS:
-        text = io.StringIO(tree.read(tables[split]).decode("utf-8", "replace"), newline="")
-        table = csv.DictReader(text)
-        if not {"filename", "label"} <= set(table.fieldnames or ()):
-            raise UserError(
-                f"{tree.where(tables[split])} has columns {table.fieldnames}, not filename and "
-                "label; use the files of Ravi and Larochelle"
-            )
         classes[split] = {}
-        for row in table:
-            name = locate(row["filename"] or "", row["label"] or "")
-            classes[split].setdefault(row["label"], []).append(name)
-        if not classes[split]:
-            raise UserError(f"{tree.where(tables[split])} has no rows; get it again")
+        for file, label in _lines(tree, tables[split]):
+            name = locate(file, label)
+            if (first := places.setdefault(name, (split, label))) != (split, label):
+                raise UserError(
+                    f"{tree.where(name)} is of class {first[1]} in {first[0]} and of class {label} "
+                    f"in {split} by the CSV files, but an image has one class and one split; "
+                    "correct the files"
+                )
+            classes[split].setdefault(label, []).append(name)
     require_disjoint(tree.path, classes)
     for split in classes.values():
         for label, names in split.items():
@@ -197,6 +213,32 @@ def _csv_source(tree: Tree, tables: dict[str, str], size: int, channels: int) ->
         tree.key,
         lambda: ((s, class_sources(tree, classes[s], size, channels)) for s in SPLITS),
     )
+
+
+def _lines(tree: Tree, table: str) -> list[tuple[str, str]]:
+    """File name and label of each row of a CSV file."""
+    where = tree.where(table)
+    text = io.StringIO(tree.read(table).decode("utf-8", "replace"), newline="")
+    try:
+        reader = csv.DictReader(text)
+        if not {"filename", "label"} <= set(reader.fieldnames or ()):
+            raise UserError(
+                f"{where} has columns {reader.fieldnames}, not filename and label; use the files "
+                "of Ravi and Larochelle"
+            )
+        lines = []
+        for row in reader:
+            if not row["filename"] or not row["label"]:
+                raise UserError(
+                    f"{where}, line {reader.line_num}: a file name or its label is missing; get "
+                    "the file again"
+                )
+            lines.append((row["filename"], row["label"]))
+    except csv.Error as error:
+        raise UserError(f"{where} is no CSV file ({error}); get it again") from None
+    if not lines:
+        raise UserError(f"{where} has no rows; get it again")
+    return lines
 
 
 def _locator(tree: Tree) -> Callable[[str, str], str]:
