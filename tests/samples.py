@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,13 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **({"lossless": True} if kind == "WEBP" else {}))
     return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims this size and ends where its pixels would begin."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    head = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return b"\x89PNG\r\n\x1a\n" + head + struct.pack(">I", 99) + b"IDAT"
 
 
 def tree_files(classes: int = 2, images: int = 3, side: int = 12) -> dict[str, bytes]:

@@ -109,7 +109,7 @@ def test_incomplete_and_wrong_drawings_are_explained(tmp_path, source, cache):
     for change, message in (
         (lambda files, name: files.pop(name), "A0/character01 of images_evaluation has 19 draw"),
         (lambda files, name: files.update({name: small}), "0000_01.png is 28x28, but Omniglot"),
-        (lambda files, name: files.update({name: b"x"}), "0000_01.png is not a whole PNG image"),
+        (lambda files, name: files.update({name: b"x"}), "0000_01.png is not a whole image"),
     ):
         archive_of(tmp_path, change)
         with pytest.raises(UserError, match=message):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from engine.data import mini, omniglot
-from engine.data.tree import SUFFIXES, Tree
+from engine.data.tree import SUFFIXES, Tree, opened
 from engine.errors import UserError
 
 _SAMPLE = 50  # images whose size is looked at
@@ -56,10 +53,8 @@ def _shape(path: Path) -> str:
         return f"{mini.SIDE}x{mini.SIDE}"  # pickles, which are of no other size
     sizes = set()
     for name in names[:: -(-len(names) // _SAMPLE)]:
-        try:
-            sizes.add(Image.open(io.BytesIO(tree.read(name))).size)
-        except UnidentifiedImageError:
-            raise UserError(f"{tree.where(name)} is not a whole image; get it again") from None
+        with opened(tree.read(name), tree.where(name)) as image:
+            sizes.add(image.size)
     least, most = min(sizes), max(sizes)
     few = f"{least[0]}x{least[1]}"
     return few if least == most else f"of {len(sizes)} or more sizes, {few} to {most[0]}x{most[1]}"

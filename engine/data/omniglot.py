@@ -6,15 +6,13 @@ neighbour, and values stay {0, 1} with paper 1 and ink 0.
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from engine.data.bank import ClassSource, Source, Splits
-from engine.data.tree import Tree
+from engine.data.tree import Tree, opened
 from engine.errors import UserError
 
 SETS = {"background": 964, "evaluation": 659}  # characters
@@ -99,10 +97,8 @@ def _class(name: str, drawings: list[tuple[Tree, str]], size: int, channels: int
 
 
 def _decode(data: bytes, where: str, size: int) -> np.ndarray:
-    try:
-        image = np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)).convert("1"))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UserError(f"{where} is not a whole PNG image ({error}); {_HINT}") from None
+    with opened(data, where, ("PNG",), _HINT) as file:
+        image = np.asarray(file.convert("1"))
     if image.shape != (_SIDE, _SIDE):
         shape = "x".join(map(str, image.shape[::-1]))
         raise UserError(f"{where} is {shape}, but Omniglot is {_SIDE}x{_SIDE}; {_HINT}")

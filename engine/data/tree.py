@@ -5,12 +5,14 @@ Nothing is ever extracted, so a member's name can do no more than name a class.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,8 +34,10 @@ _BROKEN = (  # what PIL raises on files that are not what they claim
     EOFError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# as PIL advises; here and not where images are opened, which threads do
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 class Tree:
@@ -154,14 +158,34 @@ def class_sources(
 
 def decode(data: bytes, where: str, size: int, channels: int) -> np.ndarray:
     """An image as uint8 [size, size, channels], by Lanczos if its size differs (not cropped)."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
-        if image.width * image.height > _LARGEST_IMAGE:
-            raise UserError(f"{where} is {image.width}x{image.height}: too large; shrink it first")
+    with opened(data, where) as image:
         return to_array(image, size, channels)
+
+
+@contextlib.contextmanager
+def opened(
+    data: bytes,
+    where: str,
+    formats: tuple[str, ...] = ("PNG", "JPEG", "WEBP"),
+    cure: str = "get it again",
+) -> Iterator[Image.Image]:
+    """The image, of which only the header has been read.
+
+    Raises UserError when it is too large, of another format or broken, the last also from the block
+    that reads its pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            if image.width * image.height > _LARGEST_IMAGE:
+                raise UserError(
+                    f"{where} is {image.width}x{image.height}: too large; shrink it first"
+                )
+            yield image
+    except _BOMB as error:
+        raise UserError(f"{where} is too large ({error}); shrink it first") from None
     except _BROKEN as error:
         reason = "an empty file" if not data else str(error).split(" <_io")[0]
-        raise UserError(f"{where} is not a whole image ({reason}); get it again") from None
+        raise UserError(f"{where} is not a whole image ({reason}); {cure}") from None
 
 
 def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
