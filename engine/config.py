@@ -15,8 +15,13 @@ from typing import Any, NoReturn
 from engine.errors import UserError
 from engine.presets import PRESETS, preset_fields
 
-__all__ = ["Config", "Parser", "UserError", "add_flags", "parse"]
+__all__ = ["Config", "Parser", "UserError", "add_flags", "check", "parse"]
 
+DATASETS = ("omniglot", "mini", "folder")
+SPLITS = ("paper", "background")
+ROTATIONS = ("none", "classes", "augment")
+CHANNELS = (1, 3)
+PATH = "a path"
 # What a number may be: the words for the message and the test itself.
 _RANGES = {
     ">= 0": lambda v: v >= 0,
@@ -29,8 +34,8 @@ _RANGES = {
 
 
 def _flag(help: str, allowed=None, *, default: Any = MISSING, free: bool = False):
-    """A field that is a flag. ``allowed``: tuple of choices or a key of _RANGES; ``free``: the
-    value cannot change what a run learns beyond rounding, so a resumed run may change it."""
+    """A field that is a flag. ``allowed``: tuple of choices, a key of _RANGES or PATH; ``free``:
+    the value cannot change what a run learns beyond rounding, so a resumed run may change it."""
     metadata = {"help": help, "allowed": allowed, "free": free}
     return field(metadata=metadata, **({} if default is MISSING else {"default": default}))
 
@@ -41,26 +46,27 @@ class Config:
 
     preset: str = _flag("published protocol that fills every other field", PRESETS, free=True)
     # data
-    dataset: str = _flag("kind of data", ("omniglot", "mini", "folder"))
+    dataset: str = _flag("kind of data", DATASETS)
     data: str | None = _flag(
-        "path of the data (default: datasets/<dataset>)", default=None, free=True
+        "path of the data (default: datasets/<dataset>)", PATH, default=None, free=True
     )
     cache: str | None = _flag(
         "folder of decoded data (default: $MAMLPP_CACHE or ~/.cache/mamlpp)",
+        PATH,
         default=None,
         free=True,
     )
     strict_data: bool = _flag(
         "fail, instead of using the stand-in, when mini finds no data", default=False, free=True
     )
-    split: str = _flag("Omniglot: classes shuffled, or its own two sets", ("paper", "background"))
+    split: str = _flag("Omniglot: classes shuffled, or its own two sets", SPLITS)
     rotations: str = _flag(
         "multiples of 90 degrees: none, as new classes on every split, or one per class and "
         "training task",
-        ("none", "classes", "augment"),
+        ROTATIONS,
     )
     image_size: int = _flag("height and width in pixels", ">= 1")
-    channels: int = _flag("1 grey, 3 RGB", (1, 3))
+    channels: int = _flag("1 grey, 3 RGB", CHANNELS)
     # task
     ways: int = _flag("classes of a task", ">= 2")
     shots: int = _flag("support images per class", ">= 1")
@@ -123,6 +129,7 @@ class Config:
     # run
     run: str | None = _flag(
         "run folder (default: runs/<data>-<ways>w<shots>s-<preset>-seed<seed>)",
+        PATH,
         default=None,
         free=True,
     )
@@ -131,14 +138,14 @@ class Config:
 
     def __post_init__(self):
         for f in fields(self):
-            _check(f.name, getattr(self, f.name), f.metadata["allowed"])
+            check(f.name, getattr(self, f.name), f.metadata["allowed"])
         _check_combinations(self)
 
     @classmethod
     def of(cls, preset: str = "maml++", dataset: str = "mini", **explicit: Any) -> Config:
         """The preset for the data set, with explicit fields in place of its own."""
-        _check("preset", preset, PRESETS)
-        _check("dataset", dataset, ("omniglot", "mini", "folder"))
+        check("preset", preset, PRESETS)
+        check("dataset", dataset, DATASETS)
         values = {"preset": preset, "dataset": dataset}
         return cls(**values | preset_fields(preset, dataset, explicit) | explicit)
 
@@ -223,10 +230,15 @@ def parse(parser: Parser, argv: list[str]) -> dict[str, Any]:
     return vars(parser.parse_args(argv))
 
 
-def _check(name: str, value: Any, allowed: tuple | str | None) -> None:
+def check(name: str, value: Any, allowed: tuple | str | None) -> None:
+    """Raises UserError when the field ``name`` may not have the value; ``allowed`` as of _flag."""
     flag = "--" + name.replace("_", "-")
+    if allowed == PATH:
+        if value == "":  # pathlib would take the working directory
+            raise UserError(f"{flag} is empty: name a path, or leave it out")
+        return
     if isinstance(allowed, tuple) and value not in allowed:
-        raise UserError(f"{flag} is {value}: choose one of {', '.join(map(str, allowed))}")
+        raise UserError(f"{flag} is {value!r}: choose one of {', '.join(map(str, allowed))}")
     if isinstance(allowed, str) and not (math.isfinite(value) and _RANGES[allowed](value)):
         raise UserError(f"{flag} is {value}: give a number {allowed}")
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.config import ROTATIONS, check
 from engine.data import Dataset
 from engine.errors import UserError
 
-ROTATIONS = ("none", "classes", "augment")
 _LAST = np.uint64(2**64 - 1)
 
 
@@ -58,8 +58,9 @@ class EpisodeSampler:
         seed: int,
         rotations: str = "none",
     ):
-        if rotations not in ROTATIONS:
-            raise UserError(f"--rotations is {rotations!r}: choose one of {', '.join(ROTATIONS)}")
+        check("rotations", rotations, ROTATIONS)
+        for name, value in {"ways": ways, "shots": shots, "targets": targets}.items():
+            check(name, value, ">= 1")
         if split not in dataset.banks:
             raise UserError(f"{dataset.name} has no split {split!r}, only {[*dataset.banks]}")
         bank = dataset.banks[split]
@@ -71,7 +72,7 @@ class EpisodeSampler:
         self._shape = bank.images.shape[1:]  # H, W, C
         digest = hashlib.sha256(f"{seed}/{split}".encode()).digest()
         self._stream = np.frombuffer(digest, "<u8", 1).astype(np.uint64)
-        _check(self, dataset.name, split, bank.names)
+        _require_enough(self, dataset.name, split, bank.names)
         # as rows of an image, so that the innermost loop of numpy is long
         std = np.array(dataset.std)
         self._scale = self._row(dataset.scale / std)
@@ -177,10 +178,7 @@ def prefetch(
         thread.join()
 
 
-def _check(sampler: EpisodeSampler, name: str, split: str, names: tuple[str, ...]) -> None:
-    for flag in ("ways", "shots", "targets"):
-        if getattr(sampler, flag) < 1:
-            raise UserError(f"--{flag} is {getattr(sampler, flag)}: give at least 1")
+def _require_enough(sampler: EpisodeSampler, name: str, split: str, names: tuple[str, ...]) -> None:
     if sampler.classes < sampler.ways:
         raise UserError(
             f"--ways is {sampler.ways}, but the {split} split of {name} has {sampler.classes} "

@@ -7,12 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import Config, default_run
+from engine.config import DATASETS, Config, default_run
 from engine.errors import UserError
 from engine.presets import PRESETS
 from tests.tiny import call
-
-DATASETS = ("omniglot", "mini", "folder")
 
 
 def expect(cfg: Config, **values):
@@ -137,9 +135,12 @@ def test_without_annealing_the_end_follows_the_learning_rate():
     ("--lr nan", ["--lr is nan"]),
     ("--inner-rate inf", ["--inner-rate is inf"]),
     ("--beta2 1", ["--beta2 is 1.0", "[0, 1)"]),
-    ("--dataset cifar", ["--dataset is cifar", "omniglot, mini, folder"]),
-    ("--preset best", ["--preset is best", "maml++"]),
+    ("--dataset cifar", ["--dataset is 'cifar'", "omniglot, mini, folder"]),
+    ("--preset best", ["--preset is 'best'", "maml++"]),
     ("--channels 2", ["--channels is 2", "1, 3"]),
+    ("--run=", ["--run is empty", "leave it out"]),
+    ("--cache=", ["--cache is empty", "leave it out"]),
+    ("--data=", ["--data is empty", "leave it out"]),
     ("--lr 1e-6", ["--min-lr is 1e-05", "1e-06"]),
     ("--image-size 15", ["--image-size is 15", "16"]),
     ("--split background", ["--split background", "mini"]),

@@ -270,6 +270,26 @@ def test_info_names_a_broken_image(content, message, tmp_path, capsys):
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["required: command"]),
+        (["find"], ["'find'", "fetch", "info"]),
+        (["fetch"], ["required: dataset"]),
+        (["fetch", "cifar"], ["'cifar'", "mini"]),
+        (["fetch", "mini", "--to"], ["--to", "expected one argument"]),
+        (["fetch", "mini", "--to", ""], ["--to", "is empty"]),
+        (["info", ""], ["path", "is empty"]),
+        (["info", "x", "--unknown"], ["--unknown"]),
+    ],
+)
+def test_a_wrong_data_command_is_one_line(argv, words, capsys):
+    assert command.main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "--help" in err
+    assert all(word in err for word in words), err
+
+
 def test_an_interrupted_download_says_how_to_continue(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -11,13 +11,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.config import CHANNELS, DATASETS, PATH, SPLITS, check
 from engine.data import folder, mini, omniglot, standin
 from engine.data.bank import ClassBank, Source, default_cache, open_bank
 from engine.errors import UserError
 
-__all__ = ["DATASETS", "ClassBank", "Dataset", "default_path", "load"]
+__all__ = ["ClassBank", "Dataset", "default_path", "load"]
 
-DATASETS = ("omniglot", "mini", "folder")
 _RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation over ImageNet
 _GREY = (0.449,), (0.226,)  # their means
 _BINARY = (0.0,), (1.0,)
@@ -59,12 +59,12 @@ def load(
     that an error. Raises UserError when data is missing, incomplete or broken, or the cache
     (None: $MAMLPP_CACHE or ~/.cache/mamlpp) cannot be written.
     """
-    if dataset not in DATASETS:
-        raise UserError(f"--dataset is {dataset!r}: choose one of {', '.join(DATASETS)}")
-    if channels not in (1, 3):
-        raise UserError(f"--channels is {channels}: choose 1 (grey) or 3 (RGB)")
-    if image_size < 1:
-        raise UserError(f"--image-size is {image_size}: give at least 1")
+    check("dataset", dataset, DATASETS)
+    check("channels", channels, CHANNELS)
+    check("image_size", image_size, ">= 1")
+    check("split", split, SPLITS)
+    check("cache", cache, PATH)
+    check("data", path, PATH)
     place = _existing(dataset, path)
     options = {"size": image_size, "channels": channels}
     name, notice = dataset, None
@@ -103,8 +103,6 @@ def _dataset(
 
 def _existing(dataset: str, path: str | Path | None) -> Path | None:
     """The path if something is there; None if mini may be replaced by the stand-in."""
-    if path is not None and str(path) == "":
-        raise UserError("--data is empty: name a folder or zip archive, or leave it out")
     if path is None and dataset == "folder":
         raise UserError("--dataset folder needs --data: name a folder or zip archive of images")
     place = Path(path).expanduser() if path is not None else default_path(dataset)
