@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from engine.config import Config, Parser, add_flags, parse
 from engine.errors import UserError
-from engine.interrupt import Interrupt, Stopped
+from engine.interrupt import Interrupt, answered
 
 if TYPE_CHECKING:  # torch takes seconds to import; a wrong flag is answered before
     from torch import Tensor
@@ -137,34 +137,27 @@ def _shown(result: Score) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    with Interrupt() as interrupt:
-        try:
-            parser = Parser(prog="python -m engine.evaluate", description=__doc__.split("\n\n")[0])
-            parser.add_argument("checkpoint", type=Path, help="run folder or .pt file")
-            parser.add_argument(
-                "--on",
-                choices=("test", "val", "train"),
-                default="test",
-                metavar="test|val|train",
-                help="classes to evaluate on",
-            )
-            add_flags(parser, FLAGS)
-            explicit = parse(parser, sys.argv[1:] if argv is None else argv)
-            _evaluate_checkpoint(
-                explicit.pop("checkpoint"), explicit.pop("on"), explicit, interrupt
-            )
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except Stopped as stopped:
-            print(f"{stopped.name}: stopped", file=sys.stderr)
-            return stopped.code
-    return 0
+    argv = sys.argv[1:] if argv is None else argv
+    return answered(lambda interrupt: _evaluate_checkpoint(argv, interrupt), stopped="stopped")
 
 
-def _evaluate_checkpoint(
-    path: Path, part: str, explicit: dict[str, Any], interrupt: Interrupt
-) -> None:
+def _flags(argv: list[str]) -> dict[str, Any]:
+    parser = Parser(prog="python -m engine.evaluate", description=__doc__.split("\n\n")[0])
+    parser.add_argument("checkpoint", type=Path, help="run folder or .pt file")
+    parser.add_argument(
+        "--on",
+        choices=("test", "val", "train"),
+        default="test",
+        metavar="test|val|train",
+        help="classes to evaluate on",
+    )
+    add_flags(parser, FLAGS)
+    return parse(parser, argv)
+
+
+def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
+    explicit = _flags(argv)
+    path, part = explicit.pop("checkpoint"), explicit.pop("on")
     from engine.report import test_table
     from engine.run import load_best, load_dataset, machine, restore
 

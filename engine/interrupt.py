@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
+
+from engine.errors import Diverged, UserError
 
 
 class Stopped(BaseException):
@@ -55,6 +58,21 @@ class Interrupt:
         saved = "the last checkpoint is whole" if self.phase == "finish" else "nothing was written"
         _say(f"\n{stopped.name}: stopped at once, {saved}\n")
         os._exit(stopped.code)
+
+
+def answered(work: Callable[[Interrupt], None], *, stopped: str) -> int:
+    """Runs a command line and returns its exit code: 0, that of what was wrong (told in one line on
+    stderr), or 128 + the signal (``stopped`` tells what then)."""
+    with Interrupt() as interrupt:
+        try:
+            work(interrupt)
+        except (UserError, Diverged) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        except Stopped as signalled:
+            print(f"{signalled.name}: {stopped}", file=sys.stderr)
+            return signalled.code
+    return 0
 
 
 def _say(text: str) -> None:

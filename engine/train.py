@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config import Config, default_run
-from engine.errors import UserError
-from engine.interrupt import Interrupt, Stopped
+from engine.errors import Diverged
+from engine.interrupt import Interrupt, Stopped, answered
 
 if TYPE_CHECKING:
     from engine.episodes import Episode
@@ -26,25 +26,13 @@ if TYPE_CHECKING:
 SAVE_SECONDS = 60.0  # at most so much work is lost to a power cut
 
 
-class Diverged(Exception):
-    """Something is no longer finite; the message says where and what."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    with Interrupt() as interrupt:
-        try:
-            train(Config.resolve(sys.argv[1:] if argv is None else argv), interrupt)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except Diverged as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 3
-        except Stopped as stopped:
-            print(f"{stopped.name}: stopped; the same command continues", file=sys.stderr)
-            return stopped.code
-    return 0
+    argv = sys.argv[1:] if argv is None else argv
+    return answered(
+        lambda interrupt: train(Config.resolve(argv), interrupt),
+        stopped="stopped; the same command continues",
+    )
 
 
 def train(cfg: Config, interrupt: Interrupt) -> None:
