@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -178,6 +178,12 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def without_paths(self) -> Config:
+        """What may be given to others: nothing of where this machine keeps its files."""
+        return replace(
+            self, **{f.name: None for f in fields(self) if f.metadata["allowed"] == PATH}
+        )
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
         """``field: saved -> now`` for each field in which a resumed run may not differ."""

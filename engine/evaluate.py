@@ -159,7 +159,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     explicit = _flags(argv)
     path, part = explicit.pop("checkpoint"), explicit.pop("on")
     from engine.report import test_table
-    from engine.run import load_best, load_dataset, machine, restore
+    from engine.run import load_best, load_dataset, machine, own_paths, restore
 
     interrupt.phase = "unwind"
     saved = load_best(path)
@@ -172,7 +172,9 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     if explicit.get("dataset", trained.dataset) != trained.dataset:
         # what belongs to the other kind of data is of no use for this one
         explicit = {"data": None, "split": "paper", "rotations": "none"} | explicit
-    cfg = dataclasses.replace(trained, **explicit)
+    cfg = dataclasses.replace(trained, **own_paths(path, trained) | explicit)
+    if cfg.data is None and cfg.dataset == trained.dataset:
+        cfg = _at_default(cfg, path, saved[0].data_name)
     with machine(cfg) as device:
         dataset = load_dataset(cfg, part)
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
@@ -181,6 +183,20 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
         )
         result = test(cfg, restore(trained, saved, device), dataset, part)
         print(test_table(result))
+
+
+def _at_default(cfg: Config, path: Path, data_name: str) -> Config:
+    """Data at its default place only, and no stand-in for real data: nobody asked for another."""
+    from engine.data import default_path, standin
+
+    if data_name == standin.NAME:
+        return cfg
+    if cfg.dataset == "folder" or not default_path(cfg.dataset).exists():
+        raise UserError(
+            f"{path} was trained on {data_name} and does not say where it lies on this machine; "
+            "name it with --data"
+        )
+    return dataclasses.replace(cfg, strict_data=True)
 
 
 if __name__ == "__main__":

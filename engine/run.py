@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ class Run:
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
-            config=self.cfg.to_dict(),
+            config=self.cfg.without_paths().to_dict(),
             data_name=self.dataset.name,
             data_identity=self.dataset.identity,
             state=checkpoint.pack(self.state),
@@ -128,6 +129,22 @@ def load_best(path: Path) -> list[Checkpoint]:
             f"{path} has no validated epoch yet; train on, or give {path / checkpoint.LATEST}"
         )
     return [checkpoint.load(epoch_file(path, epoch)) for epoch, _ in latest.best]
+
+
+def own_paths(path: Path, trained: Config) -> dict[str, str]:
+    """Data and cache of a run on this machine, as far as its folder names them.
+
+    A checkpoint, which may have come from elsewhere, does not: they are in the config.json of
+    ``path`` or beside it, if that is of the same configuration.
+    """
+    folder = path if path.is_dir() else path.parent
+    try:
+        found = json.loads((folder / checkpoint.CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict) or trained.differences(found):
+        return {}
+    return {name: found[name] for name in ("data", "cache") if isinstance(found.get(name), str)}
 
 
 def restore(cfg: Config, saved: list[Checkpoint], device: torch.device) -> dict[int, State]:

@@ -166,6 +166,13 @@ def test_saved_form_gives_the_same_configuration(preset, dataset):
     assert Config.from_dict(cfg.to_dict()) == cfg
 
 
+def test_a_configuration_without_paths_is_the_same_run():
+    cfg = Config.of(data="a", cache="b", run="c", seed=3)
+    given = cfg.without_paths()
+    expect(given, data=None, cache=None, run=None, seed=3)
+    assert given.differences(cfg.to_dict()) == []
+
+
 def test_saved_form_of_another_version_is_refused():
     values = Config.of().to_dict()
     del values["ways"]

@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from engine import checkpoint, evaluate, train
-from engine.run import load_best, load_dataset, machine, restore
+from engine import checkpoint, evaluate, meta, train
+from engine.run import load_best, load_dataset, machine, own_paths, restore
 from tests.tiny import flags, make_images
 
 
@@ -30,6 +30,7 @@ def members(run):
     """Its configuration, data, and states by epoch."""
     saved = load_best(run)
     cfg = evaluate.Config.from_dict(saved[0].config)
+    cfg = dataclasses.replace(cfg, **own_paths(run, cfg))
     with machine(cfg) as device:
         return cfg, load_dataset(cfg), restore(cfg, saved, device)
 
@@ -100,6 +101,33 @@ def test_other_data_of_the_same_shape(run, images, capsys):
     other = make_images(images.parent / "elsewhere" / "other", seed=5)
     assert evaluate.main([str(run), "--data", str(other)]) == 0
     assert "trained on folder:tiny, tested on folder:other, other data\n" in capsys.readouterr().out
+
+
+def test_a_checkpoint_alone_needs_data(run, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    alone = tmp_path / "given.pt"
+    alone.write_bytes((run / "latest.pt").read_bytes())
+    for config in (None, "{", "[]", '{"data": "x"}'):  # none, and three of no run of its own
+        if config:
+            (tmp_path / "config.json").write_text(config)
+        refused([alone], capsys, "given.pt was trained on folder:tiny", "--data")
+    cache = images.parent / "cache"
+    assert evaluate.main([str(alone), "--data", str(images), "--cache", str(cache)]) == 0
+    assert "tested on folder:tiny\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [None, "datasets/mini"])
+def test_no_stand_in_for_the_data_that_a_checkpoint_was_trained_on(
+    place, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    if place:
+        (tmp_path / place).mkdir(parents=True)  # empty
+    cfg = evaluate.Config.of(filters=1)
+    state = checkpoint.pack(meta.init_state(cfg))
+    content = checkpoint.Checkpoint(cfg.to_dict(), "mini", "", state, 1, [], {}, torch.zeros(1))
+    checkpoint.save(tmp_path / "real.pt", content)
+    refused(["real.pt"], capsys, "--data" if place else "real.pt was trained on mini")
 
 
 def refused(argv, capsys, *words):

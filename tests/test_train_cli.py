@@ -91,10 +91,14 @@ def test_a_run_leaves_its_files_its_curve_and_both_test_results(straight):
     assert f"{100 * result['ensemble']['accuracy']:.2f} %" in console
 
 
-def test_checkpoints_carry_everything(straight):
+def test_checkpoints_carry_everything_but_paths_of_this_machine(straight):
     found = torch.load(straight / "latest.pt", weights_only=True)
+    config = json.loads((straight / "config.json").read_text())
+    assert config["data"] and config["cache"] and config["run"]
+    for path in straight.glob("*.pt"):
+        assert str(straight.parent).encode() not in path.read_bytes()
     assert found["data_name"] == "folder:tiny" and len(found["data_identity"]) >= 12
-    assert found["config"] == json.loads((straight / "config.json").read_text())
+    assert found["config"] == config | dict.fromkeys(("data", "cache", "run"))
     assert found["epoch"] == 3 and found["state"]["iteration"] == 12
     assert [entry[1] for entry in found["best"]] == sorted(
         (entry[1] for entry in found["best"]), reverse=True
