@@ -184,24 +184,23 @@ class Backbone:
         x: Tensor,  # [T, N, C, H, W]
         passes: int,
     ) -> Images:
-        """Images that `passes` passes will read; from two on, their patch moments pay for
-        themselves by replacing the first stage's own statistics.
+        """Images that `passes` passes will read; from two on, the moments of their patches pay for
+        themselves by replacing the first stage's own statistics, where it pools.
         """
-        return Images(x, kernels.backend("stem", x).patches(x, self.stride) if passes > 1 else None)
+        worthwhile = self.pool and passes > 1
+        return Images(x, kernels.backend("stem", x).patches(x) if worthwhile else None)
 
     def _forward(self, weights, row, images, statistics) -> tuple[Tensor, list[_Stage], Moments]:
         conv, norm_act, stem = _ops(images.x, "conv", "norm_act", "stem")
         x, stages = images.x, []
         given = self._given(statistics, len(x))
-        options = self.norm_eps, self.negative_slope, self.pool
+        options = self.norm_eps, self.negative_slope
         for s, (gain, bias) in enumerate(self._affine(row, len(x))):
             if s == 0 and images.patches is not None:
-                y, saved = stem.fwd(
-                    x, images.patches, weights[0], self.stride, gain, bias, *options, given[0]
-                )
+                y, saved = stem.fwd(x, images.patches, weights[0], gain, bias, *options, given[0])
             else:
                 z = conv.fwd(x, weights[s], self.stride, 1)
-                y, saved = norm_act.fwd(z, gain, bias, *options, given[s])
+                y, saved = norm_act.fwd(z, gain, bias, *options, self.pool, given[s])
             stages.append(_Stage(x, saved))
             x = y
         mean, var = (

@@ -1,18 +1,32 @@
 """`python -m kernels`: which backend runs each op here, and why."""
 
+import sys
+
 import torch
 
 from kernels import dispatch, native
 
 
-def main() -> None:
+def main() -> int:
+    try:
+        _print_table()
+    except dispatch.BackendError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _print_table() -> None:
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    print(f"{'op':<10} {'device':<7} {'dtype':<9} {'backend':<8} why")
+    lines = [f"{'op':<10} {'device':<7} {'dtype':<9} {'backend':<8} why"]
     for op in dispatch.OPS:
         for device in devices:
             for dtype in (torch.float32, torch.float64):
                 name, reason = dispatch.choose(op, torch.device(device), dtype)
-                print(f"{op:<10} {device:<7} {str(dtype)[6:]:<9} {name or 'none':<8} {reason}")
+                lines.append(
+                    f"{op:<10} {device:<7} {str(dtype)[6:]:<9} {name or 'none':<8} {reason}"
+                )
+    print("\n".join(lines))
     if native.module is None:
         print(f"\nnative module: none ({native.reason})")
     else:
@@ -21,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

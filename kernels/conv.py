@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
+from kernels.autograd import check_alike
 
 
 def task_conv2d(
@@ -23,7 +24,8 @@ def task_conv2d(
     Floating-point dtypes; differentiable to any order in both arguments. The result is NHWC in
     memory. Batch norm follows in MAML++'s backbone (Antoniou et al. 2018, §4), so there is no bias.
 
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes, dtypes or devices that do not fit, BackendError where no backend
+    runs.
     """
     if x.dim() != 5 or weight.dim() != 5:
         raise ValueError(
@@ -39,6 +41,13 @@ def task_conv2d(
         raise ValueError(
             f"task_conv2d: x is empty, {list(x.shape)}; every axis needs at least one entry"
         )
+    smallest = min(x.shape[3:]) + 2 * padding
+    if max(weight.shape[3:]) > smallest:
+        raise ValueError(
+            f"task_conv2d: the kernel {list(weight.shape[3:])} is larger than the padded image, "
+            f"{smallest} at its shorter side"
+        )
+    check_alike("task_conv2d", x=x, weight=weight)
     impl = dispatch.backend("conv", x)
     return _Conv.apply(x, weight, impl, stride, padding)
 

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import dispatch
+from kernels.autograd import check_alike, keep, kept, last_derivative
 
 
 def linear_cross_entropy(
@@ -35,6 +35,7 @@ def linear_cross_entropy(
             f"linear_cross_entropy: labels must be int64 [{tasks}, {images}], "
             f"got {labels.dtype} {list(labels.shape)}"
         )
+    check_alike("linear_cross_entropy", features=features, weight=weight, bias=bias)
     impl = dispatch.backend("head", features)
     return _Head.apply(features, weight, bias, labels, impl)
 
@@ -43,28 +44,33 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, w, c, labels, impl):
         loss, logits, saved = impl.fwd(h, w, c, labels)
-        ctx.save_for_backward(h, w, c)
-        ctx.cache = impl, saved
+        keep(ctx, (h, w, c), saved)
+        ctx.impl = impl
         ctx.mark_non_differentiable(logits)
         return loss, logits
 
     @staticmethod
     def backward(ctx, d_loss, _logits):
-        return *_HeadGrad.apply(d_loss, *ctx.saved_tensors, *ctx.cache), None, None
+        inputs, saved = kept(ctx)
+        return *_HeadGrad.apply(d_loss, *inputs, ctx.impl, saved), None, None
 
 
 class _HeadGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx, d_loss, h, w, c, impl, saved):
-        ctx.save_for_backward(d_loss, h, w)
-        ctx.cache = impl, saved
+        keep(ctx, (d_loss, h, w, c), saved)
+        ctx.impl = impl
         ctx.set_materialize_grads(False)
         return impl.bwd(saved, h, w, d_loss)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, h_dot, w_dot, c_dot):
-        d_loss, h, w = ctx.saved_tensors
-        impl, saved = ctx.cache
-        loss_dot, logits_dot = impl.tan_fwd(saved, h, w, h_dot, w_dot, c_dot)
-        return loss_dot, *impl.tan_bwd(saved, logits_dot, h, w, h_dot, w_dot, d_loss), None, None
+        """The Hessian of ⟨d_loss, loss⟩ is symmetric: its product with the cotangents is the
+        tangent along them.
+        """
+        (d_loss, h, w, c), saved = kept(ctx)
+        with torch.no_grad():
+            loss_dot, logits_dot = ctx.impl.tan_fwd(saved, h, w, h_dot, w_dot, c_dot)
+            tangents = ctx.impl.tan_bwd(saved, logits_dot, h, w, h_dot, w_dot, d_loss)
+        sources = d_loss, h, w, c, h_dot, w_dot, c_dot
+        return *last_derivative("linear_cross_entropy", (loss_dot, *tangents), sources), None, None

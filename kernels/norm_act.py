@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import dispatch
+from kernels.autograd import check_alike, keep, kept, last_derivative
 
 
 def per_step_batch_norm(
@@ -34,19 +34,37 @@ def per_step_batch_norm(
 
     Raises ValueError for shapes that do not fit or a step outside the rows.
     """
-    _check(z, gain, bias, step, pool)
-    tasks = z.shape[0]
+    _check(z, gain, bias, step, pool, negative_slope)
+    tasks, dtype = z.shape[0], z.dtype
     if isinstance(step, Tensor):
         gain, bias = gain.index_select(0, step), bias.index_select(0, step)
     else:
         gain, bias = (row[step].expand(tasks, -1) for row in (gain, bias))
     if statistics is not None:
-        statistics = tuple(s.detach().expand(tasks, -1) for s in statistics)
+        statistics = _checked_statistics(statistics, tasks, z.shape[2])
+    if dtype in (torch.float16, torch.bfloat16):
+        # Sums over N·H·W values overflow or drown in half precision.
+        z, gain, bias = z.float(), gain.float(), bias.float()
+    if statistics is not None:
+        statistics = tuple(s.to(z) for s in statistics)
     impl = dispatch.backend("norm_act", z)
-    return _NormAct.apply(z, gain, bias, impl, (eps, negative_slope, pool, statistics))
+    y, mean, var = _NormAct.apply(z, gain, bias, impl, (eps, negative_slope, pool, statistics))
+    return y.to(dtype), mean, var
 
 
-def _check(z: Tensor, gain: Tensor, bias: Tensor, step: int | Tensor, pool: bool) -> None:
+def _checked_statistics(statistics: tuple, tasks: int, channels: int) -> tuple[Tensor, Tensor]:
+    shapes = [list(s.shape) for s in statistics]
+    if len(shapes) != 2 or any(s not in ([channels], [tasks, channels]) for s in shapes):
+        raise ValueError(
+            f"per_step_batch_norm: statistics must be a mean and a variance, [{channels}] or "
+            f"[{tasks}, {channels}] each, got {shapes}"
+        )
+    return tuple(s.detach().expand(tasks, -1) for s in statistics)
+
+
+def _check(
+    z: Tensor, gain: Tensor, bias: Tensor, step: int | Tensor, pool: bool, negative_slope: float
+) -> None:
     if z.dim() != 5 or 0 in z.shape:
         raise ValueError(
             f"per_step_batch_norm: z must be a non-empty [T, N, C, H, W], got {list(z.shape)}"
@@ -62,10 +80,22 @@ def _check(z: Tensor, gain: Tensor, bias: Tensor, step: int | Tensor, pool: bool
                 f"per_step_batch_norm: step must be an int or int64 [{z.shape[0]}], one row a "
                 f"task, got {step.dtype} {list(step.shape)}"
             )
+        # On a GPU the look would stall the stream; there the indexing itself stops the kernel.
+        if step.device.type == "cpu" and not 0 <= int(step.min()) <= int(step.max()) < len(gain):
+            raise ValueError(
+                f"per_step_batch_norm: steps {step.tolist()} reach outside 0…{len(gain) - 1}, the "
+                f"rows of gain"
+            )
     elif not 0 <= step < gain.shape[0]:
         raise ValueError(
             f"per_step_batch_norm: step {step} is outside 0…{gain.shape[0] - 1}, the rows of gain"
         )
+    if negative_slope < 0:
+        raise ValueError(
+            f"per_step_batch_norm: negative_slope {negative_slope} is below 0, where the activation "
+            "does not commute with pooling; give 0 or more, 1 for no activation"
+        )
+    check_alike("per_step_batch_norm", z=z, gain=gain, bias=bias)
     if pool and min(z.shape[3:]) < 2:
         raise ValueError(
             f"per_step_batch_norm: pool needs images of at least 2×2, got "
@@ -77,32 +107,33 @@ class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, gain, bias, impl, options):
         y, saved = impl.fwd(z, gain, bias, *options)
-        ctx.save_for_backward(z, gain, bias)
-        ctx.cache = impl, saved
+        keep(ctx, (z, gain, bias), saved)
+        ctx.impl = impl
         ctx.mark_non_differentiable(saved.mean, saved.var)
         return y, saved.mean, saved.var
 
     @staticmethod
     def backward(ctx, dy, _mean, _var):
-        return *_NormActGrad.apply(dy, *ctx.saved_tensors, *ctx.cache), None, None
+        inputs, saved = kept(ctx)
+        return *_NormActGrad.apply(dy, *inputs, ctx.impl, saved), None, None
 
 
 class _NormActGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx, dy, z, gain, bias, impl, saved):
-        ctx.save_for_backward(dy, z, gain, bias)
-        ctx.cache = impl, saved
+        keep(ctx, (dy, z, gain, bias), saved)
+        ctx.impl = impl
         ctx.set_materialize_grads(False)
         return impl.bwd(saved, gain, dy)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, z_dot, gain_dot, bias_dot):
-        """The Hessian of ⟨dy, f⟩ is symmetric: its product with the cotangents is the tangent along
-        them.
+        """The Hessian of ⟨dy, y⟩ is symmetric: its product with the cotangents is the tangent
+        along them.
         """
-        dy, _, gain, _ = ctx.saved_tensors
-        impl, saved = ctx.cache
-        y_dot, tangent = impl.tan_fwd(saved, gain, z_dot, gain_dot, bias_dot)
-        dz, d_gain, d_bias = impl.tan_bwd(saved, tangent, gain, dy, None, gain_dot)
-        return y_dot, dz, d_gain, d_bias, None, None
+        (dy, z, gain, bias), saved = kept(ctx)
+        with torch.no_grad():
+            y_dot, tangent = ctx.impl.tan_fwd(saved, gain, z_dot, gain_dot, bias_dot)
+            tangents = ctx.impl.tan_bwd(saved, tangent, gain, dy, None, gain_dot)
+        sources = dy, z, gain, bias, z_dot, gain_dot, bias_dot
+        return *last_derivative("per_step_batch_norm", (y_dot, *tangents), sources), None, None

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels import dispatch
+from kernels.autograd import check_alike, last_derivative
 
 
 def lslr_update(
@@ -30,6 +30,7 @@ def lslr_update(
         raise ValueError(
             f"lslr_update: rates must be [{len(sizes)}], one a segment, got {list(rates.shape)}"
         )
+    check_alike("lslr_update", theta=theta, grad=grad, rates=rates)
     return _Update.apply(theta, grad, rates, sizes, dispatch.backend("update", theta))
 
 
@@ -54,9 +55,11 @@ class _UpdateGrad(torch.autograd.Function):
         return impl.bwd(d_theta, grad, rates, sizes)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_dot, rates_dot):
         d_theta, grad, rates = ctx.saved_tensors
         sizes, impl = ctx.cache
-        theta_dot = impl.tan_fwd(grad, rates, None, grad_dot, rates_dot, sizes)
-        return theta_dot, *impl.tan_bwd(d_theta, grad_dot, rates_dot, sizes), None, None
+        with torch.no_grad():
+            theta_dot = impl.tan_fwd(grad, rates, None, grad_dot, rates_dot, sizes)
+            tangents = theta_dot, *impl.tan_bwd(d_theta, grad_dot, rates_dot, sizes)
+        sources = *ctx.saved_tensors, grad_dot, rates_dot
+        return *last_derivative("lslr_update", tangents, sources), None, None

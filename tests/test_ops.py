@@ -2,8 +2,10 @@
 error budget.
 """
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,6 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import kernels
 from kernels import cases, reference
-from kernels.plain import layout
 
 SMALL = pytest.mark.parametrize("case", cases.SMALL, ids=lambda c: c.name)
 REAL = pytest.mark.parametrize("case", cases.REAL, ids=lambda c: c.name)
@@ -82,13 +83,65 @@ def test_conv_to_third_order() -> None:
     torch.testing.assert_close(third(kernels), third(reference), rtol=1e-10, atol=1e-12)
 
 
-def test_a_third_derivative_of_batch_norm_raises() -> None:
+def third_derivatives():
+    case = cases.SMALL[0]
+    z, gain, bias = cases.norm_inputs(case)
+    *head_inputs, labels = cases.head_inputs(case)
+    *update_inputs, sizes = cases.update_inputs(2, (3, 2))
+    return {
+        "per_step_batch_norm": (norm_act(kernels, case, 0), (z, gain, bias)),
+        "linear_cross_entropy": (head(kernels, labels), tuple(head_inputs)),
+        "lslr_update": (update(kernels, sizes), tuple(update_inputs)),
+    }
+
+
+@pytest.mark.parametrize("constant", [True, False], ids=["fixed-cotangent", "own-cotangent"])
+@pytest.mark.parametrize("op", ["per_step_batch_norm", "linear_cross_entropy", "lslr_update"])
+def test_a_third_derivative_raises_and_is_never_wrong(op: str, constant: bool) -> None:
+    f, inputs = third_derivatives()[op]
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    y = f(*inputs)
+    first = torch.autograd.grad((y * torch.rand_like(y)).sum(), inputs, create_graph=True)
+    power = 1 if constant else 3
+    scalar = sum((g * torch.rand_like(g)).pow(power).sum() for g in first if g.requires_grad)
+    second = torch.autograd.grad(scalar, inputs, create_graph=True, materialize_grads=True)
+    with pytest.raises(RuntimeError, match=f"{op}: the third derivative is not implemented"):
+        sum(s.pow(2).sum() for s in second).backward()
+
+
+def test_writing_to_the_output_is_an_error_not_a_wrong_gradient() -> None:
     z, gain, bias = (t.requires_grad_() for t in cases.norm_inputs(cases.SMALL[0]))
-    y = kernels.per_step_batch_norm(z, gain, bias)[0].pow(3).sum()
-    (g,) = torch.autograd.grad(y, z, create_graph=True)
-    (h,) = torch.autograd.grad(g.pow(3).sum(), z, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|twice"):
-        h.sum().backward()
+    y = norm_act(kernels, cases.SMALL[0], 0)(z, gain, bias)
+    y.sub_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("op", ["per_step_batch_norm", "linear_cross_entropy", "lslr_update"])
+def test_a_graph_is_freed_without_the_garbage_collector(op: str) -> None:
+    f, inputs = third_derivatives()[op]
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    gc.disable()
+    try:
+        y = f(*inputs)
+        (g,) = torch.autograd.grad(y.sum(), inputs[1], create_graph=True)
+        alive = weakref.ref(y.grad_fn), weakref.ref(g)
+        del y, g
+        assert [a() for a in alive] == [None, None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_batch_norm_is_computed_in_float32(dtype: torch.dtype) -> None:
+    case = cases.Case("large", 1, 20, 1, 2, 84)  # sums beyond the range of float16
+    z, gain, bias = (t.to(dtype) for t in cases.norm_inputs(case))
+    z = z + 3
+    y, mean, var = kernels.per_step_batch_norm(z, gain, bias, pool=True)
+    exact = reference.per_step_batch_norm(z.double(), gain.double(), bias.double(), pool=True)
+    assert y.dtype == dtype and mean.dtype == var.dtype == torch.float32
+    torch.testing.assert_close(y.double(), exact[0], rtol=torch.finfo(dtype).eps, atol=1e-2)
+    torch.testing.assert_close(var.double(), exact[2], rtol=1e-5, atol=1e-6)
 
 
 def test_a_zero_gain_pools_the_first_of_each_window() -> None:
@@ -160,14 +213,27 @@ def test_float32_error_is_within_twice_that_of_torch(case) -> None:
 
 
 def test_outputs_are_written_in_full(monkeypatch) -> None:
-    strided = torch.empty_strided
+    case = cases.SMALL[0]
+    x, w = cases.conv_inputs(case)
+    z, gain, bias = cases.norm_inputs(case)
 
-    def poisoned(*args, **kwargs):
-        return strided(*args, **kwargs).fill_(float("nan"))
+    def everything() -> list[torch.Tensor]:
+        inputs = [t.detach().requires_grad_() for t in (x, w, gain, bias)]
+        y = norm_act(kernels, case, 0)(kernels.task_conv2d(*inputs[:2]), *inputs[2:])
+        first = torch.autograd.grad(y.pow(2).sum(), inputs, create_graph=True)
+        scalar = sum(g.pow(2).sum() for g in first)
+        return [y, *first, *torch.autograd.grad(scalar, inputs)]
 
-    monkeypatch.setattr(torch, "empty_strided", poisoned)
-    x = torch.randn(2, 3, 4, 5, 6)
-    assert torch.equal(layout.channels_last(x), x)
+    expected, unwritten = everything(), []
+    for name in ("empty", "empty_strided"):
+        allocate = getattr(torch, name)
+
+        def poisoned(*args, allocate=allocate, **kwargs):
+            unwritten.append(allocate(*args, **kwargs).fill_(float("nan")))
+            return unwritten[-1]
+
+        monkeypatch.setattr(torch, name, poisoned)
+    assert all(map(torch.equal, everything(), expected)) and unwritten
 
 
 def ones(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -180,6 +246,22 @@ def pooled(*inputs: torch.Tensor) -> object:
 
 def at_step_3(*inputs: torch.Tensor) -> object:
     return kernels.per_step_batch_norm(*inputs, 3)
+
+
+def sloped_down(*inputs: torch.Tensor) -> object:
+    return kernels.per_step_batch_norm(*inputs, negative_slope=-0.5)
+
+
+def at_rows(*inputs: torch.Tensor) -> object:
+    return kernels.per_step_batch_norm(*inputs, torch.tensor([4]))
+
+
+def normalised(*inputs: torch.Tensor) -> object:
+    return kernels.per_step_batch_norm(*inputs[:3], statistics=inputs[3:])
+
+
+def mixed(x: torch.Tensor, w: torch.Tensor) -> object:
+    return kernels.task_conv2d(x, w.double())
 
 
 def two_segments(*inputs: torch.Tensor) -> object:
@@ -199,6 +281,15 @@ def labelled(dtype: torch.dtype):
         (kernels.task_conv2d, ones((2, 0, 3, 5, 5), (2, 2, 3, 3, 3)), "empty"),
         (pooled, ones((1, 1, 2, 4, 4), (3, 3), (3, 3)), r"must both be \[K, 2\]"),
         (at_step_3, ones((1, 1, 2, 4, 4), (3, 2), (3, 2)), "step 3 is outside 0…2"),
+        (kernels.task_conv2d, ones((1, 1, 2, 2, 2), (1, 1, 2, 7, 7)), "larger than the padded"),
+        (mixed, ones((1, 1, 2, 4, 4), (1, 1, 2, 3, 3)), "one dtype and device"),
+        (sloped_down, ones((1, 1, 2, 4, 4), (3, 2), (3, 2)), "negative_slope -0.5 is below 0"),
+        (at_rows, ones((1, 1, 2, 4, 4), (3, 2), (3, 2)), r"steps \[4\] reach outside 0…2"),
+        (
+            normalised,
+            ones((1, 1, 2, 4, 4), (3, 2), (3, 2), (3,), (3,)),
+            "statistics must be a mean",
+        ),
         (pooled, ones((1, 1, 2, 1, 4), (3, 2), (3, 2)), "at least 2×2"),
         (labelled(torch.int64), ones((1, 2, 3), (1, 4, 2), (1, 4)), "must be non-empty"),
         (labelled(torch.float32), ones((1, 2, 3), (1, 4, 3), (1, 4)), "labels must be int64"),
@@ -222,6 +313,9 @@ def test_dispatch_never_falls_back_from_an_explicit_request(monkeypatch) -> None
         kernels.BackendError, match="'nonesuch' is not known; use one of auto, plain"
     ):
         kernels.task_conv2d(x, w)
+    table = subprocess.run([sys.executable, "-m", "kernels"], capture_output=True, text=True)
+    assert table.returncode == 2 and table.stdout == ""
+    assert table.stderr.startswith("error: backend 'nonesuch' is not known")
     monkeypatch.delenv("KERNELS_BACKEND")
     with pytest.raises(kernels.BackendError, match="not a floating-point type"):
         kernels.task_conv2d(x.long(), w.long())

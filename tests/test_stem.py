@@ -5,9 +5,10 @@ import torch
 from torch.func import jvp, vjp
 
 from kernels import cases, reference
-from kernels.plain import norm_act, stem
+from kernels.plain import conv, norm_act, stem, window
 
 EPS = 1e-5
+POOLED = [case for case in cases.SMALL if case.pool]
 
 # torch.func.jvp itself scripts a decomposition when it is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
@@ -25,7 +26,7 @@ def composed(case, x, statistics):
     """y(w, gain, bias) by the definitions."""
 
     def y(w, gain, bias):
-        z = reference.task_conv2d(x, w, stride=case.stride)
+        z = reference.task_conv2d(x, w)
         return reference.per_step_batch_norm(
             z,
             gain,
@@ -33,7 +34,7 @@ def composed(case, x, statistics):
             torch.arange(case.tasks),
             eps=EPS,
             negative_slope=case.negative_slope,
-            pool=case.pool,
+            pool=True,
             statistics=statistics,
         )[0]
 
@@ -41,9 +42,8 @@ def composed(case, x, statistics):
 
 
 def forward(case, x, w, gain, bias, statistics):
-    moments = stem.patches(x, case.stride)
-    options = EPS, case.negative_slope, case.pool, statistics
-    return stem.fwd(x, moments, w, case.stride, gain, bias, *options)
+    moments = stem.patches(x)
+    return stem.fwd(x, moments, w, gain, bias, EPS, case.negative_slope, statistics)
 
 
 def close(actual, expected) -> None:
@@ -51,7 +51,7 @@ def close(actual, expected) -> None:
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["batch", "running"])
-@pytest.mark.parametrize("case", cases.SMALL, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", POOLED, ids=lambda c: c.name)
 def test_value_gradient_and_tangents(case, given: bool) -> None:
     x, w, gain, bias, statistics = problem(case, given)
     f = composed(case, x, statistics)
@@ -88,15 +88,36 @@ def test_the_moments_are_those_of_the_output() -> None:
     close(saved.var, z.var((1, 3, 4), correction=0))
 
 
+@pytest.mark.parametrize(
+    ("spread", "mean"), [(1.0, 0.0), (0.27, 0.92)], ids=["centred", "omniglot"]
+)
 @pytest.mark.parametrize("name", ["mini-1-support", "omniglot-1"])
-def test_float32_statistics_are_as_good_as_batch_norms(name: str) -> None:
-    """On images with a large common mean, as photographs have, which cancels in the variance."""
+def test_float32_error_is_near_that_of_batch_norm(name: str, spread: float, mean: float) -> None:
+    """Same winners. The filters' gradient subtracts s₁·m from Σδ·patch, which cancels on images as
+    bright as Omniglot's: its budget is four times the error of convolution and batch norm, not two.
+    """
     case = next(c for c in cases.REAL if c.name == name)
     x, w, gain, bias, _ = problem(case, False, torch.float32)
-    x = 0.5 * x + 3
-    exact = reference.task_conv2d(x.double(), w.double()).var((1, 3, 4), correction=0)
-    _, saved = forward(case, x, w, gain[: case.tasks], bias[: case.tasks], None)
-    z = reference.task_conv2d(x, w)
-    _, plain = norm_act.fwd(z, gain[: case.tasks], bias[: case.tasks], EPS, 1.0, False, None)
-    error, limit = ((s.var - exact).norm() / exact.norm() for s in (saved, plain))
-    assert error <= 2 * limit + torch.finfo(torch.float32).eps
+    x = spread * x + mean
+    _, saved = forward(case, x, w, gain, bias, None)
+    dy = torch.randn(saved.y.shape, generator=torch.Generator().manual_seed(0)) + 0.3
+
+    def composed_with_winners_of_stem(x, w, gain, bias, dy):
+        z = conv.fwd(x, w, 1, 1)
+        _, kept = norm_act.fwd(z, gain, bias, EPS, 1.0, False, None)
+        x_hat = window.at_winners(kept.x_hat, saved.index)
+        y = window.wide(gain) * x_hat + window.wide(bias)
+        kept = kept._replace(
+            index=saved.index, x_hat=x_hat, y=saved.y.to(y), negative_slope=case.negative_slope
+        )
+        dz, d_gain, d_bias = norm_act.bwd(kept, gain, dy)
+        return y, conv.bwd(dz, x, w, 1, 1, (False, True))[1], d_gain, d_bias
+
+    inputs = x, w, gain, bias, dy
+    exact = composed_with_winners_of_stem(*(t.double() for t in inputs))
+    plain = composed_with_winners_of_stem(*inputs)
+    y = window.wide(gain) * saved.x_hat + window.wide(bias)
+    ours = y, *stem.bwd(saved, gain, dy)
+    for a, p, e, factor in zip(ours, plain, exact, (2, 4, 2, 2), strict=True):
+        error, limit = ((t - e).norm() / e.norm() for t in (a, p))
+        assert error <= factor * limit + torch.finfo(torch.float32).eps

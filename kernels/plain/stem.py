@@ -32,13 +32,12 @@ class Saved(NamedTuple):
     x: Tensor  # [T, N, C, H, W]
     patches: Patches
     w: Tensor  # [T, F, C, 3, 3]
-    stride: int
     projected: Tensor  # [T, F, D] Gw
     mean: Tensor  # [T, F] of the batch
     var: Tensor  # [T, F] of the batch, biased
     rstd: Tensor  # [T, F]
     x_hat: Tensor  # [T, N, F, h, w] at the winners
-    index: Tensor | None  # [T·N, F, h, w]
+    index: Tensor  # int64 [T·N, F, h, w]
     dense: torch.Size  # T, N, F, H', W'
     y: Tensor  # [T, N, F, h, w]
     negative_slope: float
@@ -51,13 +50,13 @@ class Tangent(NamedTuple):
     x_hat_dot: Tensor  # [T, N, F, h, w]
 
 
-def patches(x: Tensor, stride: int) -> Patches:
+def patches(x: Tensor) -> Patches:
     """Moments of the 3×3 patches of [T, N, C, H, W] with padding 1, merged over blocks of images as
     Chan et al. (1979) do.
     """
     means, covs, weights = [], [], []
     for block in x.split(_IMAGES_BLOCK, 1):
-        unfolded = F.unfold(block.flatten(0, 1).double(), 3, padding=1, stride=stride)
+        unfolded = F.unfold(block.flatten(0, 1).double(), 3, padding=1)
         rows = unfolded.unflatten(0, block.shape[:2]).transpose(1, 2).flatten(2)  # [T, D, n·L]
         means.append(rows.mean(2))
         centred = rows - means[-1].unsqueeze(2)
@@ -78,12 +77,10 @@ def fwd(
     x: Tensor,  # [T, N, C, H, W]
     patches: Patches,
     w: Tensor,  # [T, F, C, 3, 3]
-    stride: int,
     gain: Tensor,  # [T, F]
     bias: Tensor,  # [T, F]
     eps: float,
     negative_slope: float,
-    pooled: bool,
     statistics: tuple[Tensor, Tensor] | None,  # mean, biased variance [T, F]
 ) -> tuple[Tensor, Saved]:
     x, rows = channels_last(x), w.flatten(2).double()
@@ -92,10 +89,9 @@ def fwd(
     var = (projected * rows).sum(2).to(x.dtype)
     centre, spread = statistics or (mean, var)
     rstd = (spread + eps).rsqrt()
-    x_hat = _conv(x, w, rstd, -centre * rstd, stride)
-    dense, index = x_hat.shape, None
-    if pooled:
-        x_hat, index = pool(x_hat, gain)
+    x_hat = _conv(x, w, rstd, -centre * rstd)
+    dense = x_hat.shape
+    x_hat, index = pool(x_hat, gain)
     y = torch.addcmul(wide(bias), x_hat, wide(gain))
     if negative_slope != 1.0:
         F.leaky_relu_(y, negative_slope)
@@ -103,7 +99,6 @@ def fwd(
         x,
         patches,
         w,
-        stride,
         projected.to(x.dtype),
         mean,
         var,
@@ -142,7 +137,7 @@ def tan_fwd(
         rows = w_dot.flatten(2)
         shift = -(rows @ saved.patches.mean.to(rows.dtype).unsqueeze(2)).squeeze(2) * saved.rstd
         q = (saved.projected * rows).sum(2) * saved.rstd
-    dense = _conv(saved.x, w_dot, saved.rstd, shift, saved.stride)
+    dense = _conv(saved.x, w_dot, saved.rstd, shift)
     x_hat_dot = at_winners(dense, saved.index)
     if q is not None:
         x_hat_dot = torch.addcmul(x_hat_dot, saved.x_hat, wide(q * saved.rstd), value=-1)
@@ -176,12 +171,11 @@ def tan_bwd(
     return dw_dot - _each(scale * s2 * r, projected_dot, dw_dot), s2_dot, s1_dot
 
 
-def _conv(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor | None, stride: int) -> Tensor:
+def _conv(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     """scale·conv(x, w) + shift, folded into the filters; scale and shift [T, F]."""
     w = w * scale[:, :, None, None, None]
     images = [
-        torch.conv2d(x[t], w[t], None if shift is None else shift[t], stride, 1)
-        for t in range(len(x))
+        torch.conv2d(x[t], w[t], None if shift is None else shift[t], 1, 1) for t in range(len(x))
     ]
     return stack([image.permute(0, 2, 3, 1) for image in images]).permute(0, 1, 4, 2, 3)
 
@@ -194,7 +188,7 @@ def _wgrad(saved: Saved, pooled: Tensor) -> Tensor:
             saved.x[t],
             saved.w[t],
             None,
-            [saved.stride] * 2,
+            [1, 1],
             [1, 1],
             [1, 1],
             False,
