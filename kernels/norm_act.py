@@ -92,8 +92,8 @@ def _check(
         )
     if negative_slope < 0:
         raise ValueError(
-            f"per_step_batch_norm: negative_slope {negative_slope} is below 0, where the activation "
-            "does not commute with pooling; give 0 or more, 1 for no activation"
+            f"per_step_batch_norm: negative_slope {negative_slope} is below 0, where the activation"
+            " does not commute with pooling; give 0 or more, 1 for no activation"
         )
     check_alike("per_step_batch_norm", z=z, gain=gain, bias=bias)
     if pool and min(z.shape[3:]) < 2:

@@ -47,15 +47,12 @@ def random_problem(model: Backbone, steps: int, tasks: int, norm_rows: int, seed
 def assert_same(model, params, episode, weights, second_order, running=None) -> None:
     ours = unroll.adjoint(model, params, episode, weights, second_order, running)
     exact = unroll.autograd(model, params, episode, weights, second_order, running, ops=reference)
-    for name in ("loss", "logits"):
-        torch.testing.assert_close(
-            getattr(ours, name), getattr(exact, name), rtol=1e-10, atol=1e-12
-        )
-    for name, a, e in zip(Params._fields, ours.gradient, exact.gradient, strict=True):
+    pairs = [("loss", ours.loss, exact.loss), ("logits", ours.logits, exact.logits)]
+    pairs += zip(Params._fields, ours.gradient, exact.gradient, strict=True)
+    pairs += zip(Moments._fields, ours.moments, exact.moments, strict=True)
+    for name, a, e in pairs:
         assert (a - e).abs().max() <= 1e-10 * e.abs().max().clamp(min=1e-12), name
     assert ours.rows == exact.rows
-    for a, e in zip(ours.moments, exact.moments, strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-12)
 
 
 WEIGHTS = {
@@ -100,7 +97,7 @@ def test_normalisation_rows_and_statistics(
 @settings(max_examples=15, deadline=None)
 @given(
     side=st.integers(4, 15), filters=st.integers(2, 6), stages=st.integers(2, 3),
-    ways=st.integers(2, 6), channels=st.sampled_from([1, 3]),
+    ways=st.integers(3, 6), channels=st.sampled_from([1, 3]),
     downsample=st.sampled_from(["pool", "stride"]),
     weights=st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=1, max_size=4).filter(
         lambda w: w[-1] > 0
