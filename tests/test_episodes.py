@@ -228,11 +228,11 @@ def test_classes_of_31_to_800_images(data_dir, tmp_path_factory):
     data = load("folder", archive, image_size=84, channels=3, cache=cache)
     for split in data.banks:
         made = sampler(data, split, ways=5, shots=5, targets=15)
-        start = time.perf_counter()
+        start = time.process_time()  # not the wall clock: other processes may want the cores
         for t in range(5):
             episode = made.episode(t, 4)
             images = torch.cat([episode.support_x, episode.target_x], 1).flatten(2)
             assert images.isfinite().all()
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
     with pytest.raises(UserError, match="need 35 images a class"):
         sampler(data, "test", ways=5, shots=20, targets=15)
