@@ -80,22 +80,29 @@ def shown(readme: str) -> str:
     return found[1]
 
 
-def updated(readme: str, name: str, run: dict) -> str:
-    """The README with the tables of the run of that name, and of the trainings that are kept."""
+def with_benchmark(readme: str, name: str, run: dict) -> str:
+    """The README with the tables of the run of that name."""
     block = f"<!-- benchmark: {name} -->\n{tables(run)}<!-- /benchmark -->"
-    trained = _table(training.HEAD, training.table_rows())
-    readme = TRAINED.sub(lambda _: f"<!-- training -->\n{trained}<!-- /training -->", readme)
     return MARKED.sub(lambda _: block, readme)
+
+
+def with_trainings(readme: str) -> str:
+    """The README with the table of the trainings that are kept."""
+    rows = training.table_rows()
+    trained = _table(training.HEAD, rows) if rows else ""
+    return TRAINED.sub(lambda _: f"<!-- training -->\n{trained}<!-- /training -->", readme)
 
 
 def main(arguments: list[str]) -> int:
     readme = README.read_text(encoding="utf-8")
     name = Path(arguments[0]).name if arguments else shown(readme)
-    path = results.FOLDER / name
-    if not path.is_file():
-        print(f"error: no file {path}; give the name of a JSON in that folder", file=sys.stderr)
-        return 2
-    README.write_text(updated(readme, name, results.load(path)), encoding="utf-8")
+    if name or arguments:
+        path = results.FOLDER / name
+        if not path.is_file():
+            print(f"error: no file {path}; give the name of a JSON in that folder", file=sys.stderr)
+            return 2
+        readme = with_benchmark(readme, name, results.load(path))
+    README.write_text(with_trainings(readme), encoding="utf-8")
     return 0
 
 

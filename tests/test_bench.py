@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import gate, report, results
+from bench import gate, report, results, training
 from bench.cases import ROWS, Ours, Row, Theirs, reduced
 from bench.worker import Worker
 
@@ -85,7 +85,7 @@ def test_several_iterations_agree():
         gate.agree("loss", ours.iteration(), theirs.iteration(), 1e-8)
 
 
-def test_rows_cover_the_issue():
+def test_rows_are_each_case_algorithm_order_and_one_to_five_steps():
     assert len({str(row) for row in ROWS}) == len(ROWS) == 2 * 2 * 2 * 5
     assert {row.steps for row in ROWS} == {1, 2, 3, 4, 5}
 
@@ -104,19 +104,59 @@ def test_tables_say_what_was_measured():
 def test_report_replaces_what_is_between_the_markers():
     readme = "before\n<!-- benchmark: -->\nold\n<!-- /benchmark -->\nafter\n"
     assert report.shown(readme) == ""
-    once = report.updated(readme, "run.json", RUN)
+    once = report.with_benchmark(readme, "run.json", RUN)
     block = f"<!-- benchmark: run.json -->\n{report.tables(RUN)}<!-- /benchmark -->"
     assert once == f"before\n{block}\nafter\n"
     assert report.shown(once) == "run.json"
-    assert report.updated(once, "run.json", RUN) == once
+    assert report.with_benchmark(once, "run.json", RUN) == once
 
 
-def test_readme_shows_the_json_that_it_names():
+TRAINED = {
+    "config": {"ways": 5, "shots": 1, "epochs": 2, "iterations": 500, "tasks": 4},
+    "curve": [{"accuracy": 0.5}, {"accuracy": 0.625}],
+    "result": {
+        "data": "mini",
+        "best": {"accuracy": 0.6, "interval": 0.01},
+        "ensemble": {"accuracy": 0.61, "interval": 0.01},
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["", "run.json"])
+def test_report_writes_the_trainings_whether_or_not_a_benchmark_is_shown(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(training, "FOLDER", tmp_path / "training")
+    results.save(RUN, tmp_path / "run.json")
+    results.save(TRAINED, tmp_path / "training" / "mini.json")
+    marks = "<!-- training -->\n<!-- /training -->\n"
+    marks += f"<!-- benchmark: {name} -->\n<!-- /benchmark -->\n"
+    report.README.write_text(marks)
+    assert report.main([]) == 0
+    readme = report.README.read_text()
+    row = ["mini, 5-way 1-shot", "1,000 × 4", "50.0 62.5", "60.00 ± 1.00 %", "61.00 ± 1.00 %"]
+    assert row in [[c.strip() for c in line.split("|")[1:-1]] for line in readme.splitlines()]
+    assert ("a processor" in readme) == bool(name)
+
+
+@pytest.mark.parametrize("name", ["", "none.json"])
+def test_report_of_a_file_that_is_not_there_changes_nothing(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    report.README.write_text("<!-- benchmark: -->\n<!-- /benchmark -->\n")
+    assert report.main([name]) == 2
+    assert capsys.readouterr().err.startswith("error: no file ")
+    assert report.README.read_text() == "<!-- benchmark: -->\n<!-- /benchmark -->\n"
+
+
+def test_readme_shows_the_committed_json():
     readme = report.README.read_text(encoding="utf-8")
     name = report.shown(readme)
-    if not name:
-        pytest.skip("the README shows no benchmark")
-    assert report.updated(readme, name, results.load(results.FOLDER / name)) == readme
+    if name:
+        run = results.load(results.FOLDER / name)
+        assert report.with_benchmark(readme, name, run) == readme
+    assert report.with_trainings(readme) == readme
 
 
 def test_workers_run_a_row_and_measure_themselves():
