@@ -301,6 +301,11 @@ def test_missing_data_is_explained(dataset, path, message, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_empty_cache_path_is_not_the_working_directory(tree):
+    with pytest.raises(UserError, match="--cache is empty"):
+        load("folder", tree, image_size=12, channels=3, cache="")
+
+
 def test_natural_images_of_the_shared_archive(data_dir, cache):
     dataset = load_folder(data_dir / "caltech101_84.zip", cache, size=84)
     counts = {split: bank.counts for split, bank in dataset.banks.items()}
