@@ -70,7 +70,9 @@ def load(path: Path) -> Checkpoint:
                 raise ValueError(f"wrong checksum of {broken}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"cannot read checkpoint {path}: {error.strerror}") from error
+        raise UserError(
+            f"cannot read checkpoint {path}: {error.strerror}; {_cure(path)}"
+        ) from error
     except Exception as error:  # zipfile, torch and pickle raise many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path} is damaged ({reason:.80}); {_cure(path)}") from error

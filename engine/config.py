@@ -22,12 +22,14 @@ SPLITS = ("paper", "background")
 ROTATIONS = ("none", "classes", "augment")
 CHANNELS = (1, 3)
 PATH = "a path"
+_LARGEST = {int: 2**63 - 1, float: 1e30}  # what torch takes as a number, with room to compute
 # What a number may be: the words for the message and the test itself.
 _RANGES = {
     ">= 0": lambda v: v >= 0,
     ">= 1": lambda v: v >= 1,
     ">= 2": lambda v: v >= 2,
     "> 0": lambda v: v > 0,
+    "in [0, 1024]": lambda v: 0 <= v <= 1024,
     "in [0, 1)": lambda v: 0 <= v < 1,
     "in (0, 1]": lambda v: 0 < v <= 1,
 }
@@ -117,7 +119,7 @@ class Config:
     ensemble: int = _flag("best checkpoints kept, and averaged in the final test", ">= 1")
     # machine
     device: str = _flag("where to compute", ("auto", "cpu", "cuda"), default="auto", free=True)
-    threads: int = _flag("CPU threads, 0: torch's choice", ">= 0", default=0, free=True)
+    threads: int = _flag("CPU threads, 0: torch's choice", "in [0, 1024]", default=0, free=True)
     unroll: str = _flag(
         "closed-form adjoint, or torch.autograd as its oracle",
         ("adjoint", "autograd"),
@@ -247,6 +249,8 @@ def check(name: str, value: Any, allowed: tuple | str | None) -> None:
         raise UserError(f"{flag} is {value!r}: choose one of {', '.join(map(str, allowed))}")
     if isinstance(allowed, str) and not (math.isfinite(value) and _RANGES[allowed](value)):
         raise UserError(f"{flag} is {value}: give a number {allowed}")
+    if type(value) in _LARGEST and value > _LARGEST[type(value)]:
+        raise UserError(f"{flag} is {value}: give a number up to {_LARGEST[type(value)]}")
 
 
 def _check_combinations(cfg: Config) -> None:

@@ -1,4 +1,9 @@
-"""What a person is told instead of a traceback."""
+"""What a person is told, and instead of a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
 
 
 class UserError(Exception):
@@ -11,3 +16,27 @@ class Diverged(Exception):
     """Something is no longer finite; the message says where and what."""
 
     exit_code = 3
+
+
+def say(text: str) -> None:
+    """Prints at once; a character that the console's encoding lacks is shown as ``?``.
+
+    Raises UserError when it cannot be written: a full disk, or a closed pipe as of ``| head``.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), flush=True)
+    except OSError as error:
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # for the buffer, which is flushed at exit
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise UserError(
+            f"cannot write to standard output: {error.strerror}; send it elsewhere and give the "
+            "same command again"
+        ) from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """On the CPU or a GPU; torch says so by a RuntimeError."""
+    words = ("out of memory", "allocate memory")
+    return isinstance(error, MemoryError) or any(part in str(error) for part in words)

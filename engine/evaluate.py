@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tqdm import tqdm
 
 from engine.config import Config, Parser, add_flags, parse
-from engine.errors import UserError
+from engine.errors import UserError, say
 from engine.interrupt import Interrupt, answered
 
 if TYPE_CHECKING:  # torch takes seconds to import; a wrong flag is answered before
@@ -172,17 +172,20 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     if explicit.get("dataset", trained.dataset) != trained.dataset:
         # what belongs to the other kind of data is of no use for this one
         explicit = {"data": None, "split": "paper", "rotations": "none"} | explicit
+    if explicit.get("dataset") == "omniglot" and trained.channels != 1:
+        raise UserError(
+            f"--dataset is omniglot, which is grey: the network of {path} takes "
+            f"{trained.channels} channels; give other data, or train with --channels 1"
+        )
     cfg = dataclasses.replace(trained, **own_paths(path, trained) | explicit)
     if cfg.data is None and cfg.dataset == trained.dataset:
         cfg = _at_default(cfg, path, saved[0].data_name)
     with machine(cfg) as device:
         dataset = load_dataset(cfg, part)
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
-        print(
-            f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}", flush=True
-        )
+        say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
         result = test(cfg, restore(trained, saved, device), dataset, part)
-        print(test_table(result))
+        say(test_table(result))
 
 
 def _at_default(cfg: Config, path: Path, data_name: str) -> Config:

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from engine.errors import Diverged, UserError
+from engine.errors import Diverged, UserError, is_out_of_memory
 
 
 class Stopped(BaseException):
@@ -69,6 +69,15 @@ def answered(work: Callable[[Interrupt], None], *, stopped: str) -> int:
         except (UserError, Diverged) as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print(
+                "error: out of memory; lower --tasks, --targets, --filters or --image-size, or use "
+                "a machine with more; checkpoints already saved are whole",
+                file=sys.stderr,
+            )
+            return UserError.exit_code
         except Stopped as signalled:
             print(f"{signalled.name}: {stopped}", file=sys.stderr)
             return signalled.code

@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from engine import checkpoint
+from engine.errors import say
 
 
 @dataclass
@@ -123,7 +124,7 @@ class Report:
     def say(self, text: str) -> None:
         """A line of text above the bar."""
         self._bar.clear()
-        print(text, flush=True)
+        say(text)
 
     def _row(self, iteration: int, row: dict[str, Any]) -> None:
         if row["kind"] != "train" or self._bar.disable:
@@ -158,8 +159,8 @@ def cut_log(path: Path, iteration: int, epoch: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
             validated = row["epoch"] <= epoch or row["kind"] != "validation"
             if row["iteration"] <= iteration and validated:

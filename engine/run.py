@@ -17,7 +17,7 @@ from engine.checkpoint import Checkpoint, epoch_file
 from engine.config import Config
 from engine.data import Dataset
 from engine.episodes import Episode, EpisodeSampler
-from engine.errors import UserError
+from engine.errors import UserError, say
 from engine.meta import State
 from engine.report import Meter
 from engine.workers import keep_freed_memory
@@ -76,6 +76,13 @@ class Run:
             )
         self.state = checkpoint.unpack(self.state, saved.state)
         self.epoch, self.best = saved.epoch, saved.best
+        files = (epoch_file(self.folder, epoch) for epoch, _ in self.best)
+        lost = [file.name for file in files if not file.exists()]
+        if lost and not (self.folder / checkpoint.RESULT).exists():
+            raise UserError(
+                f"{self.folder} has lost {', '.join(lost)}, which the final test needs: put it "
+                f"back to continue, {cure}"
+            )
         self.interval, self.whole = (Meter(**saved.meters[name]) for name in ("interval", "whole"))
         torch.set_rng_state(saved.rng)
 
@@ -123,6 +130,10 @@ def load_best(path: Path) -> list[Checkpoint]:
         raise UserError(f"no checkpoint at {path}: give a run folder or a .pt file")
     if not path.is_dir():
         return [checkpoint.load(path)]
+    if not (path / checkpoint.LATEST).exists():
+        raise UserError(
+            f"{path} is no run folder, it has no {checkpoint.LATEST}: give one, or a .pt file"
+        )
     latest = checkpoint.load(path / checkpoint.LATEST)
     if not latest.best:
         raise UserError(
@@ -186,7 +197,7 @@ def load_dataset(cfg: Config, *parts: str) -> Dataset:
         cache=cfg.cache,
     )
     if dataset.notice:
-        print(f"\n{dataset.notice}\n", flush=True)
+        say(f"\n{dataset.notice}\n")
     wanted = [cfg.image_size, cfg.image_size, cfg.channels]
     for part in parts:
         sampler(cfg, dataset, part, seed=0)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config import Config, default_run
-from engine.errors import Diverged
+from engine.errors import Diverged, say
 from engine.interrupt import Interrupt, Stopped, answered
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
     with machine(cfg) as device:
         dataset = load_dataset(cfg, "train", "val", "test")
         folder = Path(cfg.run or default_run(cfg, dataset.name))
-        print(f"{dataset.name} on {device}, run folder {folder}\n{cfg}", flush=True)
+        say(f"{dataset.name} on {device}, run folder {folder}\n{cfg}")
         with open_run(folder, cfg.fresh):
             run = Run.open(replace(cfg, fresh=False), folder, dataset, device)
             interrupt.phase = "finish"
@@ -62,7 +62,7 @@ def train_epochs(run: Run, interrupt: Interrupt) -> None:
 
     cfg, done = run.cfg, run.state.iteration
     if done:
-        print(f"continuing after iteration {done}", flush=True)
+        say(f"continuing after iteration {done}")
     left = range(done, cfg.epochs * cfg.iterations)
     tasks = sampler(cfg, run.dataset, "train", cfg.seed)
     with (
@@ -134,13 +134,15 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
     from engine.run import load_best, restore
 
     path = run.folder / checkpoint.RESULT
-    if path.exists():
-        print(f"already finished\n{test_table(json.loads(path.read_text()))}", flush=True)
+    # one that is missing or damaged is made again
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        table = test_table(json.loads(path.read_text()))
+        say(f"already finished\n{table}")
         return
     members = restore(run.cfg, load_best(run.folder), run.state.params.theta.device)
     result = test(run.cfg, members, run.dataset, between=interrupt.check)
     checkpoint.write_json(path, result)
-    print(f"{test_table(result)}\nsaved in {path}", flush=True)
+    say(f"{test_table(result)}\nsaved in {path}")
 
 
 if __name__ == "__main__":

@@ -234,3 +234,12 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(module):
     code, out, err = call(module, "x.pt", "--unknown", "1")
     assert (code, out) == (2, "")
     assert err.startswith("error: ") and err.count("\n") == 1 and "--help" in err
+
+
+@pytest.mark.parametrize(
+    "flag, value",
+    [("--seed", "9" * 30), ("--eval-tasks", "9" * 30), ("--lr", "1e300"), ("--threads", "5000")],
+)
+def test_numbers_that_torch_cannot_take_are_refused(flag, value):
+    with pytest.raises(UserError, match=f"{flag} is .*: give a number"):
+        Config.resolve([flag, value])

@@ -139,10 +139,10 @@ def refused(argv, capsys, *words):
 
 def test_mistakes_are_one_line(run, images, tmp_path, capsys):
     refused([tmp_path / "none.pt"], capsys, "no checkpoint at", "none.pt")
-    refused([tmp_path], capsys, "latest.pt")
+    refused([tmp_path], capsys, "no run folder", "latest.pt")
     refused([run, "--ways", 5], capsys, "--ways is 5", "3 outputs")
     refused([run, "--data", tmp_path / "none"], capsys, "none", "--data")
-    refused([run, "--dataset", "omniglot"], capsys, "--channels is 3")
+    refused([run, "--dataset", "omniglot"], capsys, "omniglot", "3 channels")
     refused([run, "--targets", 50], capsys, "folder:tiny")
     refused([run, "--eval-tasks", 1], capsys, "--eval-tasks is 1")
     (tmp_path / "bad.pt").write_bytes(b"PK")

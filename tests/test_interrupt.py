@@ -40,3 +40,20 @@ def test_each_end_has_its_code_and_line(work, code, line, capfd):
     assert answered(work, stopped="stopped here") == code
     assert capfd.readouterr().err.splitlines()[-1:] == ([line] if line else [])
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("can't allocate memory: you tried"), RuntimeError("x")]
+)
+def test_out_of_memory_is_a_line_and_other_errors_are_not_hidden(error, capsys):
+    def work(_):
+        raise error
+
+    if str(error) == "x":
+        with pytest.raises(RuntimeError, match="x"):
+            answered(work, stopped="stopped")
+    else:
+        assert answered(work, stopped="stopped") == 2
+        one_line = capsys.readouterr().err
+        assert one_line.startswith("error: out of memory; lower --tasks")
+        assert one_line.count("\n") == 1

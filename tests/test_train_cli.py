@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import termios
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from engine import train
+from engine.report import cut_log
 from engine.run import Run
 from tests.tiny import call, finish, flags, make_images, same, small_disk, start
 
@@ -317,3 +319,55 @@ def test_on_a_terminal_a_bar_shows_loss_accuracy_speed_and_time_left(images):
     assert code == 0
     assert all(words in text for words in ("loss ", "accuracy ", "s/iteration", "left", "12/12"))
     assert "iteration 3/12" not in out and "validation" in out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_console_that_cannot_be_written_is_a_line(images):
+    with open("/dev/full", "w") as full:
+        process = start(TRAIN, *flags(images, images.parent / "mute"), stdout=full)
+        code, _, err = finish(process)
+    assert code == 2
+    one_line(err, "standard output", "No space left")
+
+
+def test_a_closed_pipe_is_a_line_and_the_same_command_continues(images):
+    folder = images.parent / "piped"
+    process = start(TRAIN, *flags(images, folder))
+    process.stdout.readline()
+    process.stdout.close()
+    with process.stderr:
+        err = process.stderr.read()
+    assert process.wait(60) == 2
+    one_line(err, "standard output", "Broken pipe")
+    assert call(TRAIN, *flags(images, folder))[0] == 0
+
+
+def test_a_console_without_the_characters_shows_others(images, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    code, out, err = call(TRAIN, *flags(images, images.parent / "ascii"))
+    assert (code, err) == (0, "") and " ? is the 95 % interval" in out
+
+
+def test_a_damaged_result_or_log_is_made_again(straight, images):
+    folder = images.parent / "damaged-result"
+    shutil.copytree(straight, folder)
+    (folder / "result.json").write_text('{"best"')
+    with open(folder / "log.jsonl", "ab") as log:
+        log.write(b'5\n{"kind": "train"}\n\xff\xfe')
+    code, out, err = call(TRAIN, *flags(images, folder))
+    assert (code, err) == (0, "") and "ensemble of 2" in out
+    assert (folder / "result.json").read_bytes() == (straight / "result.json").read_bytes()
+    cut_log(folder / "log.jsonl", iteration=12, epoch=3)
+    assert rows(folder) == rows(straight)
+
+
+def test_a_lost_epoch_is_met_before_training_goes_on(straight, images):
+    folder = images.parent / "lost"
+    shutil.copytree(straight, folder)
+    lost = min(folder.glob("epoch-*.pt"))
+    lost.unlink()
+    assert call(TRAIN, *flags(images, folder))[0] == 0  # finished: nothing needs it any more
+    (folder / "result.json").unlink()
+    code, _, err = call(TRAIN, *flags(images, folder))
+    assert code == 2
+    one_line(err, lost.name, "put it back", "--fresh")
