@@ -87,7 +87,7 @@ def inner_loop(
         theta = adapted
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def adjoint(
     model,
     params: Params,
@@ -177,7 +177,7 @@ def autograd(
     return MetaGradient(total.detach(), logits, Params(*gradient), *record.result())
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def adapt_and_predict(
     model,
     params: Params,
