@@ -35,7 +35,7 @@ def table_rows() -> list[list[str]]:
     return [_row(results.load(path)) for path in sorted(FOLDER.glob("*.json"))]
 
 
-HEAD = ["data, task", "iterations × tasks", "validation by epoch", "best model", "ensemble of 5"]
+HEAD = ["data, task", "iterations × tasks", "validation by epoch", "best model", "ensemble"]
 
 
 def _row(run: dict) -> list[str]:
