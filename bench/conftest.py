@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_quiet = True  # one table, below, instead of the plugin's
+    # What stops a row before its clock starts is the error to show, not that nothing was timed.
+    config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
     config.stash[RECORDED] = {"meta": [], "episodes": []}
     if config.option.threads:
         torch.set_num_threads(config.option.threads)
@@ -32,15 +34,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest):
-    """record(kind, row) adds a row to the table `kind`."""
-    return lambda kind, row: request.config.stash[RECORDED][kind].append(row)
+    """record(kind, row) adds a row to the table `kind`, and to the file of --json at once."""
+    config = request.config
+
+    def add(kind: str, row: dict) -> None:
+        config.stash[RECORDED][kind].append(row)
+        if config.option.json:
+            results.save(_run(config), config.option.json)
+
+    return add
+
+
+def _run(config: pytest.Config) -> dict:
+    return results.describe(config.option.full) | config.stash[RECORDED]
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     rows = config.stash[RECORDED]
     if not any(rows.values()):
         return
-    run = results.describe(config.option.full) | rows
+    run = _run(config)
     terminalreporter.section("benchmark")
     terminalreporter.write(report.tables(run))
     timed = [row for row in ROWS if config.option.full or row.short]
