@@ -1,14 +1,136 @@
-// The Python module kernels._native.
+// The Python module kernels._native. Arguments are checked in kernels/native/; here pointers are
+// trusted. Addresses are those of contiguous arrays, 0 for one that is not wanted.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/team.h"
 #include "ops.h"
 
 namespace py = pybind11;
+using namespace mamlpp;
 
 namespace {
 
-py::dict cpu_features() {
-    const mamlpp::CpuFeatures& f = mamlpp::cpu_features();
+using Blocks = std::vector<std::shared_ptr<Block>>;
+
+template <class T> T* at(uintptr_t address, ptrdiff_t offset) {
+    return address ? reinterpret_cast<T*>(address) + offset : nullptr;
+}
+
+Blocks new_blocks(int count, size_t bytes) {
+    Blocks blocks;
+    for (int i = 0; i < count; ++i)
+        blocks.push_back(std::make_shared<Block>(bytes));
+    return blocks;
+}
+
+// Memory of the tasks that run at once: each its own work, and scratch for every thread, since a task
+// that is left over has them all.
+struct Room {
+    Room(int tasks, int threads, size_t work_bytes, size_t scratch_bytes)
+        : slots(tasks < threads ? tasks : threads), work(new_blocks(slots < 1 ? 1 : slots, work_bytes)),
+          each((scratch_bytes + 63) / 64 * 64), scratch(each * static_cast<size_t>(threads)) {}
+    void* scratch_of(int slot) { return static_cast<char*>(scratch.data()) + slot * each; }
+
+    int slots;
+    Blocks work;
+    size_t each;
+    Block scratch;
+};
+
+template <class F> void for_tasks(int tasks, int threads, F f) {
+    py::gil_scoped_release release;
+    run_tasks(
+        tasks, threads,
+        [](void* context, int task, Team& team, int slot) {
+            (*static_cast<F*>(context))(task, team, slot);
+        },
+        &f);
+}
+
+// x [tasks][n][side][side][channels] → one prepared block a task
+template <class T> Blocks prepare(const Net& net, int tasks, int n, int threads, uintptr_t x) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    Blocks images = new_blocks(tasks, ops.images_bytes(net, n));
+    Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
+    const ptrdiff_t size = static_cast<ptrdiff_t>(n) * net.side * net.side * net.channels;
+    for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
+        ops.prepare(net, n, at<const T>(x, t * size), images[t]->data(), room.work[slot]->data(),
+                    room.scratch_of(slot), team);
+    });
+    return images;
+}
+
+void check_labels(const int64_t* labels, ptrdiff_t count, int ways) {
+    for (ptrdiff_t i = 0; i < count; ++i)
+        if (labels[i] < 0 || labels[i] >= ways)
+            throw std::invalid_argument("labels: " + std::to_string(labels[i]) + " is not in 0.." +
+                                        std::to_string(ways - 1) + "; number the classes of a task from 0");
+}
+
+// Strides are in elements, 0 for an operand that the tasks share. Returns what was kept.
+template <class T>
+Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t labels, uintptr_t theta,
+            ptrdiff_t theta_stride, ptrdiff_t parameters, uintptr_t row, uintptr_t given_mean,
+            uintptr_t given_var, ptrdiff_t given_stride, uintptr_t loss, uintptr_t logits, uintptr_t gradient,
+            uintptr_t norm_gradient, uintptr_t mean, uintptr_t var, bool keep) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    const int tasks = static_cast<int>(images.size()), stats = net.stages * net.filters;
+    if (gradient)
+        check_labels(at<const int64_t>(labels, 0), static_cast<ptrdiff_t>(tasks) * n, net.ways);
+    Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
+    const Blocks kept = new_blocks(keep ? tasks : static_cast<int>(room.work.size()),
+                                   ops.pass_bytes(net, n));
+    for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
+        const PassTask<T> task{images[t]->data(),
+                               at<const int64_t>(labels, static_cast<ptrdiff_t>(t) * n),
+                               at<const T>(theta, t * theta_stride),
+                               at<const T>(row, 0),
+                               at<const T>(given_mean, t * given_stride),
+                               at<const T>(given_var, t * given_stride),
+                               at<T>(loss, t),
+                               at<T>(logits, static_cast<ptrdiff_t>(t) * n * net.ways),
+                               at<T>(gradient, t * parameters),
+                               at<T>(norm_gradient, static_cast<ptrdiff_t>(t) * 2 * stats),
+                               at<T>(mean, static_cast<ptrdiff_t>(t) * stats),
+                               at<T>(var, static_cast<ptrdiff_t>(t) * stats),
+                               kept[keep ? t : slot]->data()};
+        ops.pass(net, n, task, room.work[slot]->data(), room.scratch_of(slot), team);
+    });
+    return keep ? kept : Blocks{};
+}
+
+template <class T>
+void tangent(const Net& net, int n, int threads, const Blocks& images, const Blocks& kept,
+             uintptr_t theta, ptrdiff_t theta_stride, ptrdiff_t parameters, uintptr_t direction,
+             uintptr_t product, uintptr_t norm_product) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    const int tasks = static_cast<int>(images.size()), width = 2 * net.stages * net.filters;
+    Room room(tasks, threads, ops.tangent_bytes(net, n), ops.scratch_bytes(net));
+    for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
+        const TangentTask<T> task{images[t]->data(),
+                                  at<const T>(theta, t * theta_stride),
+                                  at<const T>(direction, t * parameters),
+                                  kept[t]->data(),
+                                  at<T>(product, t * parameters),
+                                  at<T>(norm_product, static_cast<ptrdiff_t>(t) * width)};
+        ops.tangent(net, n, task, room.work[slot]->data(), room.scratch_of(slot), team);
+    });
+}
+
+template <class T> void bind(py::module_ m) {
+    m.def("prepare", &prepare<T>);
+    m.def("pass_", &pass<T>);
+    m.def("tangent", &tangent<T>);
+}
+
+py::dict features() {
+    const CpuFeatures& f = cpu_features();
     py::dict d;
     d["avx2"] = f.avx2;
     d["fma"] = f.fma;
@@ -27,6 +149,22 @@ py::dict cpu_features() {
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native kernels of mamlpp, free of torch.";
     m.def("version", [] { return MAMLPP_VERSION; }, "Version of the package it was built from.");
-    m.def("cpu_features", &cpu_features,
+    m.def("cpu_features", &features,
           "Instruction sets that processor and operating system grant: name -> bool.");
+    py::enum_<Isa>(m, "Isa")
+        .value("portable", Isa::portable)
+        .value("avx2", Isa::avx2)
+        .value("avx512", Isa::avx512);
+    m.def("isa", &isa, "Instruction set of the kernels in use.");
+    m.def("limit_isa", &limit_isa, "Use none beyond this one; returns the one in use now.");
+    m.def("release_blocks", &release_blocks,
+          "Give the memory that is kept for reuse back to the system; returns its bytes.");
+    py::class_<Block, std::shared_ptr<Block>>(m, "Block").def_property_readonly("bytes", &Block::bytes);
+    py::class_<Net>(m, "Net")
+        .def(py::init([](int channels, int side, int filters, int stages, int ways, bool pool,
+                         double slope, double eps) {
+            return Net{channels, side, filters, stages, ways, pool, slope, eps};
+        }));
+    bind<float>(m.def_submodule("float32"));
+    bind<double>(m.def_submodule("float64"));
 }

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import kernels
 from engine import unroll
 from engine.config import Config
 from engine.episodes import Episode
-from engine.model import Backbone, Moments, Params
+from engine.model import Backbone, Params
+from engine.passes import Moments
 from engine.workers import over_tasks
 
 
@@ -100,6 +102,11 @@ def meta_gradient(state: State, episode: Episode, cfg: Config) -> unroll.MetaGra
 
 def meta_step(state: State, episode: Episode, cfg: Config) -> tuple[State, Metrics]:
     """One outer iteration: the meta-gradient over the episode's tasks, and Adam."""
+    with kernels.only_kernels():
+        return _meta_step(state, episode, cfg)
+
+
+def _meta_step(state: State, episode: Episode, cfg: Config) -> tuple[State, Metrics]:
     meta = meta_gradient(state, episode, cfg)
     per_task = 1 if cfg.task_reduction == "mean" else len(episode.support_x)
     correct = (meta.logits.argmax(2) == episode.target_y).float().mean()

@@ -5,8 +5,8 @@ Hessian-vector product a step (Antoniou et al. 2018, eq. 1–4). It keeps the
 support passes of the steps, and one target pass at a time. `autograd` differentiates the same loop
 by `torch.autograd` and is its oracle.
 
-A model is anything with `sizes`, `bessel`, `prepare`, `predict`, `loss_and_gradient`, `tangent` and
-`loss`, as `engine.model.Backbone` has.
+A model is anything with `sizes`, `bessel`, `prepare` and `loss`, as `engine.model.Backbone` has;
+`prepare` gives images that have the passes of `engine.passes.Images`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,8 @@ from torch import Tensor
 
 import kernels
 from engine.episodes import Episode
-from engine.model import Moments, Params, Pass
+from engine.model import Params
+from engine.passes import Moments, Pass
 
 
 class MetaGradient(NamedTuple):
@@ -81,7 +82,7 @@ def inner_loop(
     theta, images = params.theta.expand(len(x), -1), model.prepare(x, steps)
     for k in range(steps):
         row, rates = at_step(params.norm, k), at_step(params.rates, k)
-        support = model.loss_and_gradient(theta, row, images, labels, _running_at(running, k), keep)
+        support = images.loss_and_gradient(theta, row, labels, _running_at(running, k), keep)
         adapted = update.fwd(theta, support.gradient, rates, model.sizes)
         yield _Step(k, theta, row, rates, support, adapted)
         theta = adapted
@@ -119,8 +120,8 @@ def adjoint(
         record.add(k, step.support.moments, episode.support_x.shape[1])
         direct.append(None)
         if weight:
-            target = model.loss_and_gradient(
-                step.adapted, step.row, images, labels, _running_at(running, k)
+            target = images.loss_and_gradient(
+                step.adapted, step.row, labels, _running_at(running, k)
             )
             record.add(k, target.moments, targets)
             loss, logits = loss + weight * target.loss.sum(), target.logits
@@ -139,7 +140,7 @@ def adjoint(
         d_support, d_rates = update.bwd(carry, step.support.gradient, step.rates, model.sizes)
         gradient.rates[step.index] += d_rates
         if second_order:
-            product, norm_product = model.tangent(step.support.kept, d_support)
+            product, norm_product = step.support.kept.tangent(d_support)
             carry = carry + product
             at_step(gradient.norm, step.index).add_(norm_product.sum(0))
     gradient.theta.copy_(carry.sum(0))
@@ -200,5 +201,5 @@ def adapt_and_predict(
         theta, row = step.adapted, step.row
     statistics = _running_at(given, steps - 1)
     if statistics is None and protocol == "inductive":
-        _, statistics = model.predict(theta, row, model.prepare(episode.support_x, 1))
-    return model.predict(theta, row, model.prepare(episode.target_x, 1), statistics)[0]
+        _, statistics = model.prepare(episode.support_x, 1).predict(theta, row)
+    return model.prepare(episode.target_x, 1).predict(theta, row, statistics)[0]

@@ -25,11 +25,11 @@ T = TypeVar("T")
 def over_tasks(function: Callable[[Episode], T], episode: Episode) -> list[T]:
     """`function` of each block of tasks that suits the device, in task order.
 
-    On a CPU as many blocks as `torch.get_num_threads()` run at once, on one core each; those left
+    On a CPU as many blocks as there are threads run at once, on one core each; those left
     over, too few for every thread, run one after the other on all of them.
     """
-    tasks, threads = len(episode.support_x), torch.get_num_threads()
-    block = kernels.task_block(episode.support_x.device) or tasks
+    tasks, threads = len(episode.support_x), kernels.threads()
+    block = kernels.task_block(episode.support_x) or tasks
     blocks = [episode.slice(start, start + block) for start in range(0, tasks, block)]
     # A worker sees the caller's choice of backend, which a context variable holds.
     calls = [(copy_context(), function, each) for each in blocks]

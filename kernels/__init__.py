@@ -7,18 +7,24 @@ H, W], fastest when NHWC in memory.
 """
 
 from kernels.conv import task_conv2d
-from kernels.dispatch import BackendError, backend, task_block, use
+from kernels.dispatch import BackendError, backend, passes, task_block, use
 from kernels.head import linear_cross_entropy
+from kernels.net import Net
 from kernels.norm_act import per_step_batch_norm
+from kernels.threads import only_kernels, threads
 from kernels.update import lslr_update
 
 __all__ = [
     "BackendError",
+    "Net",
     "backend",
     "linear_cross_entropy",
     "lslr_update",
+    "only_kernels",
+    "passes",
     "per_step_batch_norm",
     "task_block",
     "task_conv2d",
+    "threads",
     "use",
 ]

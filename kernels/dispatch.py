@@ -12,10 +12,11 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from kernels import plain
+import kernels.native.passes  # noqa: F401
+from kernels import native, plain
 
-OPS = ("conv", "norm_act", "stem", "head", "update")
-BACKENDS = {"plain": plain}  # the preferred one first; the last runs anywhere
+OPS = ("passes", "conv", "norm_act", "stem", "head", "update")
+BACKENDS = {"native": native, "plain": plain}  # the preferred one first; the last runs anywhere
 
 _requested: ContextVar[str | None] = ContextVar("kernels_backend", default=None)
 
@@ -47,6 +48,16 @@ def backend(op: str, like: Tensor):
     return getattr(BACKENDS[name], op)
 
 
+def passes(like: Tensor):
+    """The namespace that runs whole passes of a backbone on images like `like` in one call each, or
+    `None`: they are then to be composed of single ops.
+    """
+    name, reason = choose("passes", like.device, like.dtype)
+    if name is None and _request() not in ("auto", *_without("passes")):
+        raise BackendError(reason)
+    return BACKENDS[name].passes if name else None
+
+
 def choose(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str | None, str]:
     """The backend's name and why it was chosen, or `None` and why none can run."""
     if not dtype.is_floating_point:
@@ -54,11 +65,42 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str | Non
             None,
             f"{op}: dtype {dtype} is not a floating-point type; convert the input with x.float()",
         )
+    requested = _request()
+    if requested != "auto":
+        refused = _refusal(requested, op, device, dtype)
+        return (None, refused) if refused else (requested, "requested")
+    refusals = []
+    for name in BACKENDS:
+        refused = _refusal(name, op, device, dtype)
+        if refused is None:
+            return name, "; ".join(refusals) or "the fastest"
+        refusals.append(refused)
+    return None, "; ".join(refusals)
+
+
+def _refusal(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend does not run an op here, in one line; `None` if it does."""
+    if name in _without(op):
+        return f"{name} has no {op}"
+    if name != "native":
+        return None
+    if native.module is None:
+        return f"native: {native.reason}"
+    if device.type != "cpu":
+        return f"native runs on a CPU, not on {device.type}"
+    if dtype not in native.passes.DTYPES:
+        return f"native takes float32 and float64, not {str(dtype)[6:]}"
+    return None
+
+
+def _without(op: str) -> list[str]:
+    return [name for name, space in BACKENDS.items() if not hasattr(space, op)]
+
+
+def _request() -> str:
     requested = _requested.get() or os.environ.get("KERNELS_BACKEND") or "auto"
     _named(requested)
-    if requested != "auto":
-        return requested, "requested"
-    return next(reversed(BACKENDS)), "runs anywhere"
+    return requested
 
 
 def _named(name: str) -> None:
@@ -69,10 +111,11 @@ def _named(name: str) -> None:
         )
 
 
-def task_block(device: torch.device) -> int | None:
-    """Tasks worth giving to one call on `device`, `None` for all of them.
+def task_block(like: Tensor) -> int | None:
+    """Tasks worth giving to one call on images like `like`, `None` for all of them.
 
     On a CPU `plain` works through the tasks one after the other, and a single task's activations
-    stay in the cache between its layers; a GPU wants them all at once.
+    stay in the cache between its layers; a backend of whole passes shares them out itself, and a
+    GPU wants them all at once.
     """
-    return 1 if device.type == "cpu" else None
+    return 1 if like.device.type == "cpu" and passes(like) is None else None

@@ -1,9 +1,13 @@
 """Fixtures for the files that tests read but the repository does not hold."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import kernels
+from kernels import native
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FOLDERS = {"GOLDEN_DIR": "golden", "DATA_DIR": "data"}
@@ -20,3 +24,12 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no Omniglot and Caltech archives in {folder}; set DATA_DIR to their folder")
     return folder
+
+
+@pytest.fixture(params=["native", "plain"])
+def backend(request) -> Iterator[str]:
+    """Runs a test on each backend: whole passes natively, and composed of plain ops."""
+    if request.param == "native" and native.module is None:
+        pytest.skip(f"native module: {native.reason}")
+    with kernels.use("auto" if request.param == "native" else "plain"):
+        yield request.param

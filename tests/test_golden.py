@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+import kernels
 from engine import meta, unroll
 from engine.config import Config
 from engine.episodes import Episode
-from engine.model import Backbone, Moments, Params, flat
+from engine.model import Backbone, Params
+from engine.passes import Moments
 from kernels import reference
 from tests.conftest import shared_folder
 
@@ -83,7 +85,9 @@ class Golden:
         )
         names = [f"conv{s}-conv-weight" for s in range(4)] + ["linear-weights", "linear-bias"]
         rates = [self.tensor(f"{kind}/{RATES}{name}")[:steps] for name in names]
-        return Params(flat([t.unsqueeze(0) for t in tensors])[0], norm, torch.stack(rates, 1))
+        return Params(
+            Backbone.flat([t.unsqueeze(0) for t in tensors])[0], norm, torch.stack(rates, 1)
+        )
 
     def running(self, kind: str) -> Moments:
         """Running statistics without the conv bias, which the reference's means contain."""
@@ -113,6 +117,11 @@ def adjoint(*args):
     return unroll.adjoint(*args)
 
 
+def composed(*args):
+    with kernels.use("plain"):
+        return unroll.adjoint(*args)
+
+
 def autograd(*args):
     return unroll.autograd(*args)
 
@@ -121,7 +130,7 @@ def autograd_reference(*args):
     return unroll.autograd(*args, ops=reference)
 
 
-@pytest.mark.parametrize("differentiate", [adjoint, autograd, autograd_reference])
+@pytest.mark.parametrize("differentiate", [adjoint, composed, autograd, autograd_reference])
 def test_meta_gradient(golden: Golden, differentiate) -> None:
     c, tasks = golden.config, golden.config["tasks"]
     result = differentiate(

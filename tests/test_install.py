@@ -20,9 +20,9 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "native").mkdir(parents=True)
     (tmp_path / "kernels" / "__init__.py").touch()
-    shutil.copy(ROOT / "kernels" / "native.py", tmp_path / "kernels")
+    shutil.copy(ROOT / "kernels" / "native" / "__init__.py", tmp_path / "kernels" / "native")
     return tmp_path
 
 

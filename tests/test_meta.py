@@ -8,7 +8,8 @@ import torch
 from engine import meta
 from engine.config import Config
 from engine.episodes import Episode
-from engine.model import Moments, Params
+from engine.model import Params
+from engine.passes import Moments
 
 
 def config(**explicit) -> Config:

@@ -310,7 +310,7 @@ def test_dispatch_never_falls_back_from_an_explicit_request(monkeypatch) -> None
         pass
     monkeypatch.setenv("KERNELS_BACKEND", "nonesuch")
     with pytest.raises(
-        kernels.BackendError, match="'nonesuch' is not known; use one of auto, plain"
+        kernels.BackendError, match="'nonesuch' is not known; use one of auto, native, plain"
     ):
         kernels.task_conv2d(x, w)
     table = subprocess.run([sys.executable, "-m", "kernels"], capture_output=True, text=True)
@@ -325,7 +325,7 @@ def test_the_table_of_backends_prints() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "kernels"], capture_output=True, text=True, check=True
     )
-    for op in ("conv", "norm_act", "head", "update"):
+    for op in ("passes", "conv", "norm_act", "stem", "head", "update"):
         assert f"{op:<10} cpu" in run.stdout
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-NOTE = Path(__file__).with_name("_native_missing.txt")
+NOTE = Path(__file__).parents[1] / "_native_missing.txt"
 
 
 def _load() -> tuple[ModuleType | None, str | None]:

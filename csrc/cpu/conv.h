@@ -1,0 +1,352 @@
+// Per-task 3×3 convolution with padding 1, NHWC: the contractions of one trilinear form.
+//
+// Images are read from buffers with a border of zeros, [side + 2][side + 2][pitch], so that no loop
+// asks where an edge is. `multiply` serves the value and the input gradient, `outer` the weight
+// gradient; both take any number of terms, so that a tangent's two products are one longer sum.
+// A channel that pads a pixel to whole vectors holds 0.
+#pragma once
+
+#include "simd.h"
+
+namespace mamlpp {
+namespace MAMLPP_ISA {
+
+constexpr int taps = 9;
+
+// A product of `multiply`: values of one tap, and the filter rows that they meet.
+template <class T> struct Term {
+    const T* in;
+    const T* w;
+};
+
+// out[p][v] = Σ_terms Σ_c in[p][c] · w[c][v] for P pixels and V vectors, in registers.
+template <class T, int P, int V>
+MAMLPP_INLINE void multiply_block(const Term<T>* terms, int count, ptrdiff_t at, ptrdiff_t in_step,
+                                  ptrdiff_t w_at, ptrdiff_t w_step, int channels, T* out,
+                                  ptrdiff_t out_step) {
+    constexpr int L = lanes<T>;
+    Vec<T> sum[P][V];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            sum[p][v] = Vec<T>::all(0);
+    for (int t = 0; t < count; ++t) {
+        const T* in = terms[t].in + at;
+        const T* w = terms[t].w + w_at;
+        for (int c = 0; c < channels; ++c, w += w_step) {
+            Vec<T> row[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                row[v] = Vec<T>::load(w + v * L);
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) {
+                const Vec<T> x = Vec<T>::all(in[p * in_step + c]);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v)
+                    sum[p][v] = fma(x, row[v], sum[p][v]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            sum[p][v].store(out + p * out_step + v * L);
+}
+
+// The block of `pixels` ≤ P, chosen at run time among all sizes down to 1.
+template <class T, int P, int V, class... A>
+MAMLPP_INLINE void multiply_pixels(int pixels, A... a) {
+    if constexpr (P > 1)
+        if (pixels < P)
+            return multiply_pixels<T, P - 1, V>(pixels, a...);
+    multiply_block<T, P, V>(a...);
+}
+
+// One run of pixels of a row, `columns` vectors of channels.
+template <class T, int V>
+inline void multiply_row(const Term<T>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_at,
+                         ptrdiff_t w_step, int channels, T* out, ptrdiff_t out_step) {
+    constexpr int most = register_rows[V];
+    const int blocks = (pixels + most - 1) / most;
+    for (int b = 0, at = 0; b < blocks; ++b) {
+        const int size = pixels / blocks + (b < pixels % blocks);
+        multiply_pixels<T, most, V>(size, terms, count, at * in_step, in_step, w_at, w_step, channels,
+                                    out + at * out_step, out_step);
+        at += size;
+    }
+}
+
+// out[p][:pitch] = Σ_terms Σ_c in[p·in_step + c] · w[c·w_step + :pitch]
+template <class T>
+inline void multiply(const Term<T>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_step,
+                     int channels, int pitch, T* out, ptrdiff_t out_step) {
+    constexpr int L = lanes<T>;
+    const int vectors = pitch / L, groups = (vectors + max_columns - 1) / max_columns;
+    for (int g = 0, v = 0; g < groups; ++g) {
+        const int size = vectors / groups + (g < vectors % groups);
+        T* to = out + v * L;
+        if (size == 1)
+            multiply_row<T, 1>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+        if (size == 2)
+            multiply_row<T, 2>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+        if (size == 3)
+            multiply_row<T, 3>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+        if constexpr (max_columns > 3)
+            if (size == 4)
+                multiply_row<T, 4>(terms, count, pixels, in_step, v * L, w_step, channels, to,
+                                   out_step);
+        v += size;
+    }
+}
+
+// One row of pixels for `outer`: the scalars and the vectors of its first pixel.
+template <class T> struct Run {
+    const T* scalars;
+    const T* vectors;
+};
+
+// sum[i][v] (+)= Σ_runs Σ_pixels scalars[i] · vectors[v] for R scalars and V vectors, in registers.
+template <class T, int R, int V>
+MAMLPP_INLINE void outer_block(const Run<T>* runs, int count, int pixels, ptrdiff_t s_at,
+                               ptrdiff_t s_step, ptrdiff_t v_at, ptrdiff_t v_step, T* sum,
+                               ptrdiff_t sum_step, bool fresh) {
+    constexpr int L = lanes<T>;
+    Vec<T> acc[R][V];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            acc[r][v] = fresh ? Vec<T>::all(0) : Vec<T>::load(sum + r * sum_step + v * L);
+    for (int k = 0; k < count; ++k) {
+        const T* s = runs[k].scalars + s_at;
+        const T* x = runs[k].vectors + v_at;
+        for (int p = 0; p < pixels; ++p, s += s_step, x += v_step) {
+            Vec<T> row[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                row[v] = Vec<T>::load(x + v * L);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const Vec<T> scalar = Vec<T>::all(s[r]);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v)
+                    acc[r][v] = fma(scalar, row[v], acc[r][v]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            acc[r][v].store(sum + r * sum_step + v * L);
+}
+
+template <class T, int R, int V, class... A> MAMLPP_INLINE void outer_scalars(int scalars, A... a) {
+    if constexpr (R > 1)
+        if (scalars < R)
+            return outer_scalars<T, R - 1, V>(scalars, a...);
+    outer_block<T, R, V>(a...);
+}
+
+template <class T, int V>
+inline void outer_rows(const Run<T>* runs, int count, int pixels, int scalars, ptrdiff_t s_step,
+                       ptrdiff_t v_at, ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh) {
+    constexpr int most = register_rows[V];
+    const int blocks = (scalars + most - 1) / most;
+    for (int b = 0, at = 0; b < blocks; ++b) {
+        const int size = scalars / blocks + (b < scalars % blocks);
+        outer_scalars<T, most, V>(size, runs, count, pixels, static_cast<ptrdiff_t>(at), s_step, v_at,
+                                  v_step, sum + at * sum_step, sum_step, fresh);
+        at += size;
+    }
+}
+
+// sum[i][:pitch] (+)= Σ_runs Σ_pixels scalars[p][i] · vectors[p][:pitch]; `fresh` starts from 0.
+template <class T>
+inline void outer(const Run<T>* runs, int count, int pixels, int scalars, ptrdiff_t s_step, int pitch,
+                  ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh) {
+    constexpr int L = lanes<T>;
+    const int vectors = pitch / L, groups = (vectors + max_columns - 1) / max_columns;
+    for (int g = 0, v = 0; g < groups; ++g) {
+        const int size = vectors / groups + (g < vectors % groups);
+        T* to = sum + v * L;
+        if (size == 1)
+            outer_rows<T, 1>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+        if (size == 2)
+            outer_rows<T, 2>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+        if (size == 3)
+            outer_rows<T, 3>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+        if constexpr (max_columns > 3)
+            if (size == 4)
+                outer_rows<T, 4>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step,
+                                 fresh);
+        v += size;
+    }
+}
+
+// Sizes of one convolution of square images.
+template <class T> struct Conv {
+    int channels;  // of the input, real
+    int pitch_in;  // of an input pixel
+    int side;      // of the input
+    int stride;    // 1 or 2
+    int filters;   // real
+    int pitch_out; // of an output pixel, whole vectors
+
+    MAMLPP_INLINE int out() const { return (side - 1) / stride + 1; }
+    MAMLPP_INLINE ptrdiff_t in_row() const { return static_cast<ptrdiff_t>(side + 2) * pitch_in; }
+    MAMLPP_INLINE ptrdiff_t in_image() const { return in_row() * (side + 2); }
+    MAMLPP_INLINE ptrdiff_t dz_row() const { return static_cast<ptrdiff_t>(out() + 2) * pitch_out; }
+    MAMLPP_INLINE ptrdiff_t dz_image() const { return dz_row() * (out() + 2); }
+};
+
+// An operand pair: an image with its border, and filters packed for the pass.
+template <class T> struct Pair {
+    const T* image;
+    const T* w;
+};
+
+// z row by row: Σ_pairs conv(image, w), w packed [9][channels][pitch_out]; then row(y, z row).
+template <class T, class F>
+inline void conv_fwd(const Conv<T>& g, const Pair<T>* pairs, int count, T* z, F row) {
+    const ptrdiff_t z_row = static_cast<ptrdiff_t>(g.out()) * g.pitch_out;
+    const ptrdiff_t w_tap = static_cast<ptrdiff_t>(g.channels) * g.pitch_out;
+    for (int y = 0; y < g.out(); ++y) {
+        Term<T> terms[2 * taps];
+        int n = 0;
+        for (int k = 0; k < count; ++k)
+            for (int r = 0; r < 3; ++r) {
+                const int from = y * g.stride + r; // row of the buffer; its first and last are zeros
+                if (from == 0 || from == g.side + 1)
+                    continue;
+                for (int s = 0; s < 3; ++s)
+                    terms[n++] = {pairs[k].image + from * g.in_row() + s * g.pitch_in,
+                                  pairs[k].w + (r * 3 + s) * w_tap};
+            }
+        multiply(terms, n, g.out(), static_cast<ptrdiff_t>(g.stride) * g.pitch_in, g.pitch_out,
+                 g.channels, g.pitch_out, z + y * z_row, g.pitch_out);
+        row(y, z + y * z_row);
+    }
+}
+
+// dx row by row: Σ_pairs dgrad(dz, w), dz with its border, w as [filters][9][pitch_in];
+// then row(y, dx row). dx has pixels of pitch_in, which has to be whole vectors.
+template <class T, class F>
+inline void conv_dgrad(const Conv<T>& g, const Pair<T>* pairs, int count, T* dx, F row) {
+    const ptrdiff_t dx_row = static_cast<ptrdiff_t>(g.side) * g.pitch_in;
+    const ptrdiff_t w_step = static_cast<ptrdiff_t>(taps) * g.pitch_in;
+    for (int i = 0; i < g.side; ++i) {
+        // Of a stride of 2, every second tap meets a pixel, in rows and in columns.
+        for (int j = 0; j < g.stride; ++j) {
+            Term<T> terms[2 * taps];
+            int n = 0;
+            for (int k = 0; k < count; ++k)
+                for (int r = 0; r < 3; ++r) {
+                    const int y = i + 1 - r;
+                    if (y < 0 || y % g.stride || y / g.stride >= g.out())
+                        continue;
+                    for (int s = 0; s < 3; ++s) {
+                        const int x = j + 1 - s + g.stride; // of the border's grid, never negative
+                        if (x % g.stride)
+                            continue;
+                        terms[n++] = {pairs[k].image + (y / g.stride + 1) * g.dz_row() +
+                                          x / g.stride * g.pitch_out,
+                                      pairs[k].w + (r * 3 + s) * g.pitch_in};
+                    }
+                }
+            multiply(terms, n, (g.side - j + g.stride - 1) / g.stride, g.pitch_out, w_step, g.filters,
+                     g.pitch_in, dx + i * dx_row + j * g.pitch_in,
+                     static_cast<ptrdiff_t>(g.stride) * g.pitch_in);
+        }
+        row(i, dx + i * dx_row);
+    }
+}
+
+// Bytes of operands that `conv_wgrad` sweeps once for each tap and block of filters.
+constexpr int sweep_bytes = 40 * 1024;
+constexpr int sweep_runs = 64;
+
+// dw (+)= Σ_images Σ_pairs wgrad(x, dz). Of each pair, `image` is x with its border and `w` is dz with
+// its border, `images` of them one behind the other.
+//
+// With whole vectors of input channels dw is [filters][9][pitch_in], as parameters lie; otherwise,
+// for the few channels of a first layer, it is [9][channels][pitch_out].
+template <class T>
+inline void conv_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, int images, T* dw,
+                       bool fresh) {
+    const bool wide = g.pitch_in % lanes<T> == 0;
+    const ptrdiff_t row_bytes = (g.in_row() + g.dz_row()) * static_cast<ptrdiff_t>(sizeof(T));
+    int block = static_cast<int>(sweep_bytes / row_bytes) - 1;
+    block = block < 1 ? 1 : block > sweep_runs ? sweep_runs : block;
+    const int rows = images * g.out();
+    for (int k = 0; k < count; ++k)
+        for (int first = 0; first < rows; first += block, fresh = false) {
+            const int last = first + block < rows ? first + block : rows;
+            for (int r = 0; r < 3; ++r) {
+                Run<T> runs[sweep_runs];
+                for (int s = 0; s < 3; ++s) {
+                    int n = 0;
+                    for (int row = first; row < last; ++row) {
+                        const int image = row / g.out(), y = row % g.out();
+                        const int from = y * g.stride + r;
+                        if (from == 0 || from == g.side + 1)
+                            continue;
+                        const T* x = pairs[k].image + image * g.in_image() + from * g.in_row() +
+                                     s * g.pitch_in;
+                        const T* dz = pairs[k].w + image * g.dz_image() + (y + 1) * g.dz_row() +
+                                      g.pitch_out;
+                        runs[n++] = wide ? Run<T>{dz, x} : Run<T>{x, dz};
+                    }
+                    const int tap = r * 3 + s;
+                    const ptrdiff_t x_step = static_cast<ptrdiff_t>(g.stride) * g.pitch_in;
+                    if (wide)
+                        outer(runs, n, g.out(), g.filters, g.pitch_out, g.pitch_in, x_step,
+                              dw + tap * g.pitch_in, static_cast<ptrdiff_t>(taps) * g.pitch_in,
+                              fresh);
+                    else
+                        outer(runs, n, g.out(), g.channels, x_step, g.pitch_out, g.pitch_out,
+                              dw + static_cast<ptrdiff_t>(tap) * g.channels * g.pitch_out,
+                              g.pitch_out, fresh);
+                }
+            }
+        }
+}
+
+// [filters][9][channels] → [9][channels][pitch], the order in which conv_fwd reads them
+template <class T>
+inline void pack_filters(const T* theta, int filters, int channels, int pitch, T* w) {
+    for (int t = 0; t < taps; ++t)
+        for (int c = 0; c < channels; ++c, w += pitch) {
+            const T* from = theta + t * channels + c;
+            for (int f = 0; f < filters; ++f)
+                w[f] = from[static_cast<ptrdiff_t>(f) * taps * channels];
+            for (int f = filters; f < pitch; ++f)
+                w[f] = 0;
+        }
+}
+
+// [filters][9][channels] → [filters][9][pitch]
+template <class T>
+inline void pad_filters(const T* theta, int filters, int channels, int pitch, T* w) {
+    for (int i = 0; i < filters * taps; ++i, theta += channels, w += pitch) {
+        for (int c = 0; c < channels; ++c)
+            w[c] = theta[c];
+        for (int c = channels; c < pitch; ++c)
+            w[c] = 0;
+    }
+}
+
+// Zeros around the images of a buffer.
+template <class T> inline void clear_border(T* image, int side, int pitch) {
+    const ptrdiff_t row = static_cast<ptrdiff_t>(side + 2) * pitch;
+    for (ptrdiff_t i = 0; i < row; ++i)
+        image[i] = image[(side + 1) * row + i] = 0;
+    for (int y = 1; y <= side; ++y)
+        for (int c = 0; c < pitch; ++c)
+            image[y * row + c] = image[(y + 1) * row - pitch + c] = 0;
+}
+
+} // namespace MAMLPP_ISA
+} // namespace mamlpp

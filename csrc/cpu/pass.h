@@ -1,0 +1,273 @@
+// What a pass over one task's images works on: sizes, and where its arrays lie in their blocks.
+#pragma once
+
+#include "../ops.h"
+#include "head.h"
+#include "stem.h"
+
+namespace mamlpp {
+namespace MAMLPP_ISA {
+
+// Images that one worker takes in a row through a backward stage: the weight gradient of a chunk is
+// one sum, and those of the chunks are added in order, so that the result does not depend on the team.
+constexpr int chunk = 4;
+// Bytes of a chunk's operands that a stage builds at once, so that they stay in the cache.
+constexpr ptrdiff_t group_bytes = 512 * 1024;
+
+MAMLPP_INLINE int chunks(int n) { return (n + chunk - 1) / chunk; }
+
+// Hands out arrays of a block one behind the other; from a null block it only counts.
+class Carver {
+  public:
+    explicit Carver(void* block) : base_(static_cast<char*>(block)) {}
+    template <class T> T* take(ptrdiff_t count) {
+        char* p = base_ ? base_ + at_ : nullptr;
+        at_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+        return reinterpret_cast<T*>(p);
+    }
+    size_t bytes() const { return at_; }
+
+  private:
+    char* base_;
+    size_t at_ = 0;
+};
+
+// The geometry of one stage, and of its part of the flat buffers.
+template <class T> struct Stage {
+    Conv<T> conv;
+    Window window;
+    bool stem;       // by its patch moments; only the first one, where it pools
+    ptrdiff_t theta; // where its filters begin
+};
+
+constexpr int max_stages = 16;
+
+template <class T> struct Plan {
+    Stage<T> stages[max_stages] = {};
+    int n, count, pitch;
+    Head head;
+    ptrdiff_t theta_head;
+    T slope;
+
+    Plan(const Net& net, int images) : n(images), count(net.stages), pitch(padded<T>(net.filters)) {
+        slope = static_cast<T>(net.slope);
+        int side = net.side, channels = net.channels;
+        ptrdiff_t theta = 0;
+        for (int s = 0; s < count; ++s) {
+            Stage<T>& stage = stages[s];
+            const int stride = net.pool ? 1 : 2;
+            stage.conv = {channels, s ? pitch : channels, side, stride, net.filters, pitch};
+            const int dense = stage.conv.out();
+            stage.window = {dense, net.pool ? dense / 2 : dense, pitch, net.pool};
+            stage.stem = s == 0 && net.pool;
+            stage.theta = theta;
+            theta += static_cast<ptrdiff_t>(net.filters) * taps * channels;
+            side = stage.window.pooled;
+            channels = net.filters;
+        }
+        theta_head = theta;
+        head = {images, net.filters * (net.pool ? side * side : 1), net.ways};
+    }
+    int filters() const { return stages[0].conv.filters; }
+    bool mean_features() const { return !stages[0].window.pool; }
+    int patch() const { return stages[0].conv.channels * taps; }
+    // Images of a backward stage that are built at once, `operands` buffers of both sides each.
+    int group(const Stage<T>& s, int operands) const {
+        const ptrdiff_t bytes = (s.conv.in_image() + s.conv.dz_image()) * operands *
+                                static_cast<ptrdiff_t>(sizeof(T));
+        const ptrdiff_t images = group_bytes / bytes;
+        return images < 1 ? 1 : images > chunk ? chunk : static_cast<int>(images);
+    }
+};
+
+// The images of a set: for a stem as it reads them, otherwise NHWC with a border.
+template <class T> struct Images {
+    StemImages<T> stem;
+    T* bordered; // [n][side + 2][side + 2][channels]
+
+    Images(const Plan<T>& plan, void* block, size_t* bytes = nullptr) : stem{}, bordered(nullptr) {
+        Carver carver(block);
+        const Stage<T>& s = plan.stages[0];
+        const int d = plan.patch();
+        if (s.stem) {
+            stem.images = carver.take<T>(plan.n * s.conv.channels * plane<T>(s.conv.side) +
+                                         pick_slack);
+            stem.pivot = carver.take<double>(s.conv.channels);
+            stem.mean = carver.take<double>(d);
+            stem.cov = carver.take<double>(static_cast<ptrdiff_t>(d) * d);
+        } else {
+            bordered = carver.take<T>(plan.n * s.conv.in_image());
+        }
+        if (bytes)
+            *bytes = carver.bytes();
+    }
+};
+
+// What a pass keeps of one stage. Vectors are [pitch].
+template <class T> struct StageKept {
+    T* z;              // [n] dense; the stem has none
+    T* x_hat;          // [n] pooled
+    uint16_t* winners; // [n]
+    T* delta;          // [n] pooled, of the backward pass
+    T* w_fwd;          // filters packed for conv_fwd, or for the stem
+    T* w_bwd;          // for conv_dgrad
+    T *gain, *bias, *centre, *rstd, *s1, *s2;
+};
+
+template <class T> struct Kept {
+    StageKept<T> stages[max_stages];
+    T *h, *softmax, *residual; // of the head
+    double* projected;         // [patch][filters] cov·w, of the stem
+    T* outer;                  // [patch][pitch] Σ δ·patch, of the stem
+    T* given;                  // [1] 1: statistics were given and are constants
+
+    Kept(const Plan<T>& plan, void* block, size_t* bytes = nullptr) {
+        Carver carver(block);
+        for (int i = 0; i < plan.count; ++i) {
+            const Stage<T>& s = plan.stages[i];
+            StageKept<T>& k = stages[i];
+            k.z = s.stem ? nullptr : carver.take<T>(plan.n * s.window.dense_image());
+            k.x_hat = carver.take<T>(plan.n * s.window.pooled_image());
+            k.winners = carver.take<uint16_t>(plan.n * s.window.template winner_words<T>());
+            k.delta = carver.take<T>(plan.n * s.window.pooled_image());
+            k.w_fwd = carver.take<T>(static_cast<ptrdiff_t>(taps) * s.conv.channels * plan.pitch);
+            k.w_bwd = i == 0 ? nullptr
+                             : carver.take<T>(static_cast<ptrdiff_t>(taps) * plan.filters() *
+                                              plan.pitch);
+            T** const vectors[] = {&k.gain, &k.bias, &k.centre, &k.rstd, &k.s1, &k.s2};
+            for (T** v : vectors)
+                *v = carver.take<T>(plan.pitch);
+        }
+        const Head& g = plan.head;
+        h = carver.take<T>(static_cast<ptrdiff_t>(g.n) * g.d);
+        softmax = carver.take<T>(g.n * g.ways);
+        residual = carver.take<T>(g.n * g.ways);
+        const bool stem = plan.stages[0].stem;
+        projected = stem ? carver.take<double>(plan.patch() * plan.filters()) : nullptr;
+        outer = stem ? carver.take<T>(static_cast<ptrdiff_t>(plan.patch()) * plan.pitch) : nullptr;
+        given = carver.take<T>(1);
+        if (bytes)
+            *bytes = carver.bytes();
+    }
+};
+
+// What the workers of a pass write beside it: a share of each sum for every image or chunk.
+template <class T> struct Shares {
+    T* sums;    // [n][2][pitch]
+    T* filters; // [chunks][filters · 9 · pitch, or channels · 9 · pitch for a first layer]
+    T *a0, *a1, *a2, *b1, *b2, *b4, *mean_dot, *q, *s1_dot, *s2_dot; // [pitch]
+    T* dh;                                                                  // [n][d]
+
+    Shares(const Plan<T>& plan, Carver& carver) {
+        sums = carver.take<T>(static_cast<ptrdiff_t>(plan.n) * 2 * plan.pitch);
+        filters = carver.take<T>(chunks(plan.n) * filters_size(plan));
+        T** const vectors[] = {&a0, &a1, &a2, &b1, &b2, &b4, &mean_dot, &q, &s1_dot, &s2_dot};
+        for (T** v : vectors)
+            *v = carver.take<T>(plan.pitch);
+        dh = carver.take<T>(static_cast<ptrdiff_t>(plan.head.n) * plan.head.d);
+    }
+    static ptrdiff_t filters_size(const Plan<T>& plan) {
+        const int most = plan.filters() > plan.stages[0].conv.channels ? plan.filters()
+                                                                       : plan.stages[0].conv.channels;
+        return static_cast<ptrdiff_t>(taps) * most * plan.pitch;
+    }
+};
+
+// What the images of a set give to the moments of their patches: the matrix of patch_products each.
+template <class T> struct PatchShares {
+    static ptrdiff_t size(const Plan<T>& plan) {
+        return plan.patch() * padded<double>(plan.patch() + 1);
+    }
+};
+
+// What a tangent keeps of its forward half for its backward half.
+template <class T> struct Dots {
+    struct Stage {
+        T *z, *x_hat, *delta, *w_fwd, *w_bwd;
+    };
+    Stage stages[max_stages];
+    T *h, *logits, *residual;
+    T* statistics; // [stages][2][pitch] mean of z_dot and q
+
+    Dots(const Plan<T>& plan, Carver& carver) {
+        for (int i = 0; i < plan.count; ++i) {
+            const auto& s = plan.stages[i];
+            stages[i].z = s.stem ? nullptr : carver.take<T>(plan.n * s.window.dense_image());
+            stages[i].x_hat = carver.take<T>(plan.n * s.window.pooled_image());
+            stages[i].delta = carver.take<T>(plan.n * s.window.pooled_image());
+            stages[i].w_fwd = carver.take<T>(static_cast<ptrdiff_t>(taps) * s.conv.channels *
+                                             plan.pitch);
+            stages[i].w_bwd = i == 0 ? nullptr
+                                     : carver.take<T>(static_cast<ptrdiff_t>(taps) * plan.filters() *
+                                                      plan.pitch);
+        }
+        h = carver.take<T>(static_cast<ptrdiff_t>(plan.head.n) * plan.head.d);
+        logits = carver.take<T>(plan.head.n * plan.head.ways);
+        residual = carver.take<T>(plan.head.n * plan.head.ways);
+        statistics = carver.take<T>(static_cast<ptrdiff_t>(plan.count) * 2 * plan.pitch);
+    }
+};
+
+// One worker's buffers with a border, for a group of a chunk's images; room for the largest stage.
+template <class T> struct Scratch {
+    T *x, *x_dot, *dz, *dz_dot; // groups of inputs and of gradients
+    T* row;                     // of the stem's windows
+    double* patches;            // of patch_products: a row of pixels, and the sums
+
+    Scratch(const Plan<T>& plan, void* block, size_t* bytes = nullptr) {
+        ptrdiff_t in = 0, out = 0;
+        for (int i = 0; i < plan.count; ++i) {
+            const Stage<T>& s = plan.stages[i];
+            const ptrdiff_t group = plan.group(s, 1);
+            if (!s.stem) {
+                in = i && group * s.conv.in_image() > in ? group * s.conv.in_image() : in;
+                out = group * s.conv.dz_image() > out ? group * s.conv.dz_image() : out;
+            }
+            const ptrdiff_t end = s.window.pooled + 2; // the last activation, for the head
+            in = end * end * plan.pitch > in ? end * end * plan.pitch : in;
+        }
+        Carver carver(block);
+        x = carver.take<T>(in);
+        x_dot = carver.take<T>(in);
+        dz = carver.take<T>(out);
+        dz_dot = carver.take<T>(out);
+        const Conv<T>& first = plan.stages[0].conv;
+        row = carver.take<T>(windows_size(first.side, first.channels));
+        patches = carver.take<double>(static_cast<ptrdiff_t>(first.side) *
+                                      padded<double>(plan.patch() + 1));
+        if (bytes)
+            *bytes = carver.bytes();
+    }
+};
+
+// team.each with a closure: f(item, worker)
+template <class F> inline void each(Team& team, int items, F f) {
+    team.each(
+        items, [](void* context, int item, int worker) { (*static_cast<F*>(context))(item, worker); },
+        &f);
+}
+
+template <class T> struct Workers { // each worker's scratch
+    const Plan<T>& plan;
+    char* block;
+    size_t bytes;
+
+    Workers(const Plan<T>& p, void* scratch) : plan(p), block(static_cast<char*>(scratch)), bytes(0) {
+        Scratch<T>(p, nullptr, &bytes);
+    }
+    Scratch<T> operator[](int worker) const { return {plan, block + worker * bytes}; }
+};
+
+// Σ over `count` shares of `size` values, `stride` apart, into the first `size` values of `to`.
+template <class S, class T>
+inline void add_shares(const S* shares, int count, ptrdiff_t stride, int size, T* to) {
+    for (int c = 0; c < size; ++c) {
+        double sum = 0;
+        for (int i = 0; i < count; ++i)
+            sum += static_cast<double>(shares[i * stride + c]);
+        to[c] = static_cast<T>(sum);
+    }
+}
+
+} // namespace MAMLPP_ISA
+} // namespace mamlpp

@@ -1,0 +1,35 @@
+// The threads of the CPU kernels, and the blocks of memory that they work in.
+#pragma once
+
+#include "../ops.h"
+
+namespace mamlpp {
+
+// A block that goes back to a cache when it is dropped, so that the next one of its size needs no page
+// from the system. Aligned to 64 bytes; its contents are whatever was there.
+class Block {
+  public:
+    explicit Block(size_t bytes);
+    ~Block();
+    Block(const Block&) = delete;
+    Block& operator=(const Block&) = delete;
+    Block(Block&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
+        other.data_ = nullptr;
+    }
+    void* data() const { return data_; }
+    size_t bytes() const { return bytes_; }
+
+  private:
+    void* data_;
+    size_t bytes_;
+};
+
+// Frees what the cache holds; returns how many bytes that was.
+size_t release_blocks();
+
+// Runs every task: as many at once as there are threads, each by a team of one, and those left over
+// one after the other by a team of all. run(context, task, team, slot), where slot < threads tells
+// apart the tasks that run at once.
+void run_tasks(int tasks, int threads, void (*run)(void*, int, Team&, int), void* context);
+
+} // namespace mamlpp

@@ -1,0 +1,18 @@
+"""The backbone's sizes, for a backend that runs whole passes of it."""
+
+from typing import NamedTuple
+
+
+class Net(NamedTuple):
+    """`stages` of conv 3×3 → batch norm → leaky ReLU → 2×2 max pool, or with a stride of 2
+    instead of the pooling, then a linear classifier.
+    """
+
+    channels: int
+    side: int
+    filters: int
+    stages: int
+    ways: int
+    pool: bool
+    negative_slope: float
+    eps: float
