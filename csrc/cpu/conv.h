@@ -1,7 +1,7 @@
 // Per-task 3×3 convolution with padding 1, NHWC: the contractions of one trilinear form.
 //
-// Images are read from buffers with a border of zeros, [side + 2][side + 2][pitch], so that no loop
-// asks where an edge is. `multiply` serves the value and the input gradient, `outer` the weight
+// Images are read from buffers with a border of zeros, [span][span][pitch], so that no loop asks where
+// an edge is. `multiply` serves the value and the input gradient, `outer` the weight
 // gradient; both take any number of terms, so that a tangent's two products are one longer sum.
 // A channel that pads a pixel to whole vectors holds 0.
 #pragma once
@@ -196,10 +196,14 @@ template <class T> struct Conv {
     int pitch_out; // of an output pixel, whole vectors
 
     MAMLPP_INLINE int out() const { return (side - 1) / stride + 1; }
-    MAMLPP_INLINE ptrdiff_t in_row() const { return static_cast<ptrdiff_t>(side + 2) * pitch_in; }
-    MAMLPP_INLINE ptrdiff_t in_image() const { return in_row() * (side + 2); }
-    MAMLPP_INLINE ptrdiff_t dz_row() const { return static_cast<ptrdiff_t>(out() + 2) * pitch_out; }
-    MAMLPP_INLINE ptrdiff_t dz_image() const { return dz_row() * (out() + 2); }
+    MAMLPP_INLINE ptrdiff_t in_row() const { return static_cast<ptrdiff_t>(span(side)) * pitch_in; }
+    MAMLPP_INLINE ptrdiff_t in_image() const { return in_row() * span(side); }
+    MAMLPP_INLINE ptrdiff_t dz_row() const { return static_cast<ptrdiff_t>(span(out())) * pitch_out; }
+    MAMLPP_INLINE ptrdiff_t dz_image() const { return dz_row() * span(out()); }
+    // The convolution of dz, with a stride of 1, that is the input gradient.
+    MAMLPP_INLINE Conv mirrored() const {
+        return {filters, pitch_out, side, stride, channels, pitch_in};
+    }
 };
 
 // An operand pair: an image with its border, and filters packed for the pass.
@@ -340,12 +344,15 @@ inline void pad_filters(const T* theta, int filters, int channels, int pitch, T*
 
 // Zeros around the images of a buffer.
 template <class T> inline void clear_border(T* image, int side, int pitch) {
-    const ptrdiff_t row = static_cast<ptrdiff_t>(side + 2) * pitch;
-    for (ptrdiff_t i = 0; i < row; ++i)
-        image[i] = image[(side + 1) * row + i] = 0;
-    for (int y = 1; y <= side; ++y)
-        for (int c = 0; c < pitch; ++c)
-            image[y * row + c] = image[(y + 1) * row - pitch + c] = 0;
+    const ptrdiff_t row = static_cast<ptrdiff_t>(span(side)) * pitch;
+    const ptrdiff_t inside = static_cast<ptrdiff_t>(side) * pitch;
+    for (ptrdiff_t i = 0; i < row + pitch; ++i)
+        image[i] = 0;
+    for (int y = 1; y < side; ++y)
+        for (ptrdiff_t i = y * row + pitch + inside; i < (y + 1) * row + pitch; ++i)
+            image[i] = 0;
+    for (ptrdiff_t i = side * row + pitch + inside; i < span(side) * row; ++i)
+        image[i] = 0;
 }
 
 } // namespace MAMLPP_ISA

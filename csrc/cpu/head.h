@@ -116,7 +116,7 @@ inline void features(const T* image, int side, int filters, int pitch, bool mean
     for (int f = 0; f < filters; ++f) {
         T sum = 0;
         for (int p = 0; p < pixels; ++p) {
-            const T value = image[(static_cast<ptrdiff_t>(p / side + 1) * (side + 2) + p % side + 1) *
+            const T value = image[(static_cast<ptrdiff_t>(p / side + 1) * span(side) + p % side + 1) *
                                       pitch +
                                   f];
             if (mean)

@@ -145,7 +145,7 @@ template <class T>
 inline void activate(int side, int pitch, const T* x_hat, const T* gain, const T* bias, T slope, T* p) {
     constexpr int L = lanes<T>;
     for (int y = 0; y < side; ++y) {
-        T* to = p + (static_cast<ptrdiff_t>(y + 1) * (side + 2) + 1) * pitch;
+        T* to = p + (static_cast<ptrdiff_t>(y + 1) * span(side) + 1) * pitch;
         for (int x = 0; x < side; ++x, x_hat += pitch, to += pitch)
             for (int c = 0; c < pitch; c += L) {
                 const Vec<T> v = fma(Vec<T>::load(gain + c), Vec<T>::load(x_hat + c),
@@ -161,7 +161,7 @@ inline void activate_dot(int side, int pitch, const T* x_hat, const T* x_hat_dot
                          const T* bias, T slope, T* p) {
     constexpr int L = lanes<T>;
     for (int y = 0; y < side; ++y) {
-        T* to = p + (static_cast<ptrdiff_t>(y + 1) * (side + 2) + 1) * pitch;
+        T* to = p + (static_cast<ptrdiff_t>(y + 1) * span(side) + 1) * pitch;
         for (int x = 0; x < side; ++x, x_hat += pitch, x_hat_dot += pitch, to += pitch)
             for (int c = 0; c < pitch; c += L) {
                 const Vec<T> scale = Vec<T>::load(gain + c);
@@ -257,7 +257,7 @@ inline void build_dz(const Window& g, const Addend<T> (&sparse)[SPARSE], const A
                      const T* constant, const uint16_t* winners, T* dz) {
     constexpr int L = lanes<T>;
     const ptrdiff_t row = static_cast<ptrdiff_t>(g.dense) * g.pitch;
-    const ptrdiff_t to_row = row + 2 * g.pitch;
+    const ptrdiff_t to_row = static_cast<ptrdiff_t>(span(g.dense)) * g.pitch;
     const auto base = [&](ptrdiff_t at, int c) MAMLPP_LAMBDA {
         Vec<T> sum = Vec<T>::load(constant + c);
 #pragma GCC unroll 2
@@ -279,7 +279,7 @@ inline void build_dz(const Window& g, const Addend<T> (&sparse)[SPARSE], const A
             for (int x = 0; x < g.dense; ++x)
                 for (int c = 0; c < g.pitch; c += L) {
                     const ptrdiff_t at = y * row + static_cast<ptrdiff_t>(x) * g.pitch;
-                    (base(at, c) + impulse(at, c)).store(inside + at + 2 * y * g.pitch + c);
+                    (base(at, c) + impulse(at, c)).store(inside + at + y * (to_row - row) + c);
                 }
         return;
     }

@@ -83,19 +83,12 @@ template <class T> void finish_rstd(const Plan<T>& plan, const StageKept<T>& k, 
 }
 
 template <class T>
-void load_parameters(const Plan<T>& plan, const Kept<T>& kept, const PassTask<T>& task,
-                     bool backward) {
+void load_parameters(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& shares,
+                     const PassTask<T>& task) {
     const int filters = plan.filters();
     for (int s = 0; s < plan.count; ++s) {
-        const Stage<T>& stage = plan.stages[s];
         const StageKept<T>& k = kept.stages[s];
-        const T* theta = task.theta + stage.theta;
-        if (stage.stem)
-            pack_stem(theta, filters, stage.conv.channels, plan.pitch, k.w_fwd);
-        else
-            pack_filters(theta, filters, stage.conv.channels, plan.pitch, k.w_fwd);
-        if (s > 0 && backward)
-            pad_filters(theta, filters, filters, plan.pitch, k.w_bwd);
+        load_filters(plan, s, task.theta, shares.filters, k.w_fwd, task.gradient ? k.w_bwd : nullptr);
         const T* affine = task.row + static_cast<ptrdiff_t>(s) * 2 * filters;
         for (int f = 0; f < plan.pitch; ++f) {
             k.gain[f] = f < filters ? affine[f] : 0;
@@ -108,6 +101,7 @@ void load_parameters(const Plan<T>& plan, const Kept<T>& kept, const PassTask<T>
 template <class T>
 void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
              const Shares<T>& shares, const PassTask<T>& task, const Workers<T>& workers, Team& team) {
+    const ptrdiff_t share_size = 2 * static_cast<ptrdiff_t>(plan.pitch);
     if (plan.stages[0].stem) {
         stem_statistics(plan, images, kept, task);
         finish_rstd(plan, kept.stages[0], net.eps);
@@ -115,24 +109,23 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
     for (int s = plan.stages[0].stem ? 1 : 0; s < plan.count; ++s) {
         const Stage<T>& stage = plan.stages[s];
         const StageKept<T>& k = kept.stages[s];
-        each(team, plan.n, [&](int image, int worker) {
+        const int width = stage.window.dense;
+        each(team, chunks(plan.n), [&](int chunk, int worker) {
             const Scratch<T> scratch = workers[worker];
-            Pair<T> pair{images.bordered + image * stage.conv.in_image(), k.w_fwd};
-            if (s > 0) {
-                const StageKept<T>& below = kept.stages[s - 1];
-                normalise_image(plan, images, kept, s - 1, image, scratch);
-                clear_border(scratch.x, stage.conv.side, plan.pitch);
-                activate(stage.conv.side, plan.pitch,
-                         below.x_hat + image * plan.stages[s - 1].window.pooled_image(), below.gain,
-                         below.bias, plan.slope, scratch.x);
-                pair.image = scratch.x;
-            }
-            T* share = shares.sums + static_cast<ptrdiff_t>(image) * 2 * plan.pitch;
-            const int width = stage.window.dense;
-            conv_fwd(stage.conv, &pair, 1, k.z + image * stage.window.dense_image(),
-                     [&](int y, const T* row) {
-                         add_moments<T>({share, share + plan.pitch}, row, width, plan.pitch, y * width);
-                     });
+            for_groups(plan, stage, chunk, [&](int first, int size) {
+                for (int i = 0; s > 0 && i < size; ++i) {
+                    normalise_image(plan, images, kept, s - 1, first + i, scratch);
+                    build_input(plan, kept, s, first + i, scratch.x + i * stage.conv.in_image());
+                }
+                const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
+                const Pair<T> pair{x, k.w_fwd};
+                stage_fwd(stage, &pair, 1, size, scratch, k.z + first * stage.window.dense_image(),
+                          [&](int i, int y, const T* row) {
+                              T* share = shares.sums + (first + i) * share_size;
+                              add_moments<T>({share, share + plan.pitch}, row, width, plan.pitch,
+                                             y * width);
+                          });
+            });
         });
         merge_statistics(plan, k, shares.sums, stage.window.dense * stage.window.dense, s, task);
         finish_rstd(plan, k, net.eps);
@@ -175,7 +168,8 @@ void stem_filters(const Plan<T>& plan, const Images<T>& images, const Kept<T>& k
 template <class T>
 void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
               const Shares<T>& shares, const PassTask<T>& task, const Workers<T>& workers, Team& team) {
-    const int last = plan.count - 1, pitch = plan.pitch;
+    const int last = plan.count - 1;
+    const ptrdiff_t pitch = plan.pitch;
     const T* w = task.theta + plan.theta_head;
     T* dw = task.gradient + plan.theta_head;
     *task.loss = head_loss(plan.head, task.logits, task.labels, kept.softmax, kept.residual);
@@ -190,9 +184,9 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
         const ptrdiff_t at = image * stage.window.pooled_image();
         T* share = shares.sums + static_cast<ptrdiff_t>(image) * 2 * pitch;
         T* const sums[2] = {share, share + pitch};
-        features_bwd(shares.dh + static_cast<ptrdiff_t>(image) * plan.head.d, side, plan.filters(), pitch,
+        features_bwd(shares.dh + static_cast<ptrdiff_t>(image) * plan.head.d, side, plan.filters(), plan.pitch,
                      plan.mean_features(), k.delta + at);
-        bend(side * side, pitch, k.delta + at, k.x_hat + at, k.gain, k.bias, plan.slope, sums, true);
+        bend(side * side, plan.pitch, k.delta + at, k.x_hat + at, k.gain, k.bias, plan.slope, sums, true);
     });
     for (int s = last; s >= 0; --s) {
         const Stage<T>& stage = plan.stages[s];
@@ -201,15 +195,15 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
         const int parts = chunks(plan.n);
         if (stage.stem) {
             const ptrdiff_t share = static_cast<ptrdiff_t>(plan.patch()) * pitch;
-            each(team, parts, [&](int part, int worker) {
-                const int end = part * chunk + chunk < plan.n ? part * chunk + chunk : plan.n;
-                for (int i = part * chunk; i < end; ++i)
+            each(team, parts, [&](int chunk, int worker) {
+                const int begin = chunk_begin(plan.n, chunk), end = chunk_begin(plan.n, chunk + 1);
+                for (int i = begin; i < end; ++i)
                     stem_gradient(stage.window,
                                   images.stem.images +
                                       i * stage.conv.channels * plane<T>(stage.conv.side),
                                   stage.conv.channels, k.delta + i * stage.window.pooled_image(),
                                   k.winners + i * stage.window.template winner_words<T>(),
-                                  shares.filters + part * share, i == part * chunk, workers[worker].row);
+                                  shares.filters + chunk * share, i == begin, workers[worker].row);
             });
             add_shares(shares.filters, parts, share, static_cast<int>(share), kept.outer);
             stem_filters(plan, images, kept, task.gradient);
@@ -217,34 +211,33 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
         }
         dz_coefficients(plan, kept, s, shares);
         const ptrdiff_t share = Shares<T>::filters_size(plan);
-        each(team, parts, [&](int part, int worker) {
+        each(team, parts, [&](int chunk, int worker) {
             const Scratch<T> scratch = workers[worker];
-            const int end = part * chunk + chunk < plan.n ? part * chunk + chunk : plan.n;
-            const int most = plan.group(stage, 1);
-            for (int first = part * chunk; first < end; first += most) {
-                const int size = first + most < end ? most : end - first;
+            T* const sum = shares.filters + chunk * share;
+            for_groups(plan, stage, chunk, [&](int first, int size) {
                 for (int i = 0; i < size; ++i)
                     build_operands(plan, kept, shares, s, first + i,
                                    scratch.x + i * stage.conv.in_image(),
                                    scratch.dz + i * stage.conv.dz_image());
-                for (int i = 0; s > 0 && i < size; ++i) {
+                if (s > 0) {
                     const StageKept<T>& below = kept.stages[s - 1];
-                    const ptrdiff_t at = (first + i) * plan.stages[s - 1].window.pooled_image();
-                    T* sum = shares.sums + static_cast<ptrdiff_t>(first + i) * 2 * pitch;
-                    T* const sums[2] = {sum, sum + pitch};
-                    const Pair<T> pair{scratch.dz + i * stage.conv.dz_image(), k.w_bwd};
+                    const ptrdiff_t image = plan.stages[s - 1].window.pooled_image();
                     const int side = stage.conv.side;
-                    conv_dgrad(stage.conv, &pair, 1, below.delta + at, [&](int y, T* row) {
-                        bend(side, pitch, row,
-                             below.x_hat + at + static_cast<ptrdiff_t>(y) * side * pitch, below.gain,
-                             below.bias, plan.slope, sums, y == 0);
-                    });
+                    const Pair<T> pair{scratch.dz, k.w_bwd};
+                    stage_dgrad(stage, &pair, 1, size, scratch, below.delta + first * image,
+                                [&](int i, int y, T* row) {
+                                    T* to = shares.sums + (first + i) * 2 * pitch;
+                                    T* const sums[2] = {to, to + pitch};
+                                    bend(side, plan.pitch, row,
+                                         below.x_hat + (first + i) * image + y * side * pitch,
+                                         below.gain, below.bias, plan.slope, sums, y == 0);
+                                });
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
                 const Pair<T> pair{x, scratch.dz};
-                conv_wgrad(stage.conv, &pair, 1, size, shares.filters + part * share,
-                           first == part * chunk);
-            }
+                stage_wgrad(stage, &pair, 1, size, first == chunk_begin(plan.n, chunk), scratch, sum);
+            });
+            finish_wgrad(stage, scratch, sum);
         });
         store_filters(plan, s, shares.filters, parts, share, task.gradient);
     }
@@ -260,7 +253,7 @@ void pass(const Net& net, int n, const PassTask<T>& task, void* work, void* scra
     Carver carver(work);
     const Shares<T> shares(plan, carver);
     const Workers<T> workers(plan, scratch);
-    load_parameters(plan, kept, task, task.gradient != nullptr);
+    load_parameters(plan, kept, shares, task);
     forward(net, plan, images, kept, shares, task, workers, team);
     if (task.gradient)
         backward(net, plan, images, kept, shares, task, workers, team);

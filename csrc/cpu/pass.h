@@ -4,17 +4,23 @@
 #include "../ops.h"
 #include "head.h"
 #include "stem.h"
+#include "winograd.h"
 
 namespace mamlpp {
 namespace MAMLPP_ISA {
 
-// Images that one worker takes in a row through a backward stage: the weight gradient of a chunk is
-// one sum, and those of the chunks are added in order, so that the result does not depend on the team.
-constexpr int chunk = 4;
+// A worker takes a chunk of images through a stage at a time. The weight gradient of a chunk is one
+// sum, and those of the chunks are added in order, so that the result does not depend on the team. Few,
+// because their sums are as long as the filters; an even number, for an even number of workers.
+constexpr int most_of_chunk = 6;
+MAMLPP_INLINE int chunks(int n) {
+    return n < 2 ? n : 2 * ((n + 2 * most_of_chunk - 1) / (2 * most_of_chunk));
+}
+MAMLPP_INLINE int chunk_begin(int n, int chunk) {
+    return static_cast<int>(static_cast<ptrdiff_t>(n) * chunk / chunks(n));
+}
 // Bytes of a chunk's operands that a stage builds at once, so that they stay in the cache.
 constexpr ptrdiff_t group_bytes = 512 * 1024;
-
-MAMLPP_INLINE int chunks(int n) { return (n + chunk - 1) / chunk; }
 
 // Hands out arrays of a block one behind the other; from a null block it only counts.
 class Carver {
@@ -37,6 +43,7 @@ template <class T> struct Stage {
     Conv<T> conv;
     Window window;
     bool stem;       // by its patch moments; only the first one, where it pools
+    bool winograd;
     ptrdiff_t theta; // where its filters begin
 };
 
@@ -60,6 +67,7 @@ template <class T> struct Plan {
             const int dense = stage.conv.out();
             stage.window = {dense, net.pool ? dense / 2 : dense, pitch, net.pool};
             stage.stem = s == 0 && net.pool;
+            stage.winograd = by_winograd(stage.conv);
             stage.theta = theta;
             theta += static_cast<ptrdiff_t>(net.filters) * taps * channels;
             side = stage.window.pooled;
@@ -71,19 +79,28 @@ template <class T> struct Plan {
     int filters() const { return stages[0].conv.filters; }
     bool mean_features() const { return !stages[0].window.pool; }
     int patch() const { return stages[0].conv.channels * taps; }
-    // Images of a backward stage that are built at once, `operands` buffers of both sides each.
-    int group(const Stage<T>& s, int operands) const {
-        const ptrdiff_t bytes = (s.conv.in_image() + s.conv.dz_image()) * operands *
+    // Images of a chunk whose operands are built at once.
+    int group(const Stage<T>& s) const {
+        const ptrdiff_t bytes = (s.conv.in_image() + s.conv.dz_image()) *
                                 static_cast<ptrdiff_t>(sizeof(T));
         const ptrdiff_t images = group_bytes / bytes;
-        return images < 1 ? 1 : images > chunk ? chunk : static_cast<int>(images);
+        return images < 1 ? 1 : images > most_of_chunk ? most_of_chunk : static_cast<int>(images);
+    }
+    // Values of a stage's filters as its convolution reads them, and the gradient its sums.
+    ptrdiff_t filters_fwd(const Stage<T>& s) const {
+        return s.winograd ? cells * filter_cell<T>(s.conv.channels, pitch)
+                          : static_cast<ptrdiff_t>(taps) * s.conv.channels * pitch;
+    }
+    ptrdiff_t filters_bwd(const Stage<T>& s) const {
+        return s.winograd ? cells * filter_cell<T>(filters(), pitch)
+                          : static_cast<ptrdiff_t>(taps) * filters() * pitch;
     }
 };
 
 // The images of a set: for a stem as it reads them, otherwise NHWC with a border.
 template <class T> struct Images {
     StemImages<T> stem;
-    T* bordered; // [n][side + 2][side + 2][channels]
+    T* bordered; // [n][span][span][channels]
 
     Images(const Plan<T>& plan, void* block, size_t* bytes = nullptr) : stem{}, bordered(nullptr) {
         Carver carver(block);
@@ -109,8 +126,8 @@ template <class T> struct StageKept {
     T* x_hat;          // [n] pooled
     uint16_t* winners; // [n]
     T* delta;          // [n] pooled, of the backward pass
-    T* w_fwd;          // filters packed for conv_fwd, or for the stem
-    T* w_bwd;          // for conv_dgrad
+    T* w_fwd;          // filters for the convolution, or for the stem
+    T* w_bwd;          // for the input gradient
     T *gain, *bias, *centre, *rstd, *s1, *s2;
 };
 
@@ -130,10 +147,8 @@ template <class T> struct Kept {
             k.x_hat = carver.take<T>(plan.n * s.window.pooled_image());
             k.winners = carver.take<uint16_t>(plan.n * s.window.template winner_words<T>());
             k.delta = carver.take<T>(plan.n * s.window.pooled_image());
-            k.w_fwd = carver.take<T>(static_cast<ptrdiff_t>(taps) * s.conv.channels * plan.pitch);
-            k.w_bwd = i == 0 ? nullptr
-                             : carver.take<T>(static_cast<ptrdiff_t>(taps) * plan.filters() *
-                                              plan.pitch);
+            k.w_fwd = carver.take<T>(plan.filters_fwd(s));
+            k.w_bwd = i == 0 ? nullptr : carver.take<T>(plan.filters_bwd(s));
             T** const vectors[] = {&k.gain, &k.bias, &k.centre, &k.rstd, &k.s1, &k.s2};
             for (T** v : vectors)
                 *v = carver.take<T>(plan.pitch);
@@ -195,11 +210,8 @@ template <class T> struct Dots {
             stages[i].z = s.stem ? nullptr : carver.take<T>(plan.n * s.window.dense_image());
             stages[i].x_hat = carver.take<T>(plan.n * s.window.pooled_image());
             stages[i].delta = carver.take<T>(plan.n * s.window.pooled_image());
-            stages[i].w_fwd = carver.take<T>(static_cast<ptrdiff_t>(taps) * s.conv.channels *
-                                             plan.pitch);
-            stages[i].w_bwd = i == 0 ? nullptr
-                                     : carver.take<T>(static_cast<ptrdiff_t>(taps) * plan.filters() *
-                                                      plan.pitch);
+            stages[i].w_fwd = carver.take<T>(plan.filters_fwd(s));
+            stages[i].w_bwd = i == 0 ? nullptr : carver.take<T>(plan.filters_bwd(s));
         }
         h = carver.take<T>(static_cast<ptrdiff_t>(plan.head.n) * plan.head.d);
         logits = carver.take<T>(plan.head.n * plan.head.ways);
@@ -211,19 +223,26 @@ template <class T> struct Dots {
 // One worker's buffers with a border, for a group of a chunk's images; room for the largest stage.
 template <class T> struct Scratch {
     T *x, *x_dot, *dz, *dz_dot; // groups of inputs and of gradients
+    Tiles<T> tiles;
+    T* sum;                     // cells of a chunk's weight gradient
     T* row;                     // of the stem's windows
     double* patches;            // of patch_products: a row of pixels, and the sums
 
     Scratch(const Plan<T>& plan, void* block, size_t* bytes = nullptr) {
-        ptrdiff_t in = 0, out = 0;
+        ptrdiff_t in = 0, out = 0, strip = 0, cell_sums = 0;
         for (int i = 0; i < plan.count; ++i) {
             const Stage<T>& s = plan.stages[i];
-            const ptrdiff_t group = plan.group(s, 1);
+            const ptrdiff_t group = plan.group(s);
             if (!s.stem) {
                 in = i && group * s.conv.in_image() > in ? group * s.conv.in_image() : in;
                 out = group * s.conv.dz_image() > out ? group * s.conv.dz_image() : out;
             }
-            const ptrdiff_t end = s.window.pooled + 2; // the last activation, for the head
+            if (s.winograd) {
+                const ptrdiff_t size = strip_size(s.conv.side, plan.pitch);
+                strip = size > strip ? size : strip;
+                cell_sums = plan.filters_bwd(s);
+            }
+            const ptrdiff_t end = span(s.window.pooled); // the last activation, for the head
             in = end * end * plan.pitch > in ? end * end * plan.pitch : in;
         }
         Carver carver(block);
@@ -231,6 +250,11 @@ template <class T> struct Scratch {
         x_dot = carver.take<T>(in);
         dz = carver.take<T>(out);
         dz_dot = carver.take<T>(out);
+        for (int k = 0; k < 2; ++k) {
+            tiles.x[k] = carver.take<T>(strip);
+            tiles.z[k] = carver.take<T>(strip);
+        }
+        sum = carver.take<T>(cell_sums);
         const Conv<T>& first = plan.stages[0].conv;
         row = carver.take<T>(windows_size(first.side, first.channels));
         patches = carver.take<double>(static_cast<ptrdiff_t>(first.side) *

@@ -307,6 +307,9 @@ template <class T> constexpr int lanes = Vec<T>::lanes;
 // n rounded up to whole vectors: the pitch of a pixel's channels in memory.
 template <class T> MAMLPP_INLINE int padded(int n) { return (n + lanes<T> - 1) / lanes<T> * lanes<T>; }
 
+// Side of an image with its border of zeros, and for an odd one those that complete its last 2×2 tile.
+MAMLPP_INLINE int span(int side) { return side + 2 + side % 2; }
+
 // A pooling window's winner in every lane: position 2·bit1 + bit0, in row-major order.
 template <class T> struct Winner {
     Mask<T> bit0, bit1;

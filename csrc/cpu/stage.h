@@ -15,6 +15,92 @@ inline void pack_stem(const T* theta, int filters, int channels, int pitch, T* w
                 w[f] = f < filters ? theta[(f * taps + t) * channels + c] : 0;
 }
 
+// Calls group(first, size) for the images of a chunk, as many at once as a stage builds.
+template <class T, class F>
+MAMLPP_INLINE void for_groups(const Plan<T>& plan, const Stage<T>& stage, int chunk, F group) {
+    const int end = chunk_begin(plan.n, chunk + 1), most = plan.group(stage);
+    for (int first = chunk_begin(plan.n, chunk); first < end; first += most)
+        group(first, first + most < end ? most : end - first);
+}
+
+// A stage's filters as its convolution and its input gradient read them; `packed` is a buffer of
+// [9][channels or filters][pitch].
+template <class T>
+void load_filters(const Plan<T>& plan, int s, const T* theta, T* packed, T* w_fwd, T* w_bwd) {
+    const Stage<T>& stage = plan.stages[s];
+    const int filters = plan.filters(), channels = stage.conv.channels, pitch = plan.pitch;
+    const ptrdiff_t row = static_cast<ptrdiff_t>(taps) * pitch;
+    theta += stage.theta;
+    if (stage.stem) {
+        pack_stem(theta, filters, channels, pitch, w_fwd);
+    } else if (stage.winograd) {
+        pack_filters(theta, filters, channels, pitch, packed);
+        filter_cells(packed, channels, pitch, static_cast<ptrdiff_t>(channels) * pitch, pitch, false,
+                     w_fwd);
+    } else {
+        pack_filters(theta, filters, channels, pitch, w_fwd);
+    }
+    if (!w_bwd)
+        return;
+    T* const padded = stage.winograd ? packed : w_bwd;
+    if (!stage.winograd || channels != pitch)
+        pad_filters(theta, filters, channels, pitch, padded);
+    if (stage.winograd)
+        filter_cells(channels == pitch ? theta : padded, filters, row, static_cast<ptrdiff_t>(pitch),
+                     pitch, true, w_bwd);
+}
+
+// z of `images` images: Σ_pairs conv(image, w); then row(image, y, z row).
+template <class T, class F>
+void stage_fwd(const Stage<T>& stage, const Pair<T>* pairs, int count, int images,
+               const Scratch<T>& scratch, T* z, F row) {
+    if (stage.winograd) {
+        winograd_fwd(stage.conv, pairs, count, images, scratch.tiles, z, row);
+        return;
+    }
+    for (int i = 0; i < images; ++i) {
+        Pair<T> each[2];
+        for (int k = 0; k < count; ++k)
+            each[k] = {pairs[k].image + i * stage.conv.in_image(), pairs[k].w};
+        conv_fwd(stage.conv, each, count, z + i * stage.window.dense_image(),
+                 [&](int y, T* at) { row(i, y, at); });
+    }
+}
+
+// The gradient of `images` inputs: Σ_pairs dgrad(dz, w); then row(image, y, dx row).
+template <class T, class F>
+void stage_dgrad(const Stage<T>& stage, const Pair<T>* pairs, int count, int images,
+                 const Scratch<T>& scratch, T* dx, F row) {
+    const Conv<T>& g = stage.conv;
+    if (stage.winograd) {
+        winograd_fwd(g.mirrored(), pairs, count, images, scratch.tiles, dx, row);
+        return;
+    }
+    for (int i = 0; i < images; ++i) {
+        Pair<T> each[2];
+        for (int k = 0; k < count; ++k)
+            each[k] = {pairs[k].image + i * g.dz_image(), pairs[k].w};
+        conv_dgrad(g, each, count, dx + static_cast<ptrdiff_t>(i) * g.side * g.side * g.pitch_in,
+                   [&](int y, T* at) { row(i, y, at); });
+    }
+}
+
+// The weight gradient of a group of a chunk: its own sums, or in the cells those of the worker.
+template <class T>
+void stage_wgrad(const Stage<T>& stage, const Pair<T>* pairs, int count, int images, bool fresh,
+                 const Scratch<T>& scratch, T* share) {
+    if (stage.winograd)
+        winograd_wgrad(stage.conv, pairs, count, images, scratch.tiles, scratch.sum, fresh);
+    else
+        conv_wgrad(stage.conv, pairs, count, images, share, fresh);
+}
+
+// The end of a chunk's weight gradient.
+template <class T> void finish_wgrad(const Stage<T>& stage, const Scratch<T>& scratch, T* share) {
+    if (stage.winograd)
+        filter_gradient(scratch.sum, stage.conv.filters, stage.conv.pitch_in, share);
+}
+
 // Sums of the images' shares → s₁ and s₂ of a stage, and its gradient of gain and bias.
 template <class T>
 void merge_sums(const Plan<T>& plan, const T* shares, int s, T* s1, T* s2, T* norm_gradient) {
@@ -41,6 +127,15 @@ void dz_coefficients(const Plan<T>& plan, const Kept<T>& kept, int s, const Shar
     }
 }
 
+// The activation of one image that a stage behind the first takes, with its border.
+template <class T> void build_input(const Plan<T>& plan, const Kept<T>& kept, int s, int image, T* x) {
+    const StageKept<T>& below = kept.stages[s - 1];
+    const Window& g = plan.stages[s - 1].window;
+    clear_border(x, g.pooled, plan.pitch);
+    activate(g.pooled, plan.pitch, below.x_hat + image * g.pooled_image(), below.gain, below.bias,
+             plan.slope, x);
+}
+
 // One image's operands of a backward stage, with their borders: its input, unless it is the first
 // stage, whose input is the image, and dz.
 template <class T>
@@ -48,13 +143,8 @@ void build_operands(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& s
                     T* x, T* dz) {
     const Stage<T>& stage = plan.stages[s];
     const StageKept<T>& k = kept.stages[s];
-    if (s > 0) {
-        const StageKept<T>& below = kept.stages[s - 1];
-        clear_border(x, stage.conv.side, plan.pitch);
-        activate(stage.conv.side, plan.pitch,
-                 below.x_hat + image * plan.stages[s - 1].window.pooled_image(), below.gain, below.bias,
-                 plan.slope, x);
-    }
+    if (s > 0)
+        build_input(plan, kept, s, image, x);
     clear_border(dz, stage.window.dense, plan.pitch);
     const Addend<T> sparse[1] = {{k.delta + image * stage.window.pooled_image(), shares.a0, nullptr}};
     const Addend<T> dense[1] = {{k.z + image * stage.window.dense_image(), shares.a1, k.centre}};
@@ -64,9 +154,18 @@ void build_operands(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& s
 
 // Σ of the chunks' shares of a weight gradient → the flat buffer, [filters][9][channels].
 template <class T>
-void store_filters(const Plan<T>& plan, int s, const T* shares, int parts, ptrdiff_t stride, T* gradient) {
+void store_filters(const Plan<T>& plan, int s, T* shares, int parts, ptrdiff_t stride, T* gradient) {
+    constexpr int L = lanes<T>;
     const Conv<T>& g = plan.stages[s].conv;
-    const bool wide = g.pitch_in % lanes<T> == 0; // see conv_wgrad
+    const bool wide = g.pitch_in % L == 0; // see conv_wgrad
+    const ptrdiff_t size = static_cast<ptrdiff_t>(taps) *
+                           (wide ? g.filters * g.pitch_in : g.channels * g.pitch_out);
+    for (ptrdiff_t at = 0; at < size; at += L) {
+        Vec<T> sum = Vec<T>::load(shares + at);
+        for (int i = 1; i < parts; ++i)
+            sum = sum + Vec<T>::load(shares + i * stride + at);
+        sum.store(shares + at);
+    }
     T* to = gradient + plan.stages[s].theta;
     for (int f = 0; f < g.filters; ++f)
         for (int t = 0; t < taps; ++t, to += g.channels)
@@ -75,10 +174,7 @@ void store_filters(const Plan<T>& plan, int s, const T* shares, int parts, ptrdi
                                                : (static_cast<ptrdiff_t>(t) * g.channels + c) *
                                                          g.pitch_out +
                                                      f);
-                T sum = from[0];
-                for (int i = 1; i < parts; ++i)
-                    sum += from[i * stride];
-                to[c] = sum;
+                to[c] = *from;
             }
 }
 

@@ -20,23 +20,16 @@ template <class T> struct Tangent {
     Team& team;
 
     bool given() const { return kept.given[0] != 0; }
+    ptrdiff_t pitch() const { return plan.pitch; }
     const T* stem_image(int i) const {
         const Conv<T>& g = plan.stages[0].conv;
         return images.stem.images + i * g.channels * plane<T>(g.side);
     }
 
     void load_direction() const {
-        const int filters = plan.filters();
-        for (int s = 0; s < plan.count; ++s) {
-            const Conv<T>& g = plan.stages[s].conv;
-            const T* from = task.direction + plan.stages[s].theta;
-            if (plan.stages[s].stem)
-                pack_stem(from, filters, g.channels, plan.pitch, dots.stages[s].w_fwd);
-            else
-                pack_filters(from, filters, g.channels, plan.pitch, dots.stages[s].w_fwd);
-            if (s > 0)
-                pad_filters(from, filters, filters, plan.pitch, dots.stages[s].w_bwd);
-        }
+        for (int s = 0; s < plan.count; ++s)
+            load_filters(plan, s, task.direction, shares.filters, dots.stages[s].w_fwd,
+                         dots.stages[s].w_bwd);
     }
 
     // shift and q of the stem; q is mean(x̂·z_dot) = r·wᵀG·w_dot.
@@ -99,32 +92,29 @@ template <class T> struct Tangent {
         for (int s = plan.stages[0].stem ? 1 : 0; s < plan.count; ++s) {
             const Stage<T>& stage = plan.stages[s];
             const StageKept<T>& k = kept.stages[s];
-            each(team, plan.n, [&](int image, int worker) {
+            const int width = stage.window.dense;
+            each(team, chunks(plan.n), [&](int chunk, int worker) {
                 const Scratch<T> scratch = workers[worker];
-                Pair<T> pairs[2] = {{images.bordered + image * stage.conv.in_image(),
-                                     dots.stages[s].w_fwd},
-                                    {scratch.x_dot, k.w_fwd}};
-                if (s > 0) {
-                    const StageKept<T>& below = kept.stages[s - 1];
-                    normalise_image(s - 1, image, scratch);
-                    clear_border(scratch.x, stage.conv.side, plan.pitch);
-                    clear_border(scratch.x_dot, stage.conv.side, plan.pitch);
-                    activate(stage.conv.side, plan.pitch,
-                             below.x_hat + image * plan.stages[s - 1].window.pooled_image(), below.gain,
-                             below.bias, plan.slope, scratch.x);
-                    activate_image(s - 1, image, scratch.x_dot);
-                    pairs[0].image = scratch.x;
-                }
-                T* share = shares.sums + static_cast<ptrdiff_t>(image) * 2 * plan.pitch;
-                T* const sums[2] = {share, share + plan.pitch};
-                const int width = stage.window.dense;
-                const T* z = k.z + image * stage.window.dense_image();
-                conv_fwd(stage.conv, pairs, s > 0 ? 2 : 1,
-                         dots.stages[s].z + image * stage.window.dense_image(),
-                         [&](int y, const T* row) {
-                             add_products(sums, row, z + static_cast<ptrdiff_t>(y) * width * plan.pitch,
-                                          k.centre, width, plan.pitch, y == 0);
-                         });
+                for_groups(plan, stage, chunk, [&](int first, int size) {
+                    for (int i = 0; s > 0 && i < size; ++i) {
+                        T* const x_dot = scratch.x_dot + i * stage.conv.in_image();
+                        normalise_image(s - 1, first + i, scratch);
+                        build_input(plan, kept, s, first + i, scratch.x + i * stage.conv.in_image());
+                        clear_border(x_dot, stage.conv.side, plan.pitch);
+                        activate_image(s - 1, first + i, x_dot);
+                    }
+                    const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
+                    const Pair<T> pairs[2] = {{x, dots.stages[s].w_fwd}, {scratch.x_dot, k.w_fwd}};
+                    const ptrdiff_t at = first * stage.window.dense_image();
+                    stage_fwd(stage, pairs, s > 0 ? 2 : 1, size, scratch, dots.stages[s].z + at,
+                              [&](int i, int y, const T* row) {
+                                  T* share = shares.sums + (first + i) * 2 * pitch();
+                                  T* const sums[2] = {share, share + pitch()};
+                                  const T* z = k.z + at + i * stage.window.dense_image();
+                                  add_products(sums, row, z + y * width * pitch(), k.centre, width,
+                                               plan.pitch, y == 0);
+                              });
+                });
             });
             merge_products(s);
             keep_statistics(s);
@@ -235,32 +225,30 @@ template <class T> struct Tangent {
         }
     }
 
-    void backward_chunk(int s, int part, const Scratch<T>& scratch, T* share) const {
+    void backward_chunk(int s, int chunk, const Scratch<T>& scratch, T* share) const {
         const Stage<T>& stage = plan.stages[s];
         const StageKept<T>& k = kept.stages[s];
-        const int end = part * chunk + chunk < plan.n ? part * chunk + chunk : plan.n;
-        const int most = plan.group(stage, 1);
-        for (int first = part * chunk; first < end; first += most) {
-            const int size = first + most < end ? most : end - first;
+        for_groups(plan, stage, chunk, [&](int first, int size) {
             for (int i = 0; i < size; ++i) {
                 const ptrdiff_t in = i * stage.conv.in_image(), out = i * stage.conv.dz_image();
                 build_operands(plan, kept, shares, s, first + i, scratch.x + in, scratch.dz + out);
                 build_image(s, first + i, scratch.x_dot + in, scratch.dz_dot + out);
             }
-            for (int i = 0; s > 0 && i < size; ++i) {
-                const ptrdiff_t out = i * stage.conv.dz_image();
-                const Pair<T> pairs[2] = {{scratch.dz_dot + out, k.w_bwd},
-                                          {scratch.dz + out, dots.stages[s].w_bwd}};
-                const int side = stage.conv.side, image = first + i;
-                T* to = dots.stages[s - 1].delta + image * plan.stages[s - 1].window.pooled_image();
-                conv_dgrad(stage.conv, pairs, 2, to, [&](int y, T* row) {
-                    bend_image(s - 1, image, y * side, side, row, y == 0);
+            if (s > 0) {
+                const Pair<T> pairs[2] = {{scratch.dz_dot, k.w_bwd},
+                                          {scratch.dz, dots.stages[s].w_bwd}};
+                const int side = stage.conv.side;
+                T* to = dots.stages[s - 1].delta + first * plan.stages[s - 1].window.pooled_image();
+                stage_dgrad(stage, pairs, 2, size, scratch, to, [&](int i, int y, T* row) {
+                    bend_image(s - 1, first + i, y * side, side, row, y == 0);
                 });
             }
             const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
             const Pair<T> pairs[2] = {{x, scratch.dz_dot}, {scratch.x_dot, scratch.dz}};
-            conv_wgrad(stage.conv, pairs, s > 0 ? 2 : 1, size, share, first == part * chunk);
-        }
+            stage_wgrad(stage, pairs, s > 0 ? 2 : 1, size, first == chunk_begin(plan.n, chunk), scratch,
+                        share);
+        });
+        finish_wgrad(stage, scratch, share);
     }
 
     void backward() const {
@@ -278,13 +266,13 @@ template <class T> struct Tangent {
             if (stage.stem) {
                 const ptrdiff_t share = static_cast<ptrdiff_t>(plan.patch()) * plan.pitch;
                 const StageKept<T>& k = kept.stages[0];
-                each(team, parts, [&](int part, int worker) {
-                    const int end = part * chunk + chunk < plan.n ? part * chunk + chunk : plan.n;
-                    for (int i = part * chunk; i < end; ++i)
+                each(team, parts, [&](int chunk, int worker) {
+                    const int begin = chunk_begin(plan.n, chunk);
+                    for (int i = begin; i < chunk_begin(plan.n, chunk + 1); ++i)
                         stem_gradient(stage.window, stem_image(i), stage.conv.channels,
                                       dots.stages[0].delta + i * stage.window.pooled_image(),
                                       k.winners + i * stage.window.template winner_words<T>(),
-                                      shares.filters + part * share, i == part * chunk,
+                                      shares.filters + chunk * share, i == begin,
                                       workers[worker].row);
                 });
                 add_shares(shares.filters, parts, share, static_cast<int>(share), shares.filters);
@@ -293,8 +281,8 @@ template <class T> struct Tangent {
             }
             coefficients(s);
             const ptrdiff_t share = Shares<T>::filters_size(plan);
-            each(team, parts, [&](int part, int worker) {
-                backward_chunk(s, part, workers[worker], shares.filters + part * share);
+            each(team, parts, [&](int chunk, int worker) {
+                backward_chunk(s, chunk, workers[worker], shares.filters + chunk * share);
             });
             store_filters(plan, s, shares.filters, parts, share, task.product);
         }
