@@ -88,11 +88,11 @@ template <class T> struct Plan {
     }
     // Values of a stage's filters as its convolution reads them, and the gradient its sums.
     ptrdiff_t filters_fwd(const Stage<T>& s) const {
-        return s.winograd ? cells * filter_cell<T>(s.conv.channels, pitch)
+        return s.winograd ? cells * cell_step<T>(s.conv.channels, pitch)
                           : static_cast<ptrdiff_t>(taps) * s.conv.channels * pitch;
     }
     ptrdiff_t filters_bwd(const Stage<T>& s) const {
-        return s.winograd ? cells * filter_cell<T>(filters(), pitch)
+        return s.winograd ? cells * cell_step<T>(filters(), pitch)
                           : static_cast<ptrdiff_t>(taps) * filters() * pitch;
     }
 };
@@ -238,7 +238,7 @@ template <class T> struct Scratch {
                 out = group * s.conv.dz_image() > out ? group * s.conv.dz_image() : out;
             }
             if (s.winograd) {
-                const ptrdiff_t size = strip_size(s.conv.side, plan.pitch);
+                const ptrdiff_t size = cells * strip_step<T>(s.conv.side, plan.pitch);
                 strip = size > strip ? size : strip;
                 cell_sums = plan.filters_bwd(s);
             }

@@ -17,9 +17,9 @@ namespace mamlpp {
 namespace MAMLPP_ISA {
 
 constexpr int cells = 16;
-// Tiles whose cells are computed at once: the operands of one cell then fit in the first-level cache
-// and amortise the load of its filters.
-constexpr int strip_tiles = 64;
+// Tiles whose cells are computed at once: the operands of one cell fit in the first-level cache and
+// amortise the load of its filters, those of all in the second-level one.
+constexpr int strip_tiles = 48;
 
 // Whether the transforms pay: not for the narrow pixels of a first layer, nor for maps of which tiles
 // and borders are the larger part.
@@ -34,16 +34,13 @@ MAMLPP_INLINE int strip_rows(int side) {
     return rows < 1 ? 1 : rows;
 }
 
-// Values of one cell in a strip's buffer, and of the buffer.
-MAMLPP_INLINE ptrdiff_t cell_size(int side, int pitch) {
-    return static_cast<ptrdiff_t>(strip_rows(side)) * tile_columns(side) * pitch;
-}
-MAMLPP_INLINE ptrdiff_t strip_size(int side, int pitch) { return cells * cell_size(side, pitch); }
-
-// Values between the cells of `rows` filters. Not a power of two: the cells of one filter, which a
-// transform reads or writes together, would all fall into one set of the cache.
-template <class T> MAMLPP_INLINE ptrdiff_t filter_cell(int rows, int pitch) {
+// Values between the cells of `rows` filters or tiles. Not a power of two: the cells that a transform
+// reads or writes together would all fall into one set of the cache.
+template <class T> MAMLPP_INLINE ptrdiff_t cell_step(int rows, int pitch) {
     return static_cast<ptrdiff_t>(rows) * pitch + lanes<T>;
+}
+template <class T> MAMLPP_INLINE ptrdiff_t strip_step(int side, int pitch) {
+    return cell_step<T>(strip_rows(side) * tile_columns(side), pitch);
 }
 
 // Buffers of a strip, [16][tiles][pitch] each: operands and products.
@@ -148,12 +145,14 @@ inline void output_rows(const T* cell, ptrdiff_t size, int side, int pitch, int 
 }
 
 // Calls strip(first, count, tiles) for the rows of tiles of `images` images, row r being that of image
-// r / (rows an image), as many at once as a strip holds.
+// r / (rows an image), in strips of about one size.
 template <class F> MAMLPP_INLINE void for_strips(int side, int images, F strip) {
-    const int rows = images * tile_columns(side), most = strip_rows(side);
-    for (int first = 0; first < rows; first += most) {
-        const int count = first + most < rows ? most : rows - first;
+    const int rows = images * tile_columns(side);
+    const int strips = (rows + strip_rows(side) - 1) / strip_rows(side);
+    for (int i = 0, first = 0; i < strips; ++i) {
+        const int count = rows / strips + (i < rows % strips);
         strip(first, count, count * tile_columns(side));
+        first += count;
     }
 }
 
@@ -163,9 +162,9 @@ template <class T, class F>
 inline void winograd_fwd(const Conv<T>& g, const Pair<T>* pairs, int count, int images,
                          const Tiles<T>& tiles, T* z, F row) {
     const int side = g.side, rows = tile_columns(side);
-    const ptrdiff_t in_cell = cell_size(side, g.pitch_in), out_cell = cell_size(side, g.pitch_out);
+    const ptrdiff_t in_cell = strip_step<T>(side, g.pitch_in), out_cell = strip_step<T>(side, g.pitch_out);
     const ptrdiff_t z_row = static_cast<ptrdiff_t>(side) * g.pitch_out;
-    const ptrdiff_t w_cell = filter_cell<T>(g.channels, g.pitch_out);
+    const ptrdiff_t w_cell = cell_step<T>(g.channels, g.pitch_out);
     for_strips(side, images, [&](int first, int strip, int pixels) {
         for (int k = 0; k < count; ++k)
             for (int r = 0; r < strip; ++r)
@@ -197,8 +196,8 @@ template <class T>
 inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, int images,
                            const Tiles<T>& tiles, T* sum, bool fresh) {
     const int side = g.side, rows = tile_columns(side);
-    const ptrdiff_t in_cell = cell_size(side, g.pitch_in), out_cell = cell_size(side, g.pitch_out);
-    const ptrdiff_t w_cell = filter_cell<T>(g.filters, g.pitch_in);
+    const ptrdiff_t in_cell = strip_step<T>(side, g.pitch_in), out_cell = strip_step<T>(side, g.pitch_out);
+    const ptrdiff_t w_cell = cell_step<T>(g.filters, g.pitch_in);
     for_strips(side, images, [&](int first, int strip, int pixels) {
         for (int k = 0; k < count; ++k)
             for (int r = 0; r < strip; ++r) {
@@ -225,7 +224,7 @@ inline void filter_cells(const T* w, int rows, ptrdiff_t row_step, ptrdiff_t tap
                          bool flipped, T* to) {
     constexpr int L = lanes<T>;
     const Vec<T> half = Vec<T>::all(static_cast<T>(0.5));
-    const ptrdiff_t cell = filter_cell<T>(rows, pitch);
+    const ptrdiff_t cell = cell_step<T>(rows, pitch);
     for (int row = 0; row < rows; ++row, w += row_step, to += pitch)
         for (int c = 0; c < pitch; c += L) {
             Vec<T> t[4][3];
@@ -255,7 +254,7 @@ template <class T>
 inline void filter_gradient(const T* sum, int filters, int pitch, T* dw) {
     constexpr int L = lanes<T>;
     const Vec<T> half = Vec<T>::all(static_cast<T>(0.5));
-    const ptrdiff_t cell = filter_cell<T>(filters, pitch);
+    const ptrdiff_t cell = cell_step<T>(filters, pitch);
     for (int f = 0; f < filters; ++f, sum += pitch, dw += taps * pitch)
         for (int c = 0; c < pitch; c += L) {
             Vec<T> t[3][4];
