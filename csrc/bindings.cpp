@@ -43,10 +43,10 @@ struct Room {
     Block scratch;
 };
 
-template <class F> void for_tasks(int tasks, int threads, F f) {
+template <class F> void for_tasks(int tasks, int threads, F f, bool one_by_one = false) {
     py::gil_scoped_release release;
     run_tasks(
-        tasks, threads,
+        tasks, threads, one_by_one,
         [](void* context, int task, Team& team, int slot) {
             (*static_cast<F*>(context))(task, team, slot);
         },
@@ -73,6 +73,10 @@ void check_labels(const int64_t* labels, ptrdiff_t count, int ways) {
                                         std::to_string(ways - 1) + "; number the classes of a task from 0");
 }
 
+// A pass that works in more than this is done by all threads, task by task: it needs the memory once,
+// and its stages are long enough for them to share.
+constexpr size_t large_pass = size_t{16} << 20;
+
 // Strides are in elements, 0 for an operand that the tasks share. Returns what was kept.
 template <class T>
 Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t labels, uintptr_t theta,
@@ -83,10 +87,11 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
     const int tasks = static_cast<int>(images.size()), stats = net.stages * net.filters;
     if (gradient)
         check_labels(at<const int64_t>(labels, 0), static_cast<ptrdiff_t>(tasks) * n, net.ways);
-    Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
-    const Blocks kept = new_blocks(keep ? tasks : static_cast<int>(room.work.size()),
-                                   ops.pass_bytes(net, n));
-    for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
+    const size_t bytes = ops.pass_bytes(net, n, keep);
+    const bool large = bytes > large_pass;
+    Room room(large ? 1 : tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
+    const Blocks kept = new_blocks(keep ? tasks : static_cast<int>(room.work.size()), bytes);
+    const auto run = [&](int t, Team& team, int slot) {
         const PassTask<T> task{images[t]->data(),
                                at<const int64_t>(labels, static_cast<ptrdiff_t>(t) * n),
                                at<const T>(theta, t * theta_stride),
@@ -99,9 +104,11 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
                                at<T>(norm_gradient, static_cast<ptrdiff_t>(t) * 2 * stats),
                                at<T>(mean, static_cast<ptrdiff_t>(t) * stats),
                                at<T>(var, static_cast<ptrdiff_t>(t) * stats),
-                               kept[keep ? t : slot]->data()};
+                               kept[keep ? t : slot]->data(),
+                               keep};
         ops.pass(net, n, task, room.work[slot]->data(), room.scratch_of(slot), team);
-    });
+    };
+    for_tasks(tasks, threads, run, large);
     return keep ? kept : Blocks{};
 }
 

@@ -57,7 +57,8 @@ template <class T> struct PassTask {
     T* norm_gradient; // [stages][2][filters]
     T* mean;          // [stages · filters] of the batch
     T* var;           // biased
-    void* kept;       // pass_bytes(); what `tangent` reads
+    void* kept;       // pass_bytes()
+    bool keep;        // what `tangent` reads
 };
 
 // Direction of one task's gradient along that of its parameters.
@@ -74,7 +75,7 @@ template <class T> struct TangentTask {
 // 64 bytes. `scratch` is scratch_bytes() for each worker of the team, one behind the other.
 template <class T> struct CpuOps {
     size_t (*images_bytes)(const Net&, int n);
-    size_t (*pass_bytes)(const Net&, int n);
+    size_t (*pass_bytes)(const Net&, int n, bool keep);
     size_t (*work_bytes)(const Net&, int n);    // of a pass, beside what it keeps
     size_t (*tangent_bytes)(const Net&, int n); // of a tangent
     size_t (*scratch_bytes)(const Net&);

@@ -25,15 +25,15 @@ T = TypeVar("T")
 def over_tasks(function: Callable[[Episode], T], episode: Episode) -> list[T]:
     """`function` of each block of tasks that suits the device, in task order.
 
-    On a CPU as many blocks as there are threads run at once, on one core each; those left
-    over, too few for every thread, run one after the other on all of them.
+    Single tasks on a CPU run at once, as many as there are threads, on one core each; those left
+    over, too few for every thread, run one after the other on all of them, and so do larger blocks.
     """
     tasks, threads = len(episode.support_x), kernels.threads()
     block = kernels.task_block(episode.support_x) or tasks
     blocks = [episode.slice(start, start + block) for start in range(0, tasks, block)]
     # A worker sees the caller's choice of backend, which a context variable holds.
     calls = [(copy_context(), function, each) for each in blocks]
-    left = len(calls) % threads if threads > 1 else len(calls)
+    left = len(calls) % threads if threads > 1 and block == 1 else len(calls)
     together = calls[: len(calls) - left]
     results = list(_pool(threads).map(_run, together)) if together else []
     return results + [function(each) for each in blocks[len(together) :]]

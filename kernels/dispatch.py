@@ -14,6 +14,7 @@ from torch import Tensor
 
 import kernels.native.passes  # noqa: F401
 from kernels import native, plain
+from kernels.threads import threads
 
 OPS = ("passes", "conv", "norm_act", "stem", "head", "update")
 BACKENDS = {"native": native, "plain": plain}  # the preferred one first; the last runs anywhere
@@ -115,7 +116,9 @@ def task_block(like: Tensor) -> int | None:
     """Tasks worth giving to one call on images like `like`, `None` for all of them.
 
     On a CPU `plain` works through the tasks one after the other, and a single task's activations
-    stay in the cache between its layers; a backend of whole passes shares them out itself, and a
-    GPU wants them all at once.
+    stay in the cache between its layers; a backend of whole passes shares them out over the threads
+    itself, and what it keeps of them grows with their number. A GPU wants them all at once.
     """
-    return 1 if like.device.type == "cpu" and passes(like) is None else None
+    if like.device.type != "cpu":
+        return None
+    return 2 * threads() if passes(like) else 1

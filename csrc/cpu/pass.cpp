@@ -10,15 +10,15 @@ namespace {
 
 // x̂ and winners of one image behind stage s, from z or, for a stem, from the image.
 template <class T>
-void normalise_image(const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept, int s, int image,
-                     const Scratch<T>& scratch) {
+void normalise_image(const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
+                     const Shares<T>& shares, int s, int image, const Scratch<T>& scratch) {
     const Stage<T>& stage = plan.stages[s];
     const StageKept<T>& k = kept.stages[s];
     T* x_hat = k.x_hat + image * stage.window.pooled_image();
     uint16_t* winners = k.winners + image * stage.window.template winner_words<T>();
     if (stage.stem)
         stem_fwd(stage.window, images.stem.images + image * stage.conv.channels * plane<T>(stage.conv.side),
-                 stage.conv.channels, k.w_fwd, k.gain, k.centre, k.rstd, x_hat, winners, scratch.row);
+                 stage.conv.channels, shares.filters_of[0].fwd, k.gain, k.centre, k.rstd, x_hat, winners, scratch.row);
     else
         normalise(stage.window, k.z + image * stage.window.dense_image(), k.gain, k.centre, k.rstd,
                   x_hat, winners);
@@ -27,7 +27,7 @@ void normalise_image(const Plan<T>& plan, const Images<T>& images, const Kept<T>
 // Statistics of the stem from the moments of its patches, filters packed as [patch][pitch].
 template <class T>
 void stem_statistics(const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
-                     const PassTask<T>& task) {
+                     const T* packed, const PassTask<T>& task) {
     const StageKept<T>& k = kept.stages[0];
     const StemImages<T>& stem = images.stem;
     const int d = plan.patch(), filters = plan.filters();
@@ -36,8 +36,8 @@ void stem_statistics(const Plan<T>& plan, const Images<T>& images, const Kept<T>
         for (int i = 0; i < d; ++i) {
             double projected = 0;
             for (int j = 0; j < d; ++j)
-                projected += stem.cov[i * d + j] * static_cast<double>(k.w_fwd[j * plan.pitch + f]);
-            const double w = static_cast<double>(k.w_fwd[i * plan.pitch + f]);
+                projected += stem.cov[i * d + j] * static_cast<double>(packed[j * plan.pitch + f]);
+            const double w = static_cast<double>(packed[i * plan.pitch + f]);
             kept.projected[i * filters + f] = projected;
             var += w * projected;
             mean += w * stem.mean[i];
@@ -88,7 +88,9 @@ void load_parameters(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& 
     const int filters = plan.filters();
     for (int s = 0; s < plan.count; ++s) {
         const StageKept<T>& k = kept.stages[s];
-        load_filters(plan, s, task.theta, shares.filters, k.w_fwd, task.gradient ? k.w_bwd : nullptr);
+        const Filters<T>& filters_of = shares.filters_of[s];
+        load_filters(plan, s, task.theta, shares.filters,
+                     {filters_of.fwd, task.gradient ? filters_of.bwd : nullptr});
         const T* affine = task.row + static_cast<ptrdiff_t>(s) * 2 * filters;
         for (int f = 0; f < plan.pitch; ++f) {
             k.gain[f] = f < filters ? affine[f] : 0;
@@ -103,7 +105,7 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
              const Shares<T>& shares, const PassTask<T>& task, const Workers<T>& workers, Team& team) {
     const ptrdiff_t share_size = 2 * static_cast<ptrdiff_t>(plan.pitch);
     if (plan.stages[0].stem) {
-        stem_statistics(plan, images, kept, task);
+        stem_statistics(plan, images, kept, shares.filters_of[0].fwd, task);
         finish_rstd(plan, kept.stages[0], net.eps);
     }
     for (int s = plan.stages[0].stem ? 1 : 0; s < plan.count; ++s) {
@@ -114,11 +116,11 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
             const Scratch<T> scratch = workers[worker];
             for_groups(plan, stage, chunk, [&](int first, int size) {
                 for (int i = 0; s > 0 && i < size; ++i) {
-                    normalise_image(plan, images, kept, s - 1, first + i, scratch);
+                    normalise_image(plan, images, kept, shares, s - 1, first + i, scratch);
                     build_input(plan, kept, s, first + i, scratch.x + i * stage.conv.in_image());
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
-                const Pair<T> pair{x, k.w_fwd};
+                const Pair<T> pair{x, shares.filters_of[s].fwd};
                 stage_fwd(stage, &pair, 1, size, scratch, k.z + first * stage.window.dense_image(),
                           [&](int i, int y, const T* row) {
                               T* share = shares.sums + (first + i) * share_size;
@@ -134,7 +136,7 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
     const StageKept<T>& k = kept.stages[last];
     each(team, plan.n, [&](int image, int worker) {
         const Scratch<T> scratch = workers[worker];
-        normalise_image(plan, images, kept, last, image, scratch);
+        normalise_image(plan, images, kept, shares, last, image, scratch);
         activate(side, plan.pitch, k.x_hat + image * plan.stages[last].window.pooled_image(), k.gain,
                  k.bias, plan.slope, scratch.x);
         features(scratch.x, side, plan.filters(), plan.pitch, plan.mean_features(),
@@ -223,7 +225,7 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
                     const StageKept<T>& below = kept.stages[s - 1];
                     const ptrdiff_t image = plan.stages[s - 1].window.pooled_image();
                     const int side = stage.conv.side;
-                    const Pair<T> pair{scratch.dz, k.w_bwd};
+                    const Pair<T> pair{scratch.dz, shares.filters_of[s].bwd};
                     stage_dgrad(stage, &pair, 1, size, scratch, below.delta + first * image,
                                 [&](int i, int y, T* row) {
                                     T* to = shares.sums + (first + i) * 2 * pitch;
@@ -249,7 +251,7 @@ template <class T>
 void pass(const Net& net, int n, const PassTask<T>& task, void* work, void* scratch, Team& team) {
     const Plan<T> plan(net, n);
     const Images<T> images(plan, const_cast<void*>(task.images));
-    const Kept<T> kept(plan, task.kept);
+    const Kept<T> kept(plan, task.kept, task.keep);
     Carver carver(work);
     const Shares<T> shares(plan, carver);
     const Workers<T> workers(plan, scratch);

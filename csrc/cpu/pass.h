@@ -49,6 +49,11 @@ template <class T> struct Stage {
 
 constexpr int max_stages = 16;
 
+// Filters as the convolutions of a stage read them, or the stem.
+template <class T> struct Filters {
+    T *fwd, *bwd;
+};
+
 template <class T> struct Plan {
     Stage<T> stages[max_stages] = {};
     int n, count, pitch;
@@ -86,14 +91,15 @@ template <class T> struct Plan {
         const ptrdiff_t images = group_bytes / bytes;
         return images < 1 ? 1 : images > most_of_chunk ? most_of_chunk : static_cast<int>(images);
     }
-    // Values of a stage's filters as its convolution reads them, and the gradient its sums.
-    ptrdiff_t filters_fwd(const Stage<T>& s) const {
-        return s.winograd ? cells * cell_step<T>(s.conv.channels, pitch)
-                          : static_cast<ptrdiff_t>(taps) * s.conv.channels * pitch;
+    // Values of filters with `rows` of [pitch] each, as a stage's convolutions read them.
+    ptrdiff_t filters_size(const Stage<T>& s, int rows) const {
+        return s.winograd ? cells * cell_step<T>(rows, pitch)
+                          : static_cast<ptrdiff_t>(taps) * rows * pitch;
     }
-    ptrdiff_t filters_bwd(const Stage<T>& s) const {
-        return s.winograd ? cells * cell_step<T>(filters(), pitch)
-                          : static_cast<ptrdiff_t>(taps) * filters() * pitch;
+    Filters<T> take_filters(Carver& carver, int i) const {
+        const Stage<T>& s = stages[i];
+        T* const fwd = carver.take<T>(filters_size(s, s.conv.channels));
+        return {fwd, i ? carver.take<T>(filters_size(s, filters())) : nullptr};
     }
 };
 
@@ -126,8 +132,6 @@ template <class T> struct StageKept {
     T* x_hat;          // [n] pooled
     uint16_t* winners; // [n]
     T* delta;          // [n] pooled, of the backward pass
-    T* w_fwd;          // filters for the convolution, or for the stem
-    T* w_bwd;          // for the input gradient
     T *gain, *bias, *centre, *rstd, *s1, *s2;
 };
 
@@ -138,7 +142,9 @@ template <class T> struct Kept {
     T* outer;                  // [patch][pitch] Σ δ·patch, of the stem
     T* given;                  // [1] 1: statistics were given and are constants
 
-    Kept(const Plan<T>& plan, void* block, size_t* bytes = nullptr) {
+    // What a tangent will not read shares its memory: δ of a pooled stage takes the place of the z
+    // that it is computed from, image by image.
+    Kept(const Plan<T>& plan, void* block, bool keep, size_t* bytes = nullptr) {
         Carver carver(block);
         for (int i = 0; i < plan.count; ++i) {
             const Stage<T>& s = plan.stages[i];
@@ -146,9 +152,10 @@ template <class T> struct Kept {
             k.z = s.stem ? nullptr : carver.take<T>(plan.n * s.window.dense_image());
             k.x_hat = carver.take<T>(plan.n * s.window.pooled_image());
             k.winners = carver.take<uint16_t>(plan.n * s.window.template winner_words<T>());
-            k.delta = carver.take<T>(plan.n * s.window.pooled_image());
-            k.w_fwd = carver.take<T>(plan.filters_fwd(s));
-            k.w_bwd = i == 0 ? nullptr : carver.take<T>(plan.filters_bwd(s));
+            const bool shared = !keep && s.window.pool && i + 1 < plan.count;
+            k.delta = shared ? nullptr : carver.take<T>(plan.n * s.window.pooled_image());
+            if (i > 0 && !stages[i - 1].delta)
+                stages[i - 1].delta = k.z;
             T** const vectors[] = {&k.gain, &k.bias, &k.centre, &k.rstd, &k.s1, &k.s2};
             for (T** v : vectors)
                 *v = carver.take<T>(plan.pitch);
@@ -166,14 +173,18 @@ template <class T> struct Kept {
     }
 };
 
-// What the workers of a pass write beside it: a share of each sum for every image or chunk.
+// What a pass works with beside what it keeps: its filters, and of each sum a share for every image or
+// chunk.
 template <class T> struct Shares {
+    Filters<T> filters_of[max_stages];
     T* sums;    // [n][2][pitch]
     T* filters; // [chunks][filters · 9 · pitch, or channels · 9 · pitch for a first layer]
     T *a0, *a1, *a2, *b1, *b2, *b4, *mean_dot, *q, *s1_dot, *s2_dot; // [pitch]
     T* dh;                                                                  // [n][d]
 
     Shares(const Plan<T>& plan, Carver& carver) {
+        for (int i = 0; i < plan.count; ++i)
+            filters_of[i] = plan.take_filters(carver, i);
         sums = carver.take<T>(static_cast<ptrdiff_t>(plan.n) * 2 * plan.pitch);
         filters = carver.take<T>(chunks(plan.n) * filters_size(plan));
         T** const vectors[] = {&a0, &a1, &a2, &b1, &b2, &b4, &mean_dot, &q, &s1_dot, &s2_dot};
@@ -198,7 +209,8 @@ template <class T> struct PatchShares {
 // What a tangent keeps of its forward half for its backward half.
 template <class T> struct Dots {
     struct Stage {
-        T *z, *x_hat, *delta, *w_fwd, *w_bwd;
+        T *z, *x_hat, *delta;
+        Filters<T> filters;
     };
     Stage stages[max_stages];
     T *h, *logits, *residual;
@@ -210,8 +222,7 @@ template <class T> struct Dots {
             stages[i].z = s.stem ? nullptr : carver.take<T>(plan.n * s.window.dense_image());
             stages[i].x_hat = carver.take<T>(plan.n * s.window.pooled_image());
             stages[i].delta = carver.take<T>(plan.n * s.window.pooled_image());
-            stages[i].w_fwd = carver.take<T>(plan.filters_fwd(s));
-            stages[i].w_bwd = i == 0 ? nullptr : carver.take<T>(plan.filters_bwd(s));
+            stages[i].filters = plan.take_filters(carver, i);
         }
         h = carver.take<T>(static_cast<ptrdiff_t>(plan.head.n) * plan.head.d);
         logits = carver.take<T>(plan.head.n * plan.head.ways);
@@ -240,7 +251,7 @@ template <class T> struct Scratch {
             if (s.winograd) {
                 const ptrdiff_t size = cells * strip_step<T>(s.conv.side, plan.pitch);
                 strip = size > strip ? size : strip;
-                cell_sums = plan.filters_bwd(s);
+                cell_sums = plan.filters_size(s, plan.filters());
             }
             const ptrdiff_t end = span(s.window.pooled); // the last activation, for the head
             in = end * end * plan.pitch > in ? end * end * plan.pitch : in;

@@ -46,9 +46,9 @@ template <class T> size_t images_bytes(const Net& net, int n) {
     return bytes;
 }
 
-template <class T> size_t pass_bytes(const Net& net, int n) {
+template <class T> size_t pass_bytes(const Net& net, int n, bool keep) {
     size_t bytes = 0;
-    Kept<T>(Plan<T>(net, n), nullptr, &bytes);
+    Kept<T>(Plan<T>(net, n), nullptr, keep, &bytes);
     return bytes;
 }
 

@@ -23,10 +23,10 @@ MAMLPP_INLINE void for_groups(const Plan<T>& plan, const Stage<T>& stage, int ch
         group(first, first + most < end ? most : end - first);
 }
 
-// A stage's filters as its convolution and its input gradient read them; `packed` is a buffer of
-// [9][channels or filters][pitch].
+// A stage's filters for its convolutions; `packed` is a buffer of [9][channels or filters][pitch].
 template <class T>
-void load_filters(const Plan<T>& plan, int s, const T* theta, T* packed, T* w_fwd, T* w_bwd) {
+void load_filters(const Plan<T>& plan, int s, const T* theta, T* packed, const Filters<T>& to) {
+    T *const w_fwd = to.fwd, *const w_bwd = to.bwd;
     const Stage<T>& stage = plan.stages[s];
     const int filters = plan.filters(), channels = stage.conv.channels, pitch = plan.pitch;
     const ptrdiff_t row = static_cast<ptrdiff_t>(taps) * pitch;

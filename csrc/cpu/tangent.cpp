@@ -26,16 +26,17 @@ template <class T> struct Tangent {
         return images.stem.images + i * g.channels * plane<T>(g.side);
     }
 
-    void load_direction() const {
-        for (int s = 0; s < plan.count; ++s)
-            load_filters(plan, s, task.direction, shares.filters, dots.stages[s].w_fwd,
-                         dots.stages[s].w_bwd);
+    void load_both() const {
+        for (int s = 0; s < plan.count; ++s) {
+            load_filters(plan, s, task.theta, shares.filters, shares.filters_of[s]);
+            load_filters(plan, s, task.direction, shares.filters, dots.stages[s].filters);
+        }
     }
 
     // shift and q of the stem; q is mean(x̂·z_dot) = r·wᵀG·w_dot.
     void stem_statistics() const {
         const int d = plan.patch(), filters = plan.filters();
-        const T* w_dot = dots.stages[0].w_fwd;
+        const T* w_dot = dots.stages[0].filters.fwd;
         for (int f = 0; f < plan.pitch; ++f) {
             double shift = 0, q = 0;
             for (int i = 0; f < filters && i < d; ++i) {
@@ -69,7 +70,7 @@ template <class T> struct Tangent {
         const T *mean_dot = statistic(s, 0), *q = statistic(s, 1);
         T* to = dots.stages[s].x_hat + at;
         if (stage.stem)
-            stem_dot(stage.window, stem_image(image), stage.conv.channels, dots.stages[s].w_fwd,
+            stem_dot(stage.window, stem_image(image), stage.conv.channels, dots.stages[s].filters.fwd,
                      k.x_hat + at, winners, k.rstd, mean_dot, q, to, scratch.row);
         else
             normalise_dot(stage.window, dots.stages[s].z + image * stage.window.dense_image(),
@@ -104,7 +105,7 @@ template <class T> struct Tangent {
                         activate_image(s - 1, first + i, x_dot);
                     }
                     const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
-                    const Pair<T> pairs[2] = {{x, dots.stages[s].w_fwd}, {scratch.x_dot, k.w_fwd}};
+                    const Pair<T> pairs[2] = {{x, dots.stages[s].filters.fwd}, {scratch.x_dot, shares.filters_of[s].fwd}};
                     const ptrdiff_t at = first * stage.window.dense_image();
                     stage_fwd(stage, pairs, s > 0 ? 2 : 1, size, scratch, dots.stages[s].z + at,
                               [&](int i, int y, const T* row) {
@@ -196,7 +197,7 @@ template <class T> struct Tangent {
         const StageKept<T>& k = kept.stages[0];
         const StemImages<T>& stem = images.stem;
         const int d = plan.patch(), filters = plan.filters(), channels = plan.stages[0].conv.channels;
-        const T* w_dot = dots.stages[0].w_fwd;
+        const T* w_dot = dots.stages[0].filters.fwd;
         for (int f = 0; f < filters; ++f) {
             const double r = static_cast<double>(k.rstd[f]), gain = static_cast<double>(k.gain[f]);
             const double s1 = static_cast<double>(k.s1[f]), s2 = static_cast<double>(k.s2[f]);
@@ -227,7 +228,6 @@ template <class T> struct Tangent {
 
     void backward_chunk(int s, int chunk, const Scratch<T>& scratch, T* share) const {
         const Stage<T>& stage = plan.stages[s];
-        const StageKept<T>& k = kept.stages[s];
         for_groups(plan, stage, chunk, [&](int first, int size) {
             for (int i = 0; i < size; ++i) {
                 const ptrdiff_t in = i * stage.conv.in_image(), out = i * stage.conv.dz_image();
@@ -235,8 +235,8 @@ template <class T> struct Tangent {
                 build_image(s, first + i, scratch.x_dot + in, scratch.dz_dot + out);
             }
             if (s > 0) {
-                const Pair<T> pairs[2] = {{scratch.dz_dot, k.w_bwd},
-                                          {scratch.dz, dots.stages[s].w_bwd}};
+                const Pair<T> pairs[2] = {{scratch.dz_dot, shares.filters_of[s].bwd},
+                                          {scratch.dz, dots.stages[s].filters.bwd}};
                 const int side = stage.conv.side;
                 T* to = dots.stages[s - 1].delta + first * plan.stages[s - 1].window.pooled_image();
                 stage_dgrad(stage, pairs, 2, size, scratch, to, [&](int i, int y, T* row) {
@@ -306,13 +306,13 @@ template <class T>
 void tangent(const Net& net, int n, const TangentTask<T>& task, void* work, void* scratch, Team& team) {
     const Plan<T> plan(net, n);
     const Images<T> images(plan, const_cast<void*>(task.images));
-    const Kept<T> kept(plan, const_cast<void*>(task.kept));
+    const Kept<T> kept(plan, const_cast<void*>(task.kept), true);
     Carver carver(work);
     const Shares<T> shares(plan, carver);
     const Dots<T> dots(plan, carver);
     const Workers<T> workers(plan, scratch);
     const Tangent<T> tangent{plan, images, kept, dots, shares, task, workers, team};
-    tangent.load_direction();
+    tangent.load_both();
     tangent.forward();
     tangent.head();
     tangent.backward();

@@ -203,7 +203,8 @@ size_t release_blocks() {
     return total;
 }
 
-void run_tasks(int tasks, int threads, void (*run)(void*, int, Team&, int), void* context) {
+void run_tasks(int tasks, int threads, bool one_by_one, void (*run)(void*, int, Team&, int),
+               void* context) {
     struct Call {
         void (*run)(void*, int, Team&, int);
         void* context;
@@ -216,7 +217,7 @@ void run_tasks(int tasks, int threads, void (*run)(void*, int, Team&, int), void
         return;
     }
     Pool& workers = pool(threads);
-    const int together = tasks / threads * threads;
+    const int together = one_by_one ? 0 : tasks / threads * threads;
     if (together)
         workers.each(
             together,
