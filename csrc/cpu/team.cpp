@@ -86,8 +86,11 @@ class Pool {
         }
         wake_.notify_all();
         loop_.work(0);
-        while (busy_.load(std::memory_order_acquire) != 0)
-            pause_briefly();
+        for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins)
+            if (spins < 4096)
+                pause_briefly();
+            else
+                std::this_thread::yield(); // whoever is late may be waiting for this core
     }
 
   private:
