@@ -25,6 +25,7 @@ PATH = "a path"
 _LARGEST = {int: 2**63 - 1, float: 1e30}  # what torch takes as a number, with room to compute
 # What a number may be: the words for the message and the test itself.
 _RANGES = {
+    "in [1, 16]": lambda v: 1 <= v <= 16,
     ">= 0": lambda v: v >= 0,
     ">= 1": lambda v: v >= 1,
     ">= 2": lambda v: v >= 2,
@@ -76,7 +77,7 @@ class Config:
     tasks: int = _flag("tasks per outer iteration", ">= 1")
     # network
     filters: int = _flag("filters of each convolution", ">= 1")
-    stages: int = _flag("number of convolutions", ">= 1")
+    stages: int = _flag("number of convolutions", "in [1, 16]")
     downsample: str = _flag(
         "2x2 max pool after, or stride 2 in, each convolution", ("pool", "stride")
     )
@@ -126,7 +127,7 @@ class Config:
         default="adjoint",
         free=True,
     )
-    backend: str = _flag("of the kernels", ("auto", "plain"), default="auto", free=True)
+    backend: str = _flag("of the kernels", ("auto", "native", "plain"), default="auto", free=True)
     prefetch: int = _flag("batches prepared ahead, 0: none", ">= 0", default=2, free=True)
     # run
     run: str | None = _flag(

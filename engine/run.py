@@ -175,7 +175,7 @@ def machine(cfg: Config) -> Iterator[torch.device]:
         try:
             if cfg.backend != "auto":  # auto: the environment may choose
                 stack.enter_context(kernels.use(cfg.backend))
-            kernels.backend("conv", torch.empty(0, device=device))
+            kernels.passes(torch.empty(0, device=device))
         except kernels.BackendError as error:
             raise UserError(str(error)) from error
         stack.callback(torch.set_num_threads, torch.get_num_threads())
