@@ -1,75 +1,133 @@
-"""What is measured: the rows, the inputs of one, both implementations made ready to run on it."""
+"""What is measured: the rows, their configurations and inputs."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.baselines.loop import Loop, LoopConfig
 from engine.config import Config
 from engine.episodes import Episode
-from engine.meta import State, init_state, loss_weights, meta_step, second_order
-from engine.model import Backbone, Params
 
 # The task and batch of each case; filters and image size are those of the data set's preset.
 CASES = {
     "mini 5w1s": dict(dataset="mini", ways=5, shots=1, targets=15, tasks=2),
+    "mini 5w5s": dict(dataset="mini", ways=5, shots=5, targets=15, tasks=2),
     "omniglot 20w1s": dict(dataset="omniglot", ways=20, shots=1, targets=1, tasks=8),
+    "omniglot 5w1s": dict(dataset="omniglot", ways=5, shots=1, targets=1, tasks=8),
 }
-ALGORITHMS = ("MAML", "MAML++")
-ORDERS = ("first", "second")
-STEPS = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One line of the table of outer iterations."""
 
     case: str
-    algorithm: str
-    order: str
+    algorithm: str  # MAML: every trick of the paper at its neutral value. MAML++: all on
+    order: str  # of the derivative: first or second
     steps: int
+    loss: str  # of the target set: MSL, after every step; last, after the last one
+    tasks: int
+
+    @classmethod
+    def of(
+        cls,
+        case: str,
+        algorithm: str = "MAML++",
+        order: str = "second",
+        steps: int = 5,
+        loss: str | None = None,
+        tasks: int | None = None,
+    ) -> "Row":
+        """With the algorithm's own loss and the case's number of tasks, unless given."""
+        loss = loss or ("MSL" if algorithm == "MAML++" else "last")
+        return cls(case, algorithm, order, steps, loss, tasks or CASES[case]["tasks"])
 
     def __str__(self) -> str:
         """An identifier for pytest's -k."""
-        return f"{self.case.replace(' ', '-')}-{self.algorithm}-{self.order}-K{self.steps}"
-
-    @property
-    def short(self) -> bool:
-        """Whether the default run times it, not only the full one."""
-        return self.steps == 5 or (self.steps == 1 and self.order == "second")
+        parts = self.case, self.algorithm, self.order, f"K{self.steps}", self.loss, f"T{self.tasks}"
+        return "-".join(parts).replace(" ", "-")
 
     def config(self) -> Config:
-        """MAML has every trick at its neutral value; MAML++ has the multi-step loss, per-step norm
-        and learned rates on, which is its most expensive phase."""
         plus = self.algorithm == "MAML++"
         return Config.of(
             "htym-head" if plus else "maml",
-            **CASES[self.case],
+            **CASES[self.case] | {"tasks": self.tasks},
             steps=self.steps,
             # On noise, five steps at 0.1 diverge, and the losses of any two float32 runs with them.
             inner_rate=0.01,
-            msl_epochs=1 if plus else 0,
+            msl_epochs=1 if self.loss == "MSL" else 0,
             first_order_epochs=1 if self.order == "first" else 0,
             task_reduction="mean",
         )
 
 
-ROWS = [Row(c, a, o, k) for c in CASES for a in ALGORITHMS for o in ORDERS for k in STEPS]
+# The published protocols: during their epochs of multi-step loss, and after them.
+TARGETS = (
+    Row.of("mini 5w1s"),
+    Row.of("mini 5w1s", loss="last"),
+    Row.of("mini 5w5s"),
+    Row.of("omniglot 20w1s"),
+    Row.of("omniglot 5w1s", loss="last"),
+)
+MAIN = TARGETS[0]
+_FIRST_ORDER = [replace(row, order="first") for row in TARGETS]
+_GRID = [
+    Row.of(case, algorithm, order, steps)
+    for case in ("mini 5w1s", "omniglot 20w1s")
+    for algorithm in ("MAML", "MAML++")
+    for order in ("first", "second")
+    for steps in (1, 2, 3, 4, 5)
+]
+_LAST = [Row.of(case, loss="last") for case in ("mini 5w5s", "omniglot 20w1s")]
+_TASKS = [Row.of("omniglot 5w1s", loss="last", tasks=tasks) for tasks in (1, 2, 4, 8, 16)]
+_TASKS += [Row.of("mini 5w1s", loss="last", tasks=tasks) for tasks in (1, 2, 4)]
+
+SHORT = (*TARGETS, _FIRST_ORDER[0], _FIRST_ORDER[3])
+ROWS = tuple(dict.fromkeys([*SHORT, *_FIRST_ORDER, *_LAST, *_TASKS, *_GRID]))
+
+EVALUATED = 16  # tasks at once, as engine.evaluate draws them
+EVALUATIONS = tuple(Row.of(case, loss="last", tasks=EVALUATED) for case in CASES)
+SHORT_EVALUATIONS = (EVALUATIONS[0], EVALUATIONS[2])
+
+
+PEERS = ("vmap", "parallel-metalearn", "JAX")
+
+
+def others(row: Row, full: bool) -> list[str]:
+    """Names of the implementations that ours is measured against: peers, slow or long in compiling,
+    in few rows.
+
+    Vectorised over the tasks, five shots with the multi-step loss are too much for most memories.
+    """
+    names = ["loop"]
+    if row == MAIN:
+        names.append("ours, AVX2")
+    if row in (TARGETS[:2] + TARGETS[3:] if full else TARGETS[4:]):
+        names += PEERS[:2]
+    if full and row in TARGETS[3:]:
+        names.append("JAX")  # takes longer to compile the larger images than all else to run
+    return names
 
 
 def reduced(cfg: Config) -> Config:
     """The same algorithm at a size for float64, without the clamp, which would hide gradients."""
     return replace(
-        cfg, image_size=min(cfg.image_size, 28), filters=6, ways=5, targets=2, tasks=2, clamp=0.0
+        cfg,
+        image_size=min(cfg.image_size, 28),
+        filters=6,
+        ways=5,
+        shots=1,
+        targets=2,
+        tasks=2,
+        clamp=0.0,
     )
 
 
 def episode(cfg: Config, dtype: torch.dtype = torch.float32) -> Episode:
-    """A batch of noise: without ties, so that both implementations pool the same winners."""
+    """A batch of noise: without ties, so that all implementations pool the same winners."""
     generator = torch.Generator().manual_seed(1)
 
     def images(samples: int) -> Tensor:  # [T, N, C, H, W], NHWC in memory
@@ -92,96 +150,12 @@ def cast(tree: Any, dtype: torch.dtype) -> Any:
     return tree
 
 
-class Ours:
-    """The engine: `meta_step` on a state that it carries on."""
-
-    def __init__(self, cfg: Config, dtype: torch.dtype = torch.float32):
-        self.cfg = cfg
-        self.state: State = cast(init_state(cfg), dtype)
-        self.batch = episode(cfg, dtype)
-
-    def iteration(self) -> float:
-        self.state, metrics = meta_step(self.state, self.batch, self.cfg)
-        return metrics.loss
-
-
-class Theirs:
-    """The loop from the same initial state, on the same batch in its own layout."""
-
-    def __init__(self, cfg: Config, dtype: torch.dtype = torch.float32):
-        self.loop = loop_from(cfg, cast(init_state(cfg), dtype))
-        batch = episode(cfg, dtype)
-        self.batch = (
-            batch.support_x.contiguous(),
-            batch.support_y,
-            batch.target_x.contiguous(),
-            batch.target_y,
-        )
-
-    def iteration(self) -> float:
-        return self.loop.iteration(*self.batch)
-
-
-IMPLEMENTATIONS: dict[str, Callable[[Config], Ours | Theirs]] = {"ours": Ours, "loop": Theirs}
-
-
-def loop_from(cfg: Config, state: State) -> Loop:
-    """The baseline with the engine's parameters; its convolution biases, which batch norm cancels,
-    are zero."""
-    per_step = cfg.norm_weights == "per-step"
-    loop_cfg = LoopConfig(
-        stages=cfg.stages,
-        steps=cfg.steps,
-        max_pool=cfg.downsample == "pool",
-        per_step_norm=per_step,
-        learned_rates=cfg.rates == "learned",
-        second_order=second_order(0, cfg),
-        loss_weights=tuple(loss_weights(0, cfg)) if cfg.msl_epochs else None,
-        negative_slope=cfg.negative_slope,
-        norm_eps=cfg.norm_eps,
-        norm_momentum=cfg.norm_momentum,
-        lr=cfg.lr,
-        betas=(cfg.beta1, cfg.beta2),
-        clamp=cfg.clamp,
-    )
-    network, norm, rates = unflatten(cfg, state.params)
-    for i in range(cfg.stages):
-        network[f"conv{i}.bias"] = network["linear.bias"].new_zeros(cfg.filters)
-        rates[f"conv{i}.bias"] = rates[f"conv{i}.weight"]
-    stats = {
-        f"norm{i}.{name}": values.unflatten(1, (cfg.stages, cfg.filters))[:, i]
-        for name, values in zip(("mean", "var"), state.running, strict=True)
-        for i in range(cfg.stages)
-    }
-    if not per_step:
-        norm, stats = ({name: t[0] for name, t in group.items()} for group in (norm, stats))
-    return Loop(loop_cfg, network, norm, rates, stats)
-
-
-class Groups(NamedTuple):
-    """The engine's parameters, or anything of their shape, under the loop's names."""
-
-    network: dict[str, Tensor]
-    norm: dict[str, Tensor]  # rows kept: [K or 1, filters]
-    rates: dict[str, Tensor]  # [K]
-
-
-def unflatten(cfg: Config, params: Params) -> Groups:
-    model = Backbone.of(cfg)
-    parts = model.weights(params.theta.unsqueeze(0))
-    rows = params.norm.unflatten(1, (cfg.stages, 2, cfg.filters))
-    return Groups(
-        {n: p[0] for n, p in zip(model.shapes, parts, strict=True)},
-        {
-            f"norm{i}.{name}": rows[:, i, j]
-            for i in range(cfg.stages)
-            for j, name in enumerate(("weight", "bias"))
-        },
-        dict(zip(model.shapes, params.rates.unbind(1), strict=True)),
-    )
-
-
 def seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = perf_counter()
     call()
-    return time.perf_counter() - start
+    return perf_counter() - start
+
+
+def rounds_in(once: float, budget: float, fewest: int, most: int) -> int:
+    """How often to run what takes `once` seconds."""
+    return min(max(int(budget / once), fewest), most)

@@ -1,19 +1,18 @@
-"""Options of the benchmark, the rows that its tests record, the table at the end and the JSON."""
+"""Options of the benchmark, the rows that its tests record, the tables at the end and the JSON."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import report, results
-from bench.cases import CASES, ROWS
+from bench import results, tables
 
 RECORDED = pytest.StashKey[dict[str, list[dict]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mamlpp")
-    group.addoption("--full", action="store_true", help="every row, more rounds")
+    group.addoption("--full", action="store_true", help="every row and peer, more rounds")
     group.addoption("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     group.addoption(
         "--json",
@@ -24,10 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.option.benchmark_quiet = True  # one table, below, instead of the plugin's
+    config.option.benchmark_quiet = True  # our tables, below, instead of the plugin's
     # What stops a row before its clock starts is the error to show, not that nothing was timed.
     config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
-    config.stash[RECORDED] = {"meta": [], "episodes": []}
+    config.stash[RECORDED] = {kind: [] for kind in results.KINDS}
     if config.option.threads:
         torch.set_num_threads(config.option.threads)
 
@@ -53,16 +52,13 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     rows = config.stash[RECORDED]
     if not any(rows.values()):
         return
-    run = _run(config)
-    terminalreporter.section("benchmark")
-    terminalreporter.write(report.tables(run))
-    timed = [row for row in ROWS if config.option.full or row.short]
-    complete = len(rows["meta"]) == len(timed) and len(rows["episodes"]) == len(CASES)
-    path = config.option.json
-    if path is None and complete:
+    run, path = _run(config), config.option.json
+    left_out = any(terminalreporter.stats.get(each) for each in ("deselected", "failed", "error"))
+    if path is None and all(rows.values()) and not left_out:
         path = results.path_of(run)
-    if path is None:
-        terminalreporter.line("not saved, some rows are missing; --json PATH saves them")
-    else:
+    if path is not None:
         results.save(run, path)
-        terminalreporter.line(f"saved in {path}")
+    terminalreporter.section("benchmark")
+    terminalreporter.write(tables.text(run))
+    missing = "not saved, some rows are missing; --json PATH saves them"
+    terminalreporter.line(f"saved in {path}" if path else missing)

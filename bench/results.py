@@ -9,8 +9,11 @@ from pathlib import Path
 
 import torch
 
+from kernels import native
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "bench" / "results"
+KINDS = ("peaks", "meta", "ops", "evaluation", "episodes")  # of what a run measures
 
 
 def describe(full: bool) -> dict:
@@ -26,6 +29,7 @@ def describe(full: bool) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "kernels": f"native, {native.module.isa().name}" if native.module else "plain",
     }
 
 

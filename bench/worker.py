@@ -1,18 +1,22 @@
 """One implementation of one row in a process of its own, and the client that commands it.
 
-    python -m bench.worker "mini 5w1s" "MAML++" second 5 ours 2
+    python -m bench.worker '["mini 5w1s", "MAML++", "second", 5, "MSL", 2]' ours 2
 
 makes it ready with two threads, then reads commands from stdin, one a line, until it is closed:
 
     iteration   runs one outer iteration, answers {"seconds": ..., "loss": ...}
+    evaluation  adapts to the tasks and classifies their targets, answers the same
     peak        answers the bytes by which the peak memory exceeds what the imports left
 
 Between commands it sleeps in the read. The process is what the implementation's user would have:
-the engine sets its C allocator as its command line does, the loop keeps the system's settings.
+the engine sets its C allocator as its command line does, the others keep the system's settings.
 """
 
+import contextlib
 import json
+import os
 import resource
+import select
 import subprocess
 import sys
 import time
@@ -21,7 +25,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.cases import IMPLEMENTATIONS, Row
+from bench.cases import Row
+from bench.implementations import IMPLEMENTATIONS, load
 from bench.results import ROOT
 from engine.workers import keep_freed_memory
 
@@ -29,8 +34,8 @@ STATUS = Path("/proc/self/status")
 REST = 0.02  # seconds; OpenMP's threads spin for up to 10 ms after their last work, measured
 
 
-class Iteration(NamedTuple):
-    """What a worker says of one outer iteration."""
+class Run(NamedTuple):
+    """What a worker says of one outer iteration or evaluation."""
 
     seconds: float
     loss: float
@@ -39,12 +44,13 @@ class Iteration(NamedTuple):
 class Worker:
     """A context manager: the process starts at once, alone, and ends with the block.
 
-    Its stderr is this process's. A command that it does not live to answer raises RuntimeError.
+    Its stderr is this process's. A command that it does not live to answer raises RuntimeError, one
+    that it does not answer within `patience` seconds TimeoutError; `None` waits.
     """
 
-    def __init__(self, row: Row, implementation: str, threads: int):
-        self.name = f"worker {row} {implementation}"
-        arguments = [*map(str, vars(row).values()), implementation, str(threads)]
+    def __init__(self, row: Row, implementation: str, threads: int, patience: float | None = None):
+        self.name, self.patience = f"worker {row} {implementation}", patience
+        arguments = json.dumps([*vars(row).values()]), implementation, str(threads)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.worker", *arguments],
             cwd=ROOT,
@@ -62,8 +68,8 @@ class Worker:
             self.process.kill()  # instead of waiting for its iteration to end
         self.process.__exit__(kind, value, trace)
 
-    def iteration(self) -> Iteration:
-        return Iteration(**self._ask("iteration"))
+    def run(self, command: str) -> Run:
+        return Run(**self._ask(command))
 
     def peak(self) -> int:
         return self._ask("peak")
@@ -71,6 +77,9 @@ class Worker:
     def _ask(self, command: str) -> Any:
         try:
             self.process.stdin.write(f"{command}\n".encode())
+            if not select.select([self.process.stdout], [], [], self.patience)[0]:
+                self.process.kill()
+                raise TimeoutError(f"{self.name}: no answer in {self.patience:.0f} s")
             answer = self.process.stdout.readline()
         except BrokenPipeError:
             answer = b""
@@ -90,23 +99,42 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def main(case: str, algorithm: str, order: str, steps: str, implementation: str, threads: str):
+def main(row: str, implementation: str, threads: str):
+    limit_threads(implementation, int(threads))
+    go_first_when_memory_ends()
+    load(implementation)
     before = peak_bytes()
-    torch.set_num_threads(int(threads))
-    if implementation == "ours":
+    if implementation.startswith("ours"):
         keep_freed_memory()
-    runner = IMPLEMENTATIONS[implementation](Row(case, algorithm, order, int(steps)).config())
+    runner = IMPLEMENTATIONS[implementation](Row(*json.loads(row)).config())
 
-    def iteration() -> dict:
+    def timed(work) -> dict:
         start = time.perf_counter()
-        loss = runner.iteration()
+        loss = work()
         elapsed = time.perf_counter() - start
-        time.sleep(REST)  # the other's turn begins when this process is quiet
+        time.sleep(REST)  # the others' turn begins when this process is quiet
         return {"seconds": elapsed, "loss": loss}
 
-    commands = {"iteration": iteration, "peak": lambda: peak_bytes() - before}
+    commands = {
+        "iteration": lambda: timed(runner.iteration),
+        "evaluation": lambda: timed(runner.evaluation),
+        "peak": lambda: peak_bytes() - before,
+    }
     for line in sys.stdin:
         print(json.dumps(commands[line.strip()]()), flush=True)
+
+
+def go_first_when_memory_ends() -> None:
+    """The system is to end this process then, not the benchmark or a neighbour."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def limit_threads(implementation: str, count: int) -> None:
+    """XLA has no number of threads to set; it starts one for each processor it may run on."""
+    torch.set_num_threads(count)
+    if implementation == "JAX" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 if __name__ == "__main__":

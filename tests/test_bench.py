@@ -1,4 +1,4 @@
-"""The benchmark itself: its gate sees differences, its rows are complete, its report is exact."""
+"""The benchmark itself: its gates see differences, its rows are complete, its workers measure."""
 
 import subprocess
 import sys
@@ -7,164 +7,139 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import gate, report, results, training
-from bench.cases import ROWS, Ours, Row, Theirs, reduced
+from bench import gate, ops, results, turns
+from bench.cases import (
+    CASES,
+    EVALUATIONS,
+    MAIN,
+    PEERS,
+    ROWS,
+    SHORT,
+    SHORT_EVALUATIONS,
+    TARGETS,
+    Row,
+    others,
+    reduced,
+    rounds_in,
+)
+from bench.implementations import IMPLEMENTATIONS, Ours, TheLoop, TheVmap, missing
 from bench.worker import Worker
+from kernels import reference
 
-RUN = {
-    "command": "pytest bench/ --benchmark-only",
-    "date": "2025-01-02T03:04:05+00:00",
-    "commit": "0123456789abcdef",
-    "changed": False,
-    "processor": "a processor",
-    "cores": 2,
-    "threads": 2,
-    "torch": "2.13.0",
-    "meta": [
-        {
-            "case": "mini 5w1s",
-            "algorithm": "MAML++",
-            "order": "second",
-            "steps": 5,
-            "seconds": {"ours": 2.0, "loop": 6.0},
-            "memory": {"ours": 2**29, "loop": 2**31},
-        },
-        {
-            "case": "mini 5w1s",
-            "algorithm": "MAML",
-            "order": "first",
-            "steps": 1,
-            "seconds": {"ours": 0.5, "loop": 0.25},
-            "memory": {"ours": 2**30, "loop": 2**30},
-        },
-    ],
-    "episodes": [
-        {
-            "case": "mini 5w1s",
-            "tasks": 2,
-            "images": 160,
-            "seconds": {"direct": 0.01, "prefetched": 0.005},
-        }
-    ],
-}
+TINY = Row.of("omniglot 5w1s", "MAML", "first", 1, tasks=1)
+NAMES = [name for name in IMPLEMENTATIONS if name not in ("ours", "JAX")]  # JAX compiles too long
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if r.steps == 2], ids=str)
-def test_both_compute_the_same(row: Row):
-    gate.check_exact(row.config())
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("algorithm", ["MAML", "MAML++"])
+@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("case", ["mini 5w1s", "omniglot 20w1s"])
+def test_all_compute_the_same(case: str, order: str, algorithm: str, name: str):
+    if reason := missing(name):
+        pytest.skip(reason)
+    gate.check_exact(Row.of(case, algorithm, order, steps=2).config(), name)
 
 
+def test_jax_computes_the_same():
+    if reason := missing("JAX"):
+        pytest.skip(reason)
+    gate.check_exact(Row.of("mini 5w1s", steps=1).config(), "JAX")
+
+
+@pytest.mark.parametrize("kind", [TheLoop, TheVmap])
 @pytest.mark.parametrize("change", [{"negative_slope": 0.02}, {"msl_epochs": 0}])
-def test_gate_sees_another_algorithm(change: dict, monkeypatch: pytest.MonkeyPatch):
-    cfg = Row("omniglot 20w1s", "MAML++", "second", 2).config()
-    monkeypatch.setattr(gate, "Theirs", lambda c, dtype: Theirs(replace(c, **change), dtype))
-    with pytest.raises(AssertionError, match="relative difference"):
-        gate.check_exact(cfg)
+def test_gate_sees_another_algorithm(kind, change: dict, monkeypatch: pytest.MonkeyPatch):
+    cfg = Row.of("omniglot 20w1s", steps=2).config()
+    other = {"other": lambda c, dtype: kind(replace(c, **change), dtype)}
+    monkeypatch.setattr(gate, "IMPLEMENTATIONS", IMPLEMENTATIONS | other)
+    with pytest.raises(AssertionError, match="other: .*relative difference"):
+        gate.check_exact(cfg, "other")
 
 
 def test_gate_sees_first_order_in_the_gradient(monkeypatch: pytest.MonkeyPatch):
-    cfg = Row("mini 5w1s", "MAML++", "second", 2).config()
-    monkeypatch.setattr(
-        gate, "Theirs", lambda c, dtype: Theirs(replace(c, first_order_epochs=1), dtype)
-    )
-    with pytest.raises(AssertionError, match="gradient of"):
-        gate.check_exact(cfg)
+    cfg = Row.of("mini 5w1s", steps=2).config()
+    other = {"other": lambda c, dtype: TheLoop(replace(c, first_order_epochs=1), dtype)}
+    monkeypatch.setattr(gate, "IMPLEMENTATIONS", IMPLEMENTATIONS | other)
+    with pytest.raises(AssertionError, match="other: gradient of"):
+        gate.check_exact(cfg, "other")
 
 
 @pytest.mark.parametrize("a, b", [(1.0, 1.01), (1.0, float("nan")), (float("nan"),) * 2])
 def test_gate_sees_another_float32_loss(a: float, b: float):
-    with pytest.raises(AssertionError, match="float32 loss"):
-        gate.check_single(a, b)
+    with pytest.raises(AssertionError, match="loop: float32 loss"):
+        gate.check_single(a, "loop", b)
 
 
 def test_several_iterations_agree():
-    cfg = reduced(Row("mini 5w1s", "MAML++", "second", 2).config())
+    cfg = reduced(Row.of("mini 5w1s", steps=2).config())
     cfg = replace(cfg, image_size=20, clamp=0.01)
-    ours, theirs = (kind(cfg, torch.float64) for kind in (Ours, Theirs))
+    ours, *others = (kind(cfg, torch.float64) for kind in (Ours, TheLoop, TheVmap))
     for _ in range(3):
-        gate.agree("loss", ours.iteration(), theirs.iteration(), 1e-8)
+        loss = ours.iteration()
+        for other in others:
+            gate.agree("loss", loss, other.iteration(), 1e-8)
 
 
-def test_rows_are_each_case_algorithm_order_and_one_to_five_steps():
-    assert len({str(row) for row in ROWS}) == len(ROWS) == 2 * 2 * 2 * 5
-    assert {row.steps for row in ROWS} == {1, 2, 3, 4, 5}
+@pytest.mark.parametrize("case", CASES)
+def test_evaluations_agree(case: str):
+    cfg = replace(reduced(Row.of(case, loss="last").config()), image_size=20)
+    ours, loop = (kind(cfg, torch.float64) for kind in (Ours, TheLoop))
+    gate.agree("loss", ours.evaluation(), loop.evaluation(), gate.EXACT)
 
 
-def test_tables_say_what_was_measured():
-    text = report.tables(RUN)
-    assert "a processor, 2 cores, 2 threads, torch 2.13.0, commit 01234567, 2025-01-02" in text
-    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
-    plus = ["mini 5w1s MAML++", "second", "5", "2.000", "6.000", "3.00×"]
-    assert plus + ["512 MiB", "2,048 MiB", "0.25"] in cells
-    plain = ["mini 5w1s MAML", "first", "1", "0.500", "0.250", "0.50×"]
-    assert plain + ["1,024 MiB", "1,024 MiB", "1.00"] in cells
-    assert ["mini 5w1s, 2 tasks", "200", "400", "16,000"] in cells
+SMALLEST = [op for op in ops.available() if op.case in ("mini-4-support", *ops.DATA)]
 
 
-def test_report_replaces_what_is_between_the_markers():
-    readme = "before\n<!-- benchmark: -->\nold\n<!-- /benchmark -->\nafter\n"
-    assert report.shown(readme) == ""
-    once = report.with_benchmark(readme, "run.json", RUN)
-    block = f"<!-- benchmark: run.json -->\n{report.tables(RUN)}<!-- /benchmark -->"
-    assert once == f"before\n{block}\nafter\n"
-    assert report.shown(once) == "run.json"
-    assert report.with_benchmark(once, "run.json", RUN) == once
+@pytest.mark.parametrize("op", SMALLEST, ids=str)
+def test_ops_are_what_their_definitions_say(op: ops.Op):
+    gate.check_op(op)
+    for part, call in ops.calls(op).items():
+        assert call() is not None
+        assert min(ops.work(op, part)) > 0
 
 
-TRAINED = {
-    "config": {"ways": 5, "shots": 1, "epochs": 2, "iterations": 500, "tasks": 4},
-    "curve": [{"accuracy": 0.5}, {"accuracy": 0.625}],
-    "result": {
-        "data": "mini",
-        "best": {"accuracy": 0.6, "interval": 0.01},
-        "ensemble": {"accuracy": 0.61, "interval": 0.01},
-    },
-}
+@pytest.mark.parametrize("name", ["conv", "norm_act", "head", "update"])
+def test_gate_sees_another_op(name: str, monkeypatch: pytest.MonkeyPatch):
+    op = next(op for op in SMALLEST if op.name == name)
+    public, inputs = gate._public(op)
+
+    def changed(of, *tensors):
+        return public(of, *tensors) * (1 if of is reference else 1 + 1e-6)
+
+    monkeypatch.setattr(gate, "_public", lambda _: (changed, inputs))
+    with pytest.raises(AssertionError, match=f"{name}.*result 0"):
+        gate.check_op.__wrapped__(op)
 
 
-@pytest.mark.parametrize("name", ["", "run.json"])
-def test_report_writes_the_trainings_whether_or_not_a_benchmark_is_shown(
-    name, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(report, "README", tmp_path / "README.md")
-    monkeypatch.setattr(results, "FOLDER", tmp_path)
-    monkeypatch.setattr(training, "FOLDER", tmp_path / "training")
-    results.save(RUN, tmp_path / "run.json")
-    results.save(TRAINED, tmp_path / "training" / "mini.json")
-    marks = "<!-- training -->\n<!-- /training -->\n"
-    marks += f"<!-- benchmark: {name} -->\n<!-- /benchmark -->\n"
-    report.README.write_text(marks)
-    assert report.main([]) == 0
-    readme = report.README.read_text()
-    row = ["mini, 5-way 1-shot", "1,000 × 4", "50.0 62.5", "60.00 ± 1.00 %", "61.00 ± 1.00 %"]
-    assert row in [[c.strip() for c in line.split("|")[1:-1]] for line in readme.splitlines()]
-    assert ("a processor" in readme) == bool(name)
+def test_rows_cover_every_dimension():
+    assert len({str(row) for row in ROWS}) == len(ROWS)
+    for case in ("mini 5w1s", "omniglot 20w1s"):
+        for algorithm in ("MAML", "MAML++"):
+            for order in ("first", "second"):
+                rows = [Row.of(case, algorithm, order, steps) for steps in range(1, 6)]
+                assert set(rows) <= set(ROWS)
+    last = Row.of("omniglot 5w1s", loss="last")
+    assert {replace(last, tasks=tasks) for tasks in (1, 2, 4, 8, 16)} <= set(ROWS)
+    both = {Row.of(case, loss=loss) for case in CASES for loss in ("MSL", "last")}
+    assert both - set(ROWS) == {Row.of("omniglot 5w1s")}
 
 
-@pytest.mark.parametrize("name", ["", "none.json"])
-def test_report_of_a_file_that_is_not_there_changes_nothing(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "README", tmp_path / "README.md")
-    report.README.write_text("<!-- benchmark: -->\n<!-- /benchmark -->\n")
-    assert report.main([name]) == 2
-    assert capsys.readouterr().err.startswith("error: no file ")
-    assert report.README.read_text() == "<!-- benchmark: -->\n<!-- /benchmark -->\n"
-
-
-def test_readme_shows_the_committed_json():
-    readme = report.README.read_text(encoding="utf-8")
-    name = report.shown(readme)
-    if name:
-        run = results.load(results.FOLDER / name)
-        assert report.with_benchmark(readme, name, run) == readme
-    assert report.with_trainings(readme) == readme
+def test_the_short_run_has_the_targets_a_first_order_and_a_row_limited_to_avx2():
+    assert set(TARGETS) < set(SHORT) <= set(ROWS)
+    assert {row.order for row in SHORT} == {"first", "second"}
+    assert others(MAIN, full=False) == ["loop", "ours, AVX2"]
+    assert set(SHORT_EVALUATIONS) < set(EVALUATIONS)
+    for full in (False, True):
+        assert all(others(row, full)[0] == "loop" for row in ROWS)
+        assert any(set(PEERS[:2]) <= {*others(row, full)} for row in SHORT)
 
 
 def test_workers_run_a_row_and_measure_themselves():
-    row = Row("omniglot 20w1s", "MAML", "first", 1)
-    with Worker(row, "ours", 1) as ours, Worker(row, "loop", 1) as loop:
-        answers = [worker.iteration() for worker in (ours, loop)]
-        gate.check_single(*(answer.loss for answer in answers))
-        assert all(answer.seconds > 0 for answer in answers)
+    with Worker(TINY, "ours", 1) as ours, Worker(TINY, "loop", 1) as loop:
+        for command in ("evaluation", "iteration"):
+            answers = [worker.run(command) for worker in (ours, loop)]
+            gate.check_single(answers[0].loss, "loop", answers[1].loss)
+            assert all(answer.seconds > 0 for answer in answers)
         peaks = [worker.peak() for worker in (ours, loop)]
         assert all(1 << 20 < peak < 1 << 32 for peak in peaks)
         assert [worker.process.poll() for worker in (ours, loop)] == [None, None]
@@ -172,19 +147,60 @@ def test_workers_run_a_row_and_measure_themselves():
 
 
 def test_a_worker_that_fails_says_why(capfd: pytest.CaptureFixture):
-    row = Row("no such case", "MAML", "first", 1)
+    row = replace(TINY, case="no such case")
     with pytest.raises(RuntimeError, match="no-such-case.* ours died.*'iteration', exit code 1"):
         with Worker(row, "ours", 1) as worker:
-            worker.iteration()
+            worker.run("iteration")
     assert "KeyError: 'no such case'" in capfd.readouterr().err
 
 
 def test_a_worker_that_was_killed_is_an_error():
-    with Worker(Row("omniglot 20w1s", "MAML", "first", 1), "loop", 1) as worker:
+    with Worker(TINY, "loop", 1) as worker:
         worker.process.kill()
         worker.process.wait()
         with pytest.raises(RuntimeError, match="exit code -9"):
             worker.peak()
+
+
+def test_a_worker_that_does_not_answer_in_time_is_ended():
+    with Worker(TINY, "loop", 1, patience=0.01) as worker:  # importing torch takes longer
+        with pytest.raises(TimeoutError, match="loop: no answer in 0 s"):
+            worker.run("iteration")
+    assert worker.process.returncode == -9
+
+
+class Rounds:
+    """In place of pytest-benchmark's fixture."""
+
+    def pedantic(self, call, setup, rounds: int) -> None:
+        for _ in range(rounds):
+            setup()
+            call()
+
+
+def test_ours_takes_turns_with_each_of_the_others(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(turns, "missing", lambda name: "not here" if name == "JAX" else None)
+    measured = turns.take_turns(TINY, ["loop", "JAX", "vmap"], "iteration", (0, 2, 2), Rounds())
+    result = measured.result()
+    assert {name: len(each) for name, each in result["rounds"].items()} == {
+        "ours": 4,
+        "loop": 2,
+        "vmap": 2,
+    }
+    assert result["seconds"].keys() == result["memory"].keys() == {"ours", "loop", "vmap"}
+    assert result["absent"] == {"JAX": "not here"}
+
+
+def test_a_peer_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(turns, "PATIENCE", 0.01)
+    measured = turns.take_turns(TINY, ["loop", "vmap"], "iteration", (0, 1, 1), Rounds())
+    assert set(measured.rounds) == set(measured.memory) == {"ours", "loop"}
+    assert "no answer in 0 s" in measured.absent["vmap"]
+
+
+@pytest.mark.parametrize("once, rounds", [(1.0, 6), (100.0, 2), (0.001, 9)])
+def test_rounds_fill_the_budget_within_bounds(once: float, rounds: int):
+    assert rounds_in(once, 6.0, 2, 9) == rounds
 
 
 def test_memory_does_not_count_what_the_parent_held():

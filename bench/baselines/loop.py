@@ -126,6 +126,27 @@ class Loop:
         self.optimiser.step()
         return loss.item()
 
+    def gradients(self) -> dict[str, dict[str, Tensor]]:
+        """Of the last iteration, by group and name; only of what is learned."""
+        groups = {"network": self.network, "norm": self.norm}
+        if self.cfg.learned_rates:
+            groups["rates"] = self.rates
+        return {group: {n: t.grad for n, t in named.items()} for group, named in groups.items()}
+
+    def evaluation(self, support_x, support_y, target_x, target_y) -> float:
+        """Target loss after adapting to the support sets, without gradients beyond those; mean over
+        the tasks.
+        """
+        losses = []
+        for task in zip(support_x, support_y, target_x, target_y, strict=True):
+            weights = {name: leaf(t) for name, t in self.network.items()}
+            for step in range(self.cfg.steps):
+                weights = self.adapt(weights, *task[:2], step)
+                weights = {name: leaf(t) for name, t in weights.items()}
+            with torch.no_grad():
+                losses.append(F.cross_entropy(self.forward(task[2], weights, step), task[3]))
+        return torch.stack(losses).mean().item()
+
 
 def leaf(t: Tensor, requires_grad: bool = True) -> Tensor:
     return t.detach().clone().requires_grad_(requires_grad)

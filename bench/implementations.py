@@ -1,0 +1,239 @@
+"""The implementations of a row, made ready to run on it from the same parameters and batch.
+
+Each has `iteration()`, one outer iteration, which answers the mean loss over the tasks, and
+`checked()`, which also answers that iteration's gradients by group and name. Ours and the loop have
+`evaluation()`, which answers the target loss of the adapted networks.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import kernels
+from bench.baselines.loop import Loop, LoopConfig
+from bench.baselines.vmap import Vmap
+from bench.cases import cast, episode
+from engine.config import Config
+from engine.episodes import Episode
+from engine.meta import State, init_state, loss_weights, meta_gradient, meta_step, second_order
+from engine.model import Backbone, Params
+from engine.unroll import adapt_and_predict
+from engine.workers import over_tasks
+from kernels import native
+
+
+class Ours:
+    """The engine: `meta_step` on a state that it carries on."""
+
+    def __init__(self, cfg: Config, dtype: torch.dtype = torch.float32):
+        self.cfg = cfg
+        self.state: State = cast(init_state(cfg), dtype)
+        self.batch = episode(cfg, dtype)
+
+    def iteration(self) -> float:
+        self.state, metrics = meta_step(self.state, self.batch, self.cfg)
+        return metrics.loss
+
+    def checked(self) -> tuple[float, dict[str, dict[str, Tensor]]]:
+        gradient = meta_gradient(self.state, self.batch, self.cfg).gradient
+        return self.iteration(), by_name(self.cfg, gradient)._asdict()
+
+    def evaluation(self) -> float:
+        """As `engine.evaluate` predicts a batch of tasks."""
+        cfg, model, state = self.cfg, Backbone.of(self.cfg), self.state
+
+        def predict(block: Episode) -> Tensor:
+            return adapt_and_predict(model, state.params, state.running, block, steps=cfg.steps)
+
+        with kernels.only_kernels():
+            logits = torch.cat(over_tasks(predict, self.batch))
+        return F.cross_entropy(logits.flatten(0, 1), self.batch.target_y.flatten()).item()
+
+
+class OursAvx2(Ours):
+    """The engine on a processor without AVX-512, as far as the native kernels go."""
+
+    def iteration(self) -> float:
+        with _limited_to_avx2():
+            return super().iteration()
+
+    def checked(self) -> tuple[float, dict[str, dict[str, Tensor]]]:
+        with _limited_to_avx2():
+            return super().checked()
+
+
+@contextmanager
+def _limited_to_avx2() -> Iterator[None]:
+    used = native.module.isa()
+    native.module.limit_isa(native.module.Isa.avx2)
+    try:
+        yield
+    finally:
+        native.module.limit_isa(used)
+
+
+class Theirs:
+    """A baseline from the same initial state, on the same batch in its own layout."""
+
+    def __init__(self, cfg: Config, dtype: torch.dtype = torch.float32):
+        state = cast(init_state(cfg), dtype)
+        self.baseline = self.make(cfg, state)
+        batch = episode(cfg, dtype)
+        self.batch = (
+            batch.support_x.contiguous(),
+            batch.support_y,
+            batch.target_x.contiguous(),
+            batch.target_y,
+        )
+
+    def make(self, cfg: Config, state: State):
+        raise NotImplementedError
+
+    def iteration(self) -> float:
+        return self.baseline.iteration(*self.batch)
+
+    def checked(self) -> tuple[float, dict[str, dict[str, Tensor]]]:
+        return self.iteration(), self.baseline.gradients()
+
+    def evaluation(self) -> float:
+        return self.baseline.evaluation(*self.batch)
+
+
+class TheLoop(Theirs):
+    """With convolution biases, which batch norm cancels, at zero, and running statistics."""
+
+    def make(self, cfg: Config, state: State) -> Loop:
+        network, norm, rates = starting_point(cfg, state)
+        for i in range(cfg.stages):
+            network[f"conv{i}.bias"] = network["linear.bias"].new_zeros(cfg.filters)
+            rates[f"conv{i}.bias"] = rates[f"conv{i}.weight"]
+        stats = {
+            f"norm{i}.{name}": values.unflatten(1, (cfg.stages, cfg.filters))[:, i]
+            for name, values in zip(("mean", "var"), state.running, strict=True)
+            for i in range(cfg.stages)
+        }
+        if cfg.norm_weights != "per-step":
+            stats = {name: t[0] for name, t in stats.items()}
+        return Loop(baseline_config(cfg), network, norm, rates, stats)
+
+
+class TheVmap(Theirs):
+    def make(self, cfg: Config, state: State) -> Vmap:
+        return Vmap(baseline_config(cfg), *starting_point(cfg, state))
+
+
+class Package(Theirs):
+    """A baseline whose module needs a package that may not be there."""
+
+    module: str
+    name: str
+
+    @classmethod
+    def load(cls) -> type:
+        return getattr(import_module(f"bench.baselines.{cls.module}"), cls.name)
+
+    def make(self, cfg: Config, state: State):
+        return self.load()(baseline_config(cfg), *starting_point(cfg, state))
+
+
+class TheParallelMetalearn(Package):
+    module, name = "parallel_metalearn", "ParallelMetalearn"
+
+
+class TheJax(Package):
+    module, name = "jax_", "Jax"
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Ours | Theirs]] = {
+    "ours": Ours,
+    "ours, AVX2": OursAvx2,
+    "loop": TheLoop,
+    "vmap": TheVmap,
+    "parallel-metalearn": TheParallelMetalearn,
+    "JAX": TheJax,
+}
+PACKAGES = {"parallel-metalearn": "parallel-metalearn", "JAX": "jax"}  # as pip names them
+
+
+def load(name: str) -> None:
+    """Import what an implementation needs."""
+    if name in PACKAGES:
+        IMPLEMENTATIONS[name].load()
+
+
+def missing(name: str) -> str | None:
+    """Why an implementation cannot run here, in one line; `None` if it can."""
+    if name in PACKAGES and not versions()[PACKAGES[name]]:
+        return f"the package {PACKAGES[name]} is not installed"
+    if name == "ours, AVX2":
+        if native.module is None:
+            return f"no native module: {native.reason}"
+        if native.module.isa() != native.module.Isa.avx512:
+            return "this processor has no AVX-512 to do without"
+    return None
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that peers need."""
+    found = {}
+    for package in PACKAGES.values():
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def baseline_config(cfg: Config) -> LoopConfig:
+    return LoopConfig(
+        stages=cfg.stages,
+        steps=cfg.steps,
+        max_pool=cfg.downsample == "pool",
+        per_step_norm=cfg.norm_weights == "per-step",
+        learned_rates=cfg.rates == "learned",
+        second_order=second_order(0, cfg),
+        loss_weights=tuple(loss_weights(0, cfg)) if cfg.msl_epochs else None,
+        negative_slope=cfg.negative_slope,
+        norm_eps=cfg.norm_eps,
+        norm_momentum=cfg.norm_momentum,
+        lr=cfg.lr,
+        betas=(cfg.beta1, cfg.beta2),
+        clamp=cfg.clamp,
+    )
+
+
+class Groups(NamedTuple):
+    """The engine's parameters, or anything of their shape, under the baselines' names."""
+
+    network: dict[str, Tensor]
+    norm: dict[str, Tensor]  # rows kept: [K or 1, filters]
+    rates: dict[str, Tensor]  # [K]
+
+
+def by_name(cfg: Config, params: Params) -> Groups:
+    model = Backbone.of(cfg)
+    parts = model.weights(params.theta.unsqueeze(0))
+    rows = params.norm.unflatten(1, (cfg.stages, 2, cfg.filters))
+    return Groups(
+        {n: p[0] for n, p in zip(model.shapes, parts, strict=True)},
+        {
+            f"norm{i}.{name}": rows[:, i, j]
+            for i in range(cfg.stages)
+            for j, name in enumerate(("weight", "bias"))
+        },
+        dict(zip(model.shapes, params.rates.unbind(1), strict=True)),
+    )
+
+
+def starting_point(cfg: Config, state: State) -> Groups:
+    """The initial parameters as the baselines take them: a norm that is shared has no rows."""
+    groups = by_name(cfg, state.params)
+    if cfg.norm_weights == "per-step":
+        return groups
+    return groups._replace(norm={name: t[0] for name, t in groups.norm.items()})

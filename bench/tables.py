@@ -1,0 +1,193 @@
+"""The tables of a run, in Markdown that also reads well in a terminal."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from bench.flops import PARTS
+
+MIB, GIGA = 2**20, 1e9
+
+
+class Section(NamedTuple):
+    """`short` is shown in the README, the rest of `full` on demand."""
+
+    title: str
+    short: str
+    full: str = ""  # empty: no more than `short`
+
+
+def text(run: dict) -> str:
+    """All of it, in full."""
+    parts = [machine(run)] + [f"{s.title}\n\n{s.full or s.short}" for s in sections(run)]
+    return "\n".join(parts)
+
+
+def sections(run: dict) -> list[Section]:
+    return [*_meta(run), *_peers(run), *_ops(run), *_evaluation(run), *_episodes(run)]
+
+
+def machine(run: dict) -> str:
+    """Where it was measured, and what that machine does at best."""
+    changed = " with uncommitted changes" if run["changed"] else ""
+    threads = f"{run['threads']} thread" + "s" * (run["threads"] > 1)
+    lines = [
+        f"{run['processor']}, {run['cores']} cores, {threads}, "
+        f"kernels: {run['kernels']}, torch {run['torch']}, commit "
+        f"{run['commit'][:8] or 'unknown'}{changed}, {run['date'][:10]}: `{run['command']}`"
+    ]
+    peaks = Peaks.of(run)
+    best = []
+    if peaks.matmul:
+        best.append(f"matrix product {peaks.matmul / GIGA:,.0f} GFLOP/s")
+    if peaks.conv:
+        best.append(f"fastest convolution below {peaks.conv / GIGA:,.0f} GFLOP/s")
+    if peaks.copy:
+        best.append(f"copy of memory {peaks.copy / GIGA:,.1f} GB/s")
+    return "\n".join([*lines, *([", ".join(best) + "."] if best else [])]) + "\n"
+
+
+class Peaks(NamedTuple):
+    """The best rates of a run, 0 where they were not measured."""
+
+    matmul: float  # FLOP/s
+    conv: float  # FLOP/s, of any backend
+    copy: float  # byte/s
+
+    @classmethod
+    def of(cls, run: dict) -> "Peaks":
+        named = {row["name"]: row["per_second"] for row in run["peaks"]}
+        convs = [r["flops"] / r["seconds"] for r in run["ops"] if r["op"] == "conv"]
+        return cls(named.get("matmul", 0), max(convs, default=0), named.get("copy", 0))
+
+    @property
+    def compute(self) -> float:
+        """The library's matrix product may be slower than its convolutions."""
+        return max(self.matmul, self.conv)
+
+
+_META = [
+    "outer iteration", "order", "steps", "s", "s, loop", "speed-up", "GFLOP/s (of best)",
+    "s / floor", "peak", "peak, loop", "ratio",
+]  # fmt: skip
+
+
+def _meta(run: dict) -> Iterator[Section]:
+    rows = [(row["short"], _iteration(row, Peaks.of(run))) for row in run["meta"]]
+    short = [cells for first, cells in rows if first]
+    full = table(_META, [cells for _, cells in rows]) if len(short) < len(rows) else ""
+    if rows:
+        yield Section("Outer iterations", table(_META, short) if short else "", full)
+
+
+def _name(row: dict) -> str:
+    tasks = f"{row['tasks']} task" + "s" * (row["tasks"] > 1)
+    return f"{row['case']}, {tasks}, {row['algorithm']}, {row['loss']}"
+
+
+def _iteration(row: dict, peaks: Peaks) -> list[str]:
+    seconds, memory = (row[what] for what in ("seconds", "memory"))
+    rate = row["flops"] / seconds["ours"]
+    return [
+        _name(row),
+        row["order"],
+        str(row["steps"]),
+        f"{seconds['ours']:.3f}",
+        f"{seconds['loop']:.3f}",
+        f"{seconds['loop'] / seconds['ours']:.2f}×",
+        f"{rate / GIGA:,.0f}" + (f" ({100 * rate / peaks.compute:.0f} %)" if peaks.compute else ""),
+        f"{peaks.matmul / rate:.2f}" if peaks.matmul else "–",
+        f"{memory['ours'] / MIB:,.0f} MiB",
+        f"{memory['loop'] / MIB:,.0f} MiB",
+        f"{memory['ours'] / memory['loop']:.2f}",
+    ]
+
+
+def _peers(run: dict) -> Iterator[Section]:
+    """Rows in which others than the loop took part, or would have."""
+    rows = [row for row in run["meta"] if len(row["seconds"]) > 2 or row["absent"]]
+    names = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
+    reasons = dict.fromkeys(
+        f"{name}: {why}" for row in run["meta"] for name, why in row["absent"].items()
+    )
+    if rows:
+        body = [[f"{_name(row)}, {row['order']}", *_seconds(row, names)] for row in rows]
+        body = table(["seconds (peak, MiB)", *names], body)
+        lines = "".join(f"- Left out, {reason}\n" for reason in reasons)
+        yield Section("Other implementations", body + (f"\n{lines}" if lines else ""))
+
+
+def _seconds(row: dict, names: Iterable[str]) -> list[str]:
+    return [
+        f"{row['seconds'][name]:.3f} ({row['memory'][name] / MIB:,.0f})"
+        if name in row["seconds"]
+        else "–"
+        for name in names
+    ]
+
+
+def _ops(run: dict) -> Iterator[Section]:
+    """Rates of the parts, with their share of the best convolution or product, or of the copy."""
+    peaks = Peaks.of(run)
+    kinds = (
+        ("GFLOP/s (share of the peak)", ("conv", "head", "passes"), "flops", peaks.compute),
+        ("GB/s (share of the copy)", ("norm_act", "update"), "bytes", peaks.copy),
+    )
+    tables = []
+    for unit, names, amount, peak in kinds:
+        rows: dict[tuple[str, ...], dict[str, str]] = {}
+        for row in run["ops"]:
+            if row["op"] in names:
+                key = f"{row['op']} {row['case']}", row["shape"], row["backend"]
+                rate = row[amount] / row["seconds"]
+                share = f" ({100 * rate / peak:.0f} %)" if peak else ""
+                rows.setdefault(key, {})[row["part"]] = f"{rate / GIGA:,.1f}{share}"
+        if rows:
+            body = [[*key, *(parts.get(p, "–") for p in PARTS)] for key, parts in rows.items()]
+            tables.append(table([unit, "shape", "backend", *PARTS], body))
+    if tables:
+        yield Section("Ops", "", "\n".join(tables))
+
+
+_EVALUATION = ["evaluation", "tasks/s", "tasks/s, loop", "speed-up", "peak", "peak, loop"]
+
+
+def _evaluation(run: dict) -> Iterator[Section]:
+    def cells(row: dict) -> list[str]:
+        seconds, memory = (row[what] for what in ("seconds", "memory"))
+        return [
+            f"{row['case']}, {row['tasks']} tasks, {row['steps']} steps",
+            *(f"{row['tasks'] / seconds[name]:,.1f}" for name in ("ours", "loop")),
+            f"{seconds['loop'] / seconds['ours']:.2f}×",
+            *(f"{memory[name] / MIB:,.0f} MiB" for name in ("ours", "loop")),
+        ]
+
+    if run["evaluation"]:
+        yield Section("Evaluation", table(_EVALUATION, [cells(row) for row in run["evaluation"]]))
+
+
+_EPISODES = ["the sampler", "tasks/s", "tasks/s, prefetched", "images/s"]
+
+
+def _episodes(run: dict) -> Iterator[Section]:
+    def cells(row: dict) -> list[str]:
+        rates = [row["tasks"] / row["seconds"][how] for how in ("direct", "prefetched")]
+        return [
+            f"{row['case']}, {row['tasks']} tasks",
+            *(f"{rate:,.0f}" for rate in rates),
+            f"{row['images'] / row['seconds']['direct']:,.0f}",
+        ]
+
+    if run["episodes"]:
+        yield Section("Episodes", table(_EPISODES, [cells(row) for row in run["episodes"]]))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Text left, numbers right, columns aligned."""
+    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
+    pad = ["<"] + [">"] * (len(head) - 1)
+    rule = ["-" * w if p == "<" else "-" * (w - 1) + ":" for w, p in zip(widths, pad, strict=True)]
+    lines = [head, rule, *rows]
+    return "".join(
+        "| " + " | ".join(f"{c:{p}{w}}" for c, p, w in zip(r, pad, widths, strict=True)) + " |\n"
+        for r in lines
+    )

@@ -1,0 +1,84 @@
+"""Ours against the others, each in a process of its own.
+
+Ours stays for the whole row and takes turns with one of the others after another, round by round,
+so that what else the machine does meets both, and no two of the others have to fit into its memory.
+A peer that is not installed, dies or does not answer in time is left out, with the reason.
+"""
+
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import Any
+
+import torch
+
+from bench import gate
+from bench.cases import PEERS, Row, rounds_in
+from bench.implementations import missing
+from bench.worker import Worker
+
+SLOW = 20.0  # seconds; a peer that takes longer gets one round
+PATIENCE = 120.0  # seconds that an answer of a peer may take, compilation included
+
+
+class Measured:
+    """What `record` keeps of a row, in dictionaries by implementation."""
+
+    def __init__(self):
+        self.rounds: dict[str, list[float]] = {"ours": []}  # seconds of each
+        self.memory: dict[str, int] = {}  # bytes
+        self.absent: dict[str, str] = {}  # why
+
+    def result(self) -> dict[str, Any]:
+        seconds = {name: median(each) for name, each in self.rounds.items()}
+        return {"seconds": seconds} | vars(self)
+
+
+def take_turns(
+    row: Row,
+    others: Iterable[str],
+    command: str,  # of bench.worker
+    budget: tuple[float, int, int],  # seconds for one of the others, fewest and most rounds
+    benchmark,  # pytest-benchmark's fixture; it sees the rounds against the loop
+) -> Measured:
+    measured, threads = Measured(), torch.get_num_threads()
+    with Worker(row, "ours", threads) as ours:
+        own = ours.run(command)
+
+        def our_turn() -> None:
+            measured.rounds["ours"].append(ours.run(command).seconds)
+
+        for name in others:
+            if reason := missing(name):
+                measured.absent[name] = reason
+                continue
+            gate.check_exact(row.config(), name)
+            peer, rounds = name in PEERS, []
+            try:
+                with Worker(row, name, threads, PATIENCE if peer else None) as other:
+                    first = other.run(command)
+                    gate.check_single(own.loss, name, first.loss)
+                    count = rounds_in(own.seconds + first.seconds, *budget)
+                    _play(
+                        our_turn,
+                        lambda: rounds.append(other.run(command).seconds),  # noqa: B023
+                        1 if peer and first.seconds > SLOW else count,
+                        benchmark if name == "loop" else None,
+                    )
+                    measured.memory[name] = other.peak()
+            except (TimeoutError, RuntimeError) as error:
+                if not peer:
+                    raise
+                measured.absent[name] = str(error)
+            else:
+                measured.rounds[name] = rounds
+        measured.memory["ours"] = ours.peak()
+    return measured
+
+
+def _play(ours: Callable, theirs: Callable, rounds: int, benchmark) -> None:
+    if benchmark is not None:
+        benchmark.pedantic(ours, setup=theirs, rounds=rounds)
+        return
+    for _ in range(rounds):
+        theirs()
+        ours()
