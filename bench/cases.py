@@ -81,12 +81,12 @@ _GRID = [
     for order in ("first", "second")
     for steps in (1, 2, 3, 4, 5)
 ]
-_LAST = [Row.of(case, loss="last") for case in ("mini 5w5s", "omniglot 20w1s")]
+_LOSSES = [Row.of(case, loss=loss) for case in CASES for loss in ("MSL", "last")]
 _TASKS = [Row.of("omniglot 5w1s", loss="last", tasks=tasks) for tasks in (1, 2, 4, 8, 16)]
 _TASKS += [Row.of("mini 5w1s", loss="last", tasks=tasks) for tasks in (1, 2, 4)]
 
 SHORT = (*TARGETS, _FIRST_ORDER[0], _FIRST_ORDER[3])
-ROWS = tuple(dict.fromkeys([*SHORT, *_FIRST_ORDER, *_LAST, *_TASKS, *_GRID]))
+ROWS = tuple(dict.fromkeys([*SHORT, *_FIRST_ORDER, *_LOSSES, *_TASKS, *_GRID]))
 
 EVALUATED = 16  # tasks at once, as engine.evaluate draws them
 EVALUATIONS = tuple(Row.of(case, loss="last", tasks=EVALUATED) for case in CASES)

@@ -120,8 +120,7 @@ def test_rows_cover_every_dimension():
                 assert set(rows) <= set(ROWS)
     last = Row.of("omniglot 5w1s", loss="last")
     assert {replace(last, tasks=tasks) for tasks in (1, 2, 4, 8, 16)} <= set(ROWS)
-    both = {Row.of(case, loss=loss) for case in CASES for loss in ("MSL", "last")}
-    assert both - set(ROWS) == {Row.of("omniglot 5w1s")}
+    assert {Row.of(case, loss=loss) for case in CASES for loss in ("MSL", "last")} <= set(ROWS)
 
 
 def test_the_short_run_has_the_targets_a_first_order_and_a_row_limited_to_avx2():
