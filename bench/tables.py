@@ -102,6 +102,12 @@ def _iteration(row: dict, peaks: Peaks) -> list[str]:
     ]
 
 
+_NOTES = {
+    "parallel-metalearn": "has one gain and bias for all steps, and no clamp",
+    "JAX": "compiles first; that is not in its seconds",
+}
+
+
 def _peers(run: dict) -> Iterator[Section]:
     """Rows in which others than the loop took part, or would have."""
     rows = [row for row in run["meta"] if len(row["seconds"]) > 2 or row["absent"]]
@@ -112,7 +118,8 @@ def _peers(run: dict) -> Iterator[Section]:
     if rows:
         body = [[f"{_name(row)}, {row['order']}", *_seconds(row, names)] for row in rows]
         body = table(["seconds (peak, MiB)", *names], body)
-        lines = "".join(f"- Left out, {reason}\n" for reason in reasons)
+        lines = [f"- {name} {note}\n" for name, note in _NOTES.items() if name in names]
+        lines = "".join([*lines, *(f"- Left out, {reason}\n" for reason in reasons)])
         yield Section("Other implementations", body + (f"\n{lines}" if lines else ""))
 
 

@@ -114,6 +114,10 @@ def test_peers_have_a_table_and_the_absent_ones_a_reason():
     name = "mini 5w1s, 1 task, MAML, last, first"
     assert [name, "0.500 (1,024)", "0.250 (1,024)", "1.000 (2,048)"] in cells(text)
     assert "- Left out, JAX: the package jax is not installed\n" in text
+    assert "- parallel-metalearn has" not in text
+    seconds = {"ours": 1.0, "loop": 1.0, "parallel-metalearn": 1.0}
+    row = iteration(seconds=seconds, memory=dict.fromkeys(seconds, 1))
+    assert "- parallel-metalearn has one gain" in tables.text(EMPTY | {"meta": [row]})
 
 
 def test_a_run_of_few_rows_has_few_tables():
