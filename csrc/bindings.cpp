@@ -1,57 +1,13 @@
 // The Python module kernels._native. Arguments are checked in kernels/native/; here pointers are
 // trusted. Addresses are those of contiguous arrays, 0 for one that is not wanted.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "bindings.h"
 
-#include <memory>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
-#include "cpu/team.h"
-#include "ops.h"
-
-namespace py = pybind11;
 using namespace mamlpp;
 
 namespace {
-
-using Blocks = std::vector<std::shared_ptr<Block>>;
-
-template <class T> T* at(uintptr_t address, ptrdiff_t offset) {
-    return address ? reinterpret_cast<T*>(address) + offset : nullptr;
-}
-
-Blocks new_blocks(int count, size_t bytes) {
-    Blocks blocks;
-    for (int i = 0; i < count; ++i)
-        blocks.push_back(std::make_shared<Block>(bytes));
-    return blocks;
-}
-
-// Memory of the tasks that run at once: each its own work, and scratch for every thread, since a task
-// that is left over has them all.
-struct Room {
-    Room(int tasks, int threads, size_t work_bytes, size_t scratch_bytes)
-        : slots(tasks < threads ? tasks : threads), work(new_blocks(slots < 1 ? 1 : slots, work_bytes)),
-          each((scratch_bytes + 63) / 64 * 64), scratch(each * static_cast<size_t>(threads)) {}
-    void* scratch_of(int slot) { return static_cast<char*>(scratch.data()) + slot * each; }
-
-    int slots;
-    Blocks work;
-    size_t each;
-    Block scratch;
-};
-
-template <class F> void for_tasks(int tasks, int threads, F f, bool one_by_one = false) {
-    py::gil_scoped_release release;
-    run_tasks(
-        tasks, threads, one_by_one,
-        [](void* context, int task, Team& team, int slot) {
-            (*static_cast<F*>(context))(task, team, slot);
-        },
-        &f);
-}
 
 // x [tasks][n][side][side][channels] → one prepared block a task
 template <class T> Blocks prepare(const Net& net, int tasks, int n, int threads, uintptr_t x) {
@@ -134,6 +90,7 @@ template <class T> void bind(py::module_ m) {
     m.def("prepare", &prepare<T>);
     m.def("pass_", &pass<T>);
     m.def("tangent", &tangent<T>);
+    bind_ops<T>(m);
 }
 
 py::dict features() {
@@ -172,6 +129,7 @@ PYBIND11_MODULE(_native, m) {
                          double slope, double eps) {
             return Net{channels, side, filters, stages, ways, pool, slope, eps};
         }));
+    bind_shapes(m);
     bind<float>(m.def_submodule("float32"));
     bind<double>(m.def_submodule("float64"));
 }

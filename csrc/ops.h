@@ -71,6 +71,99 @@ template <class T> struct TangentTask {
     T* norm_product;    // [stages][2][filters]
 };
 
+// A 3×3 convolution with padding 1 of one task's n square images.
+struct ConvShape {
+    int n, channels, side, filters, stride; // stride 1 or 2
+};
+
+// One product of a convolution or of its gradients. Null where it takes no part.
+template <class T> struct ConvPair {
+    const T* x;  // [n][side][side][channels]
+    const T* w;  // [filters][9][channels]
+    const T* dz; // [n][out][out][filters]
+};
+
+// One task of the three contractions; of a tangent each is the sum of two products.
+template <class T> struct ConvTask {
+    ConvPair<T> pairs[2];
+    T* z;  // Σ conv(x, w), of the value
+    T* dx; // Σ dgrad(dz, w), of the gradient; null: not wanted
+    T* dw; // Σ wgrad(x, dz), of the gradient; null: not wanted
+};
+
+// Batch norm with activation and pooling of one task's n square images.
+struct NormShape {
+    int n, channels, side;
+    bool pool;
+    double slope, eps;
+};
+
+template <class T> struct NormFwd {
+    const T* z;          // [n][side][side][channels]
+    const T *gain, *bias; // [channels]
+    const T *given_mean, *given_var; // to normalise by, null: the batch's own
+    T* y;                // [n][pooled][pooled][channels]
+    T *mean, *var;       // [channels] of the batch, biased
+    T* rstd;             // [channels]
+    T* x_hat;            // [n][pooled][pooled][channels]
+    uint16_t* winners;   // [n][winner_words], of pooling
+};
+
+// What norm_act_fwd read and wrote.
+template <class T> struct NormSaved {
+    const T *z, *gain, *bias, *centre, *rstd, *x_hat;
+    const uint16_t* winners;
+    bool given; // the statistics were given and are constants
+};
+
+template <class T> struct NormBwd {
+    const T* dy;
+    T *dz, *dgain, *dbias;
+};
+
+// Directions may be null: they are 0.
+template <class T> struct NormTanFwd {
+    const T *z_dot, *gain_dot, *bias_dot;
+    T* y_dot;
+    T *mean_dot, *q, *x_hat_dot; // with z_dot; the first two unless the statistics were given
+};
+
+template <class T> struct NormTanBwd {
+    const T *z_dot, *mean_dot, *q, *x_hat_dot; // of NormTanFwd
+    const T *dy, *dy_dot, *gain_dot;
+    T *dz_dot, *dgain_dot, *dbias_dot;
+};
+
+// Part of a segment of the flat buffers, so that the workers have equal shares.
+struct Piece {
+    int segment;
+    ptrdiff_t from, to;
+};
+
+// A matrix of one row a task; rows are contiguous and `stride` apart. Null: none, or zeros.
+template <class T> struct Rows {
+    T* data = nullptr;
+    ptrdiff_t stride = 0;
+};
+
+template <class T> struct UpdateFwd {
+    Rows<const T> theta;
+    const T* rates; // [segments], of grad
+    Rows<const T> grad;
+    const T* rates_dot; // of grad_dot; null: no such term
+    Rows<const T> grad_dot;
+    Rows<T> out; // theta − rates·grad − rates_dot·grad_dot
+};
+
+template <class T> struct UpdateBwd {
+    Rows<const T> d_theta;
+    Rows<const T> grad; // null: no gradient of the rates is wanted
+    const T* rates;     // null: none of grad
+    Rows<T> d_grad;
+    T* d_rates;     // [segments], all zeros
+    double* shares; // [pieces]
+};
+
 // The kernels of one instruction set. Every `bytes` is for n images of one task; blocks are aligned to
 // 64 bytes. `scratch` is scratch_bytes() for each worker of the team, one behind the other.
 template <class T> struct CpuOps {
@@ -82,6 +175,24 @@ template <class T> struct CpuOps {
     void (*prepare)(const Net&, int n, const T* x, void* images, void* work, void* scratch, Team&);
     void (*pass)(const Net&, int n, const PassTask<T>&, void* work, void* scratch, Team&);
     void (*tangent)(const Net&, int n, const TangentTask<T>&, void* work, void* scratch, Team&);
+    // Single ops, one task each.
+    size_t (*conv_work_bytes)(const ConvShape&);
+    size_t (*conv_scratch_bytes)(const ConvShape&);
+    void (*task_conv_fwd)(const ConvShape&, const ConvTask<T>&, void* work, void* scratch, Team&);
+    void (*task_conv_bwd)(const ConvShape&, const ConvTask<T>&, void* work, void* scratch, Team&);
+    size_t (*winner_words)(const NormShape&); // uint16 an image
+    size_t (*norm_work_bytes)(const NormShape&);
+    size_t (*norm_scratch_bytes)(const NormShape&);
+    void (*norm_act_fwd)(const NormShape&, const NormFwd<T>&, void* work, void* scratch, Team&);
+    void (*norm_act_bwd)(const NormShape&, const NormSaved<T>&, const NormBwd<T>&, void* work,
+                         void* scratch, Team&);
+    void (*norm_act_tan_fwd)(const NormShape&, const NormSaved<T>&, const NormTanFwd<T>&, void* work,
+                             void* scratch, Team&);
+    void (*norm_act_tan_bwd)(const NormShape&, const NormSaved<T>&, const NormTanBwd<T>&, void* work,
+                             void* scratch, Team&);
+    // All tasks at once.
+    void (*update_fwd)(const UpdateFwd<T>&, int tasks, const Piece*, int pieces, Team&);
+    void (*update_bwd)(const UpdateBwd<T>&, int tasks, const Piece*, int pieces, Team&);
 };
 
 // The instruction sets that the kernels are built for, in order of preference.

@@ -53,7 +53,10 @@ class _Refuse(torch.autograd.Function):
 
 
 def check_alike(op: str, **tensors: Tensor) -> None:
-    """ValueError unless all have one dtype and device."""
+    """ValueError unless all are dense and have one dtype and device."""
+    for name, t in tensors.items():
+        if t.layout != torch.strided:
+            raise ValueError(f"{op}: {name} must be dense, got {t.layout}; use to_dense()")
     kinds = {name: (t.dtype, t.device) for name, t in tensors.items()}
     if len(set(kinds.values())) > 1:
         each = ", ".join(f"{name} {dtype} on {device}" for name, (dtype, device) in kinds.items())

@@ -37,10 +37,15 @@ def task_conv2d(
             f"task_conv2d: x {list(x.shape)} and weight {list(weight.shape)} must agree in "
             f"tasks (axis 0) and channels (axis 2)"
         )
-    if 0 in x.shape:
-        raise ValueError(
-            f"task_conv2d: x is empty, {list(x.shape)}; every axis needs at least one entry"
-        )
+    for name, tensor in (("x", x), ("weight", weight)):
+        if 0 in tensor.shape:
+            raise ValueError(
+                f"task_conv2d: {name} is empty, {list(tensor.shape)}; every axis needs at least "
+                f"one entry"
+            )
+    for name, value, least in (("stride", stride, 1), ("padding", padding, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"task_conv2d: {name} must be an int ≥ {least}, got {value!r}")
     smallest = min(x.shape[3:]) + 2 * padding
     if max(weight.shape[3:]) > smallest:
         raise ValueError(
@@ -48,7 +53,7 @@ def task_conv2d(
             f"{smallest} at its shorter side"
         )
     check_alike("task_conv2d", x=x, weight=weight)
-    impl = dispatch.backend("conv", x)
+    impl = dispatch.backend("conv", x, x.shape, weight.shape, stride, padding)
     return _Conv.apply(x, weight, impl, stride, padding)
 
 

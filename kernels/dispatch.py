@@ -12,12 +12,21 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-import kernels.native.passes  # noqa: F401
+import kernels.native.conv
+import kernels.native.norm_act
+import kernels.native.passes
+import kernels.native.tensors
+import kernels.native.update  # noqa: F401
 from kernels import native, plain
 from kernels.threads import threads
 
 OPS = ("passes", "conv", "norm_act", "stem", "head", "update")
 BACKENDS = {"native": native, "plain": plain}  # the preferred one first; the last runs anywhere
+# Why a backend has no such op, where that is a choice.
+LEFT_OUT = {
+    ("native", "head"): "native has no head: as three small matrix products it gains nothing",
+    ("native", "stem"): "native has no stem apart from its passes, which contain it",
+}
 
 _requested: ContextVar[str | None] = ContextVar("kernels_backend", default=None)
 
@@ -39,11 +48,12 @@ def use(name: str) -> Iterator[None]:
         _requested.reset(token)
 
 
-def backend(op: str, like: Tensor):
+def backend(op: str, like: Tensor, *case):
     """The namespace of pure functions (`fwd`, `bwd`, `tan_fwd`, `tan_bwd`) that runs `op` on
-    `like`.
+    `like`. `case` is what the op's `refusal` takes, if a backend has one: with it the choice is
+    among those that run this very geometry.
     """
-    name, reason = choose(op, like.device, like.dtype)
+    name, reason = choose(op, like.device, like.dtype, *case)
     if name is None:
         raise BackendError(reason)
     return getattr(BACKENDS[name], op)
@@ -59,7 +69,7 @@ def passes(like: Tensor):
     return BACKENDS[name].passes if name else None
 
 
-def choose(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str | None, str]:
+def choose(op: str, device: torch.device, dtype: torch.dtype, *case) -> tuple[str | None, str]:
     """The backend's name and why it was chosen, or `None` and why none can run."""
     if not dtype.is_floating_point:
         return (
@@ -68,30 +78,37 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> tuple[str | Non
         )
     requested = _request()
     if requested != "auto":
-        refused = _refusal(requested, op, device, dtype)
+        refused = _refusal(requested, op, device, dtype, case)
         return (None, refused) if refused else (requested, "requested")
     refusals = []
     for name in BACKENDS:
-        refused = _refusal(name, op, device, dtype)
+        refused = _refusal(name, op, device, dtype, case)
         if refused is None:
-            return name, "; ".join(refusals) or "the fastest"
+            return name, "; ".join(refusals) or _praise(name, op)
         refusals.append(refused)
     return None, "; ".join(refusals)
 
 
-def _refusal(name: str, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _praise(name: str, op: str) -> str:
+    scope = getattr(getattr(BACKENDS[name], op), "SCOPE", None)
+    return f"the fastest, for {scope}; other geometries: plain" if scope else "the fastest"
+
+
+def _refusal(
+    name: str, op: str, device: torch.device, dtype: torch.dtype, case: tuple
+) -> str | None:
     """Why a backend does not run an op here, in one line; `None` if it does."""
     if name in _without(op):
-        return f"{name} has no {op}"
+        return LEFT_OUT.get((name, op), f"{name} has no {op}")
     if name != "native":
         return None
     if native.module is None:
         return f"native: {native.reason}"
     if device.type != "cpu":
         return f"native runs on a CPU, not on {device.type}"
-    if dtype not in native.passes.DTYPES:
+    if dtype not in native.tensors.DTYPES:
         return f"native takes float32 and float64, not {str(dtype)[6:]}"
-    return None
+    return getattr(native, op).refusal(*case) if case else None
 
 
 def _without(op: str) -> list[str]:

@@ -19,8 +19,8 @@ def linear_cross_entropy(
     task. The loss is differentiable twice in features, weight and bias, a third derivative raises;
     the logits carry no gradient.
 
-    Raises ValueError for shapes or label dtypes that do not fit. Labels outside the range are an
-    error of the indexing underneath.
+    Raises ValueError for shapes, dtypes or devices that do not fit, and for labels outside the
+    range where the look is free: on a GPU they are an error of the indexing underneath.
     """
     tasks, images, width = features.shape if features.dim() == 3 else (0, 0, 0)
     ways = weight.shape[1] if weight.dim() == 3 else 0
@@ -36,6 +36,16 @@ def linear_cross_entropy(
             f"got {labels.dtype} {list(labels.shape)}"
         )
     check_alike("linear_cross_entropy", features=features, weight=weight, bias=bias)
+    if labels.device != features.device:
+        raise ValueError(
+            f"linear_cross_entropy: labels are on {labels.device}, features on {features.device}; "
+            f"move one of them"
+        )
+    if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < ways:
+        raise ValueError(
+            f"linear_cross_entropy: labels must be in 0…{ways - 1}, one of {ways} ways, got "
+            f"{int(labels.min())}…{int(labels.max())}; number the classes of a task from 0"
+        )
     impl = dispatch.backend("head", features)
     return _Head.apply(features, weight, bias, labels, impl)
 

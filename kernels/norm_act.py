@@ -32,9 +32,9 @@ def per_step_batch_norm(
     running statistic (BNRS, paper §4) accumulates. y is differentiable twice in z, gain and bias; a
     third derivative raises.
 
-    Raises ValueError for shapes that do not fit or a step outside the rows.
+    Raises ValueError for shapes, dtypes or devices that do not fit or a step outside the rows.
     """
-    _check(z, gain, bias, step, pool, negative_slope)
+    _check(z, gain, bias, step, pool, negative_slope, eps)
     tasks, dtype = z.shape[0], z.dtype
     if isinstance(step, Tensor):
         gain, bias = gain.index_select(0, step), bias.index_select(0, step)
@@ -47,7 +47,7 @@ def per_step_batch_norm(
         z, gain, bias = z.float(), gain.float(), bias.float()
     if statistics is not None:
         statistics = tuple(s.to(z) for s in statistics)
-    impl = dispatch.backend("norm_act", z)
+    impl = dispatch.backend("norm_act", z, z.shape)
     y, mean, var = _NormAct.apply(z, gain, bias, impl, (eps, negative_slope, pool, statistics))
     return y.to(dtype), mean, var
 
@@ -63,7 +63,13 @@ def _checked_statistics(statistics: tuple, tasks: int, channels: int) -> tuple[T
 
 
 def _check(
-    z: Tensor, gain: Tensor, bias: Tensor, step: int | Tensor, pool: bool, negative_slope: float
+    z: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+    step: int | Tensor,
+    pool: bool,
+    negative_slope: float,
+    eps: float,
 ) -> None:
     if z.dim() != 5 or 0 in z.shape:
         raise ValueError(
@@ -74,32 +80,38 @@ def _check(
             f"per_step_batch_norm: gain and bias must both be [K, {z.shape[2]}] for z "
             f"{list(z.shape)}, got {list(gain.shape)} and {list(bias.shape)}"
         )
-    if isinstance(step, Tensor):
-        if step.shape != z.shape[:1] or step.dtype != torch.int64:
-            raise ValueError(
-                f"per_step_batch_norm: step must be an int or int64 [{z.shape[0]}], one row a "
-                f"task, got {step.dtype} {list(step.shape)}"
-            )
-        # On a GPU the look would stall the stream; there the indexing itself stops the kernel.
-        if step.device.type == "cpu" and not 0 <= int(step.min()) <= int(step.max()) < len(gain):
-            raise ValueError(
-                f"per_step_batch_norm: steps {step.tolist()} reach outside 0…{len(gain) - 1}, the "
-                f"rows of gain"
-            )
-    elif not 0 <= step < gain.shape[0]:
-        raise ValueError(
-            f"per_step_batch_norm: step {step} is outside 0…{gain.shape[0] - 1}, the rows of gain"
-        )
-    if negative_slope < 0:
+    _check_step(step, len(z), len(gain))
+    if not negative_slope >= 0:
         raise ValueError(
             f"per_step_batch_norm: negative_slope {negative_slope} is below 0, where the activation"
             " does not commute with pooling; give 0 or more, 1 for no activation"
         )
+    if not eps >= 0:
+        raise ValueError(f"per_step_batch_norm: eps must be 0 or more, got {eps}")
     check_alike("per_step_batch_norm", z=z, gain=gain, bias=bias)
     if pool and min(z.shape[3:]) < 2:
         raise ValueError(
             f"per_step_batch_norm: pool needs images of at least 2×2, got "
             f"{z.shape[3]}×{z.shape[4]}; use fewer stages or larger images"
+        )
+
+
+def _check_step(step: int | Tensor, tasks: int, rows: int) -> None:
+    if isinstance(step, Tensor):
+        if step.shape != (tasks,) or step.dtype != torch.int64:
+            raise ValueError(
+                f"per_step_batch_norm: step must be an int or int64 [{tasks}], one row a "
+                f"task, got {step.dtype} {list(step.shape)}"
+            )
+        # On a GPU the look would stall the stream; there the indexing itself stops the kernel.
+        if step.device.type == "cpu" and not 0 <= int(step.min()) <= int(step.max()) < rows:
+            raise ValueError(
+                f"per_step_batch_norm: steps {step.tolist()} reach outside 0…{rows - 1}, the "
+                f"rows of gain"
+            )
+    elif not 0 <= step < rows:
+        raise ValueError(
+            f"per_step_batch_norm: step {step} is outside 0…{rows - 1}, the rows of gain"
         )
 
 

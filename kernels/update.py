@@ -18,13 +18,19 @@ def lslr_update(
     The same as `theta - rates.repeat_interleave(torch.tensor(sizes)) * grad`. Differentiable twice
     in theta, grad and rates; a third derivative raises.
 
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes, dtypes or devices that do not fit.
     """
     sizes = tuple(sizes)
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"lslr_update: sizes must be 0 or more, got {list(sizes)}")
     if theta.dim() != 2 or theta.shape != grad.shape or theta.shape[1] != sum(sizes):
         raise ValueError(
             f"lslr_update: theta and grad must both be [T, {sum(sizes)}], the sum of sizes, "
             f"got {list(theta.shape)} and {list(grad.shape)}"
+        )
+    if not theta.numel():
+        raise ValueError(
+            f"lslr_update: theta is empty, {list(theta.shape)}; it needs a task and a parameter"
         )
     if rates.shape != (len(sizes),):
         raise ValueError(

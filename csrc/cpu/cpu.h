@@ -13,6 +13,31 @@ void pass(const Net&, int n, const PassTask<T>&, void* work, void* scratch, Team
 template <class T>
 void tangent(const Net&, int n, const TangentTask<T>&, void* work, void* scratch, Team&);
 
+template <class T> size_t conv_work_bytes(const ConvShape&);
+template <class T> size_t conv_scratch_bytes(const ConvShape&);
+template <class T>
+void task_conv_fwd(const ConvShape&, const ConvTask<T>&, void* work, void* scratch, Team&);
+template <class T>
+void task_conv_bwd(const ConvShape&, const ConvTask<T>&, void* work, void* scratch, Team&);
+
+template <class T> size_t winner_words(const NormShape&);
+template <class T> size_t norm_work_bytes(const NormShape&);
+template <class T> size_t norm_scratch_bytes(const NormShape&);
+template <class T>
+void norm_act_fwd(const NormShape&, const NormFwd<T>&, void* work, void* scratch, Team&);
+template <class T>
+void norm_act_bwd(const NormShape&, const NormSaved<T>&, const NormBwd<T>&, void* work, void* scratch,
+                  Team&);
+template <class T>
+void norm_act_tan_fwd(const NormShape&, const NormSaved<T>&, const NormTanFwd<T>&, void* work,
+                      void* scratch, Team&);
+template <class T>
+void norm_act_tan_bwd(const NormShape&, const NormSaved<T>&, const NormTanBwd<T>&, void* work,
+                      void* scratch, Team&);
+
+template <class T> void update_fwd(const UpdateFwd<T>&, int tasks, const Piece*, int pieces, Team&);
+template <class T> void update_bwd(const UpdateBwd<T>&, int tasks, const Piece*, int pieces, Team&);
+
 template <class T> const CpuOps<T>& ops();
 
 } // namespace MAMLPP_ISA

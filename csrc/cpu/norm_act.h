@@ -140,12 +140,14 @@ template <class T> MAMLPP_INLINE Vec<T> slope_at(Vec<T> x_hat, Vec<T> gain, Vec<
     return select(greater(fma(gain, x_hat, bias), Vec<T>::all(0)), Vec<T>::all(1), slope);
 }
 
-// x̂ → activation, into the inside of a buffer with a border
+// x̂ → activation, into the inside of a buffer with a border, or into one without
 template <class T>
-inline void activate(int side, int pitch, const T* x_hat, const T* gain, const T* bias, T slope, T* p) {
+inline void activate(int side, int pitch, const T* x_hat, const T* gain, const T* bias, T slope, T* p,
+                     bool border = true) {
     constexpr int L = lanes<T>;
     for (int y = 0; y < side; ++y) {
-        T* to = p + (static_cast<ptrdiff_t>(y + 1) * span(side) + 1) * pitch;
+        T* to = p + (border ? (static_cast<ptrdiff_t>(y + 1) * span(side) + 1) * pitch
+                            : static_cast<ptrdiff_t>(y) * side * pitch);
         for (int x = 0; x < side; ++x, x_hat += pitch, to += pitch)
             for (int c = 0; c < pitch; c += L) {
                 const Vec<T> v = fma(Vec<T>::load(gain + c), Vec<T>::load(x_hat + c),
@@ -199,15 +201,15 @@ inline void normalise_dot(const Window& g, const T* z_dot, const T* x_hat, const
         }
 }
 
-// dp → δ = m·dp in place, and the sums Σδ, Σδx̂ of these pixels; arrays of `pitch`.
+// dp → δ = m·dp in place, and the sums Σδ, Σδx̂ of these pixels; arrays of `pitch`. A call's pixels are
+// added up before they join the sums, so that rounding grows with the rows and not with the image.
 template <class T>
 inline void bend(int pixels, int pitch, T* delta, const T* x_hat, const T* gain, const T* bias, T slope,
                  T* const sums[2], bool fresh) {
     constexpr int L = lanes<T>;
     for (int c = 0; c < pitch; c += L) {
         const Vec<T> scale = Vec<T>::load(gain + c), shift = Vec<T>::load(bias + c);
-        Vec<T> s1 = fresh ? Vec<T>::all(0) : Vec<T>::load(sums[0] + c);
-        Vec<T> s2 = fresh ? Vec<T>::all(0) : Vec<T>::load(sums[1] + c);
+        Vec<T> s1 = Vec<T>::all(0), s2 = s1;
         for (ptrdiff_t i = c; i < static_cast<ptrdiff_t>(pixels) * pitch; i += pitch) {
             const Vec<T> x = Vec<T>::load(x_hat + i);
             const Vec<T> d = Vec<T>::load(delta + i) * slope_at(x, scale, shift, Vec<T>::all(slope));
@@ -215,8 +217,8 @@ inline void bend(int pixels, int pitch, T* delta, const T* x_hat, const T* gain,
             s1 = s1 + d;
             s2 = fma(d, x, s2);
         }
-        s1.store(sums[0] + c);
-        s2.store(sums[1] + c);
+        (fresh ? s1 : s1 + Vec<T>::load(sums[0] + c)).store(sums[0] + c);
+        (fresh ? s2 : s2 + Vec<T>::load(sums[1] + c)).store(sums[1] + c);
     }
 }
 
@@ -228,8 +230,7 @@ inline void bend_dot(int pixels, int pitch, T* delta_dot, const T* delta, const 
     constexpr int L = lanes<T>;
     for (int c = 0; c < pitch; c += L) {
         const Vec<T> scale = Vec<T>::load(gain + c), shift = Vec<T>::load(bias + c);
-        Vec<T> s1 = fresh ? Vec<T>::all(0) : Vec<T>::load(sums[0] + c);
-        Vec<T> s2 = fresh ? Vec<T>::all(0) : Vec<T>::load(sums[1] + c);
+        Vec<T> s1 = Vec<T>::all(0), s2 = s1;
         for (ptrdiff_t i = c; i < static_cast<ptrdiff_t>(pixels) * pitch; i += pitch) {
             const Vec<T> x = Vec<T>::load(x_hat + i);
             const Vec<T> d = Vec<T>::load(delta_dot + i) *
@@ -238,8 +239,8 @@ inline void bend_dot(int pixels, int pitch, T* delta_dot, const T* delta, const 
             s1 = s1 + d;
             s2 = fma(d, x, fma(Vec<T>::load(delta + i), Vec<T>::load(x_hat_dot + i), s2));
         }
-        s1.store(sums[0] + c);
-        s2.store(sums[1] + c);
+        (fresh ? s1 : s1 + Vec<T>::load(sums[0] + c)).store(sums[0] + c);
+        (fresh ? s2 : s2 + Vec<T>::load(sums[1] + c)).store(sums[1] + c);
     }
 }
 
@@ -251,13 +252,14 @@ template <class T> struct Addend {
 };
 
 // Σ_sparse scale·S(values) + Σ_dense scale·(values − centre) + constant, into the inside of a buffer with a
-// border. What is not inside a window, behind the last whole one, gets the dense terms alone.
+// border, or into one without. What is not inside a window, behind the last whole one, gets the dense terms
+// alone.
 template <class T, int SPARSE, int DENSE>
 inline void build_dz(const Window& g, const Addend<T> (&sparse)[SPARSE], const Addend<T> (&dense)[DENSE],
-                     const T* constant, const uint16_t* winners, T* dz) {
+                     const T* constant, const uint16_t* winners, T* dz, bool border = true) {
     constexpr int L = lanes<T>;
     const ptrdiff_t row = static_cast<ptrdiff_t>(g.dense) * g.pitch;
-    const ptrdiff_t to_row = static_cast<ptrdiff_t>(span(g.dense)) * g.pitch;
+    const ptrdiff_t to_row = border ? static_cast<ptrdiff_t>(span(g.dense)) * g.pitch : row;
     const auto base = [&](ptrdiff_t at, int c) MAMLPP_LAMBDA {
         Vec<T> sum = Vec<T>::load(constant + c);
 #pragma GCC unroll 2
@@ -273,7 +275,7 @@ inline void build_dz(const Window& g, const Addend<T> (&sparse)[SPARSE], const A
             sum = fma(Vec<T>::load(sparse[k].values + at + c), Vec<T>::load(sparse[k].scale + c), sum);
         return sum;
     };
-    T* inside = dz + to_row + g.pitch;
+    T* inside = dz + (border ? to_row + g.pitch : 0);
     if (!g.pool) {
         for (int y = 0; y < g.dense; ++y)
             for (int x = 0; x < g.dense; ++x)

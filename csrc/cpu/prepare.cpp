@@ -114,8 +114,13 @@ void prepare(const Net& net, int n, const T* x, void* block, void* work, void* s
 }
 
 template <class T> const CpuOps<T>& ops() {
-    static constexpr CpuOps<T> table{images_bytes<T>,  pass_bytes<T>, work_bytes<T>, tangent_bytes<T>,
-                                     scratch_bytes<T>, prepare<T>,    pass<T>,       tangent<T>};
+    static constexpr CpuOps<T> table{
+        images_bytes<T>,       pass_bytes<T>,       work_bytes<T>,       tangent_bytes<T>,
+        scratch_bytes<T>,      prepare<T>,          pass<T>,             tangent<T>,
+        conv_work_bytes<T>,    conv_scratch_bytes<T>, task_conv_fwd<T>,  task_conv_bwd<T>,
+        winner_words<T>,       norm_work_bytes<T>,  norm_scratch_bytes<T>, norm_act_fwd<T>,
+        norm_act_bwd<T>,       norm_act_tan_fwd<T>, norm_act_tan_bwd<T>, update_fwd<T>,
+        update_bwd<T>};
     return table;
 }
 template const CpuOps<float>& ops<float>();

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from kernels.native import module
+from kernels.native.tensors import address, ops, vectors
 from kernels.net import Net
 from kernels.plain.layout import channels_last
 from kernels.threads import threads
 
 MOST_STAGES = 16  # as csrc/cpu/pass.h
-DTYPES = (torch.float32, torch.float64)
 
 
 class Images(NamedTuple):
@@ -54,7 +54,7 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
             f"{net.side}, {net.side}]"
         )
     x = channels_last(x)
-    blocks = _ops(x.dtype).prepare(_net(net), t, n, threads(), x.data_ptr())
+    blocks = ops(x.dtype).prepare(_net(net), t, n, threads(), x.data_ptr())
     return Images(net, n, x.dtype, blocks)
 
 
@@ -71,7 +71,7 @@ def run(
     """
     net, tasks = images.net, len(images.blocks)
     stats = net.stages * net.filters
-    theta, row = _rows(theta), row.contiguous()
+    theta, row = vectors(theta), row.contiguous()
     new = theta.new_empty
     given = [None] * 2 if statistics is None else [s.contiguous() for s in statistics]
     loss, gradient, norm_gradient = (
@@ -81,19 +81,19 @@ def run(
     )
     labels = None if labels is None else labels.contiguous()
     logits, mean, var = new((tasks, images.count, net.ways)), new(tasks, stats), new(tasks, stats)
-    blocks = _ops(images.dtype).pass_(
+    blocks = ops(images.dtype).pass_(
         _net(net),
         images.count,
         threads(),
         images.blocks,
-        _address(labels),
+        address(labels),
         theta.data_ptr(),
         theta.stride(0),
         theta.shape[1],
         row.data_ptr(),
-        *map(_address, given),
+        *map(address, given),
         stats if statistics is not None and given[0].dim() == 2 else 0,
-        *map(_address, (loss, logits, gradient, norm_gradient, mean, var)),
+        *map(address, (loss, logits, gradient, norm_gradient, mean, var)),
         keep,
     )
     kept = Kept(images, theta, blocks) if keep else None
@@ -109,7 +109,7 @@ def tangent(
     net, direction = images.net, direction.contiguous()
     product = torch.empty_like(direction)
     norm_product = direction.new_empty((len(direction), 2 * net.stages * net.filters))
-    _ops(images.dtype).tangent(
+    ops(images.dtype).tangent(
         _net(net),
         images.count,
         threads(),
@@ -125,19 +125,6 @@ def tangent(
     return product, norm_product
 
 
-def _ops(dtype: torch.dtype):
-    return module.float32 if dtype == torch.float32 else module.float64
-
-
 @cache
 def _net(net: Net):
     return module.Net(*net)
-
-
-def _rows(theta: Tensor) -> Tensor:
-    """Rows that are contiguous each; one row that all tasks share stays one."""
-    return theta if theta.stride(1) == 1 else theta.contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,210 @@
+// The single ops in the Python module. Every operand is a matrix of one row a task, given as its
+// address and the distance of two rows in elements; address 0 where there is none.
+#include "bindings.h"
+
+#include <array>
+#include <utility>
+
+namespace mamlpp {
+
+namespace {
+
+using Matrix = std::pair<uintptr_t, ptrdiff_t>;
+
+template <class T> T* row(const Matrix& m, int task) { return at<T>(m.first, task * m.second); }
+template <class T> Rows<T> rows(const Matrix& m) { return {at<T>(m.first, 0), m.second}; }
+
+// Below this many values a call is over before another thread would have woken up.
+constexpr ptrdiff_t worth_a_thread = 1 << 15;
+// Values of a segment that one worker updates at once, for all tasks.
+constexpr ptrdiff_t piece_values = 1 << 13;
+
+int useful(int threads, ptrdiff_t values) { return values < worth_a_thread ? 1 : threads; }
+
+// The operands of one product; a tangent has two of them.
+using Product = std::array<Matrix, 3>; // x, w, dz
+
+template <class T>
+void conv(const ConvShape& shape, int tasks, int threads, const Product& first, const Product& second,
+          const Matrix& z, const Matrix& dx, const Matrix& dw) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    const ptrdiff_t pixels = static_cast<ptrdiff_t>(shape.side) * shape.side;
+    threads = useful(threads, tasks * shape.n * pixels * (shape.channels + shape.filters));
+    Room room(tasks, threads, ops.conv_work_bytes(shape), ops.conv_scratch_bytes(shape));
+    const auto run = z.first ? ops.task_conv_fwd : ops.task_conv_bwd;
+    const auto at_task = [](const Product& p, int t) -> ConvPair<T> {
+        return {row<const T>(p[0], t), row<const T>(p[1], t), row<const T>(p[2], t)};
+    };
+    for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
+        const ConvTask<T> task{
+            {at_task(first, t), at_task(second, t)}, row<T>(z, t), row<T>(dx, t), row<T>(dw, t)};
+        run(shape, task, room.work[slot]->data(), room.scratch_of(slot), team);
+    });
+}
+
+template <class T>
+void conv_fwd(const ConvShape& shape, int tasks, int threads, const Product& first,
+              const Product& second, Matrix z) {
+    conv<T>(shape, tasks, threads, first, second, z, {}, {});
+}
+
+template <class T>
+void conv_bwd(const ConvShape& shape, int tasks, int threads, const Product& first,
+              const Product& second, Matrix dx, Matrix dw) {
+    conv<T>(shape, tasks, threads, first, second, {}, dx, dw);
+}
+
+template <class T, class F> void norm(const NormShape& shape, int tasks, int threads, F f) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    const ptrdiff_t values = static_cast<ptrdiff_t>(shape.side) * shape.side * shape.channels;
+    threads = useful(threads, tasks * shape.n * values);
+    Room room(tasks, threads, ops.norm_work_bytes(shape), ops.norm_scratch_bytes(shape));
+    for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
+        f(ops, t, room.work[slot]->data(), room.scratch_of(slot), team);
+    });
+}
+
+template <class T>
+void norm_act_fwd(const NormShape& shape, int tasks, int threads, Matrix z, Matrix gain, Matrix bias,
+                  Matrix given_mean, Matrix given_var, Matrix y, Matrix mean, Matrix var, Matrix rstd,
+                  Matrix x_hat, Matrix winners) {
+    norm<T>(shape, tasks, threads, [&](auto& ops, int t, void* work, void* scratch, Team& team) {
+        const NormFwd<T> task{row<const T>(z, t),
+                              row<const T>(gain, t),
+                              row<const T>(bias, t),
+                              row<const T>(given_mean, t),
+                              row<const T>(given_var, t),
+                              row<T>(y, t),
+                              row<T>(mean, t),
+                              row<T>(var, t),
+                              row<T>(rstd, t),
+                              row<T>(x_hat, t),
+                              row<uint16_t>(winners, t)};
+        ops.norm_act_fwd(shape, task, work, scratch, team);
+    });
+}
+
+// Of every task's op, what norm_act_fwd left; as its Python arguments.
+struct NormMatrices {
+    Matrix z, gain, bias, centre, rstd, x_hat, winners;
+    bool given;
+    template <class T> NormSaved<T> at_task(int t) const {
+        return {row<const T>(z, t),      row<const T>(gain, t), row<const T>(bias, t),
+                row<const T>(centre, t), row<const T>(rstd, t), row<const T>(x_hat, t),
+                row<const uint16_t>(winners, t), given};
+    }
+};
+
+template <class T>
+void norm_act_bwd(const NormShape& shape, int tasks, int threads, const NormMatrices& saved, Matrix dy,
+                  Matrix dz, Matrix dgain, Matrix dbias) {
+    norm<T>(shape, tasks, threads, [&](auto& ops, int t, void* work, void* scratch, Team& team) {
+        const NormBwd<T> task{row<const T>(dy, t), row<T>(dz, t), row<T>(dgain, t), row<T>(dbias, t)};
+        ops.norm_act_bwd(shape, saved.at_task<T>(t), task, work, scratch, team);
+    });
+}
+
+template <class T>
+void norm_act_tan_fwd(const NormShape& shape, int tasks, int threads, const NormMatrices& saved,
+                      Matrix z_dot, Matrix gain_dot, Matrix bias_dot, Matrix y_dot, Matrix mean_dot,
+                      Matrix q, Matrix x_hat_dot) {
+    norm<T>(shape, tasks, threads, [&](auto& ops, int t, void* work, void* scratch, Team& team) {
+        const NormTanFwd<T> task{row<const T>(z_dot, t), row<const T>(gain_dot, t),
+                                 row<const T>(bias_dot, t), row<T>(y_dot, t),
+                                 row<T>(mean_dot, t), row<T>(q, t),
+                                 row<T>(x_hat_dot, t)};
+        ops.norm_act_tan_fwd(shape, saved.at_task<T>(t), task, work, scratch, team);
+    });
+}
+
+template <class T>
+void norm_act_tan_bwd(const NormShape& shape, int tasks, int threads, const NormMatrices& saved,
+                      Matrix z_dot, Matrix mean_dot, Matrix q, Matrix x_hat_dot, Matrix dy, Matrix dy_dot,
+                      Matrix gain_dot, Matrix dz_dot, Matrix dgain_dot, Matrix dbias_dot) {
+    norm<T>(shape, tasks, threads, [&](auto& ops, int t, void* work, void* scratch, Team& team) {
+        const NormTanBwd<T> task{row<const T>(z_dot, t),    row<const T>(mean_dot, t),
+                                 row<const T>(q, t),        row<const T>(x_hat_dot, t),
+                                 row<const T>(dy, t),       row<const T>(dy_dot, t),
+                                 row<const T>(gain_dot, t), row<T>(dz_dot, t),
+                                 row<T>(dgain_dot, t),      row<T>(dbias_dot, t)};
+        ops.norm_act_tan_bwd(shape, saved.at_task<T>(t), task, work, scratch, team);
+    });
+}
+
+std::vector<Piece> pieces_of(const std::vector<ptrdiff_t>& sizes) {
+    std::vector<Piece> pieces;
+    ptrdiff_t from = 0;
+    for (size_t segment = 0; segment < sizes.size(); ++segment)
+        for (const ptrdiff_t end = from + sizes[segment]; from < end;) {
+            const ptrdiff_t to = end - from > piece_values ? from + piece_values : end;
+            pieces.push_back({static_cast<int>(segment), from, to});
+            from = to;
+        }
+    return pieces;
+}
+
+// f(ops, pieces, team) by all threads at once, if there is enough to do.
+template <class T, class F>
+void update(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, F f) {
+    const std::vector<Piece> pieces = pieces_of(sizes);
+    const ptrdiff_t parameters = pieces.empty() ? 0 : pieces.back().to;
+    for_tasks(1, useful(threads, tasks * parameters),
+              [&](int, Team& team, int) { f(cpu_ops<T>(), pieces, team); });
+}
+
+template <class T>
+void update_fwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, Matrix theta, uintptr_t rates,
+                Matrix grad, uintptr_t rates_dot, Matrix grad_dot, Matrix out) {
+    update<T>(sizes, tasks, threads, [&](auto& ops, const std::vector<Piece>& pieces, Team& team) {
+        const UpdateFwd<T> u{rows<const T>(theta),     at<const T>(rates, 0),    rows<const T>(grad),
+                             at<const T>(rates_dot, 0), rows<const T>(grad_dot), rows<T>(out)};
+        ops.update_fwd(u, tasks, pieces.data(), static_cast<int>(pieces.size()), team);
+    });
+}
+
+template <class T>
+void update_bwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, Matrix d_theta, Matrix grad,
+                uintptr_t rates, Matrix d_grad, uintptr_t d_rates) {
+    update<T>(sizes, tasks, threads, [&](auto& ops, const std::vector<Piece>& pieces, Team& team) {
+        std::vector<double> shares(pieces.size());
+        for (size_t segment = 0; d_rates && segment < sizes.size(); ++segment)
+            at<T>(d_rates, 0)[segment] = 0;
+        const UpdateBwd<T> u{rows<const T>(d_theta), rows<const T>(grad), at<const T>(rates, 0),
+                             rows<T>(d_grad),        at<T>(d_rates, 0),   shares.data()};
+        ops.update_bwd(u, tasks, pieces.data(), static_cast<int>(pieces.size()), team);
+    });
+}
+
+} // namespace
+
+template <class T> void bind_ops(py::module_ m) {
+    m.def("conv_fwd", &conv_fwd<T>);
+    m.def("conv_bwd", &conv_bwd<T>);
+    m.def("winner_words", [](const NormShape& shape) { return cpu_ops<T>().winner_words(shape); });
+    m.def("norm_act_fwd", &norm_act_fwd<T>);
+    m.def("norm_act_bwd", &norm_act_bwd<T>);
+    m.def("norm_act_tan_fwd", &norm_act_tan_fwd<T>);
+    m.def("norm_act_tan_bwd", &norm_act_tan_bwd<T>);
+    m.def("update_fwd", &update_fwd<T>);
+    m.def("update_bwd", &update_bwd<T>);
+}
+template void bind_ops<float>(py::module_);
+template void bind_ops<double>(py::module_);
+
+void bind_shapes(py::module_ m) {
+    py::class_<ConvShape>(m, "ConvShape")
+        .def(py::init([](int n, int channels, int side, int filters, int stride) {
+            return ConvShape{n, channels, side, filters, stride};
+        }));
+    py::class_<NormShape>(m, "NormShape")
+        .def(py::init([](int n, int channels, int side, bool pool, double slope, double eps) {
+            return NormShape{n, channels, side, pool, slope, eps};
+        }));
+    py::class_<NormMatrices>(m, "NormMatrices")
+        .def(py::init([](Matrix z, Matrix gain, Matrix bias, Matrix centre, Matrix rstd, Matrix x_hat,
+                         Matrix winners, bool given) {
+            return NormMatrices{z, gain, bias, centre, rstd, x_hat, winners, given};
+        }));
+}
+
+} // namespace mamlpp

@@ -1,0 +1,92 @@
+// θ' = θ − α[segment]·g over the flat buffers of all tasks, its gradient and tangents. A piece of a
+// segment is one item of work and one term of the sum behind its rate.
+#include "cpu.h"
+#include "pass.h"
+
+namespace mamlpp {
+namespace MAMLPP_ISA {
+
+namespace {
+
+// to = from − rate·grad; from null: 0, and may be `to`
+template <class T> void subtract(const T* from, T rate, const T* grad, ptrdiff_t n, T* to) {
+    if (from)
+        for (ptrdiff_t i = 0; i < n; ++i)
+            to[i] = from[i] - rate * grad[i];
+    else
+        for (ptrdiff_t i = 0; i < n; ++i)
+            to[i] = -rate * grad[i];
+}
+
+// Σ a·b, in terms that the compiler can keep in vectors
+template <class T> double product_sum(const T* a, const T* b, ptrdiff_t n) {
+    constexpr int terms = 16;
+    double sums[terms] = {};
+    ptrdiff_t i = 0;
+    for (; i + terms <= n; i += terms)
+        for (int k = 0; k < terms; ++k)
+            sums[k] += static_cast<double>(a[i + k]) * static_cast<double>(b[i + k]);
+    for (int k = 0; i < n; ++i, ++k)
+        sums[k] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+    double total = 0;
+    for (double sum : sums)
+        total += sum;
+    return total;
+}
+
+template <class T> const T* row(const Rows<const T>& m, int task, ptrdiff_t at) {
+    return m.data ? m.data + task * m.stride + at : nullptr;
+}
+
+} // namespace
+
+template <class T>
+void update_fwd(const UpdateFwd<T>& u, int tasks, const Piece* pieces, int count, Team& team) {
+    each(team, count, [&](int item, int) {
+        const Piece& p = pieces[item];
+        const ptrdiff_t n = p.to - p.from;
+        for (int t = 0; t < tasks; ++t) {
+            T* to = u.out.data + t * u.out.stride + p.from;
+            const T* from = row(u.theta, t, p.from);
+            if (u.grad.data) {
+                subtract(from, u.rates[p.segment], row(u.grad, t, p.from), n, to);
+                from = to;
+            }
+            if (u.grad_dot.data)
+                subtract(from, u.rates_dot[p.segment], row(u.grad_dot, t, p.from), n, to);
+        }
+    });
+}
+
+template <class T>
+void update_bwd(const UpdateBwd<T>& u, int tasks, const Piece* pieces, int count, Team& team) {
+    each(team, count, [&](int item, int) {
+        const Piece& p = pieces[item];
+        const ptrdiff_t n = p.to - p.from;
+        double sum = 0;
+        for (int t = 0; t < tasks; ++t) {
+            const T* d_theta = row(u.d_theta, t, p.from);
+            if (u.rates)
+                subtract<T>(nullptr, u.rates[p.segment], d_theta, n,
+                            u.d_grad.data + t * u.d_grad.stride + p.from);
+            if (u.grad.data)
+                sum += product_sum(d_theta, row(u.grad, t, p.from), n);
+        }
+        u.shares[item] = sum;
+    });
+    for (int item = 0; u.grad.data && item < count;) {
+        const int segment = pieces[item].segment;
+        double sum = 0;
+        for (; item < count && pieces[item].segment == segment; ++item)
+            sum += u.shares[item];
+        u.d_rates[segment] = static_cast<T>(-sum);
+    }
+}
+
+template void update_fwd(const UpdateFwd<float>&, int, const Piece*, int, Team&);
+template void update_fwd(const UpdateFwd<double>&, int, const Piece*, int, Team&);
+template void update_bwd(const UpdateBwd<float>&, int, const Piece*, int, Team&);
+template void update_bwd(const UpdateBwd<double>&, int, const Piece*, int, Team&);
+
+} // namespace MAMLPP_ISA
+} // namespace mamlpp

@@ -1,0 +1,118 @@
+"""z = conv(x, w), its gradients and tangents; signatures as in `kernels.plain.conv`.
+
+Square images, 3×3 filters, padding 1, stride 1 or 2: `refusal` says so of any other geometry, and
+dispatch then chooses another backend. The two products of a tangent are one sum.
+"""
+
+from functools import cache
+
+from torch import Tensor
+
+from kernels.native import module
+from kernels.native.tensors import empty_images, expect, images, matrix, ops
+from kernels.threads import threads
+
+SCOPE = "square images, 3×3 filters, padding 1, stride 1 or 2"
+
+
+def refusal(x_shape, w_shape, stride: int, padding: int) -> str | None:
+    """Why this geometry is not for here, in one line; `None` if it is."""
+    (*_, height, width), (*_, r, s) = x_shape, w_shape
+    if height == width and r == s == 3 and padding == 1 and stride in (1, 2):
+        return None
+    return (
+        f"native conv takes {SCOPE}; got images {height}×{width}, filters {r}×{s}, padding "
+        f"{padding}, stride {stride}; kernels.use('auto') or 'plain' runs it on plain"
+    )
+
+
+def fwd(
+    x: Tensor,  # [T, N, C, H, W]
+    w: Tensor,  # [T, F, C, 3, 3]
+    stride: int,
+    padding: int,
+) -> Tensor:  # [T, N, F, H', W']
+    return _value(((x, w),), x, w, stride, padding)
+
+
+def bwd(
+    dz: Tensor,  # [T, N, F, H', W']
+    x: Tensor,  # [T, N, C, H, W]
+    w: Tensor,  # [T, F, C, 3, 3]
+    stride: int,
+    padding: int,
+    need: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor | None, Tensor | None]:
+    return _gradients(((x, w, dz),), x, w, stride, padding, need)
+
+
+def tan_fwd(x, w, x_dot, w_dot, stride, padding) -> Tensor | None:
+    products = tuple(p for p in ((x, w_dot), (x_dot, w)) if p[0] is not None and p[1] is not None)
+    return _value(products, x, w, stride, padding) if products else None
+
+
+def tan_bwd(
+    dz, dz_dot, x, w, x_dot, w_dot, stride, padding, need=(True, True)
+) -> tuple[Tensor | None, Tensor | None]:
+    products = tuple(p for p in ((x, w, dz_dot), (x_dot, w_dot, dz)) if p[2] is not None)
+    need = tuple(
+        wanted and any(p[operand] is not None for p in products)
+        for wanted, operand in zip(need, (1, 0), strict=True)
+    )
+    return _gradients(products, x, w, stride, padding, need) if any(need) else (None, None)
+
+
+def _value(products: tuple, x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
+    """Σ over products (x, w) of their convolutions."""
+    t, shape, z_shape = _sizes(x, w, stride, padding)
+    for a, b in products:
+        expect("conv", x, x=(a, x.shape), w=(b, w.shape))
+    z = empty_images(x, t, *z_shape[1:4])
+    held = [(images(a), images(b)) for a, b in products]
+    ops(x.dtype).conv_fwd(shape, t, threads(), *_pair(held), matrix(z))
+    return z
+
+
+def _gradients(
+    products: tuple, x: Tensor, w: Tensor, stride: int, padding: int, need: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Σ over products (x, w, dz) of dgrad(dz, w), and of wgrad(x, dz); `x` and `w` lend their
+    shapes.
+    """
+    t, shape, z_shape = _sizes(x, w, stride, padding)
+    held = []
+    for a, b, dz in products:
+        a, b = a if need[1] else None, b if need[0] else None
+        expect("conv", x, x=(a, x.shape), w=(b, w.shape), dz=(dz, z_shape))
+        held.append(tuple(map(images, (a, b, dz))))
+    dx = empty_images(x, t, *x.shape[1:4]) if need[0] else None
+    dw = empty_images(x, t, *w.shape[1:4]) if need[1] else None
+    ops(x.dtype).conv_bwd(shape, t, threads(), *_pair(held), matrix(dx), matrix(dw))
+    return dx, dw
+
+
+def _pair(products: list[tuple]) -> list[list[tuple[int, int]]]:
+    """Two products of three operands each, missing ones as nothing."""
+    operands = [[*map(matrix, p)] for p in products]
+    return [(p + [matrix(None)] * 3)[:3] for p in (operands + [[]])[:2]]
+
+
+def _sizes(x: Tensor, w: Tensor, stride: int, padding: int):
+    """Tasks, the module's sizes, and the shape of z."""
+    reason = refusal(x.shape, w.shape, stride, padding)
+    if reason:
+        raise ValueError(reason)
+    t, n, c, side, _ = x.shape
+    f = w.shape[1]
+    if w.shape[:3] != (t, f, c) or 0 in (t, n, c, side, f):
+        raise ValueError(
+            f"native conv: x {list(x.shape)} and w {list(w.shape)} must be non-empty and agree in "
+            f"tasks (axis 0) and channels (axis 2)"
+        )
+    out = (side - 1) // stride + 1
+    return t, _shape(n, c, side, f, stride), (t, n, f, out, out)
+
+
+@cache
+def _shape(*sizes: int):
+    return module.ConvShape(*sizes)

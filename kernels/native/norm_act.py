@@ -1,0 +1,166 @@
+"""Batch norm + affine + leaky ReLU + 2×2 max pool, statistics per task and channel; signatures as
+in `kernels.plain.norm_act`, which has the formulas.
+
+Square images. What is kept is the input itself and x̂ at the winners; the slope of the activation
+follows from x̂, and a winner is two bits.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.native import module
+from kernels.native.tensors import empty_images, expect, images, matrix, ops, vectors
+from kernels.threads import threads
+
+SCOPE = "square images"
+
+
+class Saved(NamedTuple):
+    z: Tensor  # [T, N, C, H, H] the input
+    bias: Tensor  # [T, C]
+    mean: Tensor  # [T, C] of the batch
+    var: Tensor  # [T, C] of the batch, biased
+    centre: Tensor  # [T, C] what was subtracted
+    rstd: Tensor  # [T, C]
+    x_hat: Tensor  # [T, N, C, h, h] normalised input at the pooling winners
+    winners: Tensor | None  # int16 [T, N, words] in the order of the module, None without pooling
+    shape: object  # the module's sizes
+    count: int  # elements behind each statistic; 0: the statistics were given and are constants
+
+
+class Tangent(NamedTuple):
+    z_dot: Tensor | None  # [T, N, C, H, H]
+    mean_dot: Tensor | None  # [T, C]
+    q: Tensor | None  # [T, C] mean of x̂·ż
+    x_hat_dot: Tensor | None  # [T, N, C, h, h]
+
+
+def refusal(z_shape) -> str | None:
+    """Why images of this shape are not for here, in one line; `None` if they are."""
+    height, width = z_shape[3:]
+    if height == width:
+        return None
+    return (
+        f"native norm_act takes {SCOPE}; got {height}×{width}; kernels.use('auto') or 'plain' "
+        f"runs it on plain"
+    )
+
+
+def fwd(
+    z: Tensor,  # [T, N, C, H, H]
+    gain: Tensor,  # [T, C]
+    bias: Tensor,  # [T, C]
+    eps: float,
+    negative_slope: float,
+    pooled: bool,
+    statistics: tuple[Tensor, Tensor] | None,  # mean, biased variance [T, C]; None: the batch's own
+) -> tuple[Tensor, Saved]:
+    reason = refusal(z.shape)
+    t, n, c, side, _ = z.shape
+    if reason or 0 in (t, n, c) or side < 1 + pooled:
+        smallest = f"native norm_act: images must be at least {1 + pooled}×{1 + pooled} and"
+        raise ValueError(reason or f"{smallest} no axis empty, got {list(z.shape)}")
+    given = (None, None) if statistics is None else statistics
+    per_channel = dict(zip(("mean", "variance"), given, strict=True), gain=gain, bias=bias)
+    expect("norm_act", z, **{name: (v, (t, c)) for name, v in per_channel.items()})
+    z, gain, bias, *given = images(z), *map(vectors, (gain, bias, *given))
+    shape = _shape(n, c, side, pooled, negative_slope, eps)
+    small = side // 2 if pooled else side
+    y, x_hat = (empty_images(z, t, n, c, small) for _ in range(2))
+    mean, var, rstd = (torch.empty((t, c), dtype=z.dtype) for _ in range(3))
+    words = ops(z.dtype).winner_words(shape)
+    winners = torch.empty((t, n, words), dtype=torch.int16) if pooled else None
+    operands = z, gain, bias, *given, y, mean, var, rstd, x_hat, winners
+    ops(z.dtype).norm_act_fwd(shape, t, threads(), *map(matrix, operands))
+    centre, count = (mean, n * side * side) if statistics is None else (given[0], 0)
+    return y, Saved(z, bias, mean, var, centre, rstd, x_hat, winners, shape, count)
+
+
+def bwd(
+    saved: Saved,
+    gain: Tensor,  # [T, C]
+    dy: Tensor,  # [T, N, C, h, h]
+) -> tuple[Tensor, Tensor, Tensor]:  # dz, dgain [T, C], dbias [T, C]
+    gain = _checked(saved, gain, dy=(dy, saved.x_hat.shape))
+    dy = images(dy)
+    results = _gradients(saved)
+    operands = map(matrix, (dy, *results))
+    _call("norm_act_bwd", saved, gain, *operands)
+    return results
+
+
+def tan_fwd(
+    saved: Saved,
+    gain: Tensor,  # [T, C]
+    z_dot: Tensor | None,  # [T, N, C, H, H]
+    gain_dot: Tensor | None = None,  # [T, C]
+    bias_dot: Tensor | None = None,  # [T, C]
+) -> tuple[Tensor | None, Tangent]:
+    if z_dot is gain_dot is bias_dot is None:
+        return None, Tangent(None, None, None, None)
+    rows = saved.rstd.shape
+    dots = {"z_dot": (z_dot, saved.z.shape), "gain_dot": (gain_dot, rows)}
+    gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
+    z_dot, gain_dot, bias_dot = images(z_dot), vectors(gain_dot), vectors(bias_dot)
+    y_dot = empty_images(saved.z, *saved.x_hat.shape[:4])
+    tangent = Tangent(
+        z_dot,
+        *(
+            None if z_dot is None or not saved.count else torch.empty(rows, dtype=saved.z.dtype)
+            for _ in range(2)
+        ),
+        None if z_dot is None else empty_images(saved.z, *saved.x_hat.shape[:4]),
+    )
+    operands = map(matrix, (z_dot, gain_dot, bias_dot, y_dot, *tangent[1:]))
+    _call("norm_act_tan_fwd", saved, gain, *operands)
+    return y_dot, tangent
+
+
+def tan_bwd(
+    saved: Saved,
+    tangent: Tangent,
+    gain: Tensor,  # [T, C]
+    dy: Tensor,  # [T, N, C, h, h]
+    dy_dot: Tensor | None,  # [T, N, C, h, h]
+    gain_dot: Tensor | None = None,  # [T, C]
+) -> tuple[Tensor, Tensor, Tensor]:  # directions of dz, dgain, dbias
+    small = saved.x_hat.shape
+    dots = {"dy_dot": (dy_dot, small), "gain_dot": (gain_dot, saved.rstd.shape)}
+    gain = _checked(saved, gain, dy=(dy, small), **dots)
+    dy, dy_dot, gain_dot = images(dy), images(dy_dot), vectors(gain_dot)
+    results = _gradients(saved)
+    operands = map(matrix, (*tangent, dy, dy_dot, gain_dot, *results))
+    _call("norm_act_tan_bwd", saved, gain, *operands)
+    return results
+
+
+def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> Tensor:
+    """`gain` with contiguous rows, after all operands were found to fit."""
+    expect("norm_act", saved.z, gain=(gain, saved.rstd.shape), **operands)
+    words = ops(saved.z.dtype).winner_words(saved.shape)
+    if saved.winners is not None and saved.winners.shape[2] != words:
+        raise ValueError(
+            "native norm_act: the instruction set changed between fwd and bwd; call limit_isa "
+            "before or after both"
+        )
+    return vectors(gain)
+
+
+def _gradients(saved: Saved) -> tuple[Tensor, Tensor, Tensor]:
+    """Unwritten tensors of z, gain and bias."""
+    rows = (torch.empty(saved.rstd.shape, dtype=saved.z.dtype) for _ in range(2))
+    return empty_images(saved.z, *saved.z.shape[:4]), *rows
+
+
+def _call(name: str, saved: Saved, gain: Tensor, *operands: tuple[int, int]) -> None:
+    kept = saved.z, gain, saved.bias, saved.centre, saved.rstd, saved.x_hat, saved.winners
+    matrices = module.NormMatrices(*map(matrix, kept), not saved.count)
+    getattr(ops(saved.z.dtype), name)(saved.shape, len(saved.z), threads(), matrices, *operands)
+
+
+@cache
+def _shape(*sizes):
+    return module.NormShape(*sizes)

@@ -1,0 +1,108 @@
+"""θ' = θ − α[segment]·g over flat buffers; signatures as in `kernels.plain.update`. The sums behind
+the gradient of the rates are in float64 and in one order, whatever the number of threads.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.native.tensors import address, expect, matrix, ops, vectors
+from kernels.threads import threads
+
+
+def fwd(
+    theta: Tensor,  # [T, P]
+    grad: Tensor,  # [T, P]
+    rates: Tensor,  # [L]
+    sizes: tuple[int, ...],
+) -> Tensor:  # [T, P]
+    return _descend(theta, rates, grad, None, None, sizes)
+
+
+def bwd(
+    d_theta: Tensor,  # [T, P] gradient of θ'; θ has the same
+    grad: Tensor,  # [T, P]
+    rates: Tensor,  # [L]
+    sizes: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:  # of g [T, P], of the rates [L]
+    return _gradients(d_theta, grad, rates, sizes)
+
+
+def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None:
+    if grad_dot is None and rates_dot is None:
+        return theta_dot
+    return _descend(theta_dot, rates, grad_dot, rates_dot, grad, sizes)
+
+
+def tan_bwd(d_theta, grad_dot, rates_dot, sizes) -> tuple[Tensor | None, Tensor | None]:
+    """Directions of the gradients of g and of the rates, for a fixed `d_theta`."""
+    return _gradients(d_theta, grad_dot, rates_dot, sizes)
+
+
+def _descend(
+    theta: Tensor | None,  # None: 0
+    rates: Tensor,
+    grad: Tensor | None,
+    rates_dot: Tensor | None,
+    grad_dot: Tensor | None,
+    sizes: tuple[int, ...],
+) -> Tensor:
+    """theta − rates·grad − rates_dot·grad_dot, without a term that misses an operand."""
+    if grad is None:
+        rates = None
+    if rates_dot is None:
+        grad_dot = None
+    like = grad if grad is not None else grad_dot
+    rows = _rows(like, sizes)
+    matrices = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
+    per_segment = {"rates": rates, "rates_dot": rates_dot}
+    _expect(like, rows, sizes, matrices, per_segment)
+    theta, grad, grad_dot = map(vectors, (theta, grad, grad_dot))
+    rates, rates_dot = (None if r is None else r.contiguous() for r in (rates, rates_dot))
+    out = torch.empty(rows, dtype=like.dtype)
+    ops(like.dtype).update_fwd(
+        sizes,
+        rows[0],
+        threads(),
+        matrix(theta),
+        address(rates),
+        matrix(grad),
+        address(rates_dot),
+        matrix(grad_dot),
+        matrix(out),
+    )
+    return out
+
+
+def _gradients(
+    d_theta: Tensor, grad: Tensor | None, rates: Tensor | None, sizes: tuple[int, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """−d_theta·rates, and −Σ d_theta·grad of each segment; `None` for what misses an operand."""
+    rows = _rows(d_theta, sizes)
+    _expect(d_theta, rows, sizes, {"d_theta": d_theta, "grad": grad}, {"rates": rates})
+    d_theta, grad = vectors(d_theta), vectors(grad)
+    rates = None if rates is None else rates.contiguous()
+    d_grad = None if rates is None else torch.empty(rows, dtype=d_theta.dtype)
+    d_rates = None if grad is None else torch.empty((len(sizes),), dtype=d_theta.dtype)
+    ops(d_theta.dtype).update_bwd(
+        sizes,
+        rows[0],
+        threads(),
+        matrix(d_theta),
+        matrix(grad),
+        address(rates),
+        matrix(d_grad),
+        address(d_rates),
+    )
+    return d_grad, d_rates
+
+
+def _rows(like: Tensor, sizes: tuple[int, ...]) -> tuple[int, int]:
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"native update: sizes must not be negative, got {list(sizes)}")
+    return len(like), sum(sizes)
+
+
+def _expect(like, rows: tuple[int, int], sizes: tuple[int, ...], matrices: dict, vectors: dict):
+    shapes = {name: (m, rows) for name, m in matrices.items()}
+    shapes |= {name: (v, (len(sizes),)) for name, v in vectors.items()}
+    expect("update", like, **shapes)
