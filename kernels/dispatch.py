@@ -79,7 +79,9 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, *case) -> tuple[st
     requested = _request()
     if requested != "auto":
         refused = _refusal(requested, op, device, dtype, case)
-        return (None, refused) if refused else (requested, "requested")
+        if refused is None:
+            return requested, "requested"
+        return None, f"{refused}; kernels.use('auto') leaves the choice to dispatch"
     refusals = []
     for name in BACKENDS:
         refused = _refusal(name, op, device, dtype, case)

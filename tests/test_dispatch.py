@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import gradcheck, gradgradcheck
 
 import kernels
-from kernels import cases
+from kernels import cases, native, plain, reference
 
 
 def ones(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -42,9 +43,39 @@ def two_segments(*inputs: torch.Tensor) -> object:
     return kernels.lslr_update(*inputs, (2, 2))
 
 
+def backwards(*inputs: torch.Tensor) -> object:
+    return kernels.lslr_update(*inputs, (6, -2))
+
+
+def strided(stride: object, padding: int):
+    return lambda *inputs: kernels.task_conv2d(*inputs, stride=stride, padding=padding)
+
+
+def sparse(x: torch.Tensor, w: torch.Tensor) -> object:
+    return kernels.task_conv2d(x.to_sparse(), w)
+
+
+def spread_out(*inputs: torch.Tensor) -> object:
+    return kernels.per_step_batch_norm(*inputs, eps=-1.0)
+
+
+def sloped_nowhere(*inputs: torch.Tensor) -> object:
+    return kernels.per_step_batch_norm(*inputs, negative_slope=float("nan"))
+
+
 def labelled(dtype: torch.dtype):
     labels = torch.zeros(1, 2, dtype=dtype)
     return lambda *inputs: kernels.linear_cross_entropy(*inputs, labels)
+
+
+def labelled_as(label: int):
+    labels = torch.tensor([[0, label]])
+    return lambda *inputs: kernels.linear_cross_entropy(*inputs, labels)
+
+
+def elsewhere(*inputs: torch.Tensor) -> object:
+    labels = torch.zeros(1, 2, dtype=torch.int64, device="meta")
+    return kernels.linear_cross_entropy(*inputs, labels)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +100,18 @@ def labelled(dtype: torch.dtype):
         (labelled(torch.float32), ones((1, 2, 3), (1, 4, 3), (1, 4)), "labels must be int64"),
         (two_segments, ones((1, 5), (1, 5), (2,)), "the sum of"),
         (two_segments, ones((1, 4), (1, 4), (3,)), "one a segment"),
+        (two_segments, ones((0, 4), (0, 4), (2,)), "theta is empty"),
+        (backwards, ones((1, 4), (1, 4), (2,)), r"sizes must be 0 or more, got \[6, -2\]"),
+        (kernels.task_conv2d, ones((2, 1, 3, 5, 5), (2, 0, 3, 3, 3)), "weight is empty"),
+        (strided(0, 1), ones((1, 1, 2, 4, 4), (1, 1, 2, 3, 3)), "stride must be an int ≥ 1, got 0"),
+        (strided(1, -1), ones((1, 1, 2, 4, 4), (1, 1, 2, 3, 3)), "padding must be an int ≥ 0"),
+        (strided(1.5, 1), ones((1, 1, 2, 4, 4), (1, 1, 2, 3, 3)), "stride must be an int ≥ 1"),
+        (sparse, ones((1, 1, 2, 4, 4), (1, 1, 2, 3, 3)), "x must be dense"),
+        (spread_out, ones((1, 1, 2, 4, 4), (3, 2), (3, 2)), "eps must be 0 or more, got -1"),
+        (sloped_nowhere, ones((1, 1, 2, 4, 4), (3, 2), (3, 2)), "negative_slope nan"),
+        (labelled_as(4), ones((1, 2, 3), (1, 4, 3), (1, 4)), "labels must be in 0…3"),
+        (labelled_as(-1), ones((1, 2, 3), (1, 4, 3), (1, 4)), "labels must be in 0…3"),
+        (elsewhere, ones((1, 2, 3), (1, 4, 3), (1, 4)), "labels are on meta, features on cpu"),
     ],
 )
 def test_bad_shapes_get_one_clear_error(op, inputs, message: str) -> None:
@@ -93,6 +136,65 @@ def test_dispatch_never_falls_back_from_an_explicit_request(monkeypatch) -> None
     monkeypatch.delenv("KERNELS_BACKEND")
     with pytest.raises(kernels.BackendError, match="not a floating-point type"):
         kernels.task_conv2d(x.long(), w.long())
+
+
+# Of images, filters, and the arguments of the convolution: what the native one leaves to others.
+OTHER_GEOMETRIES = [
+    ((2, 1, 1, 3, 4), (2, 2, 1, 3, 3), {}),
+    ((2, 1, 1, 3, 3), (2, 1, 1, 5, 5), {"padding": 2}),
+    ((2, 1, 1, 3, 3), (2, 2, 1, 1, 3), {}),
+    ((2, 1, 1, 4, 4), (2, 2, 1, 3, 3), {"padding": 0}),
+    ((1, 2, 2, 5, 5), (1, 1, 2, 3, 3), {"stride": 3}),
+]
+
+
+@pytest.mark.parametrize(("images", "filters", "options"), OTHER_GEOMETRIES)
+def test_other_geometries_of_convolution_run_unless_native_is_asked_for(
+    images, filters, options
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(s, generator=g, dtype=torch.float64, requires_grad=True)
+        for s in (images, filters)
+    ]
+    assert gradcheck(lambda x, w: kernels.task_conv2d(x, w, **options), inputs, fast_mode=True)
+    assert gradgradcheck(lambda x, w: kernels.task_conv2d(x, w, **options), inputs, fast_mode=True)
+    values = [ops.task_conv2d(*inputs, **options) for ops in (kernels, reference)]
+    torch.testing.assert_close(*values, rtol=1e-11, atol=1e-12)
+    with kernels.use("native"), pytest.raises(kernels.BackendError, match=NATIVE_REFUSES):
+        kernels.task_conv2d(*inputs, **options)
+
+
+# Where the module is not built, that is the reason.
+NATIVE_REFUSES = "native (conv|norm_act) takes .*; kernels.use|native: "
+
+
+def test_other_geometries_of_batch_norm_run_unless_native_is_asked_for() -> None:
+    inputs = cases.norm_inputs(cases.SMALL[0])
+    inputs = [t.requires_grad_() for t in (inputs[0][..., :4], *inputs[1:])]
+
+    def f(*inputs: torch.Tensor) -> torch.Tensor:
+        return kernels.per_step_batch_norm(*inputs, negative_slope=0.1, pool=True)[0]
+
+    assert gradcheck(f, inputs, fast_mode=True) and gradgradcheck(f, inputs, fast_mode=True)
+    with kernels.use("native"), pytest.raises(kernels.BackendError, match=NATIVE_REFUSES):
+        f(*inputs)
+
+
+@pytest.mark.parametrize("op", ["conv", "norm_act", "update"])
+def test_a_backend_that_is_not_built_is_refused_with_its_reason(op: str, monkeypatch) -> None:
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "reason", "not built: no compiler")
+    x = torch.zeros(1)
+    assert kernels.backend(op, x) is getattr(plain, op)
+    with kernels.use("native"), pytest.raises(kernels.BackendError, match="no compiler"):
+        kernels.backend(op, x)
+
+
+def test_ops_that_native_leaves_out_say_so() -> None:
+    *inputs, labels = cases.head_inputs(cases.SMALL[0])
+    with kernels.use("native"), pytest.raises(kernels.BackendError, match="native has no head: "):
+        kernels.linear_cross_entropy(*inputs, labels)
 
 
 def test_the_table_of_backends_prints() -> None:

@@ -41,12 +41,7 @@ class Tangent(NamedTuple):
 def refusal(z_shape) -> str | None:
     """Why images of this shape are not for here, in one line; `None` if they are."""
     height, width = z_shape[3:]
-    if height == width:
-        return None
-    return (
-        f"native norm_act takes {SCOPE}; got {height}×{width}; kernels.use('auto') or 'plain' "
-        f"runs it on plain"
-    )
+    return None if height == width else f"native norm_act takes {SCOPE}, got {height}×{width}"
 
 
 def fwd(
@@ -58,11 +53,15 @@ def fwd(
     pooled: bool,
     statistics: tuple[Tensor, Tensor] | None,  # mean, biased variance [T, C]; None: the batch's own
 ) -> tuple[Tensor, Saved]:
-    reason = refusal(z.shape)
     t, n, c, side, _ = z.shape
-    if reason or 0 in (t, n, c) or side < 1 + pooled:
-        smallest = f"native norm_act: images must be at least {1 + pooled}×{1 + pooled} and"
-        raise ValueError(reason or f"{smallest} no axis empty, got {list(z.shape)}")
+    reason = refusal(z.shape)
+    if reason:
+        raise ValueError(f"{reason}; plain takes any")
+    if 0 in (t, n, c) or side < 1 + pooled:
+        raise ValueError(
+            f"native norm_act: z must have no empty axis and images of at least "
+            f"{1 + pooled}×{1 + pooled}, got {list(z.shape)}"
+        )
     given = (None, None) if statistics is None else statistics
     per_channel = dict(zip(("mean", "variance"), given, strict=True), gain=gain, bias=bias)
     expect("norm_act", z, **{name: (v, (t, c)) for name, v in per_channel.items()})

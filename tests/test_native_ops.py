@@ -1,0 +1,284 @@
+"""The native single ops: every function against `plain`, for awkward sizes, layouts, numbers of
+threads and instruction sets.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import native, plain
+
+pytestmark = pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
+
+EPS = 1e-5
+SETS = ["portable", "avx2", "avx512"]
+# tasks, images, channels, filters, side: vectors of every width with something left over, a chunk
+# of images and one more, the smallest sides.
+SIZES = [
+    (1, 1, 1, 1, 1),
+    (2, 3, 1, 3, 2),
+    (3, 5, 3, 6, 7),
+    (1, 9, 5, 1, 4),
+    (2, 4, 6, 5, 5),
+    (3, 1, 48, 70, 3),
+    (1, 2, 70, 64, 6),
+    (2, 7, 64, 48, 5),
+    (3, 6, 6, 48, 13),
+]
+ids = "x".join
+BY_SIZE = pytest.mark.parametrize("size", SIZES, ids=lambda size: ids(map(str, size)))
+
+
+def randn(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
+
+
+@pytest.fixture(params=SETS)
+def isa(request) -> Iterator[str]:
+    wanted = getattr(native.module.Isa, request.param)
+    try:
+        if native.module.limit_isa(wanted) != wanted:
+            pytest.skip(f"this machine has no {request.param}")
+        yield request.param
+    finally:
+        native.module.limit_isa(native.module.Isa.avx512)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_close(ours, expected, tolerance: float = 1e-11) -> None:
+    assert (ours is None) == (expected is None)
+    if ours is not None:
+        assert ours.shape == expected.shape and ours.dtype == expected.dtype
+        limit = tolerance * expected.abs().max().clamp(min=1.0)
+        assert (ours - expected).abs().max() <= limit
+
+
+def conv_results(conv, size, stride: int, dtype=torch.float64) -> list[Tensor | None]:
+    """All that the functions give, for every choice of operands."""
+    t, n, c, f, side = size
+    out = (side - 1) // stride + 1
+    x, x_dot = (randn(i, t, n, c, side, side, dtype=dtype) for i in (0, 1))
+    w, w_dot = (randn(i, t, f, c, 3, 3, dtype=dtype) for i in (2, 3))
+    dz, dz_dot = (randn(i, t, n, f, out, out, dtype=dtype) for i in (4, 5))
+    results = [conv.fwd(x, w, stride, 1)]
+    for need in ((True, True), (True, False), (False, True)):
+        results += conv.bwd(dz, x, w, stride, 1, need)
+    for a, b, g in product((None, x_dot), (None, w_dot), (None, dz_dot)):
+        results.append(conv.tan_fwd(x, w, a, b, stride, 1))
+        for need in ((True, True), (False, True)):
+            results += conv.tan_bwd(dz, g, x, w, a, b, stride, 1, need)
+    return results
+
+
+def norm_results(norm_act, size, slope, pooled, given, dtype=torch.float64) -> list[Tensor | None]:
+    t, n, _, c, side = size
+    small = side // 2 if pooled else side
+    z, z_dot = (randn(i, t, n, c, side, side, dtype=dtype) for i in (0, 1))
+    gain, bias, gain_dot, bias_dot = (randn(i, t, c, dtype=dtype) for i in (2, 3, 4, 5))
+    gain[0, 0] = 0.0
+    dy, dy_dot = (randn(i, t, n, c, small, small, dtype=dtype) for i in (6, 7))
+    statistics = (randn(8, t, c, dtype=dtype), 1 + randn(9, t, c, dtype=dtype) ** 2)
+    y, saved = norm_act.fwd(z, gain, bias, EPS, slope, pooled, statistics if given else None)
+    results = [y, saved.mean, saved.var, *norm_act.bwd(saved, gain, dy)]
+    for a, b, g, d in product((None, z_dot), (None, gain_dot), (None, bias_dot), (None, dy_dot)):
+        y_dot, tangent = norm_act.tan_fwd(saved, gain, a, b, g)
+        results += [y_dot, *norm_act.tan_bwd(saved, tangent, gain, dy, d, b)]
+    return results
+
+
+def update_results(update, tasks: int, sizes, dtype=torch.float64) -> list[Tensor | None]:
+    p = sum(sizes)
+    theta, grad, theta_dot, grad_dot = (randn(i, tasks, p, dtype=dtype) for i in range(4))
+    rates, rates_dot = (randn(i, len(sizes), dtype=dtype) for i in (4, 5))
+    shared = theta[:1].expand(tasks, -1)
+    results = [update.fwd(a, grad, rates, sizes) for a in (theta, shared, theta.mT.contiguous().mT)]
+    results += update.bwd(theta, grad, rates, sizes)
+    for a, b, r in product((None, theta_dot), (None, grad_dot), (None, rates_dot)):
+        results.append(update.tan_fwd(grad, rates, a, b, r, sizes))
+        results += update.tan_bwd(theta, b, r, sizes)
+    return results
+
+
+@BY_SIZE
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv_is_that_of_plain(size, stride: int, isa) -> None:
+    pairs = zip(*(conv_results(b.conv, size, stride) for b in (native, plain)), strict=True)
+    for ours, expected in pairs:
+        assert_close(ours, expected)
+
+
+@BY_SIZE
+@pytest.mark.parametrize(("slope", "pooled"), [(0.01, True), (0.0, True), (1.0, False)])
+@pytest.mark.parametrize("given", [False, True], ids=["batch", "running"])
+def test_norm_act_is_that_of_plain(size, slope: float, pooled: bool, given: bool, isa) -> None:
+    size = size if size[4] > 1 or not pooled else (*size[:4], 3)
+    arguments = size, slope, pooled, given
+    pairs = zip(*(norm_results(b.norm_act, *arguments) for b in (native, plain)), strict=True)
+    for ours, expected in pairs:
+        # One value is its own mean: what is left of it is rounding, times 1/√ε.
+        assert_close(ours, expected, 1e-10 if size[1] * size[4] > 1 or given else 1e-7)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("sizes", [(1,), (3, 0, 5), (20_000, 7, 8_192)], ids=str)
+def test_update_is_that_of_plain(tasks: int, sizes: tuple[int, ...], isa) -> None:
+    pairs = zip(*(update_results(b.update, tasks, sizes) for b in (native, plain)), strict=True)
+    for ours, expected in pairs:
+        assert_close(ours, expected)
+
+
+LARGE = (3, 6, 6, 48, 13), (1, 9, 5, 64, 12), (2, 4, 48, 48, 7)  # worth more than one thread
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, threads) -> None:
+    def everything() -> list[Tensor | None]:
+        results = update_results(native.update, 3, (20_000, 7, 8_192), dtype)
+        for size in LARGE:
+            results += conv_results(native.conv, size, 1, dtype)
+            results += conv_results(native.conv, size, 2, dtype)
+            results += norm_results(native.norm_act, size, 0.01, True, False, dtype)
+        return results
+
+    runs = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        runs.append([r for r in everything() if r is not None])
+    for others in runs[1:]:
+        assert all(map(torch.equal, others, runs[0]))
+
+
+def largest_error(ours, plains, exact) -> tuple[float, float]:
+    """Relative to the scale of each result: of the native float32, and of plain's."""
+    errors = [(0.0, 0.0)]
+    for a, p, e in zip(ours, plains, exact, strict=True):
+        if e is not None and e.norm():
+            errors.append(tuple(((t - e).norm() / e.norm()).item() for t in (a, p)))
+    return tuple(map(max, zip(*errors, strict=True)))
+
+
+@pytest.mark.parametrize("size", LARGE, ids=str)
+def test_float32_error_is_within_twice_that_of_plain(size, isa) -> None:
+    # Without winners and masks: a different one is no rounding error.
+    for results, ops, rest in (
+        (conv_results, "conv", (1,)),
+        (norm_results, "norm_act", (1.0, False, False)),
+    ):
+        ours, plains = (
+            results(getattr(b, ops), size, *rest, torch.float32) for b in (native, plain)
+        )
+        exact = results(getattr(plain, ops), size, *rest, torch.float64)
+        error, limit = largest_error(ours, plains, exact)
+        assert error <= 2 * limit + torch.finfo(torch.float32).eps
+
+
+def test_what_an_earlier_call_left_in_memory_is_never_read() -> None:
+    def everything(factor: float) -> list[Tensor]:
+        results = []
+        for size in ((2, 3, 5, 6, 5), (1, 5, 3, 16, 4)):
+            t, n, c, f, side = size
+            x, w, dz = (
+                randn(0, t, n, c, side, side),
+                randn(1, t, f, c, 3, 3),
+                randn(2, t, n, f, side, side),
+            )
+            x, w, dz = (v * factor for v in (x, w, dz))
+            gain = bias = randn(3, t, f) * factor
+            results += [native.conv.fwd(x, w, 1, 1), *native.conv.bwd(dz, x, w, 1, 1)]
+            y, saved = native.norm_act.fwd(dz, gain, bias, EPS, 0.01, True, None)
+            _, tangent = native.norm_act.tan_fwd(saved, gain, dz)
+            results += [y, *native.norm_act.bwd(saved, gain, y)]
+            results += native.norm_act.tan_bwd(saved, tangent, gain, y, y)
+        return results
+
+    expected = everything(1.0)
+    everything(float("nan"))
+    assert all(map(torch.equal, everything(1.0), expected))
+
+
+def test_any_layout_gives_the_same_bits() -> None:
+    nhwc = [randn(i, 2, 3, 6, 6, 5).permute(0, 1, 4, 2, 3) for i in (0, 1)]
+    w = randn(2, 2, 7, 3, 3, 5).permute(0, 1, 4, 2, 3)
+    gain = randn(3, 2, 5)
+
+    def everything(change) -> list[Tensor]:
+        x, dy = map(change, nhwc)
+        z = native.conv.fwd(x, change(w), 1, 1)
+        y, saved = native.norm_act.fwd(x, change(gain), change(gain), EPS, 0.01, False, None)
+        results = [z, *native.conv.bwd(change(z), x, change(w), 1, 1), y]
+        return results + [*native.norm_act.bwd(saved, change(gain), dy)]
+
+    def spread(x: Tensor) -> Tensor:
+        return torch.stack([x, x], -1)[..., 0]
+
+    expected = everything(lambda x: x)
+    for change in (Tensor.contiguous, spread, lambda x: torch.cat([x, x])[:2]):
+        assert all(map(torch.equal, everything(change), expected))
+    shared = native.conv.fwd(nhwc[0][:1].expand(2, -1, -1, -1, -1), w[:1].expand_as(w), 1, 1)
+    assert torch.equal(shared[0], expected[0][0]) and torch.equal(shared[1], shared[0])
+
+
+def test_winners_of_another_instruction_set_are_refused() -> None:
+    z, gain = randn(0, 1, 2, 48, 4, 4), randn(1, 1, 48)
+    y, saved = native.norm_act.fwd(z, gain, gain, EPS, 0.01, True, None)
+    try:
+        native.module.limit_isa(native.module.Isa.portable)
+        if native.module.float64.winner_words(saved.shape) == saved.winners.shape[2]:
+            pytest.skip("this machine has vectors of one width only")
+        with pytest.raises(ValueError, match="instruction set changed between fwd and bwd"):
+            native.norm_act.bwd(saved, gain, y)
+    finally:
+        native.module.limit_isa(native.module.Isa.avx512)
+
+
+X, W, G = torch.ones(2, 1, 3, 4, 4), torch.ones(2, 5, 3, 3, 3), torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: native.conv.fwd(X[:, :0], W, 1, 1), "must be non-empty and agree"),
+        (lambda: native.conv.fwd(X[:1], W, 1, 1), "must be non-empty and agree"),
+        (lambda: native.conv.fwd(X, W[:, :, :, :2, :2], 1, 1), "3×3 filters, padding 1"),
+        (lambda: native.conv.fwd(X, W, 3, 1), "stride 3; plain takes"),
+        (lambda: native.conv.fwd(X, W.double(), 1, 1), "w must be torch.float32"),
+        (lambda: native.conv.fwd(X.half(), W.half(), 1, 1), "takes float32 and float64"),
+        (lambda: native.conv.fwd(X.to("meta"), W, 1, 1), "takes float32 and float64 on a CPU"),
+        (lambda: native.conv.bwd(X, X, W, 1, 1), r"dz must be torch.float32 \[2, 1, 5, 4, 4\]"),
+        (lambda: native.conv.tan_fwd(X, W, X[:, :, :1], W, 1, 1), "x must be"),
+        (lambda: native.norm_act.fwd(X[..., :2], G, G, EPS, 0.0, True, None), "got 4×2"),
+        (lambda: native.norm_act.fwd(X[..., :1, :1], G, G, EPS, 0.0, True, None), "at least 2×2"),
+        (lambda: native.norm_act.fwd(X, G[:1], G, EPS, 0.0, True, None), "gain must be"),
+        (lambda: native.norm_act.fwd(X, G, G, EPS, 0.0, True, (G, G[:, :2])), "variance must be"),
+        (lambda: native.update.fwd(G, G[:, :2], torch.ones(1), (3,)), "grad must be"),
+        (lambda: native.update.fwd(G, G, torch.ones(2), (3,)), "rates must be"),
+        (lambda: native.update.fwd(G, G, torch.ones(2), (4, -1)), "sizes must not be negative"),
+        (lambda: native.update.bwd(G, G, torch.ones(1, dtype=torch.float64), (3,)), "rates must"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_read(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_gradients_that_do_not_fit_what_was_saved_are_refused() -> None:
+    y, saved = native.norm_act.fwd(X, G, G, EPS, 0.01, True, None)
+    for call in (
+        lambda: native.norm_act.bwd(saved, G, X),
+        lambda: native.norm_act.bwd(saved, G[:1], y),
+        lambda: native.norm_act.tan_fwd(saved, G, y),
+        lambda: native.norm_act.tan_fwd(saved, G, X, G.double()),
+    ):
+        with pytest.raises(ValueError, match="native norm_act: .* must be torch.float32"):
+            call()
