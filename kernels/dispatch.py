@@ -81,7 +81,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, *case) -> tuple[st
         refused = _refusal(requested, op, device, dtype, case)
         if refused is None:
             return requested, "requested"
-        return None, f"{refused}; kernels.use('auto') leaves the choice to dispatch"
+        return None, f"{refused}; ask for 'auto' to let dispatch choose"
     refusals = []
     for name in BACKENDS:
         refused = _refusal(name, op, device, dtype, case)

@@ -166,7 +166,7 @@ def test_other_geometries_of_convolution_run_unless_native_is_asked_for(
 
 
 # Where the module is not built, that is the reason.
-NATIVE_REFUSES = "native (conv|norm_act) takes .*; kernels.use|native: "
+NATIVE_REFUSES = "native (conv|norm_act) takes .*; ask for 'auto'|native: "
 
 
 def test_other_geometries_of_batch_norm_run_unless_native_is_asked_for() -> None:
