@@ -175,7 +175,10 @@ def machine(cfg: Config) -> Iterator[torch.device]:
         try:
             if cfg.backend != "auto":  # auto: the environment may choose
                 stack.enter_context(kernels.use(cfg.backend))
-            kernels.passes(torch.empty(0, device=device))
+            probe = torch.empty(0, device=device)
+            kernels.passes(probe)
+            for op in ("conv", "norm_act", "head", "update") if cfg.unroll == "autograd" else ():
+                kernels.backend(op, probe)
         except kernels.BackendError as error:
             raise UserError(str(error)) from error
         stack.callback(torch.set_num_threads, torch.get_num_threads())

@@ -19,6 +19,7 @@ import torch
 from engine import train
 from engine.report import cut_log
 from engine.run import Run
+from kernels import native
 from tests.tiny import call, finish, flags, make_images, same, small_disk, start
 
 TRAIN = "engine.train"
@@ -252,6 +253,17 @@ def test_too_few_classes_in_any_part_are_met_before_training(images):
     code, _, err = call(TRAIN, *flags(images, folder, "--ways", 7))
     assert code == 2
     one_line(err, "7", "6")
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
+def test_a_backend_that_lacks_an_op_of_the_unroll_is_met_before_training(images):
+    folder = images.parent / "headless"
+    code, _, err = call(
+        TRAIN, *flags(images, folder, "--backend", "native", "--unroll", "autograd")
+    )
+    assert code == 2
+    one_line(err, "native has no head", "auto")
     assert not folder.exists()
 
 
