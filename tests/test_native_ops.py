@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import native, plain
+from kernels.net import Net
 
 pytestmark = pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
 
@@ -248,6 +249,7 @@ X, W, G = torch.ones(2, 1, 3, 4, 4), torch.ones(2, 5, 3, 3, 3), torch.ones(2, 3)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: native.passes.prepare(Net(3, 4, 2, 17, 2, False, 0.0, EPS), X), "1 to 16 stages"),
         (lambda: native.conv.fwd(X[:, :0], W, 1, 1), "must be non-empty and agree"),
         (lambda: native.conv.fwd(X[:1], W, 1, 1), "must be non-empty and agree"),
         (lambda: native.conv.fwd(X, W[:, :, :, :2, :2], 1, 1), "3×3 filters, padding 1"),

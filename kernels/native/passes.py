@@ -48,6 +48,8 @@ class Kept(NamedTuple):
 def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     """The images with what all passes over them share, such as the moments of their patches."""
     t, n, *size = x.shape
+    if not 1 <= net.stages <= MOST_STAGES:
+        raise ValueError(f"native passes take 1 to {MOST_STAGES} stages, got {net.stages}")
     if tuple(size) != (net.channels, net.side, net.side) or not n:
         raise ValueError(
             f"images: got {tuple(x.shape)}; this backbone takes [T, N ≥ 1, {net.channels}, "
