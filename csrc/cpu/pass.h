@@ -6,6 +6,10 @@
 #include "stem.h"
 #include "winograd.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace mamlpp {
 namespace MAMLPP_ISA {
 
@@ -28,7 +32,13 @@ class Carver {
     explicit Carver(void* block) : base_(static_cast<char*>(block)) {}
     template <class T> T* take(ptrdiff_t count) {
         char* p = base_ ? base_ + at_ : nullptr;
-        at_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+        const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+        at_ += (bytes + 63) / 64 * 64;
+#ifdef __SANITIZE_ADDRESS__ // forbids what lies between the arrays
+        at_ += 64;
+        if (p)
+            __asan_poison_memory_region(p + bytes, (bytes + 63) / 64 * 64 + 64 - bytes);
+#endif
         return reinterpret_cast<T*>(p);
     }
     size_t bytes() const { return at_; }

@@ -1,0 +1,349 @@
+// The kernels without Python, for the sanitizers and for other compilers: every instruction set that
+// this machine grants, alone and in teams, on nets of awkward sizes. A tangent is checked against
+// differences of gradients, a gradient against differences of losses, and the sets against each other.
+//
+// Memory given to a kernel has exactly the size that it asked for, and starts as NaN.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/cpu/team.h"
+#include "../../csrc/ops.h"
+
+using namespace mamlpp;
+
+namespace {
+
+int failures = 0;
+
+void expect(bool good, const std::string& what) {
+    if (good)
+        return;
+    ++failures;
+    std::printf("FAILED: %s\n", what.c_str());
+}
+
+// All bits 1 is a NaN of either type.
+class Exact {
+  public:
+    explicit Exact(size_t bytes) : data_(std::aligned_alloc(64, bytes)) {
+        if (!data_)
+            std::abort();
+        std::memset(data_.get(), 0xff, bytes);
+    }
+    void* data() const { return data_.get(); }
+
+  private:
+    struct Free {
+        void operator()(void* p) const { std::free(p); }
+    };
+    std::unique_ptr<void, Free> data_;
+};
+
+std::vector<Exact> exact_blocks(int count, size_t bytes) {
+    std::vector<Exact> blocks;
+    for (int i = 0; i < count; ++i)
+        blocks.emplace_back(bytes);
+    return blocks;
+}
+
+template <class T> std::vector<T> unwritten(ptrdiff_t size) {
+    std::vector<T> values(static_cast<size_t>(size));
+    std::memset(values.data(), 0xff, values.size() * sizeof(T));
+    return values;
+}
+
+// Uniform in −1..1; Knuth's MMIX generator.
+class Random {
+  public:
+    explicit Random(uint64_t seed) : state_(seed) {}
+    double operator()() {
+        state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+        return static_cast<double>(state_ >> 11) * 0x1p-52 - 1;
+    }
+
+  private:
+    uint64_t state_;
+};
+
+struct Case {
+    Net net;
+    int n, tasks;
+    bool given; // statistics
+    std::string name() const {
+        return std::to_string(net.channels) + "x" + std::to_string(net.side) + "x" +
+               std::to_string(net.side) + (net.pool ? " pool " : " stride ") +
+               std::to_string(net.stages) + "x" + std::to_string(net.filters) + " n" + std::to_string(n) +
+               " t" + std::to_string(tasks) + (given ? " given" : "");
+    }
+    int stats() const { return net.stages * net.filters; }
+    ptrdiff_t parameters() const {
+        ptrdiff_t count = 0;
+        int side = net.side, channels = net.channels;
+        for (int s = 0; s < net.stages; ++s, channels = net.filters) {
+            count += static_cast<ptrdiff_t>(net.filters) * 9 * channels;
+            side = net.pool ? side / 2 : (side + 1) / 2;
+        }
+        return count + static_cast<ptrdiff_t>(net.ways) *
+                           (net.filters * (net.pool ? side * side : 1) + 1);
+    }
+};
+
+template <class T> struct Inputs {
+    std::vector<T> x, theta, direction, row, mean, var;
+    std::vector<int64_t> labels;
+
+    Inputs(const Case& c, double step) {
+        Random random(static_cast<uint64_t>(c.net.side * 1000 + c.net.filters));
+        const auto fill = [&](std::vector<T>& to, ptrdiff_t size, double scale, double offset) {
+            for (ptrdiff_t i = 0; i < size; ++i)
+                to.push_back(static_cast<T>(offset + scale * random()));
+            to.shrink_to_fit();
+        };
+        fill(x, static_cast<ptrdiff_t>(c.tasks) * c.n * c.net.side * c.net.side * c.net.channels, 1, 0.5);
+        fill(theta, c.tasks * c.parameters(), 0.4, 0);
+        fill(direction, c.tasks * c.parameters(), 0.5, 0);
+        fill(row, 2 * c.stats(), 0.8, 0.3);
+        row[0] = 0; // no gain: all of a window are equal
+        if (c.net.filters > 2)
+            row[2] = static_cast<T>(-0.7);
+        fill(mean, c.given ? c.stats() : 0, 0.3, 0);
+        fill(var, c.given ? c.stats() : 0, 0.4, 0.9);
+        for (int i = 0; i < c.tasks * c.n; ++i)
+            labels.push_back(i % c.net.ways);
+        labels.shrink_to_fit();
+        for (size_t i = 0; i < theta.size(); ++i)
+            theta[i] += static_cast<T>(step) * direction[i];
+    }
+};
+
+template <class T> struct Outputs {
+    std::vector<T> loss, logits, gradient, norm_gradient, mean, var, product, norm_product;
+
+    explicit Outputs(const Case& c)
+        : loss(unwritten<T>(c.tasks)), logits(unwritten<T>(c.tasks * c.n * c.net.ways)),
+          gradient(unwritten<T>(c.tasks * c.parameters())),
+          norm_gradient(unwritten<T>(c.tasks * 2 * c.stats())), mean(unwritten<T>(c.tasks * c.stats())),
+          var(mean), product(gradient), norm_product(norm_gradient) {}
+
+    std::vector<const std::vector<T>*> all() const {
+        return {&loss, &logits, &gradient, &norm_gradient, &mean, &var, &product, &norm_product};
+    }
+};
+
+constexpr const char* output_names[] = {"loss", "logits", "gradient", "norm_gradient",
+                                        "mean", "var",    "product",  "norm_product"};
+
+template <class F> void for_tasks(int tasks, int threads, F f) {
+    run_tasks(
+        tasks, threads, false,
+        [](void* context, int task, Team& team, int slot) {
+            (*static_cast<F*>(context))(task, team, slot);
+        },
+        &f);
+}
+
+// A pass of every task: forward alone, or with its gradient, or also kept for a tangent.
+enum class Extent { forward, gradient, kept };
+
+template <class T>
+void pass(const Case& c, const Inputs<T>& in, int threads, Extent extent, const std::vector<Exact>& images,
+          const std::vector<Exact>& kept, const std::vector<Exact>& scratch, Outputs<T>& out) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    const Net& net = c.net;
+    const std::vector<Exact> work = exact_blocks(threads, ops.work_bytes(net, c.n));
+    const bool keep = extent == Extent::kept, backward = extent != Extent::forward;
+    for_tasks(c.tasks, threads, [&](int t, Team& team, int slot) {
+        PassTask<T> task{};
+        task.images = images[t].data();
+        task.theta = in.theta.data() + t * c.parameters();
+        task.row = in.row.data();
+        task.given_mean = c.given ? in.mean.data() : nullptr;
+        task.given_var = c.given ? in.var.data() : nullptr;
+        task.logits = out.logits.data() + t * c.n * net.ways;
+        task.mean = out.mean.data() + t * c.stats();
+        task.var = out.var.data() + t * c.stats();
+        if (backward) {
+            task.labels = in.labels.data() + t * c.n;
+            task.loss = out.loss.data() + t;
+            task.gradient = out.gradient.data() + t * c.parameters();
+            task.norm_gradient = out.norm_gradient.data() + t * 2 * c.stats();
+        }
+        task.kept = kept[keep ? t : slot].data();
+        task.keep = keep;
+        ops.pass(net, c.n, task, work[slot].data(), scratch[slot].data(), team);
+    });
+}
+
+// A pass and its tangent; what a pass does not keep or does not compute changes nothing else.
+template <class T> Outputs<T> run(const Case& c, const Inputs<T>& in, int threads) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    const Net& net = c.net;
+    const ptrdiff_t parameters = c.parameters(), image = net.side * net.side * net.channels;
+    const std::vector<Exact> images = exact_blocks(c.tasks, ops.images_bytes(net, c.n));
+    const std::vector<Exact> kept = exact_blocks(c.tasks, ops.pass_bytes(net, c.n, true));
+    const std::vector<Exact> lost = exact_blocks(threads, ops.pass_bytes(net, c.n, false));
+    const std::vector<Exact> work = exact_blocks(threads, ops.work_bytes(net, c.n));
+    const std::vector<Exact> dots = exact_blocks(threads, ops.tangent_bytes(net, c.n));
+    const std::vector<Exact> scratch =
+        exact_blocks(threads, ops.scratch_bytes(net) * static_cast<size_t>(threads));
+
+    for_tasks(c.tasks, threads, [&](int t, Team& team, int slot) {
+        ops.prepare(net, c.n, in.x.data() + t * c.n * image, images[t].data(), work[slot].data(),
+                    scratch[slot].data(), team);
+    });
+    Outputs<T> out(c), forward(c), gradient(c);
+    pass(c, in, threads, Extent::forward, images, lost, scratch, forward);
+    pass(c, in, threads, Extent::gradient, images, lost, scratch, gradient);
+    pass(c, in, threads, Extent::kept, images, kept, scratch, out);
+    expect(forward.logits == out.logits && forward.mean == out.mean && forward.var == out.var,
+           c.name() + ": a forward pass alone");
+    expect(gradient.gradient == out.gradient && gradient.norm_gradient == out.norm_gradient,
+           c.name() + ": a pass that is not kept");
+    for_tasks(c.tasks, threads, [&](int t, Team& team, int slot) {
+        const TangentTask<T> task{images[t].data(),
+                                  in.theta.data() + t * parameters,
+                                  in.direction.data() + t * parameters,
+                                  kept[t].data(),
+                                  out.product.data() + t * parameters,
+                                  out.norm_product.data() + t * 2 * c.stats()};
+        ops.tangent(net, c.n, task, dots[slot].data(), scratch[slot].data(), team);
+    });
+    return out;
+}
+
+// Largest difference in units of the largest value; NaN is infinitely wrong.
+template <class T> double error(const std::vector<T>& a, const std::vector<T>& b) {
+    double worst = 0, scale = 1e-30;
+    for (size_t i = 0; i < a.size(); ++i) {
+        const double d = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+        worst = std::isfinite(d) ? std::max(worst, d) : INFINITY;
+        scale = std::max(scale, std::abs(static_cast<double>(b[i])));
+    }
+    return worst / scale;
+}
+
+template <class T>
+void compare(const Outputs<T>& a, const Outputs<T>& b, double tolerance, const std::string& what) {
+    for (size_t i = 0; i < a.all().size(); ++i) {
+        const double e = error(*a.all()[i], *b.all()[i]);
+        expect(e <= tolerance, what + ": " + output_names[i] + " off by " + std::to_string(e));
+    }
+}
+
+std::vector<double> slope(const std::vector<double>& above, const std::vector<double>& below, double h) {
+    std::vector<double> result(above.size());
+    for (size_t i = 0; i < above.size(); ++i)
+        result[i] = (above[i] - below[i]) / (2 * h);
+    return result;
+}
+
+// Central differences along the direction.
+void differences(const Case& c, const Outputs<double>& out, const std::string& what) {
+    const double h = 1e-6, tolerance = 1e-6;
+    const Outputs<double> above = run(c, Inputs<double>(c, h), 1), below = run(c, Inputs<double>(c, -h), 1);
+    const Inputs<double> in(c, 0);
+    std::vector<double> along(out.loss.size(), 0.0);
+    const size_t parameters = in.theta.size() / along.size();
+    for (size_t i = 0; i < in.theta.size(); ++i)
+        along[i / parameters] += out.gradient[i] * in.direction[i];
+    const std::vector<double> ours[] = {along, out.product, out.norm_product};
+    const std::vector<double> numeric[] = {slope(above.loss, below.loss, h),
+                                           slope(above.gradient, below.gradient, h),
+                                           slope(above.norm_gradient, below.norm_gradient, h)};
+    const char* const names[] = {"loss", "gradient", "norm_gradient"};
+    for (int i = 0; i < 3; ++i) {
+        const double e = error(ours[i], numeric[i]);
+        expect(e <= tolerance, what + ": differences of " + names[i] + " off by " + std::to_string(e));
+    }
+}
+
+constexpr const char* isa_names[] = {"portable", "avx2", "avx512"};
+
+template <class T> void check(const Case& c) {
+    constexpr bool exact = sizeof(T) == sizeof(double);
+    const Inputs<T> in(c, 0);
+    const Isa best = limit_isa(Isa::avx512);
+    std::vector<Outputs<T>> sets;
+    for (int i = 0; i <= static_cast<int>(best); ++i) {
+        const std::string what = c.name() + (exact ? " double " : " float ") + isa_names[i];
+        limit_isa(static_cast<Isa>(i));
+        sets.push_back(run(c, in, 1));
+        for (int threads = 2; threads <= 3; ++threads)
+            compare(run(c, in, threads), sets.back(), 0, what + ", " + std::to_string(threads) + " threads");
+        compare(sets.back(), sets.front(), exact ? 1e-10 : 1e-3, what + " and portable");
+        if constexpr (exact)
+            differences(c, sets.back(), what);
+    }
+}
+
+// Callers of several threads at once; one of them has the pool, the others work alone.
+void concurrent_callers(const Case& c) {
+    const Inputs<float> in(c, 0);
+    const Outputs<float> expected = run(c, in, 1);
+    std::vector<std::thread> callers;
+    std::vector<Outputs<float>> results(3, Outputs<float>(c));
+    for (size_t i = 0; i < results.size(); ++i)
+        callers.emplace_back([&, i] {
+            for (int repeat = 0; repeat < 5; ++repeat)
+                results[i] = run(c, in, 3);
+        });
+    for (std::thread& caller : callers)
+        caller.join();
+    for (const Outputs<float>& result : results)
+        compare(result, expected, 0, "concurrent callers");
+}
+
+void blocks_are_reused() {
+    release_blocks();
+    std::vector<std::thread> users;
+    for (int i = 0; i < 3; ++i)
+        users.emplace_back([] {
+            for (size_t bytes = 1; bytes < (size_t{8} << 20); bytes *= 3) {
+                const Block block(bytes);
+                static_cast<char*>(block.data())[block.bytes() - 1] = 1;
+            }
+        });
+    for (std::thread& user : users)
+        user.join();
+    void* const first = Block(100).data();
+    expect(Block(200).data() == first, "a block of the same size is reused");
+    expect(release_blocks() > 0 && release_blocks() == 0, "release_blocks gives everything back");
+}
+
+} // namespace
+
+int main() {
+    const auto net = [](int channels, int side, int filters, int stages, bool pool, double leak = 0.01) {
+        return Net{channels, side, filters, stages, 3, pool, leak, 1e-5};
+    };
+    const Case cases[] = {
+        {net(3, 21, 6, 3, true), 5, 2, false},
+        {net(1, 18, 16, 3, true, 0), 4, 4, true}, // Winograd's on an odd side
+        {net(2, 13, 20, 2, true, 1), 9, 1, false},
+        {net(1, 2, 1, 1, true), 1, 3, false}, // the smallest
+        {net(4, 5, 5, 2, true), 3, 1, true},
+        {net(3, 13, 17, 3, false), 7, 2, false},
+        {net(1, 6, 3, 2, false, 0), 5, 3, true},
+        {net(1, 1, 1, 1, false), 2, 1, false},
+        {net(16, 7, 5, 2, false), 6, 1, false}, // whole vectors of image channels
+        {net(1, 5, 4, 16, false), 4, 1, false}, // the most stages
+        {net(3, 60, 17, 2, false, 1), 5, 1, false}, // a chunk's operands one image at a time
+    };
+    for (const Case& c : cases) {
+        std::printf("%s\n", c.name().c_str());
+        std::fflush(stdout);
+        check<double>(c);
+        check<float>(c);
+    }
+    concurrent_callers(cases[0]);
+    blocks_are_reused();
+    std::printf(failures ? "%d FAILED\n" : "passed\n", failures);
+    return failures != 0;
+}
