@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.native import module
-from kernels.native.tensors import address, ops, vectors
+from kernels.native.tensors import address, expect, ops, vectors
 from kernels.net import Net
 from kernels.plain.layout import channels_last
 from kernels.threads import threads
@@ -26,6 +26,7 @@ class Images(NamedTuple):
     net: Net
     count: int  # images of a task
     dtype: torch.dtype
+    device: torch.device
     blocks: list  # one a task
 
 
@@ -43,21 +44,22 @@ class Kept(NamedTuple):
     images: Images
     theta: Tensor  # [T, P]
     blocks: list
+    isa: object  # whose vectors the blocks are made of
 
 
 def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     """The images with what all passes over them share, such as the moments of their patches."""
-    t, n, *size = x.shape
-    if not 1 <= net.stages <= MOST_STAGES:
-        raise ValueError(f"native passes take 1 to {MOST_STAGES} stages, got {net.stages}")
-    if tuple(size) != (net.channels, net.side, net.side) or not n:
+    sizes, shape = _net(net), tuple(x.shape)
+    if shape[2:] != (net.channels, net.side, net.side) or 0 in shape:
         raise ValueError(
-            f"images: got {tuple(x.shape)}; this backbone takes [T, N ≥ 1, {net.channels}, "
+            f"images: got {shape}; this backbone takes [T ≥ 1, N ≥ 1, {net.channels}, "
             f"{net.side}, {net.side}]"
         )
+    expect("passes", x)
+    t, n = shape[:2]
     x = channels_last(x)
-    blocks = ops(x.dtype).prepare(_net(net), t, n, threads(), x.data_ptr())
-    return Images(net, n, x.dtype, blocks)
+    blocks = ops(x.dtype).prepare(sizes, t, n, threads(), x.data_ptr())
+    return Images(net, n, x.dtype, x.device, blocks)
 
 
 def run(
@@ -73,6 +75,9 @@ def run(
     """
     net, tasks = images.net, len(images.blocks)
     stats = net.stages * net.filters
+    _check(images, theta, row, labels, statistics)
+    if keep and labels is None:
+        raise ValueError("native passes: keep needs labels, a forward pass has no tangent")
     theta, row = vectors(theta), row.contiguous()
     new = theta.new_empty
     given = [None] * 2 if statistics is None else [s.contiguous() for s in statistics]
@@ -98,7 +103,7 @@ def run(
         *map(address, (loss, logits, gradient, norm_gradient, mean, var)),
         keep,
     )
-    kept = Kept(images, theta, blocks) if keep else None
+    kept = Kept(images, theta, blocks, module.isa()) if keep else None
     return Result(loss, logits, gradient, norm_gradient, mean, var, kept)
 
 
@@ -107,7 +112,13 @@ def tangent(
     direction: Tensor,  # [T, P]
 ) -> tuple[Tensor, Tensor]:  # [T, P], [T, G]
     """Derivative of (gradient, norm_gradient) of a pass along a direction of theta."""
-    images, theta, blocks = kept
+    images, theta, blocks, isa = kept
+    expect("passes", images, direction=(direction, theta.shape))
+    if isa != module.isa():
+        raise ValueError(
+            f"native passes: the instruction set changed from {isa.name} to {module.isa().name} "
+            f"between run and tangent; call limit_isa before or after both"
+        )
     net, direction = images.net, direction.contiguous()
     product = torch.empty_like(direction)
     norm_product = direction.new_empty((len(direction), 2 * net.stages * net.filters))
@@ -127,6 +138,43 @@ def tangent(
     return product, norm_product
 
 
+def _check(images: Images, theta, row, labels, statistics) -> None:
+    net, tasks = images.net, len(images.blocks)
+    stats = net.stages * net.filters
+    given = {}
+    if statistics is not None:
+        shape = (stats,) if statistics[0].dim() == 1 else (tasks, stats)
+        given = {name: (s, shape) for name, s in zip(("mean", "var"), statistics, strict=True)}
+    expect("passes", images, theta=(theta, (tasks, _parameters(net))), row=(row, (2 * stats,)))
+    expect("passes", images, **given)
+    if labels is None:
+        return
+    if labels.shape != (tasks, images.count) or labels.dtype != torch.int64 or not labels.is_cpu:
+        raise ValueError(
+            f"native passes: labels must be torch.int64 {[tasks, images.count]} on cpu, got "
+            f"{labels.dtype} {list(labels.shape)} on {labels.device}"
+        )
+
+
 @cache
 def _net(net: Net):
+    if not 1 <= net.stages <= MOST_STAGES:
+        raise ValueError(f"native passes take 1 to {MOST_STAGES} stages, got {net.stages}")
+    smallest = 2**net.stages if net.pool else 1
+    if net.side < smallest or min(net.channels, net.filters, net.ways) < 1:
+        raise ValueError(
+            f"native passes take sizes of at least 1, and of {net.stages} stages that "
+            f"{'pool' if net.pool else 'stride'} a side of at least {smallest}, got {net}"
+        )
     return module.Net(*net)
+
+
+@cache
+def _parameters(net: Net) -> int:
+    """Values of one task's theta, P."""
+    side = net.side
+    for _ in range(net.stages):
+        side = side // 2 if net.pool else (side + 1) // 2
+    features = net.filters * (side**2 if net.pool else 1)
+    filters = net.filters * 9 * (net.channels + net.filters * (net.stages - 1))
+    return filters + net.ways * (features + 1)
