@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import kernels
 from kernels import native
@@ -33,3 +34,23 @@ def backend(request) -> Iterator[str]:
         pytest.skip(f"native module: {native.reason}")
     with kernels.use("auto" if request.param == "native" else "plain"):
         yield request.param
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request) -> Iterator[str]:
+    """Runs a test on every instruction set of the native module that this machine grants."""
+    wanted = getattr(native.module.Isa, request.param)
+    try:
+        if native.module.limit_isa(wanted) != wanted:
+            pytest.skip(f"this machine has no {request.param}")
+        yield request.param
+    finally:
+        native.module.limit_isa(native.module.Isa.avx512)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Gives a test that changes torch's number of threads the old one back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -2,7 +2,6 @@
 threads and instruction sets.
 """
 
-from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -15,7 +14,6 @@ from kernels.net import Net
 pytestmark = pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
 
 EPS = 1e-5
-SETS = ["portable", "avx2", "avx512"]
 # tasks, images, channels, filters, side: vectors of every width with something left over, a chunk
 # of images and one more, the smallest sides.
 SIZES = [
@@ -37,24 +35,6 @@ def randn(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(
         shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     ).to(dtype)
-
-
-@pytest.fixture(params=SETS)
-def isa(request) -> Iterator[str]:
-    wanted = getattr(native.module.Isa, request.param)
-    try:
-        if native.module.limit_isa(wanted) != wanted:
-            pytest.skip(f"this machine has no {request.param}")
-        yield request.param
-    finally:
-        native.module.limit_isa(native.module.Isa.avx512)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_close(ours, expected, tolerance: float = 1e-11) -> None:

@@ -1,0 +1,101 @@
+"""Random problems for whole passes of the backbone, and their results natively and composed of
+plain ops.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import kernels
+from engine.model import Backbone
+from engine.passes import Composed, Moments
+from kernels.native import passes
+
+
+class Problem(NamedTuple):
+    model: Backbone
+    x: Tensor  # [T, N, C, H, W]
+    theta: Tensor  # [T, P]
+    row: Tensor  # [G]
+    labels: Tensor  # [T, N]
+    statistics: Moments | None
+    direction: Tensor  # [T, P]
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        statistics = self.statistics and Moments(*(s.to(dtype) for s in self.statistics))
+        changed = {name: getattr(self, name).to(dtype) for name in ("x", "theta", "row")}
+        changed |= {"direction": self.direction.to(dtype), "statistics": statistics}
+        return self._replace(**changed)
+
+    def of(self, tasks: slice) -> "Problem":
+        """Some of its tasks."""
+        changed = {
+            name: getattr(self, name)[tasks] for name in ("x", "theta", "labels", "direction")
+        }
+        return self._replace(**changed)
+
+
+class Results(NamedTuple):
+    loss: Tensor
+    logits: Tensor
+    gradient: Tensor
+    norm_gradient: Tensor
+    mean: Tensor
+    var: Tensor
+    product: Tensor  # the tangent of the two gradients
+    norm_product: Tensor
+
+
+def problem(
+    model: Backbone,
+    images: int = 3,
+    tasks: int = 2,
+    given: str | None = None,  # statistics "shared" by the tasks, of "each", or the batch's own
+    seed: int = 0,
+) -> Problem:
+    """In float64, with a gain of zero and a negative one where there is more than one."""
+    g = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+
+    side, width = model.image_size, model.stat_width
+    x = 0.5 + randn(tasks, images, side, side, model.in_channels).permute(0, 1, 4, 2, 3)
+    fan_in = torch.cat(
+        [
+            torch.full((size,), 9.0 * shape[1] if len(shape) == 4 else float(shape[-1]))
+            for size, shape in zip(model.sizes, model.shapes.values(), strict=True)
+        ]
+    )
+    theta, direction = (randn(tasks, sum(model.sizes)) / fan_in.sqrt() for _ in range(2))
+    row = (torch.tensor([[1.0], [0.0]]) + 0.3 * randn(model.stages, 2, model.filters)).double()
+    if model.filters > 1:
+        row[0, 0, 0] = 0.0
+        row[-1, 0, 1] = -0.7
+    labels = torch.randint(model.ways, (tasks, images), generator=g)
+    shape = (width,) if given == "shared" else (tasks, width)
+    statistics = Moments(0.1 * randn(*shape), 1 + 0.2 * randn(*shape).abs()) if given else None
+    return Problem(model, x, theta, row.flatten(), labels, statistics, direction)
+
+
+def native_pass(p: Problem) -> Results:
+    images = passes.prepare(p.model.net, p.x)
+    *results, kept = passes.run(images, p.theta, p.row, p.labels, p.statistics, True)
+    return Results(*results, *passes.tangent(kept, p.direction))
+
+
+def composed(p: Problem) -> Results:
+    with kernels.use("plain"):
+        images = Composed(p.model, p.x, None)
+        result = images.loss_and_gradient(p.theta, p.row, p.labels, p.statistics, True)
+        product, norm_product = result.kept.tangent(p.direction)
+    *results, moments, _ = result
+    return Results(*results, *moments, product, norm_product)
+
+
+def assert_close(ours: Results, expected: Results, tolerance: float = 1e-10) -> None:
+    for name, a, e in zip(Results._fields, ours, expected, strict=True):
+        assert a.shape == e.shape and a.dtype == e.dtype, name
+        limit = tolerance * e.abs().max().clamp(min=1e-3)
+        assert (a - e).abs().max() <= limit, f"{name}: {(a - e).abs().max() / limit:.1e} × limit"

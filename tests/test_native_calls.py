@@ -1,0 +1,197 @@
+"""Calls of the native passes: the same bits whatever runs beside them, memory that comes back, and
+input that does not fit.
+"""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+import torch
+
+from engine import meta
+from engine.model import Backbone
+from engine.passes import Moments
+from kernels import native
+from kernels.native import passes
+from tests.passes import Problem, Results, native_pass, problem
+from tests.test_meta import config, random_episode
+
+pytestmark = pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
+
+MODEL = Backbone(3, 9, 5, 2, 4)
+MODELS = [MODEL, Backbone(1, 18, 20, 3, 4), Backbone(2, 11, 16, 2, 4, "stride")]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def with_threads(count: int, made: Problem) -> Results:
+    torch.set_num_threads(count)
+    return native_pass(made)
+
+
+def same(a: Results, b: Results) -> bool:
+    return all(map(torch.equal, a, b))
+
+
+@DTYPES
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+@pytest.mark.parametrize("model", MODELS, ids=["pool", "winograd", "stride"])
+def test_any_number_of_threads_gives_the_same_bits(model, tasks, dtype, threads) -> None:
+    made = problem(model, 13, tasks).to(dtype)
+    expected = with_threads(1, made)
+    assert same(with_threads(1, made), expected)
+    assert same(with_threads(2, made), expected)
+    assert same(with_threads(3, made), expected)
+
+
+def test_a_large_pass_whose_tasks_all_threads_share_gives_the_same_bits(threads) -> None:
+    made = problem(Backbone(3, 84, 48, 2, 5), 30, 2).to(torch.float32)
+    size = 2 * 30 * 42**2 * 48 * 4  # x̂ of the first stage and z of the second
+    assert size > 2**24, "bytes that csrc/bindings.cpp gives to several tasks at once"
+    images = passes.prepare(made.model.net, made.x)
+    runs = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        runs.append(passes.run(images, made.theta, made.row, made.labels))
+    assert all(map(torch.equal, runs[1][:-1], runs[0][:-1]))
+    assert all(map(torch.equal, runs[2][:-1], runs[0][:-1]))
+
+
+@DTYPES
+def test_a_task_does_not_depend_on_its_batch(dtype: torch.dtype, threads) -> None:
+    made = problem(MODELS[1], 7, 5, "each").to(dtype)
+    together = with_threads(2, made)
+    for t in range(5):
+        part = slice(t, t + 1)
+        statistics = Moments(*(s[part] for s in made.statistics))
+        alone = native_pass(made.of(part)._replace(statistics=statistics))
+        assert all(torch.equal(a, b[part]) for a, b in zip(alone, together, strict=True))
+
+
+def test_callers_at_the_same_time_get_the_same_bits(threads) -> None:
+    problems = [problem(MODELS[i % 3], 6, 3, seed=i) for i in range(6)]
+    expected = [with_threads(1, made) for made in problems]
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(2,)) as callers:
+        for results in [list(callers.map(native_pass, problems)) for _ in range(10)]:
+            assert all(map(same, results, expected))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_makes_threads_of_its_own(threads) -> None:
+    made = problem(MODEL, 6, 3)
+    expected = with_threads(2, made)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.alarm(60)  # a child that waits for its parent's threads is killed
+            code = 0 if same(native_pass(made), expected) else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    assert same(native_pass(made), expected)
+
+
+def test_meta_steps_do_not_grow(threads) -> None:
+    torch.set_num_threads(2)
+    cfg = config(image_size=8, targets=1, iterations=10_000, first_order_epochs=0)
+    state, episode, process = meta.init_state(cfg), random_episode(cfg), psutil.Process()
+    for _ in range(200):
+        state, _ = meta.meta_step(state, episode, cfg)
+    before = process.memory_info().rss
+    for _ in range(2_000):
+        state, metrics = meta.meta_step(state, episode, cfg)
+    assert metrics.nonfinite is None
+    assert process.memory_info().rss - before < 2 * 2**20
+
+
+def test_blocks_are_reused_and_can_be_released() -> None:
+    made = problem(MODEL, 6, 3)
+    native.module.release_blocks()
+    expected = native_pass(made)
+    once = native.module.release_blocks()
+    assert once > 0 and native.module.release_blocks() == 0
+    for _ in range(20):
+        assert same(native_pass(made), expected)
+    assert native.module.release_blocks() == once
+
+
+def test_what_an_earlier_call_left_in_memory_is_never_read() -> None:
+    problems = [problem(model, 5, 2, given) for model in MODELS for given in (None, "each")]
+    expected = [native_pass(made) for made in problems]
+    for made in problems:
+        native_pass(made._replace(x=made.x * torch.nan, theta=made.theta * torch.nan))
+    assert all(same(native_pass(made), e) for made, e in zip(problems, expected, strict=True))
+
+
+MADE = problem(MODEL, 3, 2, "each")
+ROW, STATISTICS = MADE.row, MADE.statistics
+
+
+def prepared(x=None, **sizes) -> passes.Images:
+    return passes.prepare(MODEL.net._replace(**sizes), MADE.x if x is None else x)
+
+
+def changed(**arguments) -> passes.Result:
+    made = MADE._replace(**arguments)
+    return passes.run(prepared(), made.theta, made.row, made.labels, made.statistics, True)
+
+
+def labelled(value: int) -> torch.Tensor:
+    labels = MADE.labels.clone()
+    labels[1, 2] = value
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: prepared(MADE.x[..., 1:]), r"images: got \(2, 3, 3, 9, 8\); .*3, 9, 9\]"),
+        (lambda: prepared(MADE.x[0]), r"images: got \(3, 3, 9, 9\)"),
+        (lambda: prepared(MADE.x[:, :0]), r"images: got \(2, 0, 3, 9, 9\); .*N ≥ 1"),
+        (lambda: prepared(MADE.x[:0]), r"images: got \(0, 3, 3, 9, 9\); .*T ≥ 1"),
+        (lambda: prepared(MADE.x.half()), "takes float32 and float64 on a CPU, got torch.float16"),
+        (lambda: prepared(MADE.x.long()), "takes float32 and float64 on a CPU, got torch.int64"),
+        (lambda: prepared(MADE.x.to("meta")), "on a CPU, got torch.float64 on meta"),
+        (lambda: prepared(stages=17, pool=False), "1 to 16 stages, got 17"),
+        (lambda: prepared(stages=0), "1 to 16 stages, got 0"),
+        (lambda: prepared(stages=4), "4 stages that pool a side of at least 16, got .*side=9"),
+        (lambda: prepared(filters=0), "sizes of at least 1, .*filters=0"),
+        (lambda: changed(theta=MADE.theta[:, 1:]), r"theta must be torch.float64 \[2, \d+\]"),
+        (lambda: changed(theta=MADE.theta[:1]), r"theta must be .*, got torch.float64 \[1, "),
+        (lambda: changed(theta=MADE.theta[0]), "theta must be"),
+        (lambda: changed(theta=MADE.theta.float()), "theta must be .*, got torch.float32"),
+        (lambda: changed(theta=MADE.theta.to("meta")), "theta must be .* on cpu, got .* on meta"),
+        (lambda: changed(row=ROW[:-1]), r"row must be torch.float64 \[20\] .*, got .* \[19\]"),
+        (lambda: changed(row=ROW.float()), "row must be torch.float64"),
+        (lambda: changed(statistics=STATISTICS._replace(mean=STATISTICS.mean[:1])), "mean must be"),
+        (lambda: changed(statistics=STATISTICS._replace(var=STATISTICS.var[0])), "var must be"),
+        (lambda: changed(statistics=Moments(ROW, ROW)), r"mean must be torch.float64 \[10\]"),
+        (lambda: changed(labels=MADE.labels[:, 1:]), r"labels must be torch.int64 \[2, 3\]"),
+        (lambda: changed(labels=MADE.labels[:1]), r"labels must be .*, got torch.int64 \[1, 3\]"),
+        (lambda: changed(labels=MADE.labels.int()), "labels must be .*, got torch.int32"),
+        (lambda: changed(labels=labelled(4)), "labels: 4 is not in 0..3; number the classes"),
+        (lambda: changed(labels=labelled(-1)), "labels: -1 is not in 0..3"),
+        (lambda: changed(labels=None), "keep needs labels"),
+        (lambda: passes.tangent(changed().kept, MADE.direction[:1]), "direction must be"),
+        (lambda: passes.tangent(changed().kept, MADE.direction.float()), "direction must be"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_before_it_is_read(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_what_another_instruction_set_kept_is_refused() -> None:
+    kept = changed().kept
+    try:
+        if native.module.limit_isa(native.module.Isa.portable) == kept.isa:
+            pytest.skip("this machine has one instruction set only")
+        with pytest.raises(ValueError, match="changed from avx.* to portable between run and"):
+            passes.tangent(kept, MADE.direction)
+    finally:
+        native.module.limit_isa(native.module.Isa.avx512)
