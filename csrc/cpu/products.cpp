@@ -1,0 +1,179 @@
+// Blocks of both products in registers: `register_rows` scalars against up to `max_columns` vectors.
+#include "products.h"
+
+namespace mamlpp {
+namespace MAMLPP_ISA {
+
+namespace {
+
+// out[p][v] = Σ_terms Σ_c in[p][c] · w[c][v] for P pixels and V vectors, in registers.
+template <class T, int P, int V>
+MAMLPP_INLINE void multiply_block(const Term<T>* terms, int count, ptrdiff_t at, ptrdiff_t in_step,
+                                  ptrdiff_t w_at, ptrdiff_t w_step, int channels, T* out,
+                                  ptrdiff_t out_step) {
+    constexpr int L = lanes<T>;
+    Vec<T> sum[P][V];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            sum[p][v] = Vec<T>::all(0);
+    for (int t = 0; t < count; ++t) {
+        const T* in = terms[t].in + at;
+        const T* w = terms[t].w + w_at;
+        for (int c = 0; c < channels; ++c, w += w_step) {
+            Vec<T> row[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                row[v] = Vec<T>::load(w + v * L);
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) {
+                const Vec<T> x = Vec<T>::all(in[p * in_step + c]);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v)
+                    sum[p][v] = fma(x, row[v], sum[p][v]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            sum[p][v].store(out + p * out_step + v * L);
+}
+
+// The block of `pixels` ≤ P, chosen at run time among all sizes down to 1.
+template <class T, int P, int V, class... A>
+MAMLPP_INLINE void multiply_pixels(int pixels, A... a) {
+    if constexpr (P > 1)
+        if (pixels < P)
+            return multiply_pixels<T, P - 1, V>(pixels, a...);
+    multiply_block<T, P, V>(a...);
+}
+
+// One run of pixels of a row, `columns` vectors of channels.
+template <class T, int V>
+void multiply_row(const Term<T>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_at,
+                         ptrdiff_t w_step, int channels, T* out, ptrdiff_t out_step) {
+    constexpr int most = register_rows[V];
+    const int blocks = (pixels + most - 1) / most;
+    for (int b = 0, at = 0; b < blocks; ++b) {
+        const int size = pixels / blocks + (b < pixels % blocks);
+        multiply_pixels<T, most, V>(size, terms, count, at * in_step, in_step, w_at, w_step, channels,
+                                    out + at * out_step, out_step);
+        at += size;
+    }
+}
+
+// sum[i][v] (+)= Σ_runs Σ_pixels scalars[i] · vectors[v] for R scalars and V vectors, in registers.
+template <class T, int R, int V>
+MAMLPP_INLINE void outer_block(const Run<T>* runs, int count, int pixels, ptrdiff_t s_at,
+                               ptrdiff_t s_step, ptrdiff_t v_at, ptrdiff_t v_step, T* sum,
+                               ptrdiff_t sum_step, bool fresh) {
+    constexpr int L = lanes<T>;
+    Vec<T> acc[R][V];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            acc[r][v] = fresh ? Vec<T>::all(0) : Vec<T>::load(sum + r * sum_step + v * L);
+    for (int k = 0; k < count; ++k) {
+        const T* s = runs[k].scalars + s_at;
+        const T* x = runs[k].vectors + v_at;
+        for (int p = 0; p < pixels; ++p, s += s_step, x += v_step) {
+            Vec<T> row[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v)
+                row[v] = Vec<T>::load(x + v * L);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const Vec<T> scalar = Vec<T>::all(s[r]);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v)
+                    acc[r][v] = fma(scalar, row[v], acc[r][v]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            acc[r][v].store(sum + r * sum_step + v * L);
+}
+
+template <class T, int R, int V, class... A> MAMLPP_INLINE void outer_scalars(int scalars, A... a) {
+    if constexpr (R > 1)
+        if (scalars < R)
+            return outer_scalars<T, R - 1, V>(scalars, a...);
+    outer_block<T, R, V>(a...);
+}
+
+template <class T, int V>
+void outer_rows(const Run<T>* runs, int count, int pixels, int scalars, ptrdiff_t s_step,
+                       ptrdiff_t v_at, ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh) {
+    constexpr int most = register_rows[V];
+    const int blocks = (scalars + most - 1) / most;
+    for (int b = 0, at = 0; b < blocks; ++b) {
+        const int size = scalars / blocks + (b < scalars % blocks);
+        outer_scalars<T, most, V>(size, runs, count, pixels, static_cast<ptrdiff_t>(at), s_step, v_at,
+                                  v_step, sum + at * sum_step, sum_step, fresh);
+        at += size;
+    }
+}
+
+} // namespace
+
+template <class T>
+void multiply(const Term<T>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_step,
+                     int channels, int pitch, T* out, ptrdiff_t out_step) {
+    constexpr int L = lanes<T>;
+    const int vectors = pitch / L, groups = (vectors + max_columns - 1) / max_columns;
+    for (int g = 0, v = 0; g < groups; ++g) {
+        const int size = vectors / groups + (g < vectors % groups);
+        T* to = out + v * L;
+        if (size == 1)
+            multiply_row<T, 1>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+        if (size == 2)
+            multiply_row<T, 2>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+        if (size == 3)
+            multiply_row<T, 3>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+        if constexpr (max_columns > 3)
+            if (size == 4)
+                multiply_row<T, 4>(terms, count, pixels, in_step, v * L, w_step, channels, to,
+                                   out_step);
+        v += size;
+    }
+}
+
+template <class T>
+void outer(const Run<T>* runs, int count, int pixels, int scalars, ptrdiff_t s_step, int pitch,
+                  ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh) {
+    constexpr int L = lanes<T>;
+    const int vectors = pitch / L, groups = (vectors + max_columns - 1) / max_columns;
+    for (int g = 0, v = 0; g < groups; ++g) {
+        const int size = vectors / groups + (g < vectors % groups);
+        T* to = sum + v * L;
+        if (size == 1)
+            outer_rows<T, 1>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+        if (size == 2)
+            outer_rows<T, 2>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+        if (size == 3)
+            outer_rows<T, 3>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+        if constexpr (max_columns > 3)
+            if (size == 4)
+                outer_rows<T, 4>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step,
+                                 fresh);
+        v += size;
+    }
+}
+
+template void multiply(const Term<float>*, int, int, ptrdiff_t, ptrdiff_t, int, int, float*, ptrdiff_t);
+template void multiply(const Term<double>*, int, int, ptrdiff_t, ptrdiff_t, int, int, double*,
+                       ptrdiff_t);
+template void outer(const Run<float>*, int, int, int, ptrdiff_t, int, ptrdiff_t, float*, ptrdiff_t,
+                    bool);
+template void outer(const Run<double>*, int, int, int, ptrdiff_t, int, ptrdiff_t, double*, ptrdiff_t,
+                    bool);
+
+} // namespace MAMLPP_ISA
+} // namespace mamlpp
