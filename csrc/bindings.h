@@ -1,4 +1,5 @@
-// What the parts of the Python module share: blocks of memory, and calls that run tasks side by side.
+// What the parts of the Python module share: blocks of memory, and calls that run tasks side by
+// side.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -27,12 +28,13 @@ inline Blocks new_blocks(int count, size_t bytes) {
     return blocks;
 }
 
-// Memory of the tasks that run at once: each its own work, and scratch for every thread, since a task
-// that is left over has them all.
+// Memory of the tasks that run at once: each its own work, and scratch for every thread, since a
+// task that is left over has them all.
 struct Room {
     Room(int tasks, int threads, size_t work_bytes, size_t scratch_bytes)
-        : slots(tasks < threads ? tasks : threads), work(new_blocks(slots < 1 ? 1 : slots, work_bytes)),
-          each((scratch_bytes + 63) / 64 * 64), scratch(each * static_cast<size_t>(threads)) {}
+        : slots(tasks < threads ? tasks : threads),
+          work(new_blocks(slots < 1 ? 1 : slots, work_bytes)), each((scratch_bytes + 63) / 64 * 64),
+          scratch(each * static_cast<size_t>(threads)) {}
     void* scratch_of(int slot) { return static_cast<char*>(scratch.data()) + slot * each; }
 
     int slots;

@@ -25,8 +25,8 @@ int useful(int threads, ptrdiff_t values) { return values < worth_a_thread ? 1 :
 using Product = std::array<Matrix, 3>; // x, w, dz
 
 template <class T>
-void conv(const ConvShape& shape, int tasks, int threads, const Product& first, const Product& second,
-          const Matrix& z, const Matrix& dx, const Matrix& dw) {
+void conv(const ConvShape& shape, int tasks, int threads, const Product& first,
+          const Product& second, const Matrix& z, const Matrix& dx, const Matrix& dw) {
     const CpuOps<T>& ops = cpu_ops<T>();
     const ptrdiff_t pixels = static_cast<ptrdiff_t>(shape.side) * shape.side;
     threads = useful(threads, tasks * shape.n * pixels * (shape.channels + shape.filters));
@@ -65,9 +65,9 @@ template <class T, class F> void norm(const NormShape& shape, int tasks, int thr
 }
 
 template <class T>
-void norm_act_fwd(const NormShape& shape, int tasks, int threads, Matrix z, Matrix gain, Matrix bias,
-                  Matrix given_mean, Matrix given_var, Matrix y, Matrix mean, Matrix var, Matrix rstd,
-                  Matrix x_hat, Matrix winners) {
+void norm_act_fwd(const NormShape& shape, int tasks, int threads, Matrix z, Matrix gain,
+                  Matrix bias, Matrix given_mean, Matrix given_var, Matrix y, Matrix mean,
+                  Matrix var, Matrix rstd, Matrix x_hat, Matrix winners) {
     norm<T>(shape, tasks, threads, [&](auto& ops, int t, void* work, void* scratch, Team& team) {
         const NormFwd<T> task{row<const T>(z, t),
                               row<const T>(gain, t),
@@ -89,17 +89,23 @@ struct NormMatrices {
     Matrix z, gain, bias, centre, rstd, x_hat, winners;
     bool given;
     template <class T> NormSaved<T> at_task(int t) const {
-        return {row<const T>(z, t),      row<const T>(gain, t), row<const T>(bias, t),
-                row<const T>(centre, t), row<const T>(rstd, t), row<const T>(x_hat, t),
-                row<const uint16_t>(winners, t), given};
+        return {row<const T>(z, t),
+                row<const T>(gain, t),
+                row<const T>(bias, t),
+                row<const T>(centre, t),
+                row<const T>(rstd, t),
+                row<const T>(x_hat, t),
+                row<const uint16_t>(winners, t),
+                given};
     }
 };
 
 template <class T>
-void norm_act_bwd(const NormShape& shape, int tasks, int threads, const NormMatrices& saved, Matrix dy,
-                  Matrix dz, Matrix dgain, Matrix dbias) {
+void norm_act_bwd(const NormShape& shape, int tasks, int threads, const NormMatrices& saved,
+                  Matrix dy, Matrix dz, Matrix dgain, Matrix dbias) {
     norm<T>(shape, tasks, threads, [&](auto& ops, int t, void* work, void* scratch, Team& team) {
-        const NormBwd<T> task{row<const T>(dy, t), row<T>(dz, t), row<T>(dgain, t), row<T>(dbias, t)};
+        const NormBwd<T> task{row<const T>(dy, t), row<T>(dz, t), row<T>(dgain, t),
+                              row<T>(dbias, t)};
         ops.norm_act_bwd(shape, saved.at_task<T>(t), task, work, scratch, team);
     });
 }
@@ -109,9 +115,9 @@ void norm_act_tan_fwd(const NormShape& shape, int tasks, int threads, const Norm
                       Matrix z_dot, Matrix gain_dot, Matrix bias_dot, Matrix y_dot, Matrix mean_dot,
                       Matrix q, Matrix x_hat_dot) {
     norm<T>(shape, tasks, threads, [&](auto& ops, int t, void* work, void* scratch, Team& team) {
-        const NormTanFwd<T> task{row<const T>(z_dot, t), row<const T>(gain_dot, t),
+        const NormTanFwd<T> task{row<const T>(z_dot, t),    row<const T>(gain_dot, t),
                                  row<const T>(bias_dot, t), row<T>(y_dot, t),
-                                 row<T>(mean_dot, t), row<T>(q, t),
+                                 row<T>(mean_dot, t),       row<T>(q, t),
                                  row<T>(x_hat_dot, t)};
         ops.norm_act_tan_fwd(shape, saved.at_task<T>(t), task, work, scratch, team);
     });
@@ -119,8 +125,9 @@ void norm_act_tan_fwd(const NormShape& shape, int tasks, int threads, const Norm
 
 template <class T>
 void norm_act_tan_bwd(const NormShape& shape, int tasks, int threads, const NormMatrices& saved,
-                      Matrix z_dot, Matrix mean_dot, Matrix q, Matrix x_hat_dot, Matrix dy, Matrix dy_dot,
-                      Matrix gain_dot, Matrix dz_dot, Matrix dgain_dot, Matrix dbias_dot) {
+                      Matrix z_dot, Matrix mean_dot, Matrix q, Matrix x_hat_dot, Matrix dy,
+                      Matrix dy_dot, Matrix gain_dot, Matrix dz_dot, Matrix dgain_dot,
+                      Matrix dbias_dot) {
     norm<T>(shape, tasks, threads, [&](auto& ops, int t, void* work, void* scratch, Team& team) {
         const NormTanBwd<T> task{row<const T>(z_dot, t),    row<const T>(mean_dot, t),
                                  row<const T>(q, t),        row<const T>(x_hat_dot, t),
@@ -153,18 +160,19 @@ void update(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, F f) {
 }
 
 template <class T>
-void update_fwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, Matrix theta, uintptr_t rates,
-                Matrix grad, uintptr_t rates_dot, Matrix grad_dot, Matrix out) {
+void update_fwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, Matrix theta,
+                uintptr_t rates, Matrix grad, uintptr_t rates_dot, Matrix grad_dot, Matrix out) {
     update<T>(sizes, tasks, threads, [&](auto& ops, const std::vector<Piece>& pieces, Team& team) {
-        const UpdateFwd<T> u{rows<const T>(theta),     at<const T>(rates, 0),    rows<const T>(grad),
-                             at<const T>(rates_dot, 0), rows<const T>(grad_dot), rows<T>(out)};
+        const UpdateFwd<T> u{rows<const T>(theta),    at<const T>(rates, 0),
+                             rows<const T>(grad),     at<const T>(rates_dot, 0),
+                             rows<const T>(grad_dot), rows<T>(out)};
         ops.update_fwd(u, tasks, pieces.data(), static_cast<int>(pieces.size()), team);
     });
 }
 
 template <class T>
-void update_bwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, Matrix d_theta, Matrix grad,
-                uintptr_t rates, Matrix d_grad, uintptr_t d_rates) {
+void update_bwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, Matrix d_theta,
+                Matrix grad, uintptr_t rates, Matrix d_grad, uintptr_t d_rates) {
     update<T>(sizes, tasks, threads, [&](auto& ops, const std::vector<Piece>& pieces, Team& team) {
         std::vector<double> shares(pieces.size());
         for (size_t segment = 0; d_rates && segment < sizes.size(); ++segment)
@@ -201,8 +209,8 @@ void bind_shapes(py::module_ m) {
             return NormShape{n, channels, side, pool, slope, eps};
         }));
     py::class_<NormMatrices>(m, "NormMatrices")
-        .def(py::init([](Matrix z, Matrix gain, Matrix bias, Matrix centre, Matrix rstd, Matrix x_hat,
-                         Matrix winners, bool given) {
+        .def(py::init([](Matrix z, Matrix gain, Matrix bias, Matrix centre, Matrix rstd,
+                         Matrix x_hat, Matrix winners, bool given) {
             return NormMatrices{z, gain, bias, centre, rstd, x_hat, winners, given};
         }));
 }

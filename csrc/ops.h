@@ -19,12 +19,12 @@ struct CpuFeatures {
     bool amx_int8 = false;
 };
 
-// All false on anything but x86-64. On Linux the tile registers of AMX are granted to a process that
-// asks; this asks, once, and later calls return the same answer.
+// All false on anything but x86-64. On Linux the tile registers of AMX are granted to a process
+// that asks; this asks, once, and later calls return the same answer.
 const CpuFeatures& cpu_features();
 
-// Threads that share the items of one loop. `each` returns when all are done; items of one worker run
-// one after the other.
+// Threads that share the items of one loop. `each` returns when all are done; items of one worker
+// run one after the other.
 class Team {
   public:
     using Run = void (*)(void* context, int item, int worker);
@@ -35,8 +35,8 @@ class Team {
     ~Team() = default;
 };
 
-// The backbone: `stages` of conv 3×3 → batch norm → leaky ReLU → 2×2 max pool, or with a stride of 2
-// instead of the pooling, then a linear classifier.
+// The backbone: `stages` of conv 3×3 → batch norm → leaky ReLU → 2×2 max pool, or with a stride of
+// 2 instead of the pooling, then a linear classifier.
 struct Net {
     int channels, side, filters, stages, ways;
     bool pool;
@@ -99,14 +99,14 @@ struct NormShape {
 };
 
 template <class T> struct NormFwd {
-    const T* z;          // [n][side][side][channels]
-    const T *gain, *bias; // [channels]
+    const T* z;                      // [n][side][side][channels]
+    const T *gain, *bias;            // [channels]
     const T *given_mean, *given_var; // to normalise by, null: the batch's own
-    T* y;                // [n][pooled][pooled][channels]
-    T *mean, *var;       // [channels] of the batch, biased
-    T* rstd;             // [channels]
-    T* x_hat;            // [n][pooled][pooled][channels]
-    uint16_t* winners;   // [n][winner_words], of pooling
+    T* y;                            // [n][pooled][pooled][channels]
+    T *mean, *var;                   // [channels] of the batch, biased
+    T* rstd;                         // [channels]
+    T* x_hat;                        // [n][pooled][pooled][channels]
+    uint16_t* winners;               // [n][winner_words], of pooling
 };
 
 // What norm_act_fwd read and wrote.
@@ -164,8 +164,8 @@ template <class T> struct UpdateBwd {
     double* shares; // [pieces]
 };
 
-// The kernels of one instruction set. Every `bytes` is for n images of one task; blocks are aligned to
-// 64 bytes. `scratch` is scratch_bytes() for each worker of the team, one behind the other.
+// The kernels of one instruction set. Every `bytes` is for n images of one task; blocks are aligned
+// to 64 bytes. `scratch` is scratch_bytes() for each worker of the team, one behind the other.
 template <class T> struct CpuOps {
     size_t (*images_bytes)(const Net&, int n);
     size_t (*pass_bytes)(const Net&, int n, bool keep);
@@ -186,10 +186,10 @@ template <class T> struct CpuOps {
     void (*norm_act_fwd)(const NormShape&, const NormFwd<T>&, void* work, void* scratch, Team&);
     void (*norm_act_bwd)(const NormShape&, const NormSaved<T>&, const NormBwd<T>&, void* work,
                          void* scratch, Team&);
-    void (*norm_act_tan_fwd)(const NormShape&, const NormSaved<T>&, const NormTanFwd<T>&, void* work,
-                             void* scratch, Team&);
-    void (*norm_act_tan_bwd)(const NormShape&, const NormSaved<T>&, const NormTanBwd<T>&, void* work,
-                             void* scratch, Team&);
+    void (*norm_act_tan_fwd)(const NormShape&, const NormSaved<T>&, const NormTanFwd<T>&,
+                             void* work, void* scratch, Team&);
+    void (*norm_act_tan_bwd)(const NormShape&, const NormSaved<T>&, const NormTanBwd<T>&,
+                             void* work, void* scratch, Team&);
     // All tasks at once.
     void (*update_fwd)(const UpdateFwd<T>&, int tasks, const Piece*, int pieces, Team&);
     void (*update_bwd)(const UpdateBwd<T>&, int tasks, const Piece*, int pieces, Team&);

@@ -62,7 +62,8 @@ template <class T> struct ConvScratch {
             x[k] = carver.take<T>(plan.group() * plan.g.in_image());
             dz[k] = carver.take<T>(plan.group() * plan.g.dz_image());
         }
-        const ptrdiff_t out = static_cast<ptrdiff_t>(plan.g.out()) * plan.g.out() * plan.g.pitch_out;
+        const ptrdiff_t out =
+            static_cast<ptrdiff_t>(plan.g.out()) * plan.g.out() * plan.g.pitch_out;
         const ptrdiff_t in =
             static_cast<ptrdiff_t>(plan.g.side) * plan.g.side * plan.inward.pitch_in;
         image = carver.take<T>(in > out ? in : out);
@@ -78,8 +79,7 @@ template <class T> ConvScratch<T> scratch_of(const ConvPlan<T>& plan, void* scra
 }
 
 // Σ of the chunks' shares → [filters][9][channels]
-template <class T>
-void merge_filters(const ConvPlan<T>& plan, const T* shares, int parts, T* dw) {
+template <class T> void merge_filters(const ConvPlan<T>& plan, const T* shares, int parts, T* dw) {
     const Conv<T>& g = plan.g;
     for (int f = 0; f < g.filters; ++f)
         for (int t = 0; t < taps; ++t, dw += g.channels)
@@ -107,8 +107,8 @@ void group_bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<
         const bool weighs = task.dw && pair.x && pair.dz;
         for (int i = 0; i < size; ++i) {
             if (pair.dz)
-                border_image(pair.dz + (first + i) * plan.z_image(), g.out(), g.filters, g.pitch_out,
-                             scratch.dz[k] + i * g.dz_image());
+                border_image(pair.dz + (first + i) * plan.z_image(), g.out(), g.filters,
+                             g.pitch_out, scratch.dz[k] + i * g.dz_image());
             if (weighs)
                 border_image(pair.x + (first + i) * plan.x_image(), g.side, g.channels, g.channels,
                              scratch.x[k] + i * g.in_image());
@@ -126,8 +126,8 @@ void group_bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<
         const bool exact = plan.inward.pitch_in == g.channels;
         conv_dgrad(plan.inward, pairs, count, exact ? to : scratch.image, [](int, const T*) {});
         if (!exact)
-            copy_pixels(scratch.image, static_cast<ptrdiff_t>(g.side) * g.side, plan.inward.pitch_in,
-                        g.channels, to);
+            copy_pixels(scratch.image, static_cast<ptrdiff_t>(g.side) * g.side,
+                        plan.inward.pitch_in, g.channels, to);
     }
     if (task.dw)
         conv_wgrad(g, outer_pairs, products, size, share, fresh);
@@ -162,16 +162,16 @@ void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
         int count = 0;
         for (int k = 0; k < 2; ++k)
             if (task.pairs[k].w) {
-                border_image(task.pairs[k].x + image * plan.x_image(), g.side, g.channels, g.channels,
-                             room.x[k]);
+                border_image(task.pairs[k].x + image * plan.x_image(), g.side, g.channels,
+                             g.channels, room.x[k]);
                 pairs[count++] = {room.x[k], work.w[k]};
             }
         T* to = task.z + image * plan.z_image();
         const bool exact = g.pitch_out == g.filters;
         conv_fwd(g, pairs, count, exact ? to : room.image, [](int, const T*) {});
         if (!exact)
-            copy_pixels(room.image, static_cast<ptrdiff_t>(g.out()) * g.out(), g.pitch_out, g.filters,
-                        to);
+            copy_pixels(room.image, static_cast<ptrdiff_t>(g.out()) * g.out(), g.pitch_out,
+                        g.filters, to);
     });
 }
 

@@ -26,8 +26,8 @@ template <class T> size_t norm_scratch_bytes(const NormShape&);
 template <class T>
 void norm_act_fwd(const NormShape&, const NormFwd<T>&, void* work, void* scratch, Team&);
 template <class T>
-void norm_act_bwd(const NormShape&, const NormSaved<T>&, const NormBwd<T>&, void* work, void* scratch,
-                  Team&);
+void norm_act_bwd(const NormShape&, const NormSaved<T>&, const NormBwd<T>&, void* work,
+                  void* scratch, Team&);
 template <class T>
 void norm_act_tan_fwd(const NormShape&, const NormSaved<T>&, const NormTanFwd<T>&, void* work,
                       void* scratch, Team&);

@@ -24,7 +24,8 @@ inline void copy_pixels(const T* from, ptrdiff_t pixels, int from_pitch, int to_
 }
 
 // [side][side][channels] → [span][span][pitch] with zeros around it
-template <class T> inline void border_image(const T* image, int side, int channels, int pitch, T* to) {
+template <class T>
+inline void border_image(const T* image, int side, int channels, int pitch, T* to) {
     clear_border(to, side, pitch);
     for (int y = 0; y < side; ++y)
         copy_pixels(image + static_cast<ptrdiff_t>(y) * side * channels, side, channels, pitch,

@@ -1,5 +1,6 @@
-// Batch norm + affine + leaky ReLU + 2×2 max pool of one task's images as an op of its own: forward,
-// backward, and the tangent of both (formulas in norm_act.h and kernels/plain/norm_act.py).
+// Batch norm + affine + leaky ReLU + 2×2 max pool of one task's images as an op of its own:
+// forward, backward, and the tangent of both (formulas in norm_act.h and
+// kernels/plain/norm_act.py).
 #include "cpu.h"
 #include "norm_task.h"
 
@@ -7,7 +8,8 @@ namespace mamlpp {
 namespace MAMLPP_ISA {
 
 template <class T> size_t winner_words(const NormShape& shape) {
-    return static_cast<size_t>(window_of(shape, padded<T>(shape.channels)).template winner_words<T>());
+    return static_cast<size_t>(
+        window_of(shape, padded<T>(shape.channels)).template winner_words<T>());
 }
 
 template <class T> size_t norm_work_bytes(const NormShape& shape) {
@@ -52,8 +54,8 @@ void norm_act_fwd(const NormShape& shape, const NormFwd<T>& task, void* work, vo
 }
 
 template <class T>
-void norm_act_bwd(const NormShape& shape, const NormSaved<T>& saved, const NormBwd<T>& task, void* work,
-                  void* scratch, Team& team) {
+void norm_act_bwd(const NormShape& shape, const NormSaved<T>& saved, const NormBwd<T>& task,
+                  void* work, void* scratch, Team& team) {
     const Norm<T> op(shape, work, scratch, team);
     const NormWork<T>& v = op.v;
     op.load(saved);
@@ -102,7 +104,8 @@ void norm_act_tan_fwd(const NormShape& shape, const NormSaved<T>& saved, const N
             T* const sums[2] = {op.share(i, 0), op.share(i, 1)};
             const ptrdiff_t row = static_cast<ptrdiff_t>(g.dense) * g.pitch;
             for (int y = 0; y < g.dense; ++y)
-                add_products(sums, z_dot + y * row, z + y * row, v.centre, g.dense, g.pitch, y == 0);
+                add_products(sums, z_dot + y * row, z + y * row, v.centre, g.dense, g.pitch,
+                             y == 0);
         });
         op.merge(0);
         op.merge(1);
@@ -148,8 +151,8 @@ void norm_act_tan_bwd(const NormShape& shape, const NormSaved<T>& saved, const N
         if (x_hat_dot)
             op.runs([&](int first, int pixels) {
                 const ptrdiff_t at = static_cast<ptrdiff_t>(first) * op.g.pitch;
-                add_product(static_cast<ptrdiff_t>(pixels) * op.g.pitch, op.g.pitch, room.delta + at,
-                            x_hat_dot + at, op.share(i, 3));
+                add_product(static_cast<ptrdiff_t>(pixels) * op.g.pitch, op.g.pitch,
+                            room.delta + at, x_hat_dot + at, op.share(i, 3));
             });
     };
     each(team, op.n, [&](int i, int worker) { bend_both(i, op.room(worker)); });
@@ -164,22 +167,22 @@ void norm_act_tan_bwd(const NormShape& shape, const NormSaved<T>& saved, const N
         T* dz_dot = op.target(task.dz_dot, i, op.dense, room.out);
         op.build_dot(room.delta, task.dy_dot ? room.delta_dot : nullptr,
                      op.read(saved.z, i, op.dense, room.z),
-                     op.read(task.z_dot, i, op.dense, room.z_dot),
-                     op.winners_of(saved.winners, i), dz_dot);
+                     op.read(task.z_dot, i, op.dense, room.z_dot), op.winners_of(saved.winners, i),
+                     dz_dot);
         op.finish(dz_dot, op.dense, task.dz_dot, i);
     });
 }
 
-#define MAMLPP_INSTANTIATE(T)                                                                       \
-    template size_t winner_words<T>(const NormShape&);                                              \
-    template size_t norm_work_bytes<T>(const NormShape&);                                           \
-    template size_t norm_scratch_bytes<T>(const NormShape&);                                        \
-    template void norm_act_fwd(const NormShape&, const NormFwd<T>&, void*, void*, Team&);           \
-    template void norm_act_bwd(const NormShape&, const NormSaved<T>&, const NormBwd<T>&, void*,     \
-                               void*, Team&);                                                       \
-    template void norm_act_tan_fwd(const NormShape&, const NormSaved<T>&, const NormTanFwd<T>&,     \
-                                   void*, void*, Team&);                                            \
-    template void norm_act_tan_bwd(const NormShape&, const NormSaved<T>&, const NormTanBwd<T>&,     \
+#define MAMLPP_INSTANTIATE(T)                                                                      \
+    template size_t winner_words<T>(const NormShape&);                                             \
+    template size_t norm_work_bytes<T>(const NormShape&);                                          \
+    template size_t norm_scratch_bytes<T>(const NormShape&);                                       \
+    template void norm_act_fwd(const NormShape&, const NormFwd<T>&, void*, void*, Team&);          \
+    template void norm_act_bwd(const NormShape&, const NormSaved<T>&, const NormBwd<T>&, void*,    \
+                               void*, Team&);                                                      \
+    template void norm_act_tan_fwd(const NormShape&, const NormSaved<T>&, const NormTanFwd<T>&,    \
+                                   void*, void*, Team&);                                           \
+    template void norm_act_tan_bwd(const NormShape&, const NormSaved<T>&, const NormTanBwd<T>&,    \
                                    void*, void*, Team&)
 MAMLPP_INSTANTIATE(float);
 MAMLPP_INSTANTIATE(double);

@@ -1,7 +1,8 @@
 // One task's batch norm, activation and pooling on its way through the images: what the op's value,
 // gradient and tangents share.
 //
-// What an image adds to a sum over the task is a share of its own, and the shares are added in order.
+// What an image adds to a sum over the task is a share of its own, and the shares are added in
+// order.
 #pragma once
 
 #include "images.h"
@@ -36,7 +37,7 @@ template <class T> struct NormWork {
 
 // One worker's images; all but δ are needed only where a pixel is not whole vectors.
 template <class T> struct NormScratch {
-    T *z, *z_dot, *out;                // dense
+    T *z, *z_dot, *out;                           // dense
     T *delta, *delta_dot, *x_hat, *x_hat_dot, *y; // pooled
 
     NormScratch(const Window& g, bool exact, void* block, size_t* bytes = nullptr) {
@@ -46,9 +47,8 @@ template <class T> struct NormScratch {
             *image = carver.take<T>(exact ? 0 : g.dense_image());
         T** const pooled[] = {&delta, &delta_dot, &x_hat, &x_hat_dot, &y};
         for (T** image : pooled)
-            *image = carver.take<T>(exact && image != &delta && image != &delta_dot
-                                        ? 0
-                                        : g.pooled_image());
+            *image = carver.take<T>(
+                exact && image != &delta && image != &delta_dot ? 0 : g.pooled_image());
         if (bytes)
             *bytes = carver.bytes();
     }
@@ -61,7 +61,7 @@ MAMLPP_INLINE Window window_of(const NormShape& s, int pitch) {
 // y_dot = m·(gain·x̂_dot + gain_dot·x̂ + bias_dot) of one image; x̂_dot null: 0
 template <class T>
 inline void direction(ptrdiff_t values, const NormWork<T>& v, int pitch, T slope, const T* x_hat,
-               const T* x_hat_dot, T* y_dot) {
+                      const T* x_hat_dot, T* y_dot) {
     constexpr int L = lanes<T>;
     for (int c = 0; c < pitch; c += L) {
         const Vec<T> gain = Vec<T>::load(v.gain + c), bias = Vec<T>::load(v.bias + c);
@@ -99,9 +99,9 @@ template <class T> struct Norm {
     Team& team;
 
     Norm(const NormShape& s, void* work, void* room, Team& workers)
-        : g(window_of(s, padded<T>(s.channels))), n(s.n), channels(s.channels), dense(s.side * s.side),
-          pooled(g.pooled * g.pooled), slope(static_cast<T>(s.slope)), v(n, g.pitch, work),
-          scratch(room), team(workers) {}
+        : g(window_of(s, padded<T>(s.channels))), n(s.n), channels(s.channels),
+          dense(s.side * s.side), pooled(g.pooled * g.pooled), slope(static_cast<T>(s.slope)),
+          v(n, g.pitch, work), scratch(room), team(workers) {}
 
     bool exact() const { return channels == g.pitch; }
     NormScratch<T> room(int worker) const {
@@ -165,8 +165,8 @@ template <class T> struct Norm {
     }
     // δ = m·dy into `delta`, and its two sums from `which` on
     void bend_image(const T* dy, int image, const T* x_hat, int which, T* delta) const {
-        copy_pixels(dy + static_cast<ptrdiff_t>(image) * pooled * channels, pooled, channels, g.pitch,
-                    delta);
+        copy_pixels(dy + static_cast<ptrdiff_t>(image) * pooled * channels, pooled, channels,
+                    g.pitch, delta);
         T* const sums[2] = {share(image, which), share(image, which + 1)};
         runs([&](int first, int pixels) {
             const ptrdiff_t at = static_cast<ptrdiff_t>(first) * g.pitch;
@@ -202,7 +202,8 @@ template <class T> struct Norm {
             v.b0[c] = scale;
             v.b1[c] = scale_dot;
             v.b3[c] = -scale * r * s2[c] * share_of_one;
-            v.b2[c] = -r * ((scale_dot * s2[c] + scale * s2_dot[c]) * share_of_one + v.b3[c] * v.q[c]);
+            v.b2[c] =
+                -r * ((scale_dot * s2[c] + scale * s2_dot[c]) * share_of_one + v.b3[c] * v.q[c]);
             v.b4[c] = -(scale_dot * s1[c] + scale * s1_dot[c]) * share_of_one;
         }
     }
