@@ -1,10 +1,11 @@
 #include "team.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
-#include <map>
+#include <list>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -21,9 +22,16 @@ namespace mamlpp {
 
 namespace {
 
+// Blocks that were dropped, the latest first. It holds no more than were ever in use at once: what a
+// run needs again and again stays, what an earlier one of other sizes left makes room.
 struct Cache {
+    struct Entry {
+        size_t bytes;
+        void* data;
+    };
     std::mutex mutex;
-    std::multimap<size_t, void*> blocks;
+    std::list<Entry> blocks;
+    size_t cached = 0, used = 0, most_used = 0;
 };
 // Never destroyed: a block may be dropped while the interpreter shuts down.
 Cache& cache() {
@@ -170,16 +178,23 @@ Block::Block(size_t bytes) : data_(nullptr), bytes_(bytes) {
     {
         Cache& c = cache();
         std::lock_guard<std::mutex> lock(c.mutex);
-        const auto found = c.blocks.find(bytes_);
-        if (found != c.blocks.end()) {
-            data_ = found->second;
-            c.blocks.erase(found);
-            return;
-        }
+        c.used += bytes_;
+        c.most_used = std::max(c.most_used, c.used);
+        for (auto each = c.blocks.begin(); each != c.blocks.end(); ++each)
+            if (each->bytes == bytes_) {
+                data_ = each->data;
+                c.cached -= bytes_;
+                c.blocks.erase(each);
+                return;
+            }
     }
     data_ = std::aligned_alloc(unit, bytes_);
-    if (!data_)
+    if (!data_) {
+        Cache& c = cache();
+        std::lock_guard<std::mutex> lock(c.mutex);
+        c.used -= bytes_;
         throw std::bad_alloc();
+    }
 #ifdef MADV_HUGEPAGE
     if (unit == huge)
         madvise(data_, bytes_, MADV_HUGEPAGE);
@@ -191,18 +206,24 @@ Block::~Block() {
         return;
     Cache& c = cache();
     std::lock_guard<std::mutex> lock(c.mutex);
-    c.blocks.emplace(bytes_, data_);
+    c.used -= bytes_;
+    c.cached += bytes_;
+    c.blocks.push_front({bytes_, data_});
+    while (c.cached > c.most_used) {
+        c.cached -= c.blocks.back().bytes;
+        std::free(c.blocks.back().data);
+        c.blocks.pop_back();
+    }
 }
 
 size_t release_blocks() {
     Cache& c = cache();
     std::lock_guard<std::mutex> lock(c.mutex);
-    size_t total = 0;
-    for (const auto& [bytes, data] : c.blocks) {
-        total += bytes;
-        std::free(data);
-    }
+    for (const Cache::Entry& each : c.blocks)
+        std::free(each.data);
     c.blocks.clear();
+    const size_t total = c.cached;
+    c.cached = 0;
     return total;
 }
 
