@@ -1,0 +1,285 @@
+// The single ops without Python, as passes_test.cpp has the passes. The three contractions of a
+// convolution are checked against each other, the tangents of the normalisation against
+// differences.
+#include "testing.h"
+
+using namespace mamlpp;
+using namespace mamlpp::testing;
+
+namespace {
+
+template <class T> using Results = std::vector<std::vector<T>>;
+
+template <class T>
+void compare(const Results<T>& a, const Results<T>& b, double tolerance, const std::string& what) {
+    for (size_t i = 0; i < a.size(); ++i) {
+        const double e = error(a[i], b[i]);
+        expect(e <= tolerance,
+               what + ": result " + std::to_string(i) + " off by " + std::to_string(e));
+    }
+}
+
+// f(team, work, scratch) by one task, which is left over for a team of all threads.
+template <class F> void by_team(int threads, size_t work_bytes, size_t scratch_bytes, F f) {
+    const Exact work(work_bytes), scratch(scratch_bytes * static_cast<size_t>(threads));
+    for_tasks(1, threads, [&](int, Team& team, int) { f(team, work.data(), scratch.data()); });
+}
+
+// `run` gives the same bits on any number of threads, about the same on every instruction set, and
+// results that `verify` accepts.
+template <class T, class R, class V> void check(const std::string& name, R run, V verify) {
+    constexpr bool exact = sizeof(T) == sizeof(double);
+    std::printf("%s\n", name.c_str());
+    std::fflush(stdout);
+    std::vector<Results<T>> sets;
+    on_every_isa([&](const std::string& isa) {
+        const std::string what = name + (exact ? " double " : " float ") + isa;
+        sets.push_back(run(1));
+        compare(run(2), sets.back(), 0, what + ", 2 threads");
+        compare(run(3), sets.back(), 0, what + ", 3 threads");
+        compare(sets.back(), sets.front(), exact ? 1e-10 : 1e-3, what + " and portable");
+        if constexpr (exact)
+            verify(sets.back(), what);
+    });
+}
+
+double dot(const std::vector<double>& a, const std::vector<double>& b) {
+    double sum = 0;
+    for (size_t i = 0; i < a.size(); ++i)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+template <class T> struct ConvInputs {
+    Results<T> x, w, dz; // of two products
+
+    explicit ConvInputs(const ConvShape& s) {
+        const int out = (s.side - 1) / s.stride + 1;
+        Random random(s.side * 100 + s.filters);
+        for (int k = 0; k < 2; ++k) {
+            x.push_back(random.values<T>(s.n * s.side * s.side * s.channels));
+            w.push_back(random.values<T>(s.filters * 9 * s.channels));
+            dz.push_back(random.values<T>(s.n * out * out * s.filters));
+        }
+    }
+};
+
+// z, dx and dw of as many products; one gradient alone gets the operands of that one.
+template <class T>
+void run_conv(const ConvShape& s, const ConvInputs<T>& in, int products, bool need_dx, bool need_dw,
+              Team& team, void* work, void* scratch, Results<T>& results) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    const auto like = [](const std::vector<T>& v) {
+        return unwritten<T>(static_cast<ptrdiff_t>(v.size()));
+    };
+    std::vector<T> z = like(in.dz[0]), dx = like(in.x[0]), dw = like(in.w[0]);
+    ConvTask<T> fwd{}, bwd{};
+    for (int k = 0; k < products; ++k) {
+        fwd.pairs[k] = {in.x[k].data(), in.w[k].data(), nullptr};
+        bwd.pairs[k] = {need_dw ? in.x[k].data() : nullptr, need_dx ? in.w[k].data() : nullptr,
+                        in.dz[k].data()};
+    }
+    fwd.z = z.data();
+    bwd.dx = need_dx ? dx.data() : nullptr;
+    bwd.dw = need_dw ? dw.data() : nullptr;
+    ops.task_conv_fwd(s, fwd, work, scratch, team);
+    ops.task_conv_bwd(s, bwd, work, scratch, team);
+    results.push_back(z);
+    if (need_dx)
+        results.push_back(dx);
+    if (need_dw)
+        results.push_back(dw);
+}
+
+template <class T> void check_conv(const ConvShape& s) {
+    const ConvInputs<T> in(s);
+    const auto run = [&](int threads) {
+        const CpuOps<T>& ops = cpu_ops<T>();
+        Results<T> results;
+        by_team(threads, ops.conv_work_bytes(s), ops.conv_scratch_bytes(s),
+                [&](Team& team, void* work, void* scratch) {
+                    for (int products = 1; products <= 2; ++products) {
+                        run_conv(s, in, products, true, true, team, work, scratch, results);
+                        run_conv(s, in, products, true, false, team, work, scratch, results);
+                        run_conv(s, in, products, false, true, team, work, scratch, results);
+                    }
+                });
+        return results;
+    };
+    // ⟨dz, z⟩ = ⟨dx, x⟩ = ⟨dw, w⟩
+    const auto verify = [&](const auto& r, const std::string& what) {
+        if constexpr (sizeof(T) == sizeof(double)) {
+            const double value = dot(in.dz[0], r[0]);
+            const double slack = 1e-12 * static_cast<double>(in.dz[0].size());
+            expect(std::abs(dot(in.x[0], r[1]) - value) <= slack, what + ": input gradient");
+            expect(std::abs(dot(in.w[0], r[2]) - value) <= slack, what + ": weight gradient");
+        }
+    };
+    const std::string name = "conv " + std::to_string(s.n) + "x" + std::to_string(s.side) + "x" +
+                             std::to_string(s.channels) + " to " + std::to_string(s.filters) +
+                             " stride " + std::to_string(s.stride);
+    check<T>(name, run, verify);
+}
+
+template <class T> struct NormInputs {
+    std::vector<T> z, gain, bias, dy, z_dot, gain_dot, bias_dot, dy_dot, mean, var;
+
+    NormInputs(const NormShape& s, bool given, double step) {
+        const int side = s.pool ? s.side / 2 : s.side;
+        const ptrdiff_t dense = s.n * s.side * s.side * s.channels,
+                        small = s.n * side * side * s.channels;
+        Random random(s.side * 100 + s.channels);
+        std::vector<T>* const values[] = {&z, &z_dot, &dy, &dy_dot};
+        for (int i = 0; i < 4; ++i)
+            *values[i] = random.values<T>(i < 2 ? dense : small);
+        std::vector<T>* const rows[] = {&gain, &bias, &gain_dot, &bias_dot};
+        for (std::vector<T>* row : rows)
+            *row = random.values<T>(s.channels, 1, 0.2);
+        mean = random.values<T>(given ? s.channels : 0);
+        var = random.values<T>(given ? s.channels : 0, 0.4, 0.9);
+        move(z, z_dot, step);
+        move(gain, gain_dot, step);
+        move(bias, bias_dot, step);
+        move(dy, dy_dot, step);
+    }
+    static void move(std::vector<T>& values, const std::vector<T>& direction, double step) {
+        for (size_t i = 0; i < values.size(); ++i)
+            values[i] += static_cast<T>(step) * direction[i];
+    }
+};
+
+// y, its gradients dz, dgain, dbias, and the directions of these four.
+template <class T>
+Results<T> run_norm(const NormShape& s, const NormInputs<T>& in, int threads, bool partly) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    const bool given = !in.mean.empty();
+    const ptrdiff_t dense = static_cast<ptrdiff_t>(in.z.size()),
+                    small = static_cast<ptrdiff_t>(in.dy.size());
+    const auto row = [&] { return unwritten<T>(s.channels); };
+    std::vector<T> y = unwritten<T>(small), x_hat = y, y_dot = y, x_hat_dot = y;
+    std::vector<T> dz = unwritten<T>(dense), dz_dot = dz, mean = row(), var = row(), rstd = row();
+    std::vector<T> dgain = row(), dbias = row(), dgain_dot = row(), dbias_dot = row();
+    std::vector<T> mean_dot = row(), q = row();
+    std::vector<uint16_t> winners(static_cast<size_t>(s.n) * ops.winner_words(s));
+    by_team(threads, ops.norm_work_bytes(s), ops.norm_scratch_bytes(s),
+            [&](Team& team, void* work, void* scratch) {
+                const NormFwd<T> fwd{in.z.data(),
+                                     in.gain.data(),
+                                     in.bias.data(),
+                                     given ? in.mean.data() : nullptr,
+                                     given ? in.var.data() : nullptr,
+                                     y.data(),
+                                     mean.data(),
+                                     var.data(),
+                                     rstd.data(),
+                                     x_hat.data(),
+                                     s.pool ? winners.data() : nullptr};
+                ops.norm_act_fwd(s, fwd, work, scratch, team);
+                const NormSaved<T> saved{in.z.data(),    in.gain.data(),
+                                         in.bias.data(), given ? in.mean.data() : mean.data(),
+                                         rstd.data(),    x_hat.data(),
+                                         fwd.winners,    given};
+                ops.norm_act_bwd(s, saved, {in.dy.data(), dz.data(), dgain.data(), dbias.data()},
+                                 work, scratch, team);
+                // All directions, or that of z alone; z's own statistics move with it.
+                T* const moved[] = {given ? nullptr : mean_dot.data(), given ? nullptr : q.data()};
+                const T* const gain_dot = partly ? nullptr : in.gain_dot.data();
+                const NormTanFwd<T> tan_fwd{
+                    in.z_dot.data(), gain_dot, partly ? nullptr : in.bias_dot.data(),
+                    y_dot.data(),    moved[0], moved[1],
+                    x_hat_dot.data()};
+                ops.norm_act_tan_fwd(s, saved, tan_fwd, work, scratch, team);
+                const NormTanBwd<T> tan_bwd{in.z_dot.data(),  moved[0],
+                                            moved[1],         x_hat_dot.data(),
+                                            in.dy.data(),     partly ? nullptr : in.dy_dot.data(),
+                                            gain_dot,         dz_dot.data(),
+                                            dgain_dot.data(), dbias_dot.data()};
+                ops.norm_act_tan_bwd(s, saved, tan_bwd, work, scratch, team);
+            });
+    return {y, dz, dgain, dbias, y_dot, dz_dot, dgain_dot, dbias_dot};
+}
+
+template <class T> void check_norm(const NormShape& s, bool given) {
+    const NormInputs<T> in(s, given, 0);
+    const std::string name = "norm_act " + std::to_string(s.n) + "x" + std::to_string(s.side) +
+                             "x" + std::to_string(s.channels) + (s.pool ? " pool" : "") +
+                             (given ? " given" : "");
+    const auto accept = [](const auto&, const std::string&) {};
+    check<T>(name + " z_dot", [&](int threads) { return run_norm(s, in, threads, true); }, accept);
+    check<T>(
+        name, [&](int threads) { return run_norm(s, in, threads, false); },
+        [&](const auto& r, const std::string& what) {
+            const double h = 1e-6;
+            const Results<double> above = run_norm(s, NormInputs<double>(s, given, h), 1, false);
+            const Results<double> below = run_norm(s, NormInputs<double>(s, given, -h), 1, false);
+            for (size_t i = 0; i < 4; ++i) {
+                const std::vector<double> ours(r[4 + i].begin(), r[4 + i].end());
+                const double e = error(ours, slope(above[i], below[i], h));
+                expect(e <= 1e-6,
+                       what + ": direction " + std::to_string(i) + " off by " + std::to_string(e));
+            }
+        });
+}
+
+template <class T> void check_update(int tasks, const std::vector<Piece>& pieces) {
+    const ptrdiff_t size = pieces.back().to;
+    const int segments = pieces.back().segment + 1, count = static_cast<int>(pieces.size());
+    Random random(tasks);
+    const std::vector<T> theta = random.values<T>(size), grad = random.values<T>(tasks * size);
+    const std::vector<T> rates = random.values<T>(segments);
+    const auto run = [&](int threads) {
+        const CpuOps<T>& ops = cpu_ops<T>();
+        std::vector<T> out = unwritten<T>(tasks * size), d_grad = out;
+        std::vector<T> d_rates(static_cast<size_t>(segments)); // zeros, as asked for
+        std::vector<double> shares = unwritten<double>(count);
+        for_tasks(1, threads, [&](int, Team& team, int) {
+            // The tasks share theta: a stride of 0.
+            ops.update_fwd({{theta.data(), 0},
+                            rates.data(),
+                            {grad.data(), size},
+                            nullptr,
+                            {},
+                            {out.data(), size}},
+                           tasks, pieces.data(), count, team);
+            ops.update_bwd({{out.data(), size},
+                            {grad.data(), size},
+                            rates.data(),
+                            {d_grad.data(), size},
+                            d_rates.data(),
+                            shares.data()},
+                           tasks, pieces.data(), count, team);
+        });
+        return Results<T>{out, d_grad, d_rates};
+    };
+    check<T>("update", run, [&](const auto& r, const std::string& what) {
+        const double first = static_cast<double>(theta[0]) -
+                             static_cast<double>(rates[0]) * static_cast<double>(grad[0]);
+        expect(std::abs(static_cast<double>(r[0][0]) - first) < 1e-14, what + ": value");
+    });
+}
+
+template <class T> void check_all() {
+    for (int stride = 1; stride <= 2; ++stride) {
+        check_conv<T>({1, 1, 1, 1, stride});
+        check_conv<T>({5, 3, 7, 6, stride});
+        check_conv<T>({13, 2, 4, 16, stride});
+        check_conv<T>({2, 16, 5, 17, stride});
+    }
+    check_conv<T>({3, 2, 100, 3, 2}); // a chunk's operands one image at a time
+    for (const bool given : {false, true}) {
+        check_norm<T>({1, 1, 2, true, 0.01, 1e-5}, given);
+        check_norm<T>({5, 6, 7, true, 0, 1e-5}, given);
+        check_norm<T>({4, 16, 5, true, 0.01, 1e-5}, given);
+        check_norm<T>({3, 5, 4, false, 1, 1e-5}, given);
+        check_norm<T>({2, 32, 3, false, 0.01, 1e-5}, given);
+    }
+    check_update<T>(3, {{0, 0, 7}, {0, 7, 9}, {1, 9, 41}, {3, 41, 42}});
+}
+
+} // namespace
+
+int main() {
+    check_all<double>();
+    check_all<float>();
+    return report();
+}
