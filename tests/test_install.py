@@ -34,7 +34,7 @@ def python(checkout: Path, *arguments: str, **environment: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert result.returncode == 0, result.stdout
     return result.stdout
@@ -57,19 +57,20 @@ def test_no_compiler_is_one_line_and_a_reason(checkout: Path):
 def test_source_that_does_not_compile_names_the_error(checkout: Path):
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
+    for source in (checkout / "csrc").rglob("*.cpp"):
+        source.write_text("")  # together they take a minute
     (checkout / "csrc" / "bindings.cpp").write_text("#error out of order\n")
     said, (found, reason) = build(checkout)
     assert len(said) == 1 and "out of order" in said[0]
     assert found == "False" and "bindings.cpp:1" in reason
 
 
-@pytest.mark.parametrize("compiler", ["g++", "clang++"])
-def test_builds_without_a_warning_and_replaces_a_failure(checkout: Path, compiler: str):
-    if shutil.which(compiler) is None:
-        pytest.skip(f"no {compiler}")
+def test_builds_without_a_warning_and_replaces_a_failure(checkout: Path):
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
     note = checkout / "kernels" / "_native_missing.txt"
     note.write_text("an earlier failure\n")
-    said, (found, reason) = build(checkout, CXX=compiler, CXXFLAGS="-Werror")
+    said, (found, reason) = build(checkout, CXXFLAGS="-Werror")
     assert said == [] and not note.exists()
     assert (found, reason) == ("True", "None")
 
