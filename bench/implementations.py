@@ -5,6 +5,7 @@ Each has `iteration()`, one outer iteration, which answers the mean loss over th
 `evaluation()`, which answers the target loss of the adapted networks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -78,7 +79,7 @@ def _limited_to_avx2() -> Iterator[None]:
         native.module.limit_isa(used)
 
 
-class Theirs:
+class Theirs(ABC):
     """A baseline from the same initial state, on the same batch in its own layout."""
 
     def __init__(self, cfg: Config, dtype: torch.dtype = torch.float32):
@@ -92,8 +93,9 @@ class Theirs:
             batch.target_y,
         )
 
+    @abstractmethod
     def make(self, cfg: Config, state: State):
-        raise NotImplementedError
+        """The baseline itself."""
 
     def iteration(self) -> float:
         return self.baseline.iteration(*self.batch)

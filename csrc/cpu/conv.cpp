@@ -31,11 +31,6 @@ template <class T> struct ConvPlan {
         return taps * (wide() ? static_cast<ptrdiff_t>(g.filters) * g.pitch_in
                               : static_cast<ptrdiff_t>(g.channels) * g.pitch_out);
     }
-    int group() const { // images of a chunk whose operands are built at once
-        const ptrdiff_t bytes = (g.in_image() + g.dz_image()) * static_cast<ptrdiff_t>(sizeof(T));
-        const ptrdiff_t images = group_bytes / bytes;
-        return images < 1 ? 1 : images > most_of_chunk ? most_of_chunk : static_cast<int>(images);
-    }
 };
 
 template <class T> struct ConvWork {
@@ -59,8 +54,8 @@ template <class T> struct ConvScratch {
     ConvScratch(const ConvPlan<T>& plan, void* block, size_t* bytes = nullptr) {
         Carver carver(block);
         for (int k = 0; k < 2; ++k) {
-            x[k] = carver.take<T>(plan.group() * plan.g.in_image());
-            dz[k] = carver.take<T>(plan.group() * plan.g.dz_image());
+            x[k] = carver.take<T>(group_of(plan.g) * plan.g.in_image());
+            dz[k] = carver.take<T>(group_of(plan.g) * plan.g.dz_image());
         }
         const ptrdiff_t out =
             static_cast<ptrdiff_t>(plan.g.out()) * plan.g.out() * plan.g.pitch_out;
@@ -76,23 +71,6 @@ template <class T> ConvScratch<T> scratch_of(const ConvPlan<T>& plan, void* scra
     size_t bytes = 0;
     ConvScratch<T>(plan, nullptr, &bytes);
     return {plan, static_cast<char*>(scratch) + worker * bytes};
-}
-
-// Σ of the chunks' shares → [filters][9][channels]
-template <class T> void merge_filters(const ConvPlan<T>& plan, const T* shares, int parts, T* dw) {
-    const Conv<T>& g = plan.g;
-    for (int f = 0; f < g.filters; ++f)
-        for (int t = 0; t < taps; ++t, dw += g.channels)
-            for (int c = 0; c < g.channels; ++c) {
-                const T* from =
-                    shares + (plan.wide()
-                                  ? (static_cast<ptrdiff_t>(f) * taps + t) * g.pitch_in + c
-                                  : (static_cast<ptrdiff_t>(t) * g.channels + c) * g.pitch_out + f);
-                T sum = from[0];
-                for (int i = 1; i < parts; ++i)
-                    sum += from[i * plan.share()];
-                dw[c] = sum;
-            }
 }
 
 // The gradients' share of images first … first + size − 1, with filters packed in `work`.
@@ -184,7 +162,7 @@ void task_conv_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
         if (task.dx && task.pairs[k].w && task.pairs[k].dz)
             pad_filters(task.pairs[k].w, plan.g.filters, plan.g.channels, plan.inward.pitch_in,
                         work.w[k]);
-    const int parts = chunks(plan.n), most = plan.group();
+    const int parts = chunks(plan.n), most = group_of(plan.g);
     each(team, parts, [&](int part, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);
         const int begin = chunk_begin(plan.n, part), end = chunk_begin(plan.n, part + 1);
@@ -193,7 +171,7 @@ void task_conv_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
                       work.shares + part * plan.share(), first == begin);
     });
     if (task.dw)
-        merge_filters(plan, work.shares, parts, task.dw);
+        store_filters(plan.g, work.shares, parts, plan.share(), task.dw);
 }
 
 template size_t conv_work_bytes<float>(const ConvShape&);

@@ -145,6 +145,26 @@ inline void conv_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, int im
         }
 }
 
+// Σ of `parts` results of conv_wgrad, `stride` apart, into the first → [filters][9][channels]
+template <class T>
+inline void store_filters(const Conv<T>& g, T* shares, int parts, ptrdiff_t stride, T* to) {
+    constexpr int L = lanes<T>;
+    const bool wide = g.pitch_in % L == 0; // see conv_wgrad
+    const ptrdiff_t size =
+        static_cast<ptrdiff_t>(taps) * (wide ? g.filters * g.pitch_in : g.channels * g.pitch_out);
+    for (ptrdiff_t at = 0; at < size; at += L) {
+        Vec<T> sum = Vec<T>::load(shares + at);
+        for (int i = 1; i < parts; ++i)
+            sum = sum + Vec<T>::load(shares + i * stride + at);
+        sum.store(shares + at);
+    }
+    for (int f = 0; f < g.filters; ++f)
+        for (int t = 0; t < taps; ++t, to += g.channels)
+            for (int c = 0; c < g.channels; ++c)
+                to[c] = shares[wide ? (static_cast<ptrdiff_t>(f) * taps + t) * g.pitch_in + c
+                                    : (static_cast<ptrdiff_t>(t) * g.channels + c) * g.pitch_out + f];
+}
+
 // [filters][9][channels] → [9][channels][pitch], the order in which conv_fwd reads them
 template <class T>
 inline void pack_filters(const T* theta, int filters, int channels, int pitch, T* w) {

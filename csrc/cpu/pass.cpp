@@ -196,18 +196,7 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
         merge_sums(plan, shares.sums, s, k.s1, k.s2, task.norm_gradient);
         const int parts = chunks(plan.n);
         if (stage.stem) {
-            const ptrdiff_t share = static_cast<ptrdiff_t>(plan.patch()) * pitch;
-            each(team, parts, [&](int chunk, int worker) {
-                const int begin = chunk_begin(plan.n, chunk), end = chunk_begin(plan.n, chunk + 1);
-                for (int i = begin; i < end; ++i)
-                    stem_gradient(stage.window,
-                                  images.stem.images +
-                                      i * stage.conv.channels * plane<T>(stage.conv.side),
-                                  stage.conv.channels, k.delta + i * stage.window.pooled_image(),
-                                  k.winners + i * stage.window.template winner_words<T>(),
-                                  shares.filters + chunk * share, i == begin, workers[worker].row);
-            });
-            add_shares(shares.filters, parts, share, static_cast<int>(share), kept.outer);
+            stem_outer(plan, images, k.winners, k.delta, shares.filters, workers, team, kept.outer);
             stem_filters(plan, images, kept, task.gradient);
             break;
         }
@@ -241,7 +230,7 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
             });
             finish_wgrad(stage, scratch, sum);
         });
-        store_filters(plan, s, shares.filters, parts, share, task.gradient);
+        store_filters(stage.conv, shares.filters, parts, share, task.gradient + stage.theta);
     }
 }
 

@@ -25,6 +25,11 @@ MAMLPP_INLINE int chunk_begin(int n, int chunk) {
 }
 // Bytes of a chunk's operands that a stage builds at once, so that they stay in the cache.
 constexpr ptrdiff_t group_bytes = 512 * 1024;
+template <class T> MAMLPP_INLINE int group_of(const Conv<T>& g) { // the images that makes
+    const ptrdiff_t bytes = (g.in_image() + g.dz_image()) * static_cast<ptrdiff_t>(sizeof(T));
+    const ptrdiff_t images = group_bytes / bytes;
+    return images < 1 ? 1 : images > most_of_chunk ? most_of_chunk : static_cast<int>(images);
+}
 
 // Hands out arrays of a block one behind the other; from a null block it only counts.
 class Carver {
@@ -94,13 +99,6 @@ template <class T> struct Plan {
     int filters() const { return stages[0].conv.filters; }
     bool mean_features() const { return !stages[0].window.pool; }
     int patch() const { return stages[0].conv.channels * taps; }
-    // Images of a chunk whose operands are built at once.
-    int group(const Stage<T>& s) const {
-        const ptrdiff_t bytes = (s.conv.in_image() + s.conv.dz_image()) *
-                                static_cast<ptrdiff_t>(sizeof(T));
-        const ptrdiff_t images = group_bytes / bytes;
-        return images < 1 ? 1 : images > most_of_chunk ? most_of_chunk : static_cast<int>(images);
-    }
     // Values of filters with `rows` of [pitch] each, as a stage's convolutions read them.
     ptrdiff_t filters_size(const Stage<T>& s, int rows) const {
         return s.winograd ? cells * cell_step<T>(rows, pitch)
@@ -253,7 +251,7 @@ template <class T> struct Scratch {
         ptrdiff_t in = 0, out = 0, strip = 0, cell_sums = 0;
         for (int i = 0; i < plan.count; ++i) {
             const Stage<T>& s = plan.stages[i];
-            const ptrdiff_t group = plan.group(s);
+            const ptrdiff_t group = group_of(s.conv);
             if (!s.stem) {
                 in = i && group * s.conv.in_image() > in ? group * s.conv.in_image() : in;
                 out = group * s.conv.dz_image() > out ? group * s.conv.dz_image() : out;

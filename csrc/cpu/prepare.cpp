@@ -1,21 +1,12 @@
 // A set of images as the passes over it read them, the sizes of their blocks, and the table.
 #include "cpu.h"
+#include "images.h"
 #include "stage.h"
 
 namespace mamlpp {
 namespace MAMLPP_ISA {
 
 namespace {
-
-// NHWC → NHWC with a border of zeros
-template <class T> void border(const Conv<T>& g, const T* x, T* to) {
-    const int width = g.side * g.channels;
-    for (ptrdiff_t i = 0; i < g.in_image(); ++i)
-        to[i] = 0;
-    for (int y = 0; y < g.side; ++y)
-        for (int i = 0; i < width; ++i)
-            to[(y + 1) * g.in_row() + g.channels + i] = x[static_cast<ptrdiff_t>(y) * width + i];
-}
 
 // NHWC → planar with a border, all less `pivot`
 template <class T> void centre(const Conv<T>& g, const T* x, const double* pivot, T* to) {
@@ -85,7 +76,10 @@ void prepare(const Net& net, int n, const T* x, void* block, void* work, void* s
     const Conv<T>& g = plan.stages[0].conv;
     const ptrdiff_t pixels = static_cast<ptrdiff_t>(g.side) * g.side * g.channels;
     if (!plan.stages[0].stem) {
-        each(team, n, [&](int i, int) { border(g, x + i * pixels, images.bordered + i * g.in_image()); });
+        each(team, n, [&](int i, int) {
+            border_image(x + i * pixels, g.side, g.channels, g.channels,
+                         images.bordered + i * g.in_image());
+        });
         return;
     }
     const Workers<T> workers(plan, scratch);

@@ -18,7 +18,7 @@ inline void pack_stem(const T* theta, int filters, int channels, int pitch, T* w
 // Calls group(first, size) for the images of a chunk, as many at once as a stage builds.
 template <class T, class F>
 MAMLPP_INLINE void for_groups(const Plan<T>& plan, const Stage<T>& stage, int chunk, F group) {
-    const int end = chunk_begin(plan.n, chunk + 1), most = plan.group(stage);
+    const int end = chunk_begin(plan.n, chunk + 1), most = group_of(stage.conv);
     for (int first = chunk_begin(plan.n, chunk); first < end; first += most)
         group(first, first + most < end ? most : end - first);
 }
@@ -101,6 +101,25 @@ template <class T> void finish_wgrad(const Stage<T>& stage, const Scratch<T>& sc
         filter_gradient(scratch.sum, stage.conv.filters, stage.conv.pitch_in, share);
 }
 
+// Σ values·patch over the winners of all images, [patch][pitch]; `shares` is one of these a chunk.
+template <class T>
+void stem_outer(const Plan<T>& plan, const Images<T>& images, const uint16_t* winners, const T* values,
+                T* shares, const Workers<T>& workers, Team& team, T* sum) {
+    const Stage<T>& stage = plan.stages[0];
+    const Conv<T>& g = stage.conv;
+    const int size = plan.patch() * plan.pitch, parts = chunks(plan.n);
+    each(team, parts, [&](int chunk, int worker) {
+        const int begin = chunk_begin(plan.n, chunk);
+        for (int i = begin; i < chunk_begin(plan.n, chunk + 1); ++i)
+            stem_gradient(stage.window, images.stem.images + i * g.channels * plane<T>(g.side),
+                          g.channels, values + i * stage.window.pooled_image(),
+                          winners + i * stage.window.template winner_words<T>(),
+                          shares + static_cast<ptrdiff_t>(chunk) * size, i == begin,
+                          workers[worker].row);
+    });
+    add_shares(shares, parts, size, size, sum);
+}
+
 // Sums of the images' shares → s₁ and s₂ of a stage, and its gradient of gain and bias.
 template <class T>
 void merge_sums(const Plan<T>& plan, const T* shares, int s, T* s1, T* s2, T* norm_gradient) {
@@ -150,32 +169,6 @@ void build_operands(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& s
     const Addend<T> dense[1] = {{k.z + image * stage.window.dense_image(), shares.a1, k.centre}};
     build_dz(stage.window, sparse, dense, shares.a2,
              k.winners + image * stage.window.template winner_words<T>(), dz);
-}
-
-// Σ of the chunks' shares of a weight gradient → the flat buffer, [filters][9][channels].
-template <class T>
-void store_filters(const Plan<T>& plan, int s, T* shares, int parts, ptrdiff_t stride, T* gradient) {
-    constexpr int L = lanes<T>;
-    const Conv<T>& g = plan.stages[s].conv;
-    const bool wide = g.pitch_in % L == 0; // see conv_wgrad
-    const ptrdiff_t size = static_cast<ptrdiff_t>(taps) *
-                           (wide ? g.filters * g.pitch_in : g.channels * g.pitch_out);
-    for (ptrdiff_t at = 0; at < size; at += L) {
-        Vec<T> sum = Vec<T>::load(shares + at);
-        for (int i = 1; i < parts; ++i)
-            sum = sum + Vec<T>::load(shares + i * stride + at);
-        sum.store(shares + at);
-    }
-    T* to = gradient + plan.stages[s].theta;
-    for (int f = 0; f < g.filters; ++f)
-        for (int t = 0; t < taps; ++t, to += g.channels)
-            for (int c = 0; c < g.channels; ++c) {
-                const T* from = shares + (wide ? (static_cast<ptrdiff_t>(f) * taps + t) * g.pitch_in + c
-                                               : (static_cast<ptrdiff_t>(t) * g.channels + c) *
-                                                         g.pitch_out +
-                                                     f);
-                to[c] = *from;
-            }
 }
 
 } // namespace MAMLPP_ISA

@@ -264,18 +264,8 @@ template <class T> struct Tangent {
             const Stage<T>& stage = plan.stages[s];
             merge_sums(plan, shares.sums, s, shares.s1_dot, shares.s2_dot, task.norm_product);
             if (stage.stem) {
-                const ptrdiff_t share = static_cast<ptrdiff_t>(plan.patch()) * plan.pitch;
-                const StageKept<T>& k = kept.stages[0];
-                each(team, parts, [&](int chunk, int worker) {
-                    const int begin = chunk_begin(plan.n, chunk);
-                    for (int i = begin; i < chunk_begin(plan.n, chunk + 1); ++i)
-                        stem_gradient(stage.window, stem_image(i), stage.conv.channels,
-                                      dots.stages[0].delta + i * stage.window.pooled_image(),
-                                      k.winners + i * stage.window.template winner_words<T>(),
-                                      shares.filters + chunk * share, i == begin,
-                                      workers[worker].row);
-                });
-                add_shares(shares.filters, parts, share, static_cast<int>(share), shares.filters);
+                stem_outer(plan, images, kept.stages[0].winners, dots.stages[0].delta, shares.filters,
+                           workers, team, shares.filters);
                 stem_filters(shares.filters);
                 return;
             }
@@ -284,7 +274,7 @@ template <class T> struct Tangent {
             each(team, parts, [&](int chunk, int worker) {
                 backward_chunk(s, chunk, workers[worker], shares.filters + chunk * share);
             });
-            store_filters(plan, s, shares.filters, parts, share, task.product);
+            store_filters(stage.conv, shares.filters, parts, share, task.product + stage.theta);
         }
     }
 
