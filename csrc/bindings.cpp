@@ -9,9 +9,16 @@ using namespace mamlpp;
 
 namespace {
 
+template <class T> const PassOps<T>& ops_of(const Net& net) {
+    const PassOps<T>* const ops = pass_ops<T>(net.precision);
+    if (!ops)
+        throw std::invalid_argument("passes: this instruction set has no products of that precision");
+    return *ops;
+}
+
 // x [tasks][n][side][side][channels] → one prepared block a task
 template <class T> Blocks prepare(const Net& net, int tasks, int n, int threads, uintptr_t x) {
-    const CpuOps<T>& ops = cpu_ops<T>();
+    const PassOps<T>& ops = ops_of<T>(net);
     Blocks images = new_blocks(tasks, ops.images_bytes(net, n));
     Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
     const ptrdiff_t size = static_cast<ptrdiff_t>(n) * net.side * net.side * net.channels;
@@ -39,7 +46,7 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
             ptrdiff_t theta_stride, ptrdiff_t parameters, uintptr_t row, uintptr_t given_mean,
             uintptr_t given_var, ptrdiff_t given_stride, uintptr_t loss, uintptr_t logits, uintptr_t gradient,
             uintptr_t norm_gradient, uintptr_t mean, uintptr_t var, bool keep) {
-    const CpuOps<T>& ops = cpu_ops<T>();
+    const PassOps<T>& ops = ops_of<T>(net);
     const int tasks = static_cast<int>(images.size()), stats = net.stages * net.filters;
     if (gradient)
         check_labels(at<const int64_t>(labels, 0), static_cast<ptrdiff_t>(tasks) * n, net.ways);
@@ -72,7 +79,7 @@ template <class T>
 void tangent(const Net& net, int n, int threads, const Blocks& images, const Blocks& kept,
              uintptr_t theta, ptrdiff_t theta_stride, ptrdiff_t parameters, uintptr_t direction,
              uintptr_t product, uintptr_t norm_product) {
-    const CpuOps<T>& ops = cpu_ops<T>();
+    const PassOps<T>& ops = ops_of<T>(net);
     const int tasks = static_cast<int>(images.size()), width = 2 * net.stages * net.filters;
     Room room(tasks, threads, ops.tangent_bytes(net, n), ops.scratch_bytes(net));
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
@@ -118,7 +125,15 @@ PYBIND11_MODULE(_native, m) {
     py::enum_<Isa>(m, "Isa")
         .value("portable", Isa::portable)
         .value("avx2", Isa::avx2)
-        .value("avx512", Isa::avx512);
+        .value("avx512", Isa::avx512)
+        .value("avx512bf16", Isa::avx512bf16)
+        .value("amx", Isa::amx);
+    py::enum_<Precision>(m, "Precision")
+        .value("fp32", Precision::fp32)
+        .value("bf16x3", Precision::bf16x3)
+        .value("bf16", Precision::bf16);
+    m.def("has_passes", [](Precision precision) { return pass_ops<float>(precision) != nullptr; },
+          "Whether the instruction set in use takes products of float32 data in this precision.");
     m.def("isa", &isa, "Instruction set of the kernels in use.");
     m.def("limit_isa", &limit_isa, "Use none beyond this one; returns the one in use now.");
     m.def("release_blocks", &release_blocks,
@@ -126,8 +141,8 @@ PYBIND11_MODULE(_native, m) {
     py::class_<Block, std::shared_ptr<Block>>(m, "Block").def_property_readonly("bytes", &Block::bytes);
     py::class_<Net>(m, "Net")
         .def(py::init([](int channels, int side, int filters, int stages, int ways, bool pool,
-                         double slope, double eps) {
-            return Net{channels, side, filters, stages, ways, pool, slope, eps};
+                         double slope, double eps, Precision precision) {
+            return Net{channels, side, filters, stages, ways, pool, slope, eps, precision};
         }));
     bind_shapes(m);
     bind<float>(m.def_submodule("float32"));

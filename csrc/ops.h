@@ -35,12 +35,20 @@ class Team {
     ~Team() = default;
 };
 
+// How the products of whole passes are taken of float32 data. Sums are float32, and so is all else.
+enum class Precision {
+    fp32,
+    bf16x3, // operands as the sum of two bfloat16 each, without the product of the small ones
+    bf16    // operands rounded to bfloat16
+};
+
 // The backbone: `stages` of conv 3×3 → batch norm → leaky ReLU → 2×2 max pool, or with a stride of
 // 2 instead of the pooling, then a linear classifier.
 struct Net {
     int channels, side, filters, stages, ways;
     bool pool;
     double slope, eps;
+    Precision precision = Precision::fp32; // of its convolutions' products
 };
 
 // One task's part of a pass over one set of n images.
@@ -164,9 +172,10 @@ template <class T> struct UpdateBwd {
     double* shares; // [pieces]
 };
 
-// The kernels of one instruction set. Every `bytes` is for n images of one task; blocks are aligned
-// to 64 bytes. `scratch` is scratch_bytes() for each worker of the team, one behind the other.
-template <class T> struct CpuOps {
+// Whole passes, of one instruction set and precision. Every `bytes` is for n images of one task; blocks
+// are aligned to 64 bytes. `scratch` is scratch_bytes() for each worker of the team, one behind the
+// other.
+template <class T> struct PassOps {
     size_t (*images_bytes)(const Net&, int n);
     size_t (*pass_bytes)(const Net&, int n, bool keep);
     size_t (*work_bytes)(const Net&, int n);    // of a pass, beside what it keeps
@@ -175,7 +184,10 @@ template <class T> struct CpuOps {
     void (*prepare)(const Net&, int n, const T* x, void* images, void* work, void* scratch, Team&);
     void (*pass)(const Net&, int n, const PassTask<T>&, void* work, void* scratch, Team&);
     void (*tangent)(const Net&, int n, const TangentTask<T>&, void* work, void* scratch, Team&);
-    // Single ops, one task each.
+};
+
+// Single ops of one instruction set, one task each.
+template <class T> struct CpuOps {
     size_t (*conv_work_bytes)(const ConvShape&);
     size_t (*conv_scratch_bytes)(const ConvShape&);
     void (*task_conv_fwd)(const ConvShape&, const ConvTask<T>&, void* work, void* scratch, Team&);
@@ -195,13 +207,16 @@ template <class T> struct CpuOps {
     void (*update_bwd)(const UpdateBwd<T>&, int tasks, const Piece*, int pieces, Team&);
 };
 
-// The instruction sets that the kernels are built for, in order of preference.
-enum class Isa { portable, avx2, avx512 };
+// The instruction sets that the kernels are built for, in order of preference. The last two are for
+// bfloat16; with them, what is float32 or float64 runs on the one before.
+enum class Isa { portable, avx2, avx512, avx512bf16, amx };
 
 Isa isa(); // the one in use: the best that this machine grants, unless it is limited
 Isa limit_isa(Isa most);
 
-// Of the instruction set in use.
+// Of the instruction set in use. pass_ops is null where it has no products of this precision; float64
+// is for fp32 alone, which stands for products of the data's own type.
+template <class T> const PassOps<T>* pass_ops(Precision);
 template <class T> const CpuOps<T>& cpu_ops();
 
 } // namespace mamlpp

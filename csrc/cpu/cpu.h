@@ -38,6 +38,8 @@ void norm_act_tan_bwd(const NormShape&, const NormSaved<T>&, const NormTanBwd<T>
 template <class T> void update_fwd(const UpdateFwd<T>&, int tasks, const Piece*, int pieces, Team&);
 template <class T> void update_bwd(const UpdateBwd<T>&, int tasks, const Piece*, int pieces, Team&);
 
+// The tables.
+template <class T> const PassOps<T>& pass_ops();
 template <class T> const CpuOps<T>& ops();
 
 } // namespace MAMLPP_ISA

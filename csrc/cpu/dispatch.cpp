@@ -4,30 +4,46 @@
 
 namespace mamlpp {
 
-// What each set of CMake's MAMLPP_ISAS defines.
+// What each set of CMake's MAMLPP_ISAS and MAMLPP_BF16 defines.
+#define MAMLPP_SET(name)                                                                                 \
+    namespace name {                                                                                     \
+    template <class T> const PassOps<T>& pass_ops();                                                     \
+    template <class T> const CpuOps<T>& ops();                                                           \
+    }
+MAMLPP_SET(portable)
 #ifdef MAMLPP_HAS_X86
-namespace avx512 {
-template <class T> const CpuOps<T>& ops();
-}
-namespace avx2 {
-template <class T> const CpuOps<T>& ops();
-}
+MAMLPP_SET(avx2)
+MAMLPP_SET(avx512)
 #endif
-namespace portable {
-template <class T> const CpuOps<T>& ops();
-}
+#ifdef MAMLPP_HAS_AVX512BF16
+MAMLPP_SET(avx512bf16)
+MAMLPP_SET(avx512bf16x3)
+#endif
+#ifdef MAMLPP_HAS_AMX
+MAMLPP_SET(amxbf16)
+MAMLPP_SET(amxbf16x3)
+#endif
 
 namespace {
 
 Isa best_isa() {
+    [[maybe_unused]] const CpuFeatures& f = cpu_features();
+    Isa best = Isa::portable;
 #ifdef MAMLPP_HAS_X86
-    const CpuFeatures& f = cpu_features();
-    if (f.avx512f && f.avx512bw && f.avx512vl && f.fma)
-        return Isa::avx512;
     if (f.avx2 && f.fma)
-        return Isa::avx2;
+        best = Isa::avx2;
+    if (f.avx512f && f.avx512bw && f.avx512vl && f.fma)
+        best = Isa::avx512;
 #endif
-    return Isa::portable;
+#ifdef MAMLPP_HAS_AVX512BF16
+    if (best == Isa::avx512 && f.avx512bf16)
+        best = Isa::avx512bf16;
+#endif
+#ifdef MAMLPP_HAS_AMX
+    if (best == Isa::avx512bf16 && f.amx_tile && f.amx_bf16)
+        best = Isa::amx;
+#endif
+    return best;
 }
 
 Isa current = best_isa();
@@ -44,7 +60,7 @@ Isa limit_isa(Isa most) {
 
 template <class T> const CpuOps<T>& cpu_ops() {
 #ifdef MAMLPP_HAS_X86
-    if (current == Isa::avx512)
+    if (current >= Isa::avx512)
         return avx512::ops<T>();
     if (current == Isa::avx2)
         return avx2::ops<T>();
@@ -53,5 +69,38 @@ template <class T> const CpuOps<T>& cpu_ops() {
 }
 template const CpuOps<float>& cpu_ops<float>();
 template const CpuOps<double>& cpu_ops<double>();
+
+namespace {
+
+template <class T> const PassOps<T>& own_pass_ops() {
+#ifdef MAMLPP_HAS_X86
+    if (current >= Isa::avx512)
+        return avx512::pass_ops<T>();
+    if (current == Isa::avx2)
+        return avx2::pass_ops<T>();
+#endif
+    return portable::pass_ops<T>();
+}
+
+} // namespace
+
+template <> const PassOps<double>* pass_ops(Precision precision) {
+    return precision == Precision::fp32 ? &own_pass_ops<double>() : nullptr;
+}
+
+template <> const PassOps<float>* pass_ops(Precision precision) {
+    if (precision == Precision::fp32)
+        return &own_pass_ops<float>();
+    [[maybe_unused]] const bool rounded = precision == Precision::bf16;
+#ifdef MAMLPP_HAS_AMX
+    if (current == Isa::amx)
+        return rounded ? &amxbf16::pass_ops<float>() : &amxbf16x3::pass_ops<float>();
+#endif
+#ifdef MAMLPP_HAS_AVX512BF16
+    if (current == Isa::avx512bf16)
+        return rounded ? &avx512bf16::pass_ops<float>() : &avx512bf16x3::pass_ops<float>();
+#endif
+    return nullptr;
+}
 
 } // namespace mamlpp

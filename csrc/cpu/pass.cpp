@@ -18,7 +18,7 @@ void normalise_image(const Plan<T>& plan, const Images<T>& images, const Kept<T>
     uint16_t* winners = k.winners + image * stage.window.template winner_words<T>();
     if (stage.stem)
         stem_fwd(stage.window, images.stem.images + image * stage.conv.channels * plane<T>(stage.conv.side),
-                 stage.conv.channels, shares.filters_of[0].fwd, k.gain, k.centre, k.rstd, x_hat, winners, scratch.row);
+                 stage.conv.channels, shares.filters_of[0].fwd.taps, k.gain, k.centre, k.rstd, x_hat, winners, scratch.row);
     else
         normalise(stage.window, k.z + image * stage.window.dense_image(), k.gain, k.centre, k.rstd,
                   x_hat, winners);
@@ -88,9 +88,8 @@ void load_parameters(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& 
     const int filters = plan.filters();
     for (int s = 0; s < plan.count; ++s) {
         const StageKept<T>& k = kept.stages[s];
-        const Filters<T>& filters_of = shares.filters_of[s];
-        load_filters(plan, s, task.theta, shares.filters,
-                     {filters_of.fwd, task.gradient ? filters_of.bwd : nullptr});
+        load_filters(plan, s, task.theta, task.gradient != nullptr, shares.filters,
+                     shares.filters_of[s]);
         const T* affine = task.row + static_cast<ptrdiff_t>(s) * 2 * filters;
         for (int f = 0; f < plan.pitch; ++f) {
             k.gain[f] = f < filters ? affine[f] : 0;
@@ -105,7 +104,7 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
              const Shares<T>& shares, const PassTask<T>& task, const Workers<T>& workers, Team& team) {
     const ptrdiff_t share_size = 2 * static_cast<ptrdiff_t>(plan.pitch);
     if (plan.stages[0].stem) {
-        stem_statistics(plan, images, kept, shares.filters_of[0].fwd, task);
+        stem_statistics(plan, images, kept, shares.filters_of[0].fwd.taps, task);
         finish_rstd(plan, kept.stages[0], net.eps);
     }
     for (int s = plan.stages[0].stem ? 1 : 0; s < plan.count; ++s) {
@@ -120,7 +119,7 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
                     build_input(plan, kept, s, first + i, scratch.x + i * stage.conv.in_image());
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
-                const Pair<T> pair{x, shares.filters_of[s].fwd};
+                const Factors<T> pair{x, shares.filters_of[s].fwd};
                 stage_fwd(stage, &pair, 1, size, scratch, k.z + first * stage.window.dense_image(),
                           [&](int i, int y, const T* row) {
                               T* share = shares.sums + (first + i) * share_size;
@@ -214,7 +213,7 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
                     const StageKept<T>& below = kept.stages[s - 1];
                     const ptrdiff_t image = plan.stages[s - 1].window.pooled_image();
                     const int side = stage.conv.side;
-                    const Pair<T> pair{scratch.dz, shares.filters_of[s].bwd};
+                    const Factors<T> pair{scratch.dz, shares.filters_of[s].bwd};
                     stage_dgrad(stage, &pair, 1, size, scratch, below.delta + first * image,
                                 [&](int i, int y, T* row) {
                                     T* to = shares.sums + (first + i) * 2 * pitch;
@@ -251,7 +250,9 @@ void pass(const Net& net, int n, const PassTask<T>& task, void* work, void* scra
 }
 
 template void pass(const Net&, int, const PassTask<float>&, void*, void*, Team&);
+#ifndef MAMLPP_PARTS
 template void pass(const Net&, int, const PassTask<double>&, void*, void*, Team&);
+#endif
 
 } // namespace MAMLPP_ISA
 } // namespace mamlpp

@@ -64,9 +64,13 @@ template <class T> struct Stage {
 
 constexpr int max_stages = 16;
 
-// Filters as the convolutions of a stage read them, or the stem.
+// Filters as one convolution of a stage reads them: their values, or by Winograd their cells.
+template <class T> struct Packed {
+    T* taps;
+    Operand<T>* cells;
+};
 template <class T> struct Filters {
-    T *fwd, *bwd;
+    Packed<T> fwd, bwd;
 };
 
 template <class T> struct Plan {
@@ -99,15 +103,15 @@ template <class T> struct Plan {
     int filters() const { return stages[0].conv.filters; }
     bool mean_features() const { return !stages[0].window.pool; }
     int patch() const { return stages[0].conv.channels * taps; }
-    // Values of filters with `rows` of [pitch] each, as a stage's convolutions read them.
-    ptrdiff_t filters_size(const Stage<T>& s, int rows) const {
-        return s.winograd ? cells * cell_step<T>(rows, pitch)
-                          : static_cast<ptrdiff_t>(taps) * rows * pitch;
+    Packed<T> take_filters(Carver& carver, const Stage<T>& s, int rows) const { // of [pitch] each
+        if (s.winograd)
+            return {nullptr, carver.take<Operand<T>>(operands_size<T>(rows, pitch))};
+        return {carver.take<T>(static_cast<ptrdiff_t>(taps) * rows * pitch), nullptr};
     }
     Filters<T> take_filters(Carver& carver, int i) const {
         const Stage<T>& s = stages[i];
-        T* const fwd = carver.take<T>(filters_size(s, s.conv.channels));
-        return {fwd, i ? carver.take<T>(filters_size(s, filters())) : nullptr};
+        const Packed<T> fwd = take_filters(carver, s, s.conv.channels);
+        return {fwd, i ? take_filters(carver, s, filters()) : Packed<T>{}};
     }
 };
 
@@ -248,7 +252,7 @@ template <class T> struct Scratch {
     double* patches;            // of patch_products: a row of pixels, and the sums
 
     Scratch(const Plan<T>& plan, void* block, size_t* bytes = nullptr) {
-        ptrdiff_t in = 0, out = 0, strip = 0, cell_sums = 0;
+        ptrdiff_t in = 0, out = 0, operands = 0, sums = 0, cell_sums = 0;
         for (int i = 0; i < plan.count; ++i) {
             const Stage<T>& s = plan.stages[i];
             const ptrdiff_t group = group_of(s.conv);
@@ -257,9 +261,12 @@ template <class T> struct Scratch {
                 out = group * s.conv.dz_image() > out ? group * s.conv.dz_image() : out;
             }
             if (s.winograd) {
-                const ptrdiff_t size = cells * strip_step<T>(s.conv.side, plan.pitch);
-                strip = size > strip ? size : strip;
-                cell_sums = plan.filters_size(s, plan.filters());
+                const int most = most_tiles(s.conv.side);
+                const ptrdiff_t size = operands_size<T>(most, plan.pitch);
+                operands = size > operands ? size : operands;
+                const ptrdiff_t products = sums_size<T>(most, plan.pitch);
+                sums = products > sums ? products : sums;
+                cell_sums = sums_size<T>(plan.filters(), plan.pitch);
             }
             const ptrdiff_t end = span(s.window.pooled); // the last activation, for the head
             in = end * end * plan.pitch > in ? end * end * plan.pitch : in;
@@ -269,10 +276,12 @@ template <class T> struct Scratch {
         x_dot = carver.take<T>(in);
         dz = carver.take<T>(out);
         dz_dot = carver.take<T>(out);
-        for (int k = 0; k < 2; ++k) {
-            tiles.x[k] = carver.take<T>(strip);
-            tiles.z[k] = carver.take<T>(strip);
-        }
+        static_assert(sizeof(Operand<T>) == sizeof(T), "operands and sums share their memory");
+        for (Operand<T>*& x_cells : tiles.x)
+            x_cells = carver.take<Operand<T>>(operands);
+        tiles.z = carver.take<T>(operands > sums ? operands : sums);
+        tiles.dz[0] = reinterpret_cast<Operand<T>*>(tiles.z);
+        tiles.dz[1] = carver.take<Operand<T>>(operands);
         sum = carver.take<T>(cell_sums);
         const Conv<T>& first = plan.stages[0].conv;
         row = carver.take<T>(windows_size(first.side, first.channels));

@@ -1,4 +1,4 @@
-// A set of images as the passes over it read them, the sizes of their blocks, and the table.
+// A set of images as the passes over it read them, the sizes of their blocks, and the passes' table.
 #include "cpu.h"
 #include "images.h"
 #include "stage.h"
@@ -107,18 +107,15 @@ void prepare(const Net& net, int n, const T* x, void* block, void* work, void* s
         stem.images[n * g.channels * plane<T>(g.side) + i] = 0;
 }
 
-template <class T> const CpuOps<T>& ops() {
-    static constexpr CpuOps<T> table{
-        images_bytes<T>,       pass_bytes<T>,       work_bytes<T>,       tangent_bytes<T>,
-        scratch_bytes<T>,      prepare<T>,          pass<T>,             tangent<T>,
-        conv_work_bytes<T>,    conv_scratch_bytes<T>, task_conv_fwd<T>,  task_conv_bwd<T>,
-        winner_words<T>,       norm_work_bytes<T>,  norm_scratch_bytes<T>, norm_act_fwd<T>,
-        norm_act_bwd<T>,       norm_act_tan_fwd<T>, norm_act_tan_bwd<T>, update_fwd<T>,
-        update_bwd<T>};
+template <class T> const PassOps<T>& pass_ops() {
+    static constexpr PassOps<T> table{images_bytes<T>,  pass_bytes<T>, work_bytes<T>, tangent_bytes<T>,
+                                      scratch_bytes<T>, prepare<T>,    pass<T>,       tangent<T>};
     return table;
 }
-template const CpuOps<float>& ops<float>();
-template const CpuOps<double>& ops<double>();
+template const PassOps<float>& pass_ops<float>();
+#ifndef MAMLPP_PARTS
+template const PassOps<double>& pass_ops<double>();
+#endif
 
 } // namespace MAMLPP_ISA
 } // namespace mamlpp

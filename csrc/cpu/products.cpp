@@ -7,8 +7,8 @@ namespace MAMLPP_ISA {
 namespace {
 
 // out[p][v] = Σ_terms Σ_c in[p][c] · w[c][v] for P pixels and V vectors, in registers.
-template <class T, int P, int V>
-MAMLPP_INLINE void multiply_block(const Term<T>* terms, int count, ptrdiff_t at, ptrdiff_t in_step,
+template <class S, class T, int P, int V>
+MAMLPP_INLINE void multiply_block(const Term<S>* terms, int count, ptrdiff_t at, ptrdiff_t in_step,
                                   ptrdiff_t w_at, ptrdiff_t w_step, int channels, T* out,
                                   ptrdiff_t out_step) {
     constexpr int L = lanes<T>;
@@ -19,16 +19,16 @@ MAMLPP_INLINE void multiply_block(const Term<T>* terms, int count, ptrdiff_t at,
         for (int v = 0; v < V; ++v)
             sum[p][v] = Vec<T>::all(0);
     for (int t = 0; t < count; ++t) {
-        const T* in = terms[t].in + at;
-        const T* w = terms[t].w + w_at;
+        const S* in = terms[t].in + at;
+        const S* w = terms[t].w + w_at;
         for (int c = 0; c < channels; ++c, w += w_step) {
-            Vec<T> row[V];
+            Vec<S> row[V];
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v)
-                row[v] = Vec<T>::load(w + v * L);
+                row[v] = Vec<S>::load(w + v * L);
 #pragma GCC unroll 16
             for (int p = 0; p < P; ++p) {
-                const Vec<T> x = Vec<T>::all(in[p * in_step + c]);
+                const Vec<S> x = Vec<S>::all(in[p * in_step + c]);
 #pragma GCC unroll 4
                 for (int v = 0; v < V; ++v)
                     sum[p][v] = fma(x, row[v], sum[p][v]);
@@ -43,31 +43,31 @@ MAMLPP_INLINE void multiply_block(const Term<T>* terms, int count, ptrdiff_t at,
 }
 
 // The block of `pixels` ≤ P, chosen at run time among all sizes down to 1.
-template <class T, int P, int V, class... A>
+template <class S, class T, int P, int V, class... A>
 MAMLPP_INLINE void multiply_pixels(int pixels, A... a) {
     if constexpr (P > 1)
         if (pixels < P)
-            return multiply_pixels<T, P - 1, V>(pixels, a...);
-    multiply_block<T, P, V>(a...);
+            return multiply_pixels<S, T, P - 1, V>(pixels, a...);
+    multiply_block<S, T, P, V>(a...);
 }
 
 // One run of pixels of a row, `columns` vectors of channels.
-template <class T, int V>
-void multiply_row(const Term<T>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_at,
+template <class S, class T, int V>
+void multiply_row(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_at,
                          ptrdiff_t w_step, int channels, T* out, ptrdiff_t out_step) {
     constexpr int most = register_rows[V];
     const int blocks = (pixels + most - 1) / most;
     for (int b = 0, at = 0; b < blocks; ++b) {
         const int size = pixels / blocks + (b < pixels % blocks);
-        multiply_pixels<T, most, V>(size, terms, count, at * in_step, in_step, w_at, w_step, channels,
+        multiply_pixels<S, T, most, V>(size, terms, count, at * in_step, in_step, w_at, w_step, channels,
                                     out + at * out_step, out_step);
         at += size;
     }
 }
 
 // sum[i][v] (+)= Σ_runs Σ_pixels scalars[i] · vectors[v] for R scalars and V vectors, in registers.
-template <class T, int R, int V>
-MAMLPP_INLINE void outer_block(const Run<T>* runs, int count, int pixels, ptrdiff_t s_at,
+template <class S, class T, int R, int V>
+MAMLPP_INLINE void outer_block(const Run<S>* runs, int count, int pixels, ptrdiff_t s_at,
                                ptrdiff_t s_step, ptrdiff_t v_at, ptrdiff_t v_step, T* sum,
                                ptrdiff_t sum_step, bool fresh) {
     constexpr int L = lanes<T>;
@@ -78,16 +78,16 @@ MAMLPP_INLINE void outer_block(const Run<T>* runs, int count, int pixels, ptrdif
         for (int v = 0; v < V; ++v)
             acc[r][v] = fresh ? Vec<T>::all(0) : Vec<T>::load(sum + r * sum_step + v * L);
     for (int k = 0; k < count; ++k) {
-        const T* s = runs[k].scalars + s_at;
-        const T* x = runs[k].vectors + v_at;
+        const S* s = runs[k].scalars + s_at;
+        const S* x = runs[k].vectors + v_at;
         for (int p = 0; p < pixels; ++p, s += s_step, x += v_step) {
-            Vec<T> row[V];
+            Vec<S> row[V];
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v)
-                row[v] = Vec<T>::load(x + v * L);
+                row[v] = Vec<S>::load(x + v * L);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
-                const Vec<T> scalar = Vec<T>::all(s[r]);
+                const Vec<S> scalar = Vec<S>::all(s[r]);
 #pragma GCC unroll 4
                 for (int v = 0; v < V; ++v)
                     acc[r][v] = fma(scalar, row[v], acc[r][v]);
@@ -101,21 +101,21 @@ MAMLPP_INLINE void outer_block(const Run<T>* runs, int count, int pixels, ptrdif
             acc[r][v].store(sum + r * sum_step + v * L);
 }
 
-template <class T, int R, int V, class... A> MAMLPP_INLINE void outer_scalars(int scalars, A... a) {
+template <class S, class T, int R, int V, class... A> MAMLPP_INLINE void outer_scalars(int scalars, A... a) {
     if constexpr (R > 1)
         if (scalars < R)
-            return outer_scalars<T, R - 1, V>(scalars, a...);
-    outer_block<T, R, V>(a...);
+            return outer_scalars<S, T, R - 1, V>(scalars, a...);
+    outer_block<S, T, R, V>(a...);
 }
 
-template <class T, int V>
-void outer_rows(const Run<T>* runs, int count, int pixels, int scalars, ptrdiff_t s_step,
+template <class S, class T, int V>
+void outer_rows(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_t s_step,
                        ptrdiff_t v_at, ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh) {
     constexpr int most = register_rows[V];
     const int blocks = (scalars + most - 1) / most;
     for (int b = 0, at = 0; b < blocks; ++b) {
         const int size = scalars / blocks + (b < scalars % blocks);
-        outer_scalars<T, most, V>(size, runs, count, pixels, static_cast<ptrdiff_t>(at), s_step, v_at,
+        outer_scalars<S, T, most, V>(size, runs, count, pixels, static_cast<ptrdiff_t>(at), s_step, v_at,
                                   v_step, sum + at * sum_step, sum_step, fresh);
         at += size;
     }
@@ -123,8 +123,8 @@ void outer_rows(const Run<T>* runs, int count, int pixels, int scalars, ptrdiff_
 
 } // namespace
 
-template <class T>
-void multiply(const Term<T>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_step,
+template <class S, class T>
+void multiply(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_step,
                      int channels, int pitch, T* out, ptrdiff_t out_step) {
     constexpr int L = lanes<T>;
     const int vectors = pitch / L, groups = (vectors + max_columns - 1) / max_columns;
@@ -132,21 +132,21 @@ void multiply(const Term<T>* terms, int count, int pixels, ptrdiff_t in_step, pt
         const int size = vectors / groups + (g < vectors % groups);
         T* to = out + v * L;
         if (size == 1)
-            multiply_row<T, 1>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+            multiply_row<S, T, 1>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
         if (size == 2)
-            multiply_row<T, 2>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+            multiply_row<S, T, 2>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
         if (size == 3)
-            multiply_row<T, 3>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+            multiply_row<S, T, 3>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
         if constexpr (max_columns > 3)
             if (size == 4)
-                multiply_row<T, 4>(terms, count, pixels, in_step, v * L, w_step, channels, to,
+                multiply_row<S, T, 4>(terms, count, pixels, in_step, v * L, w_step, channels, to,
                                    out_step);
         v += size;
     }
 }
 
-template <class T>
-void outer(const Run<T>* runs, int count, int pixels, int scalars, ptrdiff_t s_step, int pitch,
+template <class S, class T>
+void outer(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_t s_step, int pitch,
                   ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh) {
     constexpr int L = lanes<T>;
     const int vectors = pitch / L, groups = (vectors + max_columns - 1) / max_columns;
@@ -154,26 +154,27 @@ void outer(const Run<T>* runs, int count, int pixels, int scalars, ptrdiff_t s_s
         const int size = vectors / groups + (g < vectors % groups);
         T* to = sum + v * L;
         if (size == 1)
-            outer_rows<T, 1>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+            outer_rows<S, T, 1>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
         if (size == 2)
-            outer_rows<T, 2>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+            outer_rows<S, T, 2>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
         if (size == 3)
-            outer_rows<T, 3>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+            outer_rows<S, T, 3>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
         if constexpr (max_columns > 3)
             if (size == 4)
-                outer_rows<T, 4>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step,
+                outer_rows<S, T, 4>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step,
                                  fresh);
         v += size;
     }
 }
 
-template void multiply(const Term<float>*, int, int, ptrdiff_t, ptrdiff_t, int, int, float*, ptrdiff_t);
-template void multiply(const Term<double>*, int, int, ptrdiff_t, ptrdiff_t, int, int, double*,
-                       ptrdiff_t);
-template void outer(const Run<float>*, int, int, int, ptrdiff_t, int, ptrdiff_t, float*, ptrdiff_t,
-                    bool);
-template void outer(const Run<double>*, int, int, int, ptrdiff_t, int, ptrdiff_t, double*, ptrdiff_t,
-                    bool);
+#define MAMLPP_PRODUCTS(S, T)                                                                              \
+    template void multiply(const Term<S>*, int, int, ptrdiff_t, ptrdiff_t, int, int, T*, ptrdiff_t);     \
+    template void outer(const Run<S>*, int, int, int, ptrdiff_t, int, ptrdiff_t, T*, ptrdiff_t, bool);
+MAMLPP_PRODUCTS(float, float)
+MAMLPP_PRODUCTS(double, double)
+#if defined(MAMLPP_PARTS) && !defined(MAMLPP_TILES)
+MAMLPP_PRODUCTS(Bf16Pair, float)
+#endif
 
 } // namespace MAMLPP_ISA
 } // namespace mamlpp

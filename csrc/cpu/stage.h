@@ -23,45 +23,64 @@ MAMLPP_INLINE void for_groups(const Plan<T>& plan, const Stage<T>& stage, int ch
         group(first, first + most < end ? most : end - first);
 }
 
-// A stage's filters for its convolutions; `packed` is a buffer of [9][channels or filters][pitch].
+// A stage's filters for its convolutions, without `backward` for the value alone; `packed` is a buffer
+// of [9][channels or filters][pitch].
 template <class T>
-void load_filters(const Plan<T>& plan, int s, const T* theta, T* packed, const Filters<T>& to) {
-    T *const w_fwd = to.fwd, *const w_bwd = to.bwd;
+void load_filters(const Plan<T>& plan, int s, const T* theta, bool backward, T* packed,
+                  const Filters<T>& to) {
     const Stage<T>& stage = plan.stages[s];
     const int filters = plan.filters(), channels = stage.conv.channels, pitch = plan.pitch;
-    const ptrdiff_t row = static_cast<ptrdiff_t>(taps) * pitch;
     theta += stage.theta;
     if (stage.stem) {
-        pack_stem(theta, filters, channels, pitch, w_fwd);
-    } else if (stage.winograd) {
-        pack_filters(theta, filters, channels, pitch, packed);
-        filter_cells(packed, channels, pitch, static_cast<ptrdiff_t>(channels) * pitch, pitch, false,
-                     w_fwd);
-    } else {
-        pack_filters(theta, filters, channels, pitch, w_fwd);
-    }
-    if (!w_bwd)
+        pack_stem(theta, filters, channels, pitch, to.fwd.taps);
         return;
-    T* const padded = stage.winograd ? packed : w_bwd;
-    if (!stage.winograd || channels != pitch)
-        pad_filters(theta, filters, channels, pitch, padded);
-    if (stage.winograd)
-        filter_cells(channels == pitch ? theta : padded, filters, row, static_cast<ptrdiff_t>(pitch),
-                     pitch, true, w_bwd);
+    }
+    if (!stage.winograd) {
+        pack_filters(theta, filters, channels, pitch, to.fwd.taps);
+        if (backward && s > 0)
+            pad_filters(theta, filters, channels, pitch, to.bwd.taps);
+        return;
+    }
+    pack_filters(theta, filters, channels, pitch, packed);
+    pack_cells(packed, channels, pitch, static_cast<ptrdiff_t>(channels) * pitch, pitch, false,
+               to.fwd.cells);
+    if (!backward || s == 0)
+        return;
+    if (channels != pitch) {
+        pad_filters(theta, filters, channels, pitch, packed);
+        theta = packed;
+    }
+    pack_cells(theta, filters, static_cast<ptrdiff_t>(taps) * pitch, pitch, pitch, true, to.bwd.cells);
+}
+
+// A pair of operands of a stage's convolution: images with their borders, and filters.
+template <class T> struct Factors {
+    const T* image;
+    Packed<T> w;
+};
+
+// A convolution g of `images` images, Σ_pairs, by Winograd; then row(image, y, z row).
+template <class T, class F>
+void convolve_cells(const Conv<T>& g, const Factors<T>* pairs, int count, int images,
+                    const Scratch<T>& scratch, T* z, F row) {
+    CellPair<T> each[2];
+    for (int k = 0; k < count; ++k)
+        each[k] = {pairs[k].image, pairs[k].w.cells};
+    winograd_fwd(g, each, count, images, scratch.tiles, z, row);
 }
 
 // z of `images` images: Σ_pairs conv(image, w); then row(image, y, z row).
 template <class T, class F>
-void stage_fwd(const Stage<T>& stage, const Pair<T>* pairs, int count, int images,
+void stage_fwd(const Stage<T>& stage, const Factors<T>* pairs, int count, int images,
                const Scratch<T>& scratch, T* z, F row) {
     if (stage.winograd) {
-        winograd_fwd(stage.conv, pairs, count, images, scratch.tiles, z, row);
+        convolve_cells(stage.conv, pairs, count, images, scratch, z, row);
         return;
     }
     for (int i = 0; i < images; ++i) {
         Pair<T> each[2];
         for (int k = 0; k < count; ++k)
-            each[k] = {pairs[k].image + i * stage.conv.in_image(), pairs[k].w};
+            each[k] = {pairs[k].image + i * stage.conv.in_image(), pairs[k].w.taps};
         conv_fwd(stage.conv, each, count, z + i * stage.window.dense_image(),
                  [&](int y, T* at) { row(i, y, at); });
     }
@@ -69,17 +88,17 @@ void stage_fwd(const Stage<T>& stage, const Pair<T>* pairs, int count, int image
 
 // The gradient of `images` inputs: Σ_pairs dgrad(dz, w); then row(image, y, dx row).
 template <class T, class F>
-void stage_dgrad(const Stage<T>& stage, const Pair<T>* pairs, int count, int images,
+void stage_dgrad(const Stage<T>& stage, const Factors<T>* pairs, int count, int images,
                  const Scratch<T>& scratch, T* dx, F row) {
     const Conv<T>& g = stage.conv;
     if (stage.winograd) {
-        winograd_fwd(g.mirrored(), pairs, count, images, scratch.tiles, dx, row);
+        convolve_cells(g.mirrored(), pairs, count, images, scratch, dx, row);
         return;
     }
     for (int i = 0; i < images; ++i) {
         Pair<T> each[2];
         for (int k = 0; k < count; ++k)
-            each[k] = {pairs[k].image + i * g.dz_image(), pairs[k].w};
+            each[k] = {pairs[k].image + i * g.dz_image(), pairs[k].w.taps};
         conv_dgrad(g, each, count, dx + static_cast<ptrdiff_t>(i) * g.side * g.side * g.pitch_in,
                    [&](int y, T* at) { row(i, y, at); });
     }

@@ -28,15 +28,15 @@ template <class T> struct Tangent {
 
     void load_both() const {
         for (int s = 0; s < plan.count; ++s) {
-            load_filters(plan, s, task.theta, shares.filters, shares.filters_of[s]);
-            load_filters(plan, s, task.direction, shares.filters, dots.stages[s].filters);
+            load_filters(plan, s, task.theta, true, shares.filters, shares.filters_of[s]);
+            load_filters(plan, s, task.direction, true, shares.filters, dots.stages[s].filters);
         }
     }
 
     // shift and q of the stem; q is mean(x̂·z_dot) = r·wᵀG·w_dot.
     void stem_statistics() const {
         const int d = plan.patch(), filters = plan.filters();
-        const T* w_dot = dots.stages[0].filters.fwd;
+        const T* w_dot = dots.stages[0].filters.fwd.taps;
         for (int f = 0; f < plan.pitch; ++f) {
             double shift = 0, q = 0;
             for (int i = 0; f < filters && i < d; ++i) {
@@ -70,7 +70,7 @@ template <class T> struct Tangent {
         const T *mean_dot = statistic(s, 0), *q = statistic(s, 1);
         T* to = dots.stages[s].x_hat + at;
         if (stage.stem)
-            stem_dot(stage.window, stem_image(image), stage.conv.channels, dots.stages[s].filters.fwd,
+            stem_dot(stage.window, stem_image(image), stage.conv.channels, dots.stages[s].filters.fwd.taps,
                      k.x_hat + at, winners, k.rstd, mean_dot, q, to, scratch.row);
         else
             normalise_dot(stage.window, dots.stages[s].z + image * stage.window.dense_image(),
@@ -105,7 +105,8 @@ template <class T> struct Tangent {
                         activate_image(s - 1, first + i, x_dot);
                     }
                     const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
-                    const Pair<T> pairs[2] = {{x, dots.stages[s].filters.fwd}, {scratch.x_dot, shares.filters_of[s].fwd}};
+                    const Factors<T> pairs[2] = {{x, dots.stages[s].filters.fwd},
+                                                 {scratch.x_dot, shares.filters_of[s].fwd}};
                     const ptrdiff_t at = first * stage.window.dense_image();
                     stage_fwd(stage, pairs, s > 0 ? 2 : 1, size, scratch, dots.stages[s].z + at,
                               [&](int i, int y, const T* row) {
@@ -197,7 +198,7 @@ template <class T> struct Tangent {
         const StageKept<T>& k = kept.stages[0];
         const StemImages<T>& stem = images.stem;
         const int d = plan.patch(), filters = plan.filters(), channels = plan.stages[0].conv.channels;
-        const T* w_dot = dots.stages[0].filters.fwd;
+        const T* w_dot = dots.stages[0].filters.fwd.taps;
         for (int f = 0; f < filters; ++f) {
             const double r = static_cast<double>(k.rstd[f]), gain = static_cast<double>(k.gain[f]);
             const double s1 = static_cast<double>(k.s1[f]), s2 = static_cast<double>(k.s2[f]);
@@ -235,8 +236,8 @@ template <class T> struct Tangent {
                 build_image(s, first + i, scratch.x_dot + in, scratch.dz_dot + out);
             }
             if (s > 0) {
-                const Pair<T> pairs[2] = {{scratch.dz_dot, shares.filters_of[s].bwd},
-                                          {scratch.dz, dots.stages[s].filters.bwd}};
+                const Factors<T> pairs[2] = {{scratch.dz_dot, shares.filters_of[s].bwd},
+                                             {scratch.dz, dots.stages[s].filters.bwd}};
                 const int side = stage.conv.side;
                 T* to = dots.stages[s - 1].delta + first * plan.stages[s - 1].window.pooled_image();
                 stage_dgrad(stage, pairs, 2, size, scratch, to, [&](int i, int y, T* row) {
@@ -309,7 +310,9 @@ void tangent(const Net& net, int n, const TangentTask<T>& task, void* work, void
 }
 
 template void tangent(const Net&, int, const TangentTask<float>&, void*, void*, Team&);
+#ifndef MAMLPP_PARTS
 template void tangent(const Net&, int, const TangentTask<double>&, void*, void*, Team&);
+#endif
 
 } // namespace MAMLPP_ISA
 } // namespace mamlpp

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "conv.h"
+#include "operands.h"
 
 namespace mamlpp {
 namespace MAMLPP_ISA {
@@ -33,86 +34,158 @@ MAMLPP_INLINE int strip_rows(int side) {
     const int rows = strip_tiles / tile_columns(side);
     return rows < 1 ? 1 : rows;
 }
+MAMLPP_INLINE int most_tiles(int side) { return strip_rows(side) * tile_columns(side); }
 
-// Values between the cells of `rows` filters or tiles. Not a power of two: the cells that a transform
-// reads or writes together would all fall into one set of the cache.
-template <class T> MAMLPP_INLINE ptrdiff_t cell_step(int rows, int pitch) {
+// From one cell of `rows` sums to the next. Not a power of two: the cells that a transform reads or
+// writes together would all fall into one set of the cache.
+template <class T> MAMLPP_INLINE ptrdiff_t sum_step(int rows, int pitch) {
     return static_cast<ptrdiff_t>(rows) * pitch + lanes<T>;
 }
-template <class T> MAMLPP_INLINE ptrdiff_t strip_step(int side, int pitch) {
-    return cell_step<T>(strip_rows(side) * tile_columns(side), pitch);
+// The same of operands, and from the cells of one part to those of the next.
+template <class T> MAMLPP_INLINE ptrdiff_t cell_step(int rows, int pitch) {
+    return sum_step<T>((rows + values<T> - 1) / values<T>, pitch);
+}
+template <class T> MAMLPP_INLINE ptrdiff_t part_step(ptrdiff_t cell) { return cells * cell; }
+
+// Elements of the cells of `rows` sums, or operands in all their parts.
+template <class T> MAMLPP_INLINE ptrdiff_t sums_size(int rows, int pitch) {
+    return cells * sum_step<T>(rows, pitch);
+}
+template <class T> MAMLPP_INLINE ptrdiff_t operands_size(int rows, int pitch) {
+    return parts<T> * part_step<T>(cell_step<T>(rows, pitch));
 }
 
-// Buffers of a strip, [16][tiles][pitch] each: operands and products.
+// Buffers of a strip: operands of two products, and either more of them or sums.
 template <class T> struct Tiles {
-    T *x[2], *z[2];
+    Operand<T> *x[2], *dz[2];
+    T* z; // where dz[0] is
 };
 
-// BᵀxB
-template <class T> MAMLPP_INLINE void to_cells(Vec<T> (&d)[4][4]) {
+// A pair of operands of winograd_fwd: images with their borders, and `filter_cells`.
+template <class T> struct CellPair {
+    const T* image;
+    const Operand<T>* w;
+};
+
+// The cells of a tile: BᵀxB of the 4×4 values at `from`
+template <class T> MAMLPP_INLINE void input_cells(const T* from, ptrdiff_t row, int pitch, Vec<T>* to) {
+    Vec<T> t[4][4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-        const Vec<T> a = d[0][j] - d[2][j], b = d[1][j] + d[2][j];
-        const Vec<T> c = d[2][j] - d[1][j], e = d[1][j] - d[3][j];
-        d[0][j] = a, d[1][j] = b, d[2][j] = c, d[3][j] = e;
+        Vec<T> d[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+            d[i] = Vec<T>::load(from + i * row + j * pitch);
+        t[0][j] = d[0] - d[2], t[1][j] = d[1] + d[2], t[2][j] = d[2] - d[1], t[3][j] = d[1] - d[3];
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-        const Vec<T> a = d[i][0] - d[i][2], b = d[i][1] + d[i][2];
-        const Vec<T> c = d[i][2] - d[i][1], e = d[i][1] - d[i][3];
-        d[i][0] = a, d[i][1] = b, d[i][2] = c, d[i][3] = e;
+        to[4 * i] = t[i][0] - t[i][2], to[4 * i + 1] = t[i][1] + t[i][2];
+        to[4 * i + 2] = t[i][2] - t[i][1], to[4 * i + 3] = t[i][1] - t[i][3];
     }
 }
 
-// The cells of one row of tiles of an image with a border.
+// A·dz·Aᵀ of the 2×2 values at `from`
 template <class T>
-inline void input_cells(const T* image, int side, int pitch, int tile_row, T* cell, ptrdiff_t size) {
-    constexpr int L = lanes<T>;
-    const ptrdiff_t row = static_cast<ptrdiff_t>(span(side)) * pitch;
-    const T* from = image + 2 * tile_row * row;
-    for (int tile = 0; tile < tile_columns(side); ++tile, from += 2 * pitch, cell += pitch)
-        for (int c = 0; c < pitch; c += L) {
-            Vec<T> d[4][4];
+MAMLPP_INLINE void gradient_cells(const T* from, ptrdiff_t row, int pitch, Vec<T>* to) {
+    const Vec<T> zero = Vec<T>::all(0);
+    Vec<T> t[4][2];
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+        const Vec<T> a = Vec<T>::load(from + j * pitch), b = Vec<T>::load(from + row + j * pitch);
+        t[0][j] = a, t[1][j] = a + b, t[2][j] = a - b, t[3][j] = zero - b;
+    }
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i)
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; ++j)
-                    d[i][j] = Vec<T>::load(from + i * row + j * pitch + c);
-            to_cells(d);
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i)
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; ++j)
-                    d[i][j].store(cell + (4 * i + j) * size + c);
-        }
+    for (int i = 0; i < 4; ++i) {
+        to[4 * i] = t[i][0], to[4 * i + 1] = t[i][0] + t[i][1];
+        to[4 * i + 2] = t[i][0] - t[i][1], to[4 * i + 3] = zero - t[i][1];
+    }
 }
 
-// A·dz·Aᵀ of one row of tiles of dz with its border.
+// GwGᵀ of a filter's nine values, `tap_step` apart
 template <class T>
-inline void gradient_cells(const T* dz, int side, int pitch, int tile_row, T* cell, ptrdiff_t size) {
-    constexpr int L = lanes<T>;
-    const ptrdiff_t row = static_cast<ptrdiff_t>(span(side)) * pitch;
-    const T* from = dz + (2 * tile_row + 1) * row + pitch;
-    for (int tile = 0; tile < tile_columns(side); ++tile, from += 2 * pitch, cell += pitch)
-        for (int c = 0; c < pitch; c += L) {
-            const Vec<T> zero = Vec<T>::all(0);
-            Vec<T> t[4][2];
-#pragma GCC unroll 2
-            for (int j = 0; j < 2; ++j) {
-                const Vec<T> a = Vec<T>::load(from + j * pitch + c);
-                const Vec<T> b = Vec<T>::load(from + row + j * pitch + c);
-                t[0][j] = a, t[1][j] = a + b, t[2][j] = a - b, t[3][j] = zero - b;
-            }
+MAMLPP_INLINE void filter_cells(const T* w, ptrdiff_t tap_step, bool flipped, Vec<T>* to) {
+    const Vec<T> half = Vec<T>::all(static_cast<T>(0.5));
+    Vec<T> t[4][3];
+#pragma GCC unroll 3
+    for (int s = 0; s < 3; ++s) {
+        Vec<T> g[3];
+#pragma GCC unroll 3
+        for (int r = 0; r < 3; ++r)
+            g[r] = Vec<T>::load(w + (flipped ? 8 - (3 * r + s) : 3 * r + s) * tap_step);
+        const Vec<T> even = (g[0] + g[2]) * half, odd = g[1] * half;
+        t[0][s] = g[0], t[1][s] = even + odd, t[2][s] = even - odd, t[3][s] = g[2];
+    }
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) {
-                T* to = cell + 4 * i * size + c;
-                t[i][0].store(to);
-                (t[i][0] + t[i][1]).store(to + size);
-                (t[i][0] - t[i][1]).store(to + 2 * size);
-                (zero - t[i][1]).store(to + 3 * size);
+    for (int i = 0; i < 4; ++i) {
+        const Vec<T> even = (t[i][0] + t[i][2]) * half, odd = t[i][1] * half;
+        to[4 * i] = t[i][0], to[4 * i + 1] = even + odd;
+        to[4 * i + 2] = even - odd, to[4 * i + 3] = t[i][2];
+    }
+}
+
+// The cells of `rows` rows of `pitch` values, next() being where each one's sources are and
+// transform(source, cells) what it takes of them: [16][rows][pitch], sums run along a row.
+template <class T, class N, class F>
+MAMLPP_INLINE void store_rows(int rows, int pitch, Operand<T>* to, ptrdiff_t cell, N next, F transform) {
+    for (int row = 0; row < rows; ++row, to += pitch / values<T>) {
+        const T* from = next();
+        for (int c = 0; c < pitch; c += lanes<T>) {
+            Vec<T> value[cells];
+            transform(from + c, value);
+#pragma GCC unroll 16
+            for (int i = 0; i < cells; ++i)
+                store_along(value[i], to + i * cell, c, part_step<T>(cell));
+        }
+    }
+}
+
+// The same where sums run over the rows; what completes the last operand is 0.
+template <class T, class N, class F>
+MAMLPP_INLINE void store_across(int rows, int pitch, Operand<T>* to, ptrdiff_t cell, N next, F transform) {
+    if constexpr (values<T> == 1) {
+        store_rows<T>(rows, pitch, to, cell, next, transform);
+    } else {
+        for (int row = 0; row < rows; row += 2, to += pitch) {
+            const T *even = next(), *odd = row + 1 < rows ? next() : nullptr;
+            for (int c = 0; c < pitch; c += lanes<T>) {
+                Vec<T> first[cells], second[cells];
+                transform(even + c, first);
+                for (Vec<T>& value : second)
+                    value = Vec<T>::all(0);
+                if (odd)
+                    transform(odd + c, second);
+#pragma GCC unroll 16
+                for (int i = 0; i < cells; ++i)
+                    store_pair(first[i], second[i], to + i * cell + c, part_step<T>(cell));
             }
         }
+    }
 }
+
+// Where the tiles of images one behind the other begin, in order from a row of tiles on.
+template <class T> struct TileWalk {
+    const T* images;
+    ptrdiff_t image, row; // steps
+    int step, columns;    // of a pixel; tiles of a row, and rows of an image
+    int y, x = 0;
+
+    TileWalk(const T* from, int side, int pitch, int first)
+        : images(from), row(static_cast<ptrdiff_t>(span(side)) * pitch), step(pitch),
+          columns(tile_columns(side)), y(first % columns) {
+        image = row * span(side);
+        images += first / columns * image;
+    }
+    MAMLPP_INLINE const T* operator()() {
+        const T* at = images + 2 * y * row + static_cast<ptrdiff_t>(2) * x * step;
+        if (++x == columns) {
+            x = 0;
+            if (++y == columns)
+                y = 0, images += image;
+        }
+        return at;
+    }
+};
 
 // AᵀMA of one row of tiles → two rows of z without a border; of an odd side the last ones are cut.
 template <class T>
@@ -156,32 +229,47 @@ template <class F> MAMLPP_INLINE void for_strips(int side, int images, F strip) 
     }
 }
 
-// z of `images` images: Σ_pairs conv(image, w), w by `filter_cells`; then row(image, y, z row). The
-// input gradient is the same of the mirrored sizes, flipped filters, and dz for the image.
+// The products of two operands' parts that count: all but that of the small ones.
+template <class T, class F> MAMLPP_INLINE void for_parts(F f) {
+    f(0, 0);
+    if constexpr (parts<T> > 1) {
+        f(0, 1);
+        f(1, 0);
+    }
+}
+template <class T> constexpr int part_products = parts<T> > 1 ? 3 : 1;
+
+// z of `images` images: Σ_pairs conv(image, w); then row(image, y, z row). The input gradient is the
+// same of the mirrored sizes, flipped filters, and dz for the image.
 template <class T, class F>
-inline void winograd_fwd(const Conv<T>& g, const Pair<T>* pairs, int count, int images,
+inline void winograd_fwd(const Conv<T>& g, const CellPair<T>* pairs, int count, int images,
                          const Tiles<T>& tiles, T* z, F row) {
-    const int side = g.side, rows = tile_columns(side);
-    const ptrdiff_t in_cell = strip_step<T>(side, g.pitch_in), out_cell = strip_step<T>(side, g.pitch_out);
-    const ptrdiff_t z_row = static_cast<ptrdiff_t>(side) * g.pitch_out;
-    const ptrdiff_t w_cell = cell_step<T>(g.channels, g.pitch_out);
-    for_strips(side, images, [&](int first, int strip, int pixels) {
+    const int side = g.side, rows = tile_columns(side), depth = (g.channels + values<T> - 1) / values<T>;
+    const ptrdiff_t in_cell = cell_step<T>(most_tiles(side), g.pitch_in), in_part = part_step<T>(in_cell);
+    const ptrdiff_t w_cell = cell_step<T>(g.channels, g.pitch_out), w_part = part_step<T>(w_cell);
+    const ptrdiff_t out_cell = sum_step<T>(most_tiles(side), g.pitch_out);
+    const ptrdiff_t z_row = static_cast<ptrdiff_t>(side) * g.pitch_out, in_row = g.in_row();
+    for_strips(side, images, [&](int first, int strip, int count_of_tiles) {
         for (int k = 0; k < count; ++k)
-            for (int r = 0; r < strip; ++r)
-                input_cells(pairs[k].image + (first + r) / rows * g.in_image(), side, g.pitch_in,
-                            (first + r) % rows,
-                            tiles.x[k] + static_cast<ptrdiff_t>(r) * rows * g.pitch_in, in_cell);
+            store_rows<T>(count_of_tiles, g.pitch_in, tiles.x[k], in_cell,
+                          TileWalk<T>(pairs[k].image, side, g.pitch_in, first),
+                          [&](const T* from, Vec<T>* to)
+                              MAMLPP_LAMBDA { input_cells(from, in_row, g.pitch_in, to); });
         for (int i = 0; i < cells; ++i) {
-            Term<T> terms[2];
+            Term<Operand<T>> terms[2 * part_products<T>];
+            int n = 0;
             for (int k = 0; k < count; ++k)
-                terms[k] = {tiles.x[k] + i * in_cell, pairs[k].w + i * w_cell};
-            multiply(terms, count, pixels, g.pitch_in, g.pitch_out, g.channels, g.pitch_out,
-                     tiles.z[0] + i * out_cell, g.pitch_out);
+                for_parts<T>([&](int of_x, int of_w) {
+                    terms[n++] = {tiles.x[k] + of_x * in_part + i * in_cell,
+                                  pairs[k].w + of_w * w_part + i * w_cell};
+                });
+            multiply(terms, n, count_of_tiles, g.pitch_in / values<T>, g.pitch_out, depth, g.pitch_out,
+                     tiles.z + i * out_cell, g.pitch_out);
         }
         for (int r = 0; r < strip; ++r) {
             const int image = (first + r) / rows, y = (first + r) % rows;
             T* to = z + image * z_row * side;
-            output_rows(tiles.z[0] + static_cast<ptrdiff_t>(r) * rows * g.pitch_out, out_cell, side,
+            output_rows(tiles.z + static_cast<ptrdiff_t>(r) * rows * g.pitch_out, out_cell, side,
                         g.pitch_out, y, to);
             row(image, 2 * y, to + 2 * y * z_row);
             if (2 * y + 1 < side)
@@ -195,58 +283,46 @@ inline void winograd_fwd(const Conv<T>& g, const Pair<T>* pairs, int count, int 
 template <class T>
 inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, int images,
                            const Tiles<T>& tiles, T* sum, bool fresh) {
-    const int side = g.side, rows = tile_columns(side);
-    const ptrdiff_t in_cell = strip_step<T>(side, g.pitch_in), out_cell = strip_step<T>(side, g.pitch_out);
-    const ptrdiff_t w_cell = cell_step<T>(g.filters, g.pitch_in);
-    for_strips(side, images, [&](int first, int strip, int pixels) {
-        for (int k = 0; k < count; ++k)
-            for (int r = 0; r < strip; ++r) {
-                const int image = (first + r) / rows, y = (first + r) % rows;
-                const ptrdiff_t at = static_cast<ptrdiff_t>(r) * rows;
-                input_cells(pairs[k].image + image * g.in_image(), side, g.pitch_in, y,
-                            tiles.x[k] + at * g.pitch_in, in_cell);
-                gradient_cells(pairs[k].w + image * g.dz_image(), side, g.pitch_out, y,
-                               tiles.z[k] + at * g.pitch_out, out_cell);
-            }
+    const int side = g.side;
+    const ptrdiff_t x_cell = cell_step<T>(most_tiles(side), g.pitch_in), x_part = part_step<T>(x_cell);
+    const ptrdiff_t dz_cell = cell_step<T>(most_tiles(side), g.pitch_out), dz_part = part_step<T>(dz_cell);
+    const ptrdiff_t in_row = g.in_row(), dz_row = g.dz_row(), w_cell = sum_step<T>(g.filters, g.pitch_in);
+    for_strips(side, images, [&](int first, int, int count_of_tiles) {
+        for (int k = 0; k < count; ++k) {
+            store_across<T>(count_of_tiles, g.pitch_in, tiles.x[k], x_cell,
+                            TileWalk<T>(pairs[k].image, side, g.pitch_in, first),
+                            [&](const T* from, Vec<T>* to)
+                                MAMLPP_LAMBDA { input_cells(from, in_row, g.pitch_in, to); });
+            store_across<T>(count_of_tiles, g.pitch_out, tiles.dz[k], dz_cell,
+                            TileWalk<T>(pairs[k].w + dz_row + g.pitch_out, side, g.pitch_out, first),
+                            [&](const T* from, Vec<T>* to)
+                                MAMLPP_LAMBDA { gradient_cells(from, dz_row, g.pitch_out, to); });
+        }
         for (int i = 0; i < cells; ++i) {
-            Run<T> runs[2];
+            Run<Operand<T>> runs[2 * part_products<T>];
+            int n = 0;
             for (int k = 0; k < count; ++k)
-                runs[k] = {tiles.z[k] + i * out_cell, tiles.x[k] + i * in_cell};
-            outer(runs, count, pixels, g.filters, g.pitch_out, g.pitch_in, g.pitch_in,
-                  sum + i * w_cell, g.pitch_in, fresh && first == 0);
+                for_parts<T>([&](int of_dz, int of_x) {
+                    runs[n++] = {tiles.dz[k] + of_dz * dz_part + i * dz_cell,
+                                 tiles.x[k] + of_x * x_part + i * x_cell};
+                });
+            outer(runs, n, (count_of_tiles + values<T> - 1) / values<T>, g.filters, g.pitch_out,
+                  g.pitch_in, g.pitch_in, sum + i * w_cell, g.pitch_in, fresh && first == 0);
         }
     });
 }
 
 // GwGᵀ: filters w[row][tap] of `pitch` values, steps in values → [16][rows][pitch]
 template <class T>
-inline void filter_cells(const T* w, int rows, ptrdiff_t row_step, ptrdiff_t tap_step, int pitch,
-                         bool flipped, T* to) {
-    constexpr int L = lanes<T>;
-    const Vec<T> half = Vec<T>::all(static_cast<T>(0.5));
-    const ptrdiff_t cell = cell_step<T>(rows, pitch);
-    for (int row = 0; row < rows; ++row, w += row_step, to += pitch)
-        for (int c = 0; c < pitch; c += L) {
-            Vec<T> t[4][3];
-#pragma GCC unroll 3
-            for (int s = 0; s < 3; ++s) {
-                Vec<T> g[3];
-#pragma GCC unroll 3
-                for (int r = 0; r < 3; ++r)
-                    g[r] = Vec<T>::load(w + (flipped ? 8 - (3 * r + s) : 3 * r + s) * tap_step + c);
-                const Vec<T> even = (g[0] + g[2]) * half, odd = g[1] * half;
-                t[0][s] = g[0], t[1][s] = even + odd, t[2][s] = even - odd, t[3][s] = g[2];
-            }
-#pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) {
-                const Vec<T> even = (t[i][0] + t[i][2]) * half, odd = t[i][1] * half;
-                T* at = to + 4 * i * cell + c;
-                t[i][0].store(at);
-                (even + odd).store(at + cell);
-                (even - odd).store(at + 2 * cell);
-                t[i][2].store(at + 3 * cell);
-            }
-        }
+inline void pack_cells(const T* w, int rows, ptrdiff_t row_step, ptrdiff_t tap_step, int pitch,
+                       bool flipped, Operand<T>* to) {
+    const auto next = [&]() MAMLPP_LAMBDA {
+        const T* at = w;
+        w += row_step;
+        return at;
+    };
+    store_across<T>(rows, pitch, to, cell_step<T>(rows, pitch), next, [&](const T* from, Vec<T>* cell)
+                    MAMLPP_LAMBDA { filter_cells(from, tap_step, flipped, cell); });
 }
 
 // GᵀSG of the cells of a weight gradient, [16][filters][pitch] → [filters][9][pitch]
@@ -254,7 +330,7 @@ template <class T>
 inline void filter_gradient(const T* sum, int filters, int pitch, T* dw) {
     constexpr int L = lanes<T>;
     const Vec<T> half = Vec<T>::all(static_cast<T>(0.5));
-    const ptrdiff_t cell = cell_step<T>(filters, pitch);
+    const ptrdiff_t cell = sum_step<T>(filters, pitch);
     for (int f = 0; f < filters; ++f, sum += pitch, dw += taps * pitch)
         for (int c = 0; c < pitch; c += L) {
             Vec<T> t[3][4];

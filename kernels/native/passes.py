@@ -166,7 +166,8 @@ def _net(net: Net):
             f"native passes take sizes of at least 1, and of {net.stages} stages that "
             f"{'pool' if net.pool else 'stride'} a side of at least {smallest}, got {net}"
         )
-    return module.Net(*net)
+    *sizes, precision = net
+    return module.Net(*sizes, getattr(module.Precision, precision))
 
 
 @cache
