@@ -176,7 +176,7 @@ def missing(name: str) -> str | None:
     if name == "ours, AVX2":
         if native.module is None:
             return f"no native module: {native.reason}"
-        if native.module.isa() != native.module.Isa.avx512:
+        if native.module.isa() in (native.module.Isa.portable, native.module.Isa.avx2):
             return "this processor has no AVX-512 to do without"
     return None
 

@@ -128,6 +128,12 @@ class Config:
         free=True,
     )
     backend: str = _flag("of the kernels", ("auto", "native", "plain"), default="auto", free=True)
+    precision: str = _flag(
+        "of the convolutions' products: float32; bfloat16 in two parts, as good; bfloat16; the "
+        "fastest of the first two",
+        ("fp32", "bf16x3", "bf16", "auto"),
+        default="fp32",
+    )
     prefetch: int = _flag("batches prepared ahead, 0: none", ">= 0", default=2, free=True)
     # run
     run: str | None = _flag(
@@ -265,6 +271,11 @@ def _check_combinations(cfg: Config) -> None:
         raise UserError(
             f"--image-size is {cfg.image_size}: {cfg.stages} stages of pooling need at least "
             f"{smallest} pixels; give fewer --stages or a larger --image-size"
+        )
+    if cfg.unroll == "autograd" and cfg.precision not in ("fp32", "auto"):
+        raise UserError(
+            f"--precision is {cfg.precision} with --unroll autograd: its ops are float32; give "
+            "--unroll adjoint or --precision fp32"
         )
     if cfg.split == "background" and cfg.dataset != "omniglot":
         raise UserError(

@@ -32,7 +32,7 @@ BATCH = 16  # tasks drawn at once
 
 FLAGS = (
     "dataset data cache strict_data split rotations ways shots targets eval_steps norm_statistics "
-    "protocol eval_tasks device threads backend"
+    "protocol eval_tasks device threads backend precision"
 ).split()
 
 

@@ -40,6 +40,7 @@ class Backbone:
     downsample: str = "pool"
     negative_slope: float = 0.01
     norm_eps: float = 1e-5
+    precision: str = "fp32"  # of kernels.PRECISIONS, or auto: the fastest that is as good as fp32
 
     @classmethod
     def of(cls, cfg) -> "Backbone":
@@ -52,6 +53,7 @@ class Backbone:
             cfg.downsample,
             cfg.negative_slope,
             cfg.norm_eps,
+            cfg.precision,
         )
 
     @property

@@ -80,9 +80,12 @@ def prepare(
     """Images that `passes` passes will read. When ops are composed, the moments of the first
     stage's patches pay from two passes on, where it pools.
     """
-    backend = kernels.passes(x)
+    precision = model.precision
+    if precision == "auto":
+        precision = kernels.fastest_precision(x)
+    backend = kernels.passes(x, precision)
     if backend:
-        return Fused(backend, backend.prepare(model.net, x))
+        return Fused(backend, backend.prepare(model.net._replace(precision=precision), x))
     worthwhile = model.pool and passes > 1
     return Composed(model, x, kernels.backend("stem", x).patches(x) if worthwhile else None)
 

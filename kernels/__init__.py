@@ -7,7 +7,15 @@ H, W], fastest when NHWC in memory.
 """
 
 from kernels.conv import task_conv2d
-from kernels.dispatch import BackendError, backend, passes, task_block, use
+from kernels.dispatch import (
+    PRECISIONS,
+    BackendError,
+    backend,
+    fastest_precision,
+    passes,
+    task_block,
+    use,
+)
 from kernels.head import linear_cross_entropy
 from kernels.net import Net
 from kernels.norm_act import per_step_batch_norm
@@ -15,9 +23,11 @@ from kernels.threads import only_kernels, threads
 from kernels.update import lslr_update
 
 __all__ = [
+    "PRECISIONS",
     "BackendError",
     "Net",
     "backend",
+    "fastest_precision",
     "linear_cross_entropy",
     "lslr_update",
     "only_kernels",

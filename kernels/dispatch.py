@@ -22,10 +22,14 @@ from kernels.threads import threads
 
 OPS = ("passes", "conv", "norm_act", "stem", "head", "update")
 BACKENDS = {"native": native, "plain": plain}  # the preferred one first; the last runs anywhere
+# How the products of whole passes over float32 images are taken: as they are; of operands in two
+# parts of bfloat16, as good as float32; of operands rounded to bfloat16. Sums are always float32.
+PRECISIONS = ("fp32", "bf16x3", "bf16")
 # Why a backend has no such op, where that is a choice.
 LEFT_OUT = {
     ("native", "head"): "native has no head: as three small matrix products it gains nothing",
     ("native", "stem"): "native has no stem apart from its passes, which contain it",
+    ("plain", "passes"): "plain has no passes: it composes them of single ops, in fp32",
 }
 
 _requested: ContextVar[str | None] = ContextVar("kernels_backend", default=None)
@@ -59,14 +63,22 @@ def backend(op: str, like: Tensor, *case):
     return getattr(BACKENDS[name], op)
 
 
-def passes(like: Tensor):
+def passes(like: Tensor, precision: str = "fp32"):
     """The namespace that runs whole passes of a backbone on images like `like` in one call each, or
-    `None`: they are then to be composed of single ops.
+    `None`: they are then to be composed of single ops, which is no way to another precision than
+    fp32.
     """
-    name, reason = choose("passes", like.device, like.dtype)
-    if name is None and _request() not in ("auto", *_without("passes")):
+    name, reason = choose("passes", like.device, like.dtype, precision)
+    composable = precision == "fp32" and _request() in ("auto", *_without("passes"))
+    if name is None and not composable:
         raise BackendError(reason)
     return BACKENDS[name].passes if name else None
+
+
+def fastest_precision(like: Tensor) -> str:
+    """The fastest of `PRECISIONS` that is as good as float32, for passes on images like `like`."""
+    backend = passes(like) if like.dtype == torch.float32 else None
+    return backend.fastest_precision() if backend else "fp32"
 
 
 def choose(op: str, device: torch.device, dtype: torch.dtype, *case) -> tuple[str | None, str]:

@@ -45,7 +45,7 @@ def isa(request) -> Iterator[str]:
             pytest.skip(f"this machine has no {request.param}")
         yield request.param
     finally:
-        native.module.limit_isa(native.module.Isa.avx512)
+        native.module.limit_isa(native.module.Isa.amx)
 
 
 @pytest.fixture

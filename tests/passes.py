@@ -80,7 +80,7 @@ def problem(
 
 
 def native_pass(p: Problem) -> Results:
-    images = passes.prepare(p.model.net, p.x)
+    images = passes.prepare(p.model.net._replace(precision=p.model.precision), p.x)
     *results, kept = passes.run(images, p.theta, p.row, p.labels, p.statistics, True)
     return Results(*results, *passes.tangent(kept, p.direction))
 
@@ -99,3 +99,32 @@ def assert_close(ours: Results, expected: Results, tolerance: float = 1e-10) -> 
         assert a.shape == e.shape and a.dtype == e.dtype, name
         limit = tolerance * e.abs().max().clamp(min=1e-3)
         assert (a - e).abs().max() <= limit, f"{name}: {(a - e).abs().max() / limit:.1e} × limit"
+
+
+def margins(made: Problem, since: int = 0) -> float:
+    """The least distance from a tie in a pooling window and from the bend of the activation, of
+    values of the order of 1, behind stage `since` and those that follow it.
+    """
+    with kernels.use("plain"):
+        images = Composed(made.model, made.x, None)
+        stages = images.loss_and_gradient(made.theta, made.row, made.labels, None, True).kept.stages
+    least = []
+    rows = made.row.view(made.model.stages, 2, 1, 1, -1, 1, 1)
+    for stage, (gain, bias) in list(zip(stages, rows, strict=True))[since:]:
+        saved = stage.saved
+        side = saved.centred.shape[-1] // 2 * 2
+        z = (gain * saved.rstd[:, None, :, None, None] * saved.centred)[..., :side, :side]
+        first, second = z.unfold(3, 2, 2).unfold(4, 2, 2).flatten(5).topk(2).values.unbind(5)
+        tie = (first - second)[:, :, gain.flatten() != 0]
+        least += [tie.min().item(), (first + bias).abs().min().item()]
+    return min(least)
+
+
+def named(model: Backbone, results: Results) -> dict[str, Tensor]:
+    """The gradient and the tangent, layer by layer."""
+    *filters, linear, bias = model.sizes
+    parts = {"norm_gradient": results.norm_gradient, "norm_product": results.norm_product}
+    for name in ("gradient", "product"):
+        layers = getattr(results, name).split((*filters, linear + bias), 1)
+        parts |= {f"{name} of layer {i}": layer for i, layer in enumerate(layers)}
+    return parts

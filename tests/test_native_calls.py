@@ -194,4 +194,4 @@ def test_what_another_instruction_set_kept_is_refused() -> None:
         with pytest.raises(ValueError, match="changed from avx.* to portable between run and"):
             passes.tangent(kept, MADE.direction)
     finally:
-        native.module.limit_isa(native.module.Isa.avx512)
+        native.module.limit_isa(native.module.Isa.amx)

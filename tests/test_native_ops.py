@@ -220,7 +220,7 @@ def test_winners_of_another_instruction_set_are_refused() -> None:
         with pytest.raises(ValueError, match="instruction set changed between fwd and bwd"):
             native.norm_act.bwd(saved, gain, y)
     finally:
-        native.module.limit_isa(native.module.Isa.avx512)
+        native.module.limit_isa(native.module.Isa.amx)
 
 
 X, W, G = torch.ones(2, 1, 3, 4, 4), torch.ones(2, 5, 3, 3, 3), torch.ones(2, 3)

@@ -10,12 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import kernels
 from engine.model import Backbone
-from engine.passes import Composed, Moments
+from engine.passes import Moments
 from kernels import native
 from kernels.native import passes
-from tests.passes import Problem, Results, assert_close, composed, native_pass, problem
+from tests.passes import (
+    Problem,
+    Results,
+    assert_close,
+    composed,
+    margins,
+    named,
+    native_pass,
+    problem,
+)
 
 pytestmark = pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
 
@@ -79,7 +87,7 @@ def test_random_passes(
             native.module.limit_isa(most)
             assert_close(native_pass(made), expected)
     finally:
-        native.module.limit_isa(native.module.Isa.avx512)
+        native.module.limit_isa(native.module.Isa.amx)
 
 
 def on_a_grid(values: Tensor, step: float) -> Tensor:
@@ -115,25 +123,6 @@ def test_constant_images_of_which_each_window_s_first_wins(value: float, isa) ->
     assert_close(native_pass(constant), composed(constant))
 
 
-def margins(made: Problem) -> float:
-    """The least distance from a tie in a pooling window and from the bend of the activation, of
-    values of the order of 1.
-    """
-    with kernels.use("plain"):
-        images = Composed(made.model, made.x, None)
-        stages = images.loss_and_gradient(made.theta, made.row, made.labels, None, True).kept.stages
-    least = []
-    rows = made.row.view(made.model.stages, 2, 1, 1, -1, 1, 1)
-    for stage, (gain, bias) in zip(stages, rows, strict=True):
-        saved = stage.saved
-        side = saved.centred.shape[-1] // 2 * 2
-        z = (gain * saved.rstd[:, None, :, None, None] * saved.centred)[..., :side, :side]
-        first, second = z.unfold(3, 2, 2).unfold(4, 2, 2).flatten(5).topk(2).values.unbind(5)
-        tie = (first - second)[:, :, gain.flatten() != 0]
-        least += [tie.min().item(), (first + bias).abs().min().item()]
-    return min(least)
-
-
 def away_from_ties(model: Backbone, images: int) -> Problem:
     """In float32, with the same winners and slopes in every precision: the first seed that gives
     margins of 25 units of rounding.
@@ -152,16 +141,6 @@ def budget(sizes: tuple[int, ...], images: int) -> tuple[Problem, dict, dict]:
     plain = named(made.model, composed(made))
     eps = torch.finfo(torch.float32).eps
     return made, exact, {name: 2 * error(plain[name], e) + eps for name, e in exact.items()}
-
-
-def named(model: Backbone, results: Results) -> dict[str, Tensor]:
-    """The gradient and the tangent, layer by layer."""
-    *filters, linear, bias = model.sizes
-    parts = {"norm_gradient": results.norm_gradient, "norm_product": results.norm_product}
-    for name in ("gradient", "product"):
-        layers = getattr(results, name).split((*filters, linear + bias), 1)
-        parts |= {f"{name} of layer {i}": layer for i, layer in enumerate(layers)}
-    return parts
 
 
 def error(ours: Tensor, exact: Tensor) -> float:

@@ -91,7 +91,7 @@ template <class T> struct Plan {
             const int dense = stage.conv.out();
             stage.window = {dense, net.pool ? dense / 2 : dense, pitch, net.pool};
             stage.stem = s == 0 && net.pool;
-            stage.winograd = by_winograd(stage.conv);
+            stage.winograd = !stage.stem && by_winograd(stage.conv);
             stage.theta = theta;
             theta += static_cast<ptrdiff_t>(net.filters) * taps * channels;
             side = stage.window.pooled;

@@ -47,8 +47,28 @@ class Kept(NamedTuple):
     isa: object  # whose vectors the blocks are made of
 
 
+def refusal(precision: str) -> str | None:
+    """Why this processor does not run passes of a precision, in one line; `None` if it does."""
+    if module.has_passes(getattr(module.Precision, precision)):
+        return None
+    return (
+        f"native takes products in {precision} where there is AVX512-BF16 or AMX, not here; "
+        "ask for fp32"
+    )
+
+
+def fastest_precision() -> str:
+    """The fastest one that is as good as float32."""
+    return "bf16x3" if module.isa() == module.Isa.amx else "fp32"
+
+
 def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     """The images with what all passes over them share, such as the moments of their patches."""
+    if net.precision != "fp32" and x.dtype != torch.float32:
+        raise ValueError(
+            f"native passes in {net.precision} take float32 images, got {x.dtype}; convert them "
+            f"or ask for fp32"
+        )
     sizes, shape = _net(net), tuple(x.shape)
     if shape[2:] != (net.channels, net.side, net.side) or 0 in shape:
         raise ValueError(

@@ -7,6 +7,15 @@
 using namespace mamlpp;
 using namespace mamlpp::testing;
 
+namespace mamlpp {
+namespace emulatedbf16 {
+template <class T> const PassOps<T>& pass_ops();
+}
+namespace emulatedbf16x3 {
+template <class T> const PassOps<T>& pass_ops();
+}
+} // namespace mamlpp
+
 namespace {
 
 struct Case {
@@ -78,10 +87,9 @@ constexpr const char* output_names[] = {"loss", "logits", "gradient", "norm_grad
 enum class Extent { forward, gradient, kept };
 
 template <class T>
-void pass(const Case& c, const Inputs<T>& in, int threads, Extent extent,
+void pass(const PassOps<T>& ops, const Case& c, const Inputs<T>& in, int threads, Extent extent,
           const std::vector<Exact>& images, const std::vector<Exact>& kept,
           const std::vector<Exact>& scratch, Outputs<T>& out) {
-    const CpuOps<T>& ops = cpu_ops<T>();
     const Net& net = c.net;
     const std::vector<Exact> work = exact_blocks(threads, ops.work_bytes(net, c.n));
     const bool keep = extent == Extent::kept, backward = extent != Extent::forward;
@@ -108,8 +116,8 @@ void pass(const Case& c, const Inputs<T>& in, int threads, Extent extent,
 }
 
 // A pass and its tangent; what a pass does not keep or does not compute changes nothing else.
-template <class T> Outputs<T> run(const Case& c, const Inputs<T>& in, int threads) {
-    const CpuOps<T>& ops = cpu_ops<T>();
+template <class T>
+Outputs<T> run(const PassOps<T>& ops, const Case& c, const Inputs<T>& in, int threads) {
     const Net& net = c.net;
     const ptrdiff_t parameters = c.parameters(), image = net.side * net.side * net.channels;
     const std::vector<Exact> images = exact_blocks(c.tasks, ops.images_bytes(net, c.n));
@@ -125,9 +133,9 @@ template <class T> Outputs<T> run(const Case& c, const Inputs<T>& in, int thread
                     scratch[slot].data(), team);
     });
     Outputs<T> out(c), forward(c), gradient(c);
-    pass(c, in, threads, Extent::forward, images, lost, scratch, forward);
-    pass(c, in, threads, Extent::gradient, images, lost, scratch, gradient);
-    pass(c, in, threads, Extent::kept, images, kept, scratch, out);
+    pass(ops, c, in, threads, Extent::forward, images, lost, scratch, forward);
+    pass(ops, c, in, threads, Extent::gradient, images, lost, scratch, gradient);
+    pass(ops, c, in, threads, Extent::kept, images, kept, scratch, out);
     expect(forward.logits == out.logits && forward.mean == out.mean && forward.var == out.var,
            c.name() + ": a forward pass alone");
     expect(gradient.gradient == out.gradient && gradient.norm_gradient == out.norm_gradient,
@@ -142,6 +150,10 @@ template <class T> Outputs<T> run(const Case& c, const Inputs<T>& in, int thread
         ops.tangent(net, c.n, task, dots[slot].data(), scratch[slot].data(), team);
     });
     return out;
+}
+
+template <class T> Outputs<T> run(const Case& c, const Inputs<T>& in, int threads) {
+    return run(*pass_ops<T>(c.net.precision), c, in, threads);
 }
 
 template <class T>
@@ -188,6 +200,30 @@ template <class T> void check(const Case& c) {
         if constexpr (exact)
             differences(c, sets.back(), what);
     });
+}
+
+// By bfloat16: any number of threads gives the same bits, the emulated tiles what the vectors do, and two
+// parts what float32 does.
+void check_bf16([[maybe_unused]] Case c) {
+#ifdef MAMLPP_EMULATED_TILES
+    limit_isa(Isa::avx512bf16);
+    const Inputs<float> in(c, 0);
+    const Outputs<float> exact = run(c, in, 1);
+    for (const Precision precision : {Precision::bf16x3, Precision::bf16}) {
+        const bool rounded = precision == Precision::bf16;
+        const std::string what = c.name() + (rounded ? " bf16" : " bf16x3");
+        c.net.precision = precision;
+        const Outputs<float> vectors = run(c, in, 1);
+        compare(run(c, in, 3), vectors, 0, what + ", 3 threads");
+        const PassOps<float>& tiles =
+            rounded ? emulatedbf16::pass_ops<float>() : emulatedbf16x3::pass_ops<float>();
+        compare(run(tiles, c, in, 1), vectors, 1e-3, what + ", tiles and vectors");
+        compare(run(tiles, c, in, 3), run(tiles, c, in, 1), 0, what + ", tiles, 3 threads");
+        if (!rounded)
+            compare(vectors, exact, 1e-3, what + " and fp32");
+    }
+    limit_isa(Isa::amx);
+#endif
 }
 
 // Callers of several threads at once; one of them has the pool, the others work alone.
@@ -251,6 +287,18 @@ int main() {
         check<double>(c);
         check<float>(c);
     }
+    const Case wide[] = { // tiles in rows and sums of more than one, and what is left of them
+        {net(1, 20, 48, 2, true), 3, 1, false},
+        {net(2, 14, 33, 2, true), 2, 2, true},
+        {net(1, 13, 80, 2, true), 2, 1, false},
+    };
+    if (cpu_features().avx512bf16) {
+        for (const Case& c : cases)
+            check_bf16(c);
+        for (const Case& c : wide)
+            check_bf16(c);
+    } else
+        std::printf("no AVX512-BF16 here: bf16 not run\n");
     concurrent_callers(cases[0]);
     blocks_are_reused();
     return report();

@@ -123,6 +123,7 @@ template <class F> void on_every_isa(F f) {
         limit_isa(static_cast<Isa>(i));
         f(std::string(names[i]));
     }
+    limit_isa(Isa::amx);
 }
 
 } // namespace testing
