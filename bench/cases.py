@@ -105,6 +105,8 @@ def others(row: Row, full: bool) -> list[str]:
     names = ["loop"]
     if row == MAIN:
         names.append("ours, AVX2")
+    if row in (TARGETS if full else TARGETS[:1]):
+        names += ["ours, bf16x3", "ours, bf16"]
     if row in (TARGETS[:2] + TARGETS[3:] if full else TARGETS[4:]):
         names += PEERS[:2]
     if full and row in TARGETS[3:]:

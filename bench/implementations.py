@@ -8,6 +8,7 @@ Each has `iteration()`, one outer iteration, which answers the mean loss over th
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
@@ -77,6 +78,21 @@ def _limited_to_avx2() -> Iterator[None]:
         yield
     finally:
         native.module.limit_isa(used)
+
+
+class OursBf16x3(Ours):
+    """The engine with products in two parts of bfloat16."""
+
+    precision = "bf16x3"
+
+    def __init__(self, cfg: Config, dtype: torch.dtype = torch.float32):
+        super().__init__(replace(cfg, precision=self.precision), dtype)
+
+
+class OursBf16(OursBf16x3):
+    """The engine with products in bfloat16."""
+
+    precision = "bf16"
 
 
 class Theirs(ABC):
@@ -155,11 +171,14 @@ class TheJax(Package):
 IMPLEMENTATIONS: dict[str, Callable[..., Ours | Theirs]] = {
     "ours": Ours,
     "ours, AVX2": OursAvx2,
+    "ours, bf16x3": OursBf16x3,
+    "ours, bf16": OursBf16,
     "loop": TheLoop,
     "vmap": TheVmap,
     "parallel-metalearn": TheParallelMetalearn,
     "JAX": TheJax,
 }
+PRECISIONS = {f"ours, {kind.precision}": kind.precision for kind in (OursBf16x3, OursBf16)}
 PACKAGES = {"parallel-metalearn": "parallel-metalearn", "JAX": "jax"}  # as pip names them
 
 
@@ -178,6 +197,8 @@ def missing(name: str) -> str | None:
             return f"no native module: {native.reason}"
         if native.module.isa() in (native.module.Isa.portable, native.module.Isa.avx2):
             return "this processor has no AVX-512 to do without"
+    if name in PRECISIONS:
+        return kernels.refusal(PRECISIONS[name])
     return None
 
 

@@ -23,7 +23,14 @@ def text(run: dict) -> str:
 
 
 def sections(run: dict) -> list[Section]:
-    return [*_meta(run), *_peers(run), *_ops(run), *_evaluation(run), *_episodes(run)]
+    return [
+        *_meta(run),
+        *_precisions(run),
+        *_peers(run),
+        *_ops(run),
+        *_evaluation(run),
+        *_episodes(run),
+    ]
 
 
 def machine(run: dict) -> str:
@@ -102,6 +109,27 @@ def _iteration(row: dict, peaks: Peaks) -> list[str]:
     ]
 
 
+_PRECISIONS = {"fp32": "ours", "bf16x3": "ours, bf16x3", "bf16": "ours, bf16"}
+
+
+def _precisions(run: dict) -> Iterator[Section]:
+    """Rows that were measured with products in bfloat16 too."""
+    rows = [
+        row for row in run["meta"] if row["seconds"].keys() & {*_PRECISIONS.values()} - {"ours"}
+    ]
+    head = ["s (speed-up over the loop)", *_PRECISIONS]
+    body = [[f"{_name(row)}, {row['order']}", *_precision_cells(row)] for row in rows]
+    if rows:
+        yield Section("Precision of the products", table(head, body))
+
+
+def _precision_cells(row: dict) -> Iterator[str]:
+    for name in _PRECISIONS.values():
+        seconds = row["seconds"].get(name)
+        ratio = row["seconds"]["loop"] / seconds if seconds else 0
+        yield f"{seconds:.3f} ({ratio:.2f}×)" if seconds else "–"
+
+
 _NOTES = {
     "parallel-metalearn": "has one gain and bias for all steps, and no clamp",
     "JAX": "compiles first; that is not in its seconds",
@@ -110,8 +138,9 @@ _NOTES = {
 
 def _peers(run: dict) -> Iterator[Section]:
     """Rows in which others than the loop took part, or would have."""
-    rows = [row for row in run["meta"] if len(row["seconds"]) > 2 or row["absent"]]
-    names = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
+    own = {*_PRECISIONS.values()} - {"ours"}
+    rows = [row for row in run["meta"] if len(row["seconds"].keys() - own) > 2 or row["absent"]]
+    names = [n for n in dict.fromkeys(n for row in rows for n in row["seconds"]) if n not in own]
     reasons = dict.fromkeys(
         f"{name}: {why}" for row in run["meta"] for name, why in row["absent"].items()
     )

@@ -13,6 +13,7 @@ from kernels.dispatch import (
     backend,
     fastest_precision,
     passes,
+    refusal,
     task_block,
     use,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "lslr_update",
     "only_kernels",
     "passes",
+    "refusal",
     "per_step_batch_norm",
     "task_block",
     "task_conv2d",

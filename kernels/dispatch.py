@@ -75,6 +75,12 @@ def passes(like: Tensor, precision: str = "fp32"):
     return BACKENDS[name].passes if name else None
 
 
+def refusal(precision: str) -> str | None:
+    """Why float32 passes of a precision cannot run here, in one line; `None` if they can."""
+    name, reason = choose("passes", torch.device("cpu"), torch.float32, precision)
+    return None if name else reason
+
+
 def fastest_precision(like: Tensor) -> str:
     """The fastest of `PRECISIONS` that is as good as float32, for passes on images like `like`."""
     backend = passes(like) if like.dtype == torch.float32 else None

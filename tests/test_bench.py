@@ -22,12 +22,13 @@ from bench.cases import (
     reduced,
     rounds_in,
 )
-from bench.implementations import IMPLEMENTATIONS, Ours, TheLoop, TheVmap, missing
+from bench.implementations import IMPLEMENTATIONS, PRECISIONS, Ours, TheLoop, TheVmap, missing
 from bench.worker import Worker
 from kernels import reference
 
 TINY = Row.of("omniglot 5w1s", "MAML", "first", 1, tasks=1)
-NAMES = [name for name in IMPLEMENTATIONS if name not in ("ours", "JAX")]  # JAX compiles too long
+# JAX compiles too long; bfloat16 has no float64 to compare in.
+NAMES = [name for name in IMPLEMENTATIONS if name not in ("ours", "JAX", *PRECISIONS)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,6 +55,18 @@ def test_gate_sees_another_algorithm(kind, change: dict, monkeypatch: pytest.Mon
     monkeypatch.setattr(gate, "IMPLEMENTATIONS", IMPLEMENTATIONS | other)
     with pytest.raises(AssertionError, match="other: .*relative difference"):
         gate.check_exact(cfg, "other")
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_gate_sees_a_float32_loss_that_bfloat16_does_not_explain(name: str):
+    if reason := missing(name):
+        pytest.skip(reason)
+    cfg = reduced(Row.of("omniglot 20w1s", steps=2).config())
+    losses = [IMPLEMENTATIONS[each](cfg).iteration() for each in ("ours", name)]
+    assert losses[0] != losses[1]
+    gate.check_single(losses[0], name, losses[1])
+    with pytest.raises(AssertionError, match=f"{name}: float32 loss"):
+        gate.check_single(losses[0], name, 1.1 * losses[1])
 
 
 def test_gate_sees_first_order_in_the_gradient(monkeypatch: pytest.MonkeyPatch):
@@ -123,10 +136,10 @@ def test_rows_cover_every_dimension():
     assert {Row.of(case, loss=loss) for case in CASES for loss in ("MSL", "last")} <= set(ROWS)
 
 
-def test_the_short_run_has_the_targets_a_first_order_and_a_row_limited_to_avx2():
+def test_the_short_run_has_the_targets_a_first_order_and_a_row_of_our_own_variants():
     assert set(TARGETS) < set(SHORT) <= set(ROWS)
     assert {row.order for row in SHORT} == {"first", "second"}
-    assert others(MAIN, full=False) == ["loop", "ours, AVX2"]
+    assert others(MAIN, full=False) == ["loop", "ours, AVX2", *PRECISIONS]
     assert set(SHORT_EVALUATIONS) < set(EVALUATIONS)
     for full in (False, True):
         assert all(others(row, full)[0] == "loop" for row in ROWS)

@@ -120,6 +120,16 @@ def test_peers_have_a_table_and_the_absent_ones_a_reason():
     assert "- parallel-metalearn has one gain" in tables.text(EMPTY | {"meta": [row]})
 
 
+def test_precisions_have_a_table_of_speed_ups():
+    seconds = {"ours": 2.0, "loop": 6.0, "ours, bf16": 1.0}
+    row = iteration(seconds=seconds, memory=dict.fromkeys(seconds, 1))
+    titles = [section.title for section in tables.sections(EMPTY | {"meta": [row]})]
+    assert titles == ["Outer iterations", "Precision of the products"]
+    found = cells(tables.text(EMPTY | {"meta": [row]}))
+    assert ["s (speed-up over the loop)", "fp32", "bf16x3", "bf16"] in found
+    assert any(line[1:] == ["2.000 (3.00×)", "–", "1.000 (6.00×)"] for line in found)
+
+
 def test_a_run_of_few_rows_has_few_tables():
     assert [section.title for section in tables.sections(EMPTY)] == []
     few = EMPTY | {"meta": [iteration()]}
