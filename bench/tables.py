@@ -110,13 +110,12 @@ def _iteration(row: dict, peaks: Peaks) -> list[str]:
 
 
 _PRECISIONS = {"fp32": "ours", "bf16x3": "ours, bf16x3", "bf16": "ours, bf16"}
+_NARROW = {*_PRECISIONS.values()} - {"ours"}
 
 
 def _precisions(run: dict) -> Iterator[Section]:
     """Rows that were measured with products in bfloat16 too."""
-    rows = [
-        row for row in run["meta"] if row["seconds"].keys() & {*_PRECISIONS.values()} - {"ours"}
-    ]
+    rows = [row for row in run["meta"] if row["seconds"].keys() & _NARROW]
     head = ["s (speed-up over the loop)", *_PRECISIONS]
     body = [[f"{_name(row)}, {row['order']}", *_precision_cells(row)] for row in rows]
     if rows:
@@ -138,9 +137,10 @@ _NOTES = {
 
 def _peers(run: dict) -> Iterator[Section]:
     """Rows in which others than the loop took part, or would have."""
-    own = {*_PRECISIONS.values()} - {"ours"}
-    rows = [row for row in run["meta"] if len(row["seconds"].keys() - own) > 2 or row["absent"]]
-    names = [n for n in dict.fromkeys(n for row in rows for n in row["seconds"]) if n not in own]
+    rows = [row for row in run["meta"] if len(row["seconds"].keys() - _NARROW) > 2 or row["absent"]]
+    names = [
+        n for n in dict.fromkeys(n for row in rows for n in row["seconds"]) if n not in _NARROW
+    ]
     reasons = dict.fromkeys(
         f"{name}: {why}" for row in run["meta"] for name, why in row["absent"].items()
     )
