@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from bench.baselines.loop import Loop, LoopConfig
+from bench.baselines.loop import Loop
+from bench.baselines.outer import BaselineConfig
 from bench.baselines.vmap import Vmap
 from bench.cases import cast, episode
 from engine.config import Config
@@ -213,8 +214,8 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def baseline_config(cfg: Config) -> LoopConfig:
-    return LoopConfig(
+def baseline_config(cfg: Config) -> BaselineConfig:
+    return BaselineConfig(
         stages=cfg.stages,
         steps=cfg.steps,
         max_pool=cfg.downsample == "pool",

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.baselines.loop import Loop, LoopConfig
+from bench.baselines.loop import Loop
+from bench.baselines.outer import BaselineConfig
 from tests.conftest import shared_folder
 
 FILES = sorted(shared_folder("GOLDEN_DIR").glob("*.npz"))
@@ -42,7 +43,7 @@ def read(file: Path):
 
 def loop_of(config: dict, arrays: dict, init: dict) -> Loop:
     msl = config["epoch"] < config["msl_epochs"]
-    cfg = LoopConfig(
+    cfg = BaselineConfig(
         stages=4,
         steps=config["steps"],
         max_pool=config["max_pool"],

@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.baselines.loop import LoopConfig
+from bench.baselines.outer import BaselineConfig
 
 Tree = dict[str, dict[str, jax.Array]]
 
 
 class Jax:
     """Parameters and Adam's moments, and one outer iteration over them; names and shapes outside as
-    `Loop`'s. The first iteration compiles.
+    `Outer`'s. The first iteration compiles.
     """
 
     def __init__(
         self,
-        cfg: LoopConfig,
+        cfg: BaselineConfig,
         network: dict[str, Tensor],
         norm: dict[str, Tensor],
         rates: dict[str, Tensor],
@@ -66,7 +66,7 @@ class Jax:
         return jax.tree.map(lambda value: torch.from_numpy(np.array(value)), groups)
 
 
-def _forward(cfg: LoopConfig, weights: dict, norm: dict, x: jax.Array, step: int) -> jax.Array:
+def _forward(cfg: BaselineConfig, weights: dict, norm: dict, x: jax.Array, step: int) -> jax.Array:
     """Logits [N, ways] of images [N, H, W, C]."""
     row = step if cfg.per_step_norm else ...
     for i in range(cfg.stages):
@@ -85,7 +85,7 @@ def _forward(cfg: LoopConfig, weights: dict, norm: dict, x: jax.Array, step: int
     return x @ weights["linear.weight"].T + weights["linear.bias"]
 
 
-def _task_loss(cfg: LoopConfig, params: Tree, support_x, support_y, target_x, target_y):
+def _task_loss(cfg: BaselineConfig, params: Tree, support_x, support_y, target_x, target_y):
     """Weighted target loss of one task."""
 
     def loss(weights, x, y, step):
@@ -93,18 +93,17 @@ def _task_loss(cfg: LoopConfig, params: Tree, support_x, support_y, target_x, ta
         return -jnp.take_along_axis(log_p, y[:, None], 1).mean()
 
     weights, total = params["network"], 0.0
-    importance = cfg.loss_weights or (0.0,) * (cfg.steps - 1) + (1.0,)
     for step in range(cfg.steps):
         grads = jax.grad(loss)(weights, support_x, support_y, step)
         if not cfg.second_order:
             grads = jax.lax.stop_gradient(grads)
         weights = {n: w - params["rates"][n][step] * grads[n] for n, w in weights.items()}
-        if importance[step]:
-            total += importance[step] * loss(weights, target_x, target_y, step)
+        if importance := cfg.importance[step]:
+            total += importance * loss(weights, target_x, target_y, step)
     return total
 
 
-def _step(cfg: LoopConfig, params: Tree, moments, count, *batch):
+def _step(cfg: BaselineConfig, params: Tree, moments, count, *batch):
     tasks = jax.vmap(partial(_task_loss, cfg), (None, *[0] * len(batch)))
     loss, gradients = jax.value_and_grad(lambda p: tasks(p, *batch).mean())(params)
     used = dict(gradients)

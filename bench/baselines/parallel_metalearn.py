@@ -20,13 +20,13 @@ from metalearn.model_wrappers import MAML_Model
 from metalearn.nn_models.basic_layers.BatchNormalization import BatchNorm
 from torch import Tensor, nn
 
-from bench.baselines.loop import LoopConfig
+from bench.baselines.outer import BaselineConfig
 
 
 class Features(nn.Module):
     """The convolutions; the package passes `num_step` and `training` to every module."""
 
-    def __init__(self, cfg: LoopConfig, shapes: dict[str, torch.Size]):
+    def __init__(self, cfg: BaselineConfig, shapes: dict[str, torch.Size]):
         super().__init__()
         self.cfg = cfg
         for i in range(cfg.stages):
@@ -64,11 +64,11 @@ class Classifier(nn.Module):
 
 
 class ParallelMetalearn:
-    """The package made ready with given parameters; names and shapes as `Loop`'s."""
+    """The package made ready with given parameters; names and shapes as `Outer`'s."""
 
     def __init__(
         self,
-        cfg: LoopConfig,
+        cfg: BaselineConfig,
         network: dict[str, Tensor],
         norm: dict[str, Tensor],
         rates: dict[str, Tensor],

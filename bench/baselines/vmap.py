@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from bench.baselines.loop import LoopConfig, leaf
+from bench.baselines.outer import BaselineConfig, Outer
 
 
 class Network(nn.Module):
     """Its own weights are never read; they give the names and the shapes."""
 
-    def __init__(self, cfg: LoopConfig, shapes: dict[str, torch.Size]):
+    def __init__(self, cfg: BaselineConfig, shapes: dict[str, torch.Size]):
         super().__init__()
         self.cfg = cfg
         for i in range(cfg.stages):
@@ -43,24 +43,16 @@ class Network(nn.Module):
         return self.linear(x.flatten(1))
 
 
-class Vmap:
-    """Parameters and optimiser, and one outer iteration over them; names and shapes as `Loop`'s."""
-
+class Vmap(Outer):
     def __init__(
         self,
-        cfg: LoopConfig,
+        cfg: BaselineConfig,
         network: dict[str, Tensor],
         norm: dict[str, Tensor],
         rates: dict[str, Tensor],
     ):
-        self.cfg = cfg
+        super().__init__(cfg, network, norm, rates)
         self.model = Network(cfg, {name: t.shape for name, t in network.items()})
-        self.network = {name: leaf(t) for name, t in network.items()}
-        self.norm = {name: leaf(t) for name, t in norm.items()}
-        self.rates = {name: leaf(t, cfg.learned_rates) for name, t in rates.items()}
-        learned = [*self.network.values(), *self.norm.values()]
-        learned += self.rates.values() if cfg.learned_rates else []
-        self.optimiser = torch.optim.Adam(learned, lr=cfg.lr, betas=cfg.betas)
 
     def loss(self, weights: dict[str, Tensor], x: Tensor, y: Tensor, step: int) -> Tensor:
         row = step if self.cfg.per_step_norm else ...
@@ -70,31 +62,15 @@ class Vmap:
     def task_loss(self, support_x: Tensor, support_y: Tensor, target_x: Tensor, target_y: Tensor):
         """Weighted target loss of one task."""
         cfg, weights, total = self.cfg, self.network, 0.0
-        importance = cfg.loss_weights or (0.0,) * (cfg.steps - 1) + (1.0,)
         for step in range(cfg.steps):
             at = weights if cfg.second_order else {n: w.detach() for n, w in weights.items()}
             grads = grad(self.loss)(at, support_x, support_y, step)
             if not cfg.second_order:
                 grads = {name: g.detach() for name, g in grads.items()}
             weights = {n: w - self.rates[n][step] * grads[n] for n, w in weights.items()}
-            if importance[step]:
-                total = total + importance[step] * self.loss(weights, target_x, target_y, step)
+            if importance := cfg.importance[step]:
+                total = total + importance * self.loss(weights, target_x, target_y, step)
         return total
 
-    def iteration(self, support_x, support_y, target_x, target_y) -> float:
-        """One outer iteration: gradients of the loss, clamp, Adam."""
-        loss = vmap(self.task_loss)(support_x, support_y, target_x, target_y).mean()
-        self.optimiser.zero_grad()
-        loss.backward()
-        if self.cfg.clamp:
-            for parameter in (*self.network.values(), *self.norm.values()):
-                parameter.grad.clamp_(-self.cfg.clamp, self.cfg.clamp)
-        self.optimiser.step()
-        return loss.item()
-
-    def gradients(self) -> dict[str, dict[str, Tensor]]:
-        """Of the last iteration, by group and name; only of what is learned."""
-        groups = {"network": self.network, "norm": self.norm}
-        if self.cfg.learned_rates:
-            groups["rates"] = self.rates
-        return {group: {n: t.grad for n, t in named.items()} for group, named in groups.items()}
+    def mean_loss(self, support_x, support_y, target_x, target_y) -> Tensor:
+        return vmap(self.task_loss)(support_x, support_y, target_x, target_y).mean()
