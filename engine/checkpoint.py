@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.errors import UserError
+from engine.errors import UserError, explained
 
 FORMAT = 1
 LATEST, CONFIG, LOG, RESULT, BOARD = (
@@ -131,16 +131,13 @@ def unpack(like: Any, packed: Any, name: str = "state") -> Any:
     return packed
 
 
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turns an OSError of the block (full disk, no permission) into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write run folder {folder}: {error.strerror or error}; make room there or give "
-            "a writable --run; checkpoints already saved are whole, the same command continues"
-        ) from error
+def writing(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """For a block that writes there: its OSError becomes a UserError."""
+    return explained(
+        f"cannot write run folder {folder}",
+        "make room there or give a writable --run; checkpoints already saved are whole, the same "
+        "command continues",
+    )
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -16,6 +18,15 @@ class Diverged(Exception):
     """Something is no longer finite; the message says where and what."""
 
     exit_code = 3
+
+
+@contextlib.contextmanager
+def explained(what: str, cure: str) -> Iterator[None]:
+    """Turns an OSError of the block (full disk, no permission) into a UserError, its cause told."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror or error}; {cure}") from error
 
 
 def say(text: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.config import CHANNELS, DATASETS, PATH, SPLITS, check
 from engine.data import folder, mini, omniglot, standin
 from engine.data.bank import ClassBank, Source, default_cache, open_bank
-from engine.errors import UserError
+from engine.errors import UserError, explained
 
 __all__ = ["ClassBank", "Dataset", "default_path", "load"]
 
@@ -106,10 +106,8 @@ def _existing(dataset: str, path: str | Path | None) -> Path | None:
     if path is None and dataset == "folder":
         raise UserError("--dataset folder needs --data: name a folder or zip archive of images")
     place = Path(path).expanduser() if path is not None else default_path(dataset)
-    try:
+    with explained(f"cannot read {place}", "correct its permissions"):
         found = place.is_file() or (place.is_dir() and any(place.iterdir()))
-    except OSError as error:
-        raise UserError(f"cannot read {place}: {error.strerror}; correct its permissions") from None
     if found:
         return place
     if dataset == "mini" and path is None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.errors import UserError
+from engine.errors import UserError, explained
 
 FORMAT = 1  # of the bank file and of how images are decoded: raise it to rebuild every cache
 _MAGIC = b"mamlbank"
@@ -99,20 +99,20 @@ def open_bank(
 def write_bank(path: Path, splits: Splits, label: str) -> None:
     """Writes every class in order to a temporary file and renames it to ``path``."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    cure = "make room or allow writing there, or name another folder with --cache"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        with open(temporary, "xb") as file, _progress(label) as bar:
-            footer = _write_classes(file, splits, bar)
-            body = json.dumps(footer).encode()
-            trailer = hashlib.sha256(body).digest() + len(body).to_bytes(8, "little") + _MAGIC
-            file.write(body + trailer)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _unwritable(path.parent, error) from None
+        with explained(f"cannot write the image cache in {path.parent}", cure):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(path)
+            with open(temporary, "xb") as file, _progress(label) as bar:
+                footer = _write_classes(file, splits, bar)
+                body = json.dumps(footer).encode()
+                trailer = hashlib.sha256(body).digest() + len(body).to_bytes(8, "little") + _MAGIC
+                file.write(body + trailer)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -220,10 +220,3 @@ def _sync_folder(folder: Path) -> None:
 def _progress(label: str) -> Iterator[tqdm]:
     with tqdm(desc=f"reading {label}", unit=" images", disable=None, leave=False) as bar:
         yield bar
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write the image cache in {folder}: {error.strerror or error}; make room or allow "
-        "writing there, or name another folder with --cache"
-    )

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from engine.data.bank import ClassSource
-from engine.errors import UserError
+from engine.errors import UserError, explained
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -211,10 +211,8 @@ def stamps(paths: Iterable[Path]) -> list:
 
 
 def _stamp(path: Path) -> list:
-    try:
+    with explained(f"cannot read {path}", "correct or remove it"):
         stat = path.stat()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; correct or remove it") from None
     return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
 
 
