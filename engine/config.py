@@ -168,8 +168,8 @@ class Config:
             prog="python -m engine.train",
             description="Train MAML++ and test it. The same command continues a stopped run.",
             epilog="Rows of the log go to <run>/log.jsonl, and to TensorBoard if it is installed. "
-            "Exit code: 0 done, 2 a mistake to correct, 3 NaN or Inf met, 130 and 143 stopped by "
-            "Ctrl-C and SIGTERM (saved: the same command continues).",
+            "Exit code: 0 done, 2 a mistake to correct, 3 NaN or Inf met, 129, 130 and 143 stopped "
+            "by a closed terminal, Ctrl-C and SIGTERM (saved: the same command continues).",
         )
         add_flags(parser, [f.name for f in fields(cls)])
         return cls.of(**parse(parser, argv))

@@ -38,13 +38,18 @@ def say(text: str) -> None:
     try:
         print(text.encode(encoding, "replace").decode(encoding), flush=True)
     except OSError as error:
-        nowhere = os.open(os.devnull, os.O_WRONLY)  # for the buffer, which is flushed at exit
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        discard(sys.stdout.fileno())  # the buffer is flushed at exit
         raise UserError(
             f"cannot write to standard output: {error.strerror}; send it elsewhere and give the "
             "same command again"
         ) from None
+
+
+def discard(stream: int) -> None:
+    """Has all that is written to a file descriptor from now on go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def is_out_of_memory(error: Exception) -> bool:

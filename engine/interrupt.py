@@ -1,16 +1,19 @@
-"""Ctrl-C and SIGTERM: finish what is under way, then stop.
+"""Ctrl-C, SIGTERM and a closed terminal: finish what is under way, then stop.
 
 Imports nothing heavy, so that a command line can answer from its first moment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable
 
-from engine.errors import Diverged, UserError, is_out_of_memory
+from engine.errors import Diverged, UserError, discard, is_out_of_memory
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -23,7 +26,8 @@ class Stopped(BaseException):
 
 
 class Interrupt:
-    """Context that answers the first signal by its phase; a second signal exits at once.
+    """Context that answers the first signal by its phase; a second signal exits at once, but for
+    SIGHUP: a closed terminal sends it by the shell and, when that ends, by the system.
 
     ``exit``: the process ends at once (an exception inside the import of an extension module can
     be lost, or crash it). ``unwind``: Stopped is raised where the program stands. ``finish``: the
@@ -35,7 +39,10 @@ class Interrupt:
         self._received: int | None = None
 
     def __enter__(self) -> Interrupt:
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        handled = [s for s in SIGNALS if not (nohup and s == signal.SIGHUP)]
+        self._before = {s: signal.signal(s, self._handle) for s in handled}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -49,14 +56,19 @@ class Interrupt:
 
     def _handle(self, signum: int, frame: object) -> None:
         stopped, first = Stopped(signum), self._received is None
+        for stream in self._terminals:
+            if not os.isatty(stream):  # closed: a line there would be an error
+                discard(stream)
+        if signum == signal.SIGHUP and not first:
+            return
         self._received = signum
         if first and self.phase == "unwind":
             raise stopped
         if first and self.phase == "finish":
-            _say(f"\n{stopped.name}: finishing this iteration, then saving; again: exit at once\n")
+            _say(f"{stopped.name}: finishing this iteration, then saving; Ctrl-C now exits at once")
             return
         saved = "the last checkpoint is whole" if self.phase == "finish" else "nothing was written"
-        _say(f"\n{stopped.name}: stopped at once, {saved}\n")
+        _say(f"{stopped.name}: stopped at once, {saved}")
         os._exit(stopped.code)
 
 
@@ -84,6 +96,7 @@ def answered(work: Callable[[Interrupt], None], *, stopped: str) -> int:
     return 0
 
 
-def _say(text: str) -> None:
+def _say(line: str) -> None:
     # not print: the signal may have interrupted a print into the same buffer
-    os.write(sys.stderr.fileno(), text.encode())
+    with contextlib.suppress(OSError):  # Ctrl-C may have ended the reader of a pipe, too
+        os.write(sys.stderr.fileno(), f"\n{line}\n".encode())

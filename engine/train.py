@@ -1,7 +1,7 @@
 """Trains a model and tests it: ``python -m engine.train [--preset maml++ --dataset mini ...]``.
 
-Exit code: 0 done; 2 a mistake to correct; 3 NaN or Inf met; 130 and 143 stopped by Ctrl-C and
-SIGTERM, saved. The same command continues a stopped run.
+Exit code: 0 done; 2 a mistake to correct; 3 NaN or Inf met; 129, 130 and 143 stopped by a closed
+terminal, Ctrl-C and SIGTERM, saved. The same command continues a stopped run.
 """
 
 from __future__ import annotations

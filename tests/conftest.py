@@ -1,6 +1,7 @@
-"""Fixtures for the files that tests read but the repository does not hold."""
+"""Fixtures: files that the repository does not hold, and what a test gets back as it was."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,14 @@ def isa(request) -> Iterator[str]:
         yield request.param
     finally:
         native.module.limit_isa(native.module.Isa.amx)
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """Has SIGHUP mean what it does by default: the tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -6,13 +6,26 @@ import signal
 import pytest
 
 from engine.errors import Diverged, UserError
-from engine.interrupt import answered
+from engine.interrupt import SIGNALS, Stopped, answered
 
 
-def interrupted(signum):
+class Exited(BaseException):
+    """In place of the end of the process."""
+
+
+@pytest.fixture(autouse=True)
+def at_once(hangup, monkeypatch):
+    def exit_at_once(code):
+        raise Exited(code)
+
+    monkeypatch.setattr("os._exit", exit_at_once)
+
+
+def interrupted(*signals):
     def work(interrupt):
         interrupt.phase = "finish"
-        os.kill(os.getpid(), signum)
+        for signum in signals:
+            os.kill(os.getpid(), signum)
         interrupt.check()
 
     return work
@@ -33,13 +46,41 @@ def failing(error):
         (failing(Diverged("not finite")), 3, "error: not finite"),
         (interrupted(signal.SIGINT), 130, "Ctrl-C: stopped here"),
         (interrupted(signal.SIGTERM), 143, "SIGTERM: stopped here"),
+        (interrupted(signal.SIGHUP), 129, "SIGHUP: stopped here"),
+        (interrupted(signal.SIGHUP, signal.SIGHUP), 129, "SIGHUP: stopped here"),
+        (interrupted(signal.SIGTERM, signal.SIGHUP), 143, "SIGTERM: stopped here"),
     ],
 )
 def test_each_end_has_its_code_and_line(work, code, line, capfd):
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(s) for s in SIGNALS]
     assert answered(work, stopped="stopped here") == code
     assert capfd.readouterr().err.splitlines()[-1:] == ([line] if line else [])
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(s) for s in SIGNALS] == handlers
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_a_second_signal_exits_at_once_unless_it_is_a_hangup(first):
+    with pytest.raises(Exited, match="130"):
+        answered(interrupted(first, signal.SIGINT), stopped="stopped here")
+
+
+def test_nohup_is_respected():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert answered(interrupted(signal.SIGHUP), stopped="stopped here") == 0
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_reader_that_is_gone_does_not_lose_the_signal(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+
+        def work(interrupt):
+            with pytest.raises(Stopped):
+                interrupted(signal.SIGINT)(interrupt)
+
+        assert answered(work, stopped="stopped here") == 0
 
 
 @pytest.mark.parametrize(

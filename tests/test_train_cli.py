@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import shutil
 import signal
 import struct
@@ -187,6 +188,29 @@ def test_a_second_signal_exits_at_once_and_the_checkpoint_is_whole(images):
     code, _, err = finish(process, timeout=10)
     assert code == 130 and "stopped at once" in err and "Traceback" not in err
     assert torch.load(folder / "latest.pt", weights_only=True)["state"]["iteration"] == 0
+
+
+def test_a_closed_terminal_saves_and_the_same_command_continues(images, hangup):
+    folder = images.parent / "hangup"
+    command = flags(images, folder, "--iterations", 100000)
+    ours, theirs = pty.openpty()
+    process = start(TRAIN, *command, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    while not (folder / "log.jsonl").exists() or len(rows(folder)) < 2:
+        assert process.poll() is None
+        if select.select([ours], [], [], 0.01)[0]:
+            os.read(ours, 4096)
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)  # by the shell
+    process.send_signal(signal.SIGHUP)  # by the system, when the shell ends
+    assert process.wait(60) == 129
+    last = rows(folder)[-1]["iteration"]
+    assert torch.load(folder / "latest.pt", weights_only=True)["state"]["iteration"] == last
+
+    process = start(TRAIN, *command)
+    wait_for(process, f"continuing after iteration {last}")
+    process.kill()
+    finish(process)
 
 
 def test_nan_stops_the_run_with_the_iteration_and_keeps_the_last_good_checkpoint(images):
