@@ -2,14 +2,19 @@
 
     python -m bench.training runs/FOLDER NAME
 
+Beside the test stands nearest centroid on the same tasks, so the run's data must be where it was.
 `python -m bench.report` makes the README's table of all that are kept.
 """
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
-from bench import results
+from bench import centroid, results
+from engine.config import Config
+from engine.errors import UserError
+from engine.run import load_dataset
 
 FOLDER = results.FOLDER / "training"
 # Of the machine that trained, not of what was trained.
@@ -17,17 +22,29 @@ _LOCAL = {"data", "cache", "run", "device", "threads", "prefetch", "log_every", 
 
 
 def record(run: Path) -> dict:
-    """What to keep of a run folder."""
+    """What to keep of a run folder. Raises UserError when its data is not there any more."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     rows, machine = [json.loads(line) for line in lines], results.describe(full=False)
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return {
         "machine": {name: machine[name] for name in ("processor", "cores", "system", "torch")}
         | {"threads": config["threads"]},
         "config": {name: value for name, value in config.items() if name not in _LOCAL},
         "curve": [row for row in rows if row["kind"] == "validation"],
-        "result": json.loads((run / "result.json").read_text(encoding="utf-8")),
+        "result": result,
+        "centroid": _centroid(config, result["identity"]),
     }
+
+
+def _centroid(config: dict, identity: str) -> dict[str, float]:
+    # not Config.from_dict: a setting that has come or gone since does not change the tasks
+    known = {f.name for f in fields(Config)}
+    cfg = Config.of(**{name: value for name, value in config.items() if name in known})
+    dataset = load_dataset(cfg, "test")
+    if dataset.identity != identity:
+        raise UserError(f"{dataset.name} is not what the run was trained on; put that in its place")
+    return centroid.test(cfg, dataset)._asdict()
 
 
 def table_rows() -> list[list[str]]:
@@ -35,19 +52,24 @@ def table_rows() -> list[list[str]]:
     return [_row(results.load(path)) for path in sorted(FOLDER.glob("*.json"))]
 
 
-HEAD = ["data, task", "iterations × tasks", "validation by epoch", "best model", "ensemble"]
+HEAD = [
+    "data, task",
+    "iterations × tasks",
+    "validation by epoch",
+    "nearest centroid",
+    "best model",
+    "ensemble",
+]
 
 
 def _row(run: dict) -> list[str]:
     config, result, curve = run["config"], run["result"], run["curve"]
+    scores = run["centroid"], result["best"], result["ensemble"]
     return [
         f"{result['data']}, {config['ways']}-way {config['shots']}-shot",
         f"{config['epochs'] * config['iterations']:,} × {config['tasks']}",
         " ".join(f"{100 * row['accuracy']:.1f}" for row in curve),
-        *(
-            f"{100 * result[name]['accuracy']:.2f} ± {100 * result[name]['interval']:.2f} %"
-            for name in ("best", "ensemble")
-        ),
+        *(f"{100 * s['accuracy']:.2f} ± {100 * s['interval']:.2f} %" for s in scores),
     ]
 
 
@@ -60,7 +82,11 @@ def main(arguments: list[str]) -> int:
     if missing:
         print(f"error: {run} has no {', '.join(missing)}; give a finished run", file=sys.stderr)
         return 2
-    results.save(record(run), path)
+    try:
+        results.save(record(run), path)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"saved in {path}")
     return 0
 

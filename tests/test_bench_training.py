@@ -1,0 +1,66 @@
+"""A finished training is kept with what it is measured against, on its own data."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import centroid, results, training
+from engine.config import Config
+from engine.episodes import Episode
+from engine.run import load_dataset
+from tests.tiny import make_images
+
+
+def test_nearest_centroid_is_nearest_to_the_mean_of_a_class():
+    support = torch.tensor([[0.0, 4.0, 3.0, 3.2], [0.0, 0.0, 1.0, 1.0]])  # means 2, 3.1 and 0, 1
+    target = torch.tensor([[2.4, 2.7, 0.0, 9.0], [0.1, 0.2, 0.8, 0.9]])
+    labels = torch.tensor([0, 0, 1, 1]).expand(2, 4)
+    support_x, target_x = (x.view(2, 4, 1, 1, 1) for x in (support, target))
+    episode = Episode(support_x, labels, target_x, labels)
+    assert centroid.accuracies(episode).tolist() == [0.5, 1.0]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> tuple[Path, Config]:
+    """What a training leaves in its folder, as far as it is read."""
+    images = make_images(tmp_path / "tiny")
+    cfg = Config.of(
+        "maml++",
+        "folder",
+        data=str(images),
+        cache=str(tmp_path / "cache"),
+        image_size=16,
+        ways=3,
+        targets=2,
+        eval_tasks=20,
+    )
+    folder, result = tmp_path / "run", {"identity": load_dataset(cfg, "test").identity}
+    config = cfg.to_dict() | {"gone": 1}
+    del config["unroll"]  # as of a version without it
+    results.save(config, folder / "config.json")
+    results.save(result, folder / "result.json")
+    rows = [{"kind": "train"}, {"kind": "validation", "accuracy": 0.5}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(training, "FOLDER", tmp_path / "kept")
+    return folder, cfg
+
+
+def test_a_run_is_kept_with_nearest_centroid_on_its_tasks(run):
+    folder, cfg = run
+    assert training.main([str(folder), "tiny"]) == 0
+    kept = results.load(training.FOLDER / "tiny.json")
+    assert [row["accuracy"] for row in kept["curve"]] == [0.5]
+    assert kept["config"]["ways"] == 3 and not {"data", "cache"} & kept["config"].keys()
+    found = kept["centroid"]
+    assert found == centroid.test(cfg, load_dataset(cfg, "test"))._asdict()
+    assert found["tasks"] == 20 and 1 / 3 < found["accuracy"] <= 1
+
+
+def test_a_run_whose_data_is_another_now_is_not_kept(run, capsys):
+    folder, _ = run
+    results.save({"identity": "another"}, folder / "result.json")
+    assert training.main([str(folder), "tiny"]) == 2
+    assert capsys.readouterr().err.startswith("error: folder:tiny is not what the run was trained")
+    assert not training.FOLDER.exists()
