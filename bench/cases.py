@@ -133,9 +133,11 @@ def episode(cfg: Config, dtype: torch.dtype = torch.float32) -> Episode:
     generator = torch.Generator().manual_seed(1)
 
     def images(samples: int) -> Tensor:  # [T, N, C, H, W], NHWC in memory
-        size = (cfg.tasks, cfg.ways * samples, cfg.image_size, cfg.image_size, cfg.channels)
-        x = torch.randn(size, generator=generator, dtype=torch.float64)
-        return x.to(dtype).permute(0, 1, 4, 2, 3)
+        size = (cfg.ways * samples, cfg.image_size, cfg.image_size, cfg.channels)
+        x = torch.empty((cfg.tasks, *size), dtype=dtype)
+        for task in x:  # one after the other: the rest is the implementation's peak of memory
+            task.copy_(torch.randn(size, generator=generator, dtype=torch.float64))
+        return x.permute(0, 1, 4, 2, 3)
 
     def labels(samples: int) -> Tensor:  # [T, N], class-major
         return torch.arange(cfg.ways).repeat_interleave(samples).repeat(cfg.tasks, 1)

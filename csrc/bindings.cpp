@@ -23,8 +23,8 @@ template <class T> Blocks prepare(const Net& net, int tasks, int n, int threads,
     Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
     const ptrdiff_t size = static_cast<ptrdiff_t>(n) * net.side * net.side * net.channels;
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
-        ops.prepare(net, n, at<const T>(x, t * size), images[t]->data(), room.work[slot]->data(),
-                    room.scratch_of(slot), team);
+        ops.prepare(net, n, at<const T>(x, t * size), images[t]->data(), room.work(slot),
+                    room.scratch(slot), team);
     });
     return images;
 }
@@ -52,8 +52,8 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
         check_labels(at<const int64_t>(labels, 0), static_cast<ptrdiff_t>(tasks) * n, net.ways);
     const size_t bytes = ops.pass_bytes(net, n, keep);
     const bool large = bytes > large_pass;
-    Room room(large ? 1 : tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
-    const Blocks kept = new_blocks(keep ? tasks : static_cast<int>(room.work.size()), bytes);
+    Room room(large ? 1 : tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net), keep ? 0 : bytes);
+    const Blocks kept = keep ? new_blocks(tasks, bytes) : Blocks{};
     const auto run = [&](int t, Team& team, int slot) {
         const PassTask<T> task{images[t]->data(),
                                at<const int64_t>(labels, static_cast<ptrdiff_t>(t) * n),
@@ -67,12 +67,12 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
                                at<T>(norm_gradient, static_cast<ptrdiff_t>(t) * 2 * stats),
                                at<T>(mean, static_cast<ptrdiff_t>(t) * stats),
                                at<T>(var, static_cast<ptrdiff_t>(t) * stats),
-                               kept[keep ? t : slot]->data(),
+                               keep ? kept[t]->data() : room.left(slot),
                                keep};
-        ops.pass(net, n, task, room.work[slot]->data(), room.scratch_of(slot), team);
+        ops.pass(net, n, task, room.work(slot), room.scratch(slot), team);
     };
     for_tasks(tasks, threads, run, large);
-    return keep ? kept : Blocks{};
+    return kept;
 }
 
 template <class T>
@@ -89,7 +89,7 @@ void tangent(const Net& net, int n, int threads, const Blocks& images, const Blo
                                   kept[t]->data(),
                                   at<T>(product, t * parameters),
                                   at<T>(norm_product, static_cast<ptrdiff_t>(t) * width)};
-        ops.tangent(net, n, task, room.work[slot]->data(), room.scratch_of(slot), team);
+        ops.tangent(net, n, task, room.work(slot), room.scratch(slot), team);
     });
 }
 

@@ -28,19 +28,24 @@ inline Blocks new_blocks(int count, size_t bytes) {
     return blocks;
 }
 
-// Memory of the tasks that run at once: each its own work, and scratch for every thread, since a
-// task that is left over has them all.
-struct Room {
-    Room(int tasks, int threads, size_t work_bytes, size_t scratch_bytes)
-        : slots(tasks < threads ? tasks : threads),
-          work(new_blocks(slots < 1 ? 1 : slots, work_bytes)), each((scratch_bytes + 63) / 64 * 64),
-          scratch(each * static_cast<size_t>(threads)) {}
-    void* scratch_of(int slot) { return static_cast<char*>(scratch.data()) + slot * each; }
+// Memory of a call, in one block: of the tasks that run at once each its work and what it leaves
+// behind for nobody, and scratch for every thread, since a task that is left over has them all.
+class Room {
+  public:
+    Room(int tasks, int threads, size_t work_bytes, size_t scratch_bytes, size_t left_bytes = 0)
+        : slots_(tasks < 1 ? 1 : tasks < threads ? tasks : threads), work_(whole(work_bytes)),
+          left_(whole(left_bytes)), scratch_(whole(scratch_bytes)),
+          block_((work_ + left_) * slots_ + scratch_ * threads, Block::Use::room) {}
+    void* work(int slot) const { return at(work_ * slot); }
+    void* left(int slot) const { return at(work_ * slots_ + left_ * slot); }
+    void* scratch(int slot) const { return at((work_ + left_) * slots_ + scratch_ * slot); }
 
-    int slots;
-    Blocks work;
-    size_t each;
-    Block scratch;
+  private:
+    static size_t whole(size_t bytes) { return (bytes + 63) / 64 * 64; }
+    void* at(size_t offset) const { return static_cast<char*>(block_.data()) + offset; }
+
+    size_t slots_, work_, left_, scratch_;
+    Block block_;
 };
 
 template <class F> void for_tasks(int tasks, int threads, F f, bool one_by_one = false) {

@@ -38,7 +38,7 @@ void conv(const ConvShape& shape, int tasks, int threads, const Product& first,
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
         const ConvTask<T> task{
             {at_task(first, t), at_task(second, t)}, row<T>(z, t), row<T>(dx, t), row<T>(dw, t)};
-        run(shape, task, room.work[slot]->data(), room.scratch_of(slot), team);
+        run(shape, task, room.work(slot), room.scratch(slot), team);
     });
 }
 
@@ -60,7 +60,7 @@ template <class T, class F> void norm(const NormShape& shape, int tasks, int thr
     threads = useful(threads, tasks * shape.n * values);
     Room room(tasks, threads, ops.norm_work_bytes(shape), ops.norm_scratch_bytes(shape));
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
-        f(ops, t, room.work[slot]->data(), room.scratch_of(slot), team);
+        f(ops, t, room.work(slot), room.scratch(slot), team);
     });
 }
 
@@ -183,6 +183,18 @@ void update_bwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, Mat
     });
 }
 
+template <class T>
+void adam(ptrdiff_t n, int threads, uintptr_t param, uintptr_t first, uintptr_t second, uintptr_t grad,
+          double clamp, double beta1, double beta2, double rate, double correction, double eps,
+          uintptr_t param_out, uintptr_t first_out, uintptr_t second_out) {
+    const AdamStep<T> step{at<const T>(param, 0),      at<const T>(first, 0),   at<const T>(second, 0),
+                           at<const T>(grad, 0),       static_cast<T>(clamp),   static_cast<T>(beta1),
+                           static_cast<T>(beta2),      static_cast<T>(rate),    static_cast<T>(correction),
+                           static_cast<T>(eps),        at<T>(param_out, 0),     at<T>(first_out, 0),
+                           at<T>(second_out, 0)};
+    for_tasks(1, useful(threads, n), [&](int, Team& team, int) { cpu_ops<T>().adam(step, n, team); });
+}
+
 } // namespace
 
 template <class T> void bind_ops(py::module_ m) {
@@ -195,6 +207,7 @@ template <class T> void bind_ops(py::module_ m) {
     m.def("norm_act_tan_bwd", &norm_act_tan_bwd<T>);
     m.def("update_fwd", &update_fwd<T>);
     m.def("update_bwd", &update_bwd<T>);
+    m.def("adam", &adam<T>);
 }
 template void bind_ops<float>(py::module_);
 template void bind_ops<double>(py::module_);

@@ -172,6 +172,17 @@ template <class T> struct UpdateBwd {
     double* shares; // [pieces]
 };
 
+// One step of Adam (Kingma and Ba 2015, algorithm 1) over flat buffers.
+template <class T> struct AdamStep {
+    const T *param, *first, *second, *grad;
+    T clamp; // bound on each entry of grad
+    T beta1, beta2;
+    T rate;       // lr / (1 − beta1ᵗ)
+    T correction; // 1 / √(1 − beta2ᵗ)
+    T eps;
+    T *param_out, *first_out, *second_out;
+};
+
 // Whole passes, of one instruction set and precision. Every `bytes` is for n images of one task; blocks
 // are aligned to 64 bytes. `scratch` is scratch_bytes() for each worker of the team, one behind the
 // other.
@@ -205,6 +216,7 @@ template <class T> struct CpuOps {
     // All tasks at once.
     void (*update_fwd)(const UpdateFwd<T>&, int tasks, const Piece*, int pieces, Team&);
     void (*update_bwd)(const UpdateBwd<T>&, int tasks, const Piece*, int pieces, Team&);
+    void (*adam)(const AdamStep<T>&, ptrdiff_t n, Team&);
 };
 
 // The instruction sets that the kernels are built for, in order of preference. The last two are for

@@ -114,31 +114,27 @@ def _meta_step(state: State, episode: Episode, cfg: Config) -> tuple[State, Metr
     if metrics.nonfinite:
         return state, metrics
     gradient = meta.gradient
-    if cfg.clamp:
-        theta, norm = (g.clamp(-cfg.clamp, cfg.clamp) for g in gradient[:2])
-        gradient = gradient._replace(theta=theta, norm=norm)
     if cfg.rates == "fixed":
         gradient = gradient._replace(rates=torch.zeros_like(gradient.rates))
     lr = learning_rate(state.iteration // cfg.iterations, cfg)
-    params, first, second = adam(state, gradient, lr, cfg.beta1, cfg.beta2)
+    params, first, second = adam(state, gradient, lr, cfg.beta1, cfg.beta2, cfg.clamp)
     running = update_running(state.running, meta.rows, meta.moments, cfg.norm_momentum)
     return State(params, first, second, running, state.iteration + 1), metrics
 
 
 def adam(
-    state: State, gradient: Params, lr: float, beta1: float, beta2: float, eps: float = 1e-8
+    state: State, gradient: Params, lr: float, beta1: float, beta2: float, clamp: float = 0.0
 ) -> tuple[Params, Params, Params]:
-    """Adam (Kingma & Ba 2015, algorithm 1), as `torch.optim.Adam`, from state to state."""
-    step = state.iteration + 1
-    params, first, second = [], [], []
-    for p, m, v, g in zip(*state[:3], gradient, strict=True):
-        m = torch.lerp(m, g, 1 - beta1)
-        v = torch.addcmul(v * beta2, g, g, value=1 - beta2)
-        scale = v.sqrt().div_(math.sqrt(1 - beta2**step)).add_(eps)
-        params.append(torch.addcdiv(p, m, scale, value=-lr / (1 - beta1**step)))
-        first.append(m)
-        second.append(v)
-    return Params(*params), Params(*first), Params(*second)
+    """Adam (Kingma & Ba 2015, algorithm 1) from state to state; `clamp` bounds each entry of the
+    network's gradient, not of the rates'.
+    """
+    update = kernels.backend("update", gradient.theta)
+    bounds = Params(clamp, clamp, 0.0)
+    groups = [
+        update.adam(*tensors, lr, beta1, beta2, state.iteration + 1, bound)
+        for *tensors, bound in zip(*state[:3], gradient, bounds, strict=True)
+    ]
+    return tuple(Params(*group) for group in zip(*groups, strict=True))
 
 
 def update_running(

@@ -10,7 +10,7 @@ same methods. Its passes are in `engine.passes`.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -109,13 +109,15 @@ class Backbone:
         rates = torch.full((steps, len(self.shapes)), inner_rate, dtype=dtype)
         return Params(self.flat(tensors)[0], norm.repeat_interleave(self.filters, 1), rates)
 
+    @cache  # noqa: B019: few sizes of sets, of few models
     def bessel(self, images: int) -> Tensor:
         """n / (n − 1) for the n values behind each statistic of `images` images [S]: biased →
         unbiased variance.
         """
         sides = self.image_sizes[:-1] if self.pool else self.image_sizes[1:]
-        counts = torch.tensor([images * side * side for side in sides], dtype=torch.float64)
-        return (counts / (counts - 1).clamp(min=1)).repeat_interleave(self.filters)
+        with torch.inference_mode(False):  # autograd may be the next to use it
+            counts = torch.tensor([images * side * side for side in sides], dtype=torch.float64)
+            return (counts / (counts - 1).clamp(min=1)).repeat_interleave(self.filters)
 
     def weights(self, theta: Tensor) -> list[Tensor]:
         """The tensors [T, *shape] as views of the flat buffers [T, P], where filters are NHWC: the

@@ -46,17 +46,16 @@ class _Record:
     """
 
     def __init__(self, model):
-        self.model, self.rows, self.columns = model, [], []
+        self.model, self.rows, self.columns, self.factors = model, [], [], []
 
     def add(self, step: int, moments: Moments, images: int) -> None:
-        factor = self.model.bessel(images).to(moments.var)
         self.rows.append(step)
-        self.columns.append(Moments(moments.mean, moments.var * factor))
+        self.columns.append(moments)
+        self.factors.append(self.model.bessel(images))
 
     def result(self) -> tuple[tuple[int, ...], Moments]:
-        return tuple(self.rows), Moments(
-            *(torch.stack(m, 1) for m in zip(*self.columns, strict=True))
-        )
+        mean, var = (torch.stack(m, 1) for m in zip(*self.columns, strict=True))
+        return tuple(self.rows), Moments(mean, var * torch.stack(self.factors).to(var))
 
 
 def at_step(rows: Tensor, step: int) -> Tensor:
@@ -125,7 +124,7 @@ def adjoint(
             )
             record.add(k, target.moments, targets)
             loss, logits = loss + weight * target.loss.sum(), target.logits
-            direct[k] = weight * target.gradient
+            direct[k] = target.gradient
             at_step(gradient.norm, k).add_(target.norm_gradient.sum(0), alpha=weight)
         steps.append(step)
 
@@ -136,12 +135,13 @@ def adjoint(
     while steps:
         step = steps.pop()
         if direct[step.index] is not None:
-            carry = carry + direct[step.index]
-        d_support, d_rates = update.bwd(carry, step.support.gradient, step.rates, model.sizes)
+            carry.add_(direct[step.index], alpha=loss_weights[step.index])
+        rates = step.rates if second_order else None  # only the second derivatives need d_support
+        d_support, d_rates = update.bwd(carry, step.support.gradient, rates, model.sizes)
         gradient.rates[step.index] += d_rates
         if second_order:
             product, norm_product = step.support.kept.tangent(d_support)
-            carry = carry + product
+            carry += product
             at_step(gradient.norm, step.index).add_(norm_product.sum(0))
     gradient.theta.copy_(carry.sum(0))
     return MetaGradient(loss, logits, gradient, *record.result())

@@ -158,4 +158,4 @@ def task_block(like: Tensor) -> int | None:
     """
     if like.device.type != "cpu":
         return None
-    return 2 * threads() if passes(like) else 1
+    return threads() if passes(like) else 1

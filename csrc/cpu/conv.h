@@ -56,18 +56,18 @@ inline void conv_fwd(const Conv<T>& g, const Pair<T>* pairs, int count, T* z, F 
                     terms[n++] = {pairs[k].image + from * g.in_row() + s * g.pitch_in,
                                   pairs[k].w + (r * 3 + s) * w_tap};
             }
-        multiply(terms, n, g.out(), static_cast<ptrdiff_t>(g.stride) * g.pitch_in, g.pitch_out,
-                 g.channels, g.pitch_out, z + y * z_row, g.pitch_out);
+        multiply(terms, n, g.out(), static_cast<ptrdiff_t>(g.stride) * g.pitch_in, g.channels,
+                 g.pitch_out, z + y * z_row, g.pitch_out);
         row(y, z + y * z_row);
     }
 }
 
-// dx row by row: Σ_pairs dgrad(dz, w), dz with its border, w as [filters][9][pitch_in];
+// dx row by row: Σ_pairs dgrad(dz, w), dz with its border, w packed [9][filters][pitch_in];
 // then row(y, dx row). dx has pixels of pitch_in, which has to be whole vectors.
 template <class T, class F>
 inline void conv_dgrad(const Conv<T>& g, const Pair<T>* pairs, int count, T* dx, F row) {
     const ptrdiff_t dx_row = static_cast<ptrdiff_t>(g.side) * g.pitch_in;
-    const ptrdiff_t w_step = static_cast<ptrdiff_t>(taps) * g.pitch_in;
+    const ptrdiff_t w_tap = static_cast<ptrdiff_t>(g.filters) * g.pitch_in;
     for (int i = 0; i < g.side; ++i) {
         // Of a stride of 2, every second tap meets a pixel, in rows and in columns.
         for (int j = 0; j < g.stride; ++j) {
@@ -84,10 +84,10 @@ inline void conv_dgrad(const Conv<T>& g, const Pair<T>* pairs, int count, T* dx,
                             continue;
                         terms[n++] = {pairs[k].image + (y / g.stride + 1) * g.dz_row() +
                                           x / g.stride * g.pitch_out,
-                                      pairs[k].w + (r * 3 + s) * g.pitch_in};
+                                      pairs[k].w + (r * 3 + s) * w_tap};
                     }
                 }
-            multiply(terms, n, (g.side - j + g.stride - 1) / g.stride, g.pitch_out, w_step, g.filters,
+            multiply(terms, n, (g.side - j + g.stride - 1) / g.stride, g.pitch_out, g.filters,
                      g.pitch_in, dx + i * dx_row + j * g.pitch_in,
                      static_cast<ptrdiff_t>(g.stride) * g.pitch_in);
         }
@@ -152,12 +152,16 @@ inline void store_filters(const Conv<T>& g, T* shares, int parts, ptrdiff_t stri
     const bool wide = g.pitch_in % L == 0; // see conv_wgrad
     const ptrdiff_t size =
         static_cast<ptrdiff_t>(taps) * (wide ? g.filters * g.pitch_in : g.channels * g.pitch_out);
+    const bool whole = wide && g.channels == g.pitch_in;
+    T* const sums = whole ? to : shares;
     for (ptrdiff_t at = 0; at < size; at += L) {
         Vec<T> sum = Vec<T>::load(shares + at);
         for (int i = 1; i < parts; ++i)
             sum = sum + Vec<T>::load(shares + i * stride + at);
-        sum.store(shares + at);
+        sum.store(sums + at);
     }
+    if (whole)
+        return;
     for (int f = 0; f < g.filters; ++f)
         for (int t = 0; t < taps; ++t, to += g.channels)
             for (int c = 0; c < g.channels; ++c)
@@ -168,25 +172,44 @@ inline void store_filters(const Conv<T>& g, T* shares, int parts, ptrdiff_t stri
 // [filters][9][channels] → [9][channels][pitch], the order in which conv_fwd reads them
 template <class T>
 inline void pack_filters(const T* theta, int filters, int channels, int pitch, T* w) {
+    constexpr int L = lanes<T>;
+    const ptrdiff_t filter = static_cast<ptrdiff_t>(taps) * channels;
+    if (channels % L == 0 && filters == pitch) {
+        for (int t = 0; t < taps; ++t)
+            for (int c = 0; c < channels; c += L)
+                for (int f = 0; f < filters; f += L) {
+                    Vec<T> block[L];
+#pragma GCC unroll 16
+                    for (int i = 0; i < L; ++i)
+                        block[i] = Vec<T>::load(theta + (f + i) * filter + t * channels + c);
+                    transpose(block);
+#pragma GCC unroll 16
+                    for (int i = 0; i < L; ++i)
+                        block[i].store(w + (static_cast<ptrdiff_t>(t) * channels + c + i) * pitch + f);
+                }
+        return;
+    }
     for (int t = 0; t < taps; ++t)
         for (int c = 0; c < channels; ++c, w += pitch) {
             const T* from = theta + t * channels + c;
             for (int f = 0; f < filters; ++f)
-                w[f] = from[static_cast<ptrdiff_t>(f) * taps * channels];
+                w[f] = from[f * filter];
             for (int f = filters; f < pitch; ++f)
                 w[f] = 0;
         }
 }
 
-// [filters][9][channels] → [filters][9][pitch]
+// [filters][9][channels] → [9][filters][pitch], the order in which conv_dgrad reads them
 template <class T>
-inline void pad_filters(const T* theta, int filters, int channels, int pitch, T* w) {
-    for (int i = 0; i < filters * taps; ++i, theta += channels, w += pitch) {
-        for (int c = 0; c < channels; ++c)
-            w[c] = theta[c];
-        for (int c = channels; c < pitch; ++c)
-            w[c] = 0;
-    }
+inline void pack_filters_bwd(const T* theta, int filters, int channels, int pitch, T* w) {
+    for (int f = 0; f < filters; ++f)
+        for (int t = 0; t < taps; ++t, theta += channels) {
+            T* const to = w + (static_cast<ptrdiff_t>(t) * filters + f) * pitch;
+            for (int c = 0; c < channels; ++c)
+                to[c] = theta[c];
+            for (int c = channels; c < pitch; ++c)
+                to[c] = 0;
+        }
 }
 
 // Zeros around the images of a buffer.

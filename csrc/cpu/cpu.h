@@ -37,6 +37,7 @@ void norm_act_tan_bwd(const NormShape&, const NormSaved<T>&, const NormTanBwd<T>
 
 template <class T> void update_fwd(const UpdateFwd<T>&, int tasks, const Piece*, int pieces, Team&);
 template <class T> void update_bwd(const UpdateBwd<T>&, int tasks, const Piece*, int pieces, Team&);
+template <class T> void adam(const AdamStep<T>&, ptrdiff_t n, Team&);
 
 // The tables.
 template <class T> const PassOps<T>& pass_ops();

@@ -9,7 +9,7 @@ namespace {
 // out[p][v] = Σ_terms Σ_c in[p][c] · w[c][v] for P pixels and V vectors, in registers.
 template <class S, class T, int P, int V>
 MAMLPP_INLINE void multiply_block(const Term<S>* terms, int count, ptrdiff_t at, ptrdiff_t in_step,
-                                  ptrdiff_t w_at, ptrdiff_t w_step, int channels, T* out,
+                                  ptrdiff_t w_at, int channels, int pitch, T* out,
                                   ptrdiff_t out_step) {
     constexpr int L = lanes<T>;
     Vec<T> sum[P][V];
@@ -21,7 +21,7 @@ MAMLPP_INLINE void multiply_block(const Term<S>* terms, int count, ptrdiff_t at,
     for (int t = 0; t < count; ++t) {
         const S* in = terms[t].in + at;
         const S* w = terms[t].w + w_at;
-        for (int c = 0; c < channels; ++c, w += w_step) {
+        for (int c = 0; c < channels; ++c, w += pitch) {
             Vec<S> row[V];
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v)
@@ -54,12 +54,12 @@ MAMLPP_INLINE void multiply_pixels(int pixels, A... a) {
 // One run of pixels of a row, `columns` vectors of channels.
 template <class S, class T, int V>
 void multiply_row(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_at,
-                         ptrdiff_t w_step, int channels, T* out, ptrdiff_t out_step) {
+                  int channels, int pitch, T* out, ptrdiff_t out_step) {
     constexpr int most = register_rows[V];
     const int blocks = (pixels + most - 1) / most;
     for (int b = 0, at = 0; b < blocks; ++b) {
         const int size = pixels / blocks + (b < pixels % blocks);
-        multiply_pixels<S, T, most, V>(size, terms, count, at * in_step, in_step, w_at, w_step, channels,
+        multiply_pixels<S, T, most, V>(size, terms, count, at * in_step, in_step, w_at, channels, pitch,
                                     out + at * out_step, out_step);
         at += size;
     }
@@ -124,22 +124,22 @@ void outer_rows(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_
 } // namespace
 
 template <class S, class T>
-void multiply(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_step,
-                     int channels, int pitch, T* out, ptrdiff_t out_step) {
+void multiply(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, int channels, int pitch,
+              T* out, ptrdiff_t out_step) {
     constexpr int L = lanes<T>;
     const int vectors = pitch / L, groups = (vectors + max_columns - 1) / max_columns;
     for (int g = 0, v = 0; g < groups; ++g) {
         const int size = vectors / groups + (g < vectors % groups);
         T* to = out + v * L;
         if (size == 1)
-            multiply_row<S, T, 1>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+            multiply_row<S, T, 1>(terms, count, pixels, in_step, v * L, channels, pitch, to, out_step);
         if (size == 2)
-            multiply_row<S, T, 2>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+            multiply_row<S, T, 2>(terms, count, pixels, in_step, v * L, channels, pitch, to, out_step);
         if (size == 3)
-            multiply_row<S, T, 3>(terms, count, pixels, in_step, v * L, w_step, channels, to, out_step);
+            multiply_row<S, T, 3>(terms, count, pixels, in_step, v * L, channels, pitch, to, out_step);
         if constexpr (max_columns > 3)
             if (size == 4)
-                multiply_row<S, T, 4>(terms, count, pixels, in_step, v * L, w_step, channels, to,
+                multiply_row<S, T, 4>(terms, count, pixels, in_step, v * L, channels, pitch, to,
                                    out_step);
         v += size;
     }
@@ -168,7 +168,7 @@ void outer(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_t s_s
 }
 
 #define MAMLPP_PRODUCTS(S, T)                                                                              \
-    template void multiply(const Term<S>*, int, int, ptrdiff_t, ptrdiff_t, int, int, T*, ptrdiff_t);     \
+    template void multiply(const Term<S>*, int, int, ptrdiff_t, int, int, T*, ptrdiff_t);                \
     template void outer(const Run<S>*, int, int, int, ptrdiff_t, int, ptrdiff_t, T*, ptrdiff_t, bool);
 MAMLPP_PRODUCTS(float, float)
 MAMLPP_PRODUCTS(double, double)

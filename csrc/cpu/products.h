@@ -14,10 +14,10 @@ template <class S> struct Term {
     const S* w;
 };
 
-// out[p][:pitch] = Σ_terms Σ_c in[p·in_step + c] · w[c·w_step + :pitch]
+// out[p][:pitch] = Σ_terms Σ_c in[p·in_step + c] · w[c][:pitch]
 template <class S, class T>
-void multiply(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_step,
-              int channels, int pitch, T* out, ptrdiff_t out_step);
+void multiply(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, int channels,
+              int pitch, T* out, ptrdiff_t out_step);
 
 // One row of pixels for `outer`: the scalars and the vectors of its first pixel.
 template <class S> struct Run {

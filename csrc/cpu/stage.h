@@ -38,7 +38,7 @@ void load_filters(const Plan<T>& plan, int s, const T* theta, bool backward, T* 
     if (!stage.winograd) {
         pack_filters(theta, filters, channels, pitch, to.fwd.taps);
         if (backward && s > 0)
-            pad_filters(theta, filters, channels, pitch, to.bwd.taps);
+            pack_filters_bwd(theta, filters, channels, pitch, to.bwd.taps);
         return;
     }
     pack_filters(theta, filters, channels, pitch, packed);
@@ -46,11 +46,12 @@ void load_filters(const Plan<T>& plan, int s, const T* theta, bool backward, T* 
                to.fwd.cells);
     if (!backward || s == 0)
         return;
+    ptrdiff_t row = static_cast<ptrdiff_t>(taps) * channels, tap = channels; // as theta lies
     if (channels != pitch) {
-        pad_filters(theta, filters, channels, pitch, packed);
-        theta = packed;
+        pack_filters_bwd(theta, filters, channels, pitch, packed);
+        theta = packed, row = pitch, tap = static_cast<ptrdiff_t>(filters) * pitch;
     }
-    pack_cells(theta, filters, static_cast<ptrdiff_t>(taps) * pitch, pitch, pitch, true, to.bwd.cells);
+    pack_cells(theta, filters, row, tap, pitch, true, to.bwd.cells);
 }
 
 // A pair of operands of a stage's convolution: images with their borders, and filters.

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <iterator>
 #include <list>
 #include <mutex>
 #include <new>
@@ -28,10 +29,25 @@ struct Cache {
     struct Entry {
         size_t bytes;
         void* data;
+        Block::Use use;
     };
     std::mutex mutex;
     std::list<Entry> blocks;
     size_t cached = 0, used = 0, most_used = 0;
+
+    void* take(std::list<Entry>::iterator block) {
+        void* const data = block->data;
+        cached -= block->bytes;
+        blocks.erase(block);
+        return data;
+    }
+    void free_rooms() {
+        for (auto each = blocks.begin(); each != blocks.end();) {
+            const auto block = each++;
+            if (block->use == Block::Use::room)
+                std::free(take(block));
+        }
+    }
 };
 // Never destroyed: a block may be dropped while the interpreter shuts down.
 Cache& cache() {
@@ -171,22 +187,27 @@ Pool& pool(int threads) {
 
 } // namespace
 
-Block::Block(size_t bytes) : data_(nullptr), bytes_(bytes) {
+Block::Block(size_t bytes, Use use) : data_(nullptr), bytes_(bytes), use_(use) {
     constexpr size_t page = 4096, huge = size_t{1} << 21;
     const size_t unit = bytes < huge ? page : huge;
     bytes_ = (bytes + unit - 1) / unit * unit;
     {
         Cache& c = cache();
         std::lock_guard<std::mutex> lock(c.mutex);
+        const auto fits = [&](const Cache::Entry& e) {
+            return e.use == use && (use == Use::room ? e.bytes >= bytes_ : e.bytes == bytes_);
+        };
+        const auto found = std::find_if(c.blocks.begin(), c.blocks.end(), fits);
+        if (found != c.blocks.end()) {
+            bytes_ = found->bytes;
+            data_ = c.take(found);
+        } else if (use == Use::room) {
+            c.free_rooms();
+        }
         c.used += bytes_;
         c.most_used = std::max(c.most_used, c.used);
-        for (auto each = c.blocks.begin(); each != c.blocks.end(); ++each)
-            if (each->bytes == bytes_) {
-                data_ = each->data;
-                c.cached -= bytes_;
-                c.blocks.erase(each);
-                return;
-            }
+        if (data_)
+            return;
     }
     data_ = std::aligned_alloc(unit, bytes_);
     if (!data_) {
@@ -208,22 +229,17 @@ Block::~Block() {
     std::lock_guard<std::mutex> lock(c.mutex);
     c.used -= bytes_;
     c.cached += bytes_;
-    c.blocks.push_front({bytes_, data_});
-    while (c.cached > c.most_used) {
-        c.cached -= c.blocks.back().bytes;
-        std::free(c.blocks.back().data);
-        c.blocks.pop_back();
-    }
+    c.blocks.push_front({bytes_, data_, use_});
+    while (c.cached > c.most_used)
+        std::free(c.take(std::prev(c.blocks.end())));
 }
 
 size_t release_blocks() {
     Cache& c = cache();
     std::lock_guard<std::mutex> lock(c.mutex);
-    for (const Cache::Entry& each : c.blocks)
-        std::free(each.data);
-    c.blocks.clear();
     const size_t total = c.cached;
-    c.cached = 0;
+    while (!c.blocks.empty())
+        std::free(c.take(c.blocks.begin()));
     return total;
 }
 

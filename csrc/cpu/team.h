@@ -5,23 +5,26 @@
 
 namespace mamlpp {
 
-// A block that goes back to a cache when it is dropped, so that the next one of its size needs no page
-// from the system. Aligned to 64 bytes; its contents are whatever was there.
+// A block that goes back to a cache when it is dropped, so that a later one needs no page from the
+// system: the next one of its size, or the next room, which may be smaller. Aligned to 64 bytes; its
+// contents are whatever was there.
 class Block {
   public:
-    explicit Block(size_t bytes);
+    enum class Use {
+        kept, // between calls
+        room  // of one call: what is too small for it makes place
+    };
+    explicit Block(size_t bytes, Use use = Use::kept);
     ~Block();
     Block(const Block&) = delete;
     Block& operator=(const Block&) = delete;
-    Block(Block&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
-        other.data_ = nullptr;
-    }
     void* data() const { return data_; }
     size_t bytes() const { return bytes_; }
 
   private:
     void* data_;
     size_t bytes_;
+    Use use_;
 };
 
 // Frees what the cache holds; returns how many bytes that was.

@@ -81,8 +81,8 @@ MAMLPP_INLINE void transpose(const Bf16Pair* from, ptrdiff_t step, int rows, int
 } // namespace
 
 template <>
-void multiply(const Term<Bf16Pair>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_step,
-              int channels, int pitch, float* out, ptrdiff_t out_step) {
+void multiply(const Term<Bf16Pair>* terms, int count, int pixels, ptrdiff_t in_step, int channels, int pitch,
+              float* out, ptrdiff_t out_step) {
     const int rows = pixels < side ? pixels : side, rest = channels % side;
     shape_tiles(rows, channels);
     for (int v = 0; v < pitch; v += 4 * side) {
@@ -94,9 +94,9 @@ void multiply(const Term<Bf16Pair>* terms, int count, int pixels, ptrdiff_t in_s
                 const Bf16Pair *in = terms[t].in + at * in_step, *w = terms[t].w + v;
                 int c = 0;
                 for (; c + side <= channels; c += side)
-                    add_whole(columns, in + c, in_step, w + c * w_step, w_step);
+                    add_whole(columns, in + c, in_step, w + static_cast<ptrdiff_t>(c) * pitch, pitch);
                 if (rest)
-                    add_rest(columns, in + c, in_step, w + c * w_step, w_step);
+                    add_rest(columns, in + c, in_step, w + static_cast<ptrdiff_t>(c) * pitch, pitch);
             }
             store_sums(columns, out + at * out_step + v, out_step);
         }

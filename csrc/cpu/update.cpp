@@ -1,5 +1,5 @@
-// θ' = θ − α[segment]·g over the flat buffers of all tasks, its gradient and tangents. A piece of a
-// segment is one item of work and one term of the sum behind its rate.
+// The inner update θ' = θ − α[segment]·g over the flat buffers of all tasks, its gradient and tangents. A piece of a
+// segment is one item of work and one term of the sum behind its rate. The outer update is Adam.
 #include "cpu.h"
 #include "pass.h"
 
@@ -33,6 +33,9 @@ template <class T> double product_sum(const T* a, const T* b, ptrdiff_t n) {
         total += sum;
     return total;
 }
+
+MAMLPP_INLINE float root(float x) { return __builtin_sqrtf(x); }
+MAMLPP_INLINE double root(double x) { return __builtin_sqrt(x); }
 
 template <class T> const T* row(const Rows<const T>& m, int task, ptrdiff_t at) {
     return m.data ? m.data + task * m.stride + at : nullptr;
@@ -83,10 +86,28 @@ void update_bwd(const UpdateBwd<T>& u, int tasks, const Piece* pieces, int count
     }
 }
 
+template <class T> void adam(const AdamStep<T>& a, ptrdiff_t n, Team& team) {
+    constexpr ptrdiff_t piece = 1 << 13;
+    each(team, static_cast<int>((n + piece - 1) / piece), [&](int item, int) {
+        const ptrdiff_t from = item * piece, to = from + piece < n ? from + piece : n;
+        for (ptrdiff_t i = from; i < to; ++i) {
+            T g = a.grad[i];
+            g = g > a.clamp ? a.clamp : g < -a.clamp ? -a.clamp : g;
+            const T m = a.first[i] + (1 - a.beta1) * (g - a.first[i]);
+            const T v = a.beta2 * a.second[i] + (1 - a.beta2) * g * g;
+            a.first_out[i] = m;
+            a.second_out[i] = v;
+            a.param_out[i] = a.param[i] - a.rate * m / (root(v) * a.correction + a.eps);
+        }
+    });
+}
+
 template void update_fwd(const UpdateFwd<float>&, int, const Piece*, int, Team&);
 template void update_fwd(const UpdateFwd<double>&, int, const Piece*, int, Team&);
 template void update_bwd(const UpdateBwd<float>&, int, const Piece*, int, Team&);
 template void update_bwd(const UpdateBwd<double>&, int, const Piece*, int, Team&);
+template void adam(const AdamStep<float>&, ptrdiff_t, Team&);
+template void adam(const AdamStep<double>&, ptrdiff_t, Team&);
 
 } // namespace MAMLPP_ISA
 } // namespace mamlpp

@@ -263,7 +263,7 @@ inline void winograd_fwd(const Conv<T>& g, const CellPair<T>* pairs, int count, 
                     terms[n++] = {tiles.x[k] + of_x * in_part + i * in_cell,
                                   pairs[k].w + of_w * w_part + i * w_cell};
                 });
-            multiply(terms, n, count_of_tiles, g.pitch_in / values<T>, g.pitch_out, depth, g.pitch_out,
+            multiply(terms, n, count_of_tiles, g.pitch_in / values<T>, depth, g.pitch_out,
                      tiles.z + i * out_cell, g.pitch_out);
         }
         for (int r = 0; r < strip; ++r) {

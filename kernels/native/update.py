@@ -1,6 +1,8 @@
-"""θ' = θ − α[segment]·g over flat buffers; signatures as in `kernels.plain.update`. The sums behind
-the gradient of the rates are in float64 and in one order, whatever the number of threads.
+"""θ' = θ − α[segment]·g over flat buffers, and Adam; signatures as in `kernels.plain.update`. The sums
+behind the gradient of the rates are in float64 and in one order, whatever the number of threads.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -21,9 +23,9 @@ def fwd(
 def bwd(
     d_theta: Tensor,  # [T, P] gradient of θ'; θ has the same
     grad: Tensor,  # [T, P]
-    rates: Tensor,  # [L]
+    rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
     sizes: tuple[int, ...],
-) -> tuple[Tensor, Tensor]:  # of g [T, P], of the rates [L]
+) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [L]
     return _gradients(d_theta, grad, rates, sizes)
 
 
@@ -36,6 +38,37 @@ def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None
 def tan_bwd(d_theta, grad_dot, rates_dot, sizes) -> tuple[Tensor | None, Tensor | None]:
     """Directions of the gradients of g and of the rates, for a fixed `d_theta`."""
     return _gradients(d_theta, grad_dot, rates_dot, sizes)
+
+
+def adam(
+    param: Tensor,
+    first: Tensor,
+    second: Tensor,
+    grad: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    step: int,
+    clamp: float = 0.0,
+    eps: float = 1e-8,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = param.shape
+    expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
+    operands = [t.contiguous() for t in (param, first, second, grad)]
+    results = tuple(torch.empty(shape, dtype=param.dtype) for _ in range(3))
+    ops(param.dtype).adam(
+        param.numel(),
+        threads(),
+        *map(address, operands),
+        clamp or math.inf,
+        beta1,
+        beta2,
+        lr / (1 - beta1**step),
+        1 / math.sqrt(1 - beta2**step),
+        eps,
+        *map(address, results),
+    )
+    return results
 
 
 def _descend(

@@ -1,4 +1,8 @@
-"""θ' = θ − α[segment]·g over flat buffers. `rates` has one entry a segment."""
+"""The inner update θ' = θ − α[segment]·g over flat buffers, where `rates` has one entry a segment,
+and the outer one.
+"""
+
+import math
 
 import torch
 from torch import Tensor
@@ -23,12 +27,12 @@ def fwd(
 def bwd(
     d_theta: Tensor,  # [T, P] gradient of θ'; θ has the same
     grad: Tensor,  # [T, P]
-    rates: Tensor,  # [L]
+    rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
     sizes: tuple[int, ...],
-) -> tuple[Tensor, Tensor]:  # of g [T, P], of the rates [L]
+) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [L]
     per_segment = (d_theta * grad).sum(0).split(sizes)
     d_rates = -torch.stack([segment.sum() for segment in per_segment])
-    return -d_theta * spread(rates, sizes), d_rates
+    return None if rates is None else -d_theta * spread(rates, sizes), d_rates
 
 
 def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None:
@@ -47,3 +51,23 @@ def tan_bwd(d_theta, grad_dot, rates_dot, sizes) -> tuple[Tensor | None, Tensor 
         segments = (d_theta * grad_dot).sum(0).split(sizes)
         d_rates_dot = -torch.stack([segment.sum() for segment in segments])
     return d_grad_dot, d_rates_dot
+
+
+def adam(
+    param: Tensor,
+    first: Tensor,  # moments
+    second: Tensor,
+    grad: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    step: int,  # 1 for the first one
+    clamp: float = 0.0,  # bound on each entry of grad, 0: none
+    eps: float = 1e-8,
+) -> tuple[Tensor, Tensor, Tensor]:  # param, first, second
+    """Adam (Kingma & Ba 2015, algorithm 1), as `torch.optim.Adam`, from state to state."""
+    grad = grad.clamp(-clamp, clamp) if clamp else grad
+    first = torch.lerp(first, grad, 1 - beta1)
+    second = torch.addcmul(second * beta2, grad, grad, value=1 - beta2)
+    scale = second.sqrt().div_(math.sqrt(1 - beta2**step)).add_(eps)
+    return torch.addcdiv(param, first, scale, value=-lr / (1 - beta1**step)), first, second
