@@ -109,15 +109,12 @@ class Backbone:
         rates = torch.full((steps, len(self.shapes)), inner_rate, dtype=dtype)
         return Params(self.flat(tensors)[0], norm.repeat_interleave(self.filters, 1), rates)
 
-    @cache  # noqa: B019: few sizes of sets, of few models
     def bessel(self, images: int) -> Tensor:
         """n / (n − 1) for the n values behind each statistic of `images` images [S]: biased →
         unbiased variance.
         """
         sides = self.image_sizes[:-1] if self.pool else self.image_sizes[1:]
-        with torch.inference_mode(False):  # autograd may be the next to use it
-            counts = torch.tensor([images * side * side for side in sides], dtype=torch.float64)
-            return (counts / (counts - 1).clamp(min=1)).repeat_interleave(self.filters)
+        return _bessel(tuple(images * side * side for side in sides), self.filters)
 
     def weights(self, theta: Tensor) -> list[Tensor]:
         """The tensors [T, *shape] as views of the flat buffers [T, P], where filters are NHWC: the
@@ -197,3 +194,10 @@ class Backbone:
             variances.append(var)
         loss, logits = ops.linear_cross_entropy(self.features(x), *weights[-2:], labels)
         return loss, logits, Moments(torch.cat(means, 1), torch.cat(variances, 1))
+
+
+@cache
+def _bessel(counts: tuple[int, ...], filters: int) -> Tensor:
+    with torch.inference_mode(False):  # autograd may be the next to use it
+        n = torch.tensor(counts, dtype=torch.float64)
+        return (n / (n - 1).clamp(min=1)).repeat_interleave(filters)
