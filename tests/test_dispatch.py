@@ -203,6 +203,7 @@ def test_the_table_of_backends_prints() -> None:
     )
     for op in ("passes", "conv", "norm_act", "stem", "head", "update"):
         assert f"{op:<10} cpu" in run.stdout
+    assert native.module is None or "precision of its passes: fp32" in run.stdout
 
 
 def test_kernels_does_not_import_the_engine() -> None:
