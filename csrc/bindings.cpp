@@ -12,7 +12,8 @@ namespace {
 template <class T> const PassOps<T>& ops_of(const Net& net) {
     const PassOps<T>* const ops = pass_ops<T>(net.precision);
     if (!ops)
-        throw std::invalid_argument("passes: this instruction set has no products of that precision");
+        throw std::invalid_argument(
+            "passes: this instruction set has no products of that precision");
     return *ops;
 }
 
@@ -33,26 +34,29 @@ void check_labels(const int64_t* labels, ptrdiff_t count, int ways) {
     for (ptrdiff_t i = 0; i < count; ++i)
         if (labels[i] < 0 || labels[i] >= ways)
             throw std::invalid_argument("labels: " + std::to_string(labels[i]) + " is not in 0.." +
-                                        std::to_string(ways - 1) + "; number the classes of a task from 0");
+                                        std::to_string(ways - 1) +
+                                        "; number the classes of a task from 0");
 }
 
-// A pass that works in more than this is done by all threads, task by task: it needs the memory once,
-// and its stages are long enough for them to share.
+// A pass that works in more than this is done by all threads, task by task: it needs the memory
+// once, and its stages are long enough for them to share.
 constexpr size_t large_pass = size_t{16} << 20;
 
 // Strides are in elements, 0 for an operand that the tasks share. Returns what was kept.
 template <class T>
-Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t labels, uintptr_t theta,
-            ptrdiff_t theta_stride, ptrdiff_t parameters, uintptr_t row, uintptr_t given_mean,
-            uintptr_t given_var, ptrdiff_t given_stride, uintptr_t loss, uintptr_t logits, uintptr_t gradient,
-            uintptr_t norm_gradient, uintptr_t mean, uintptr_t var, bool keep) {
+Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t labels,
+            uintptr_t theta, ptrdiff_t theta_stride, ptrdiff_t parameters, uintptr_t row,
+            uintptr_t given_mean, uintptr_t given_var, ptrdiff_t given_stride, uintptr_t loss,
+            uintptr_t logits, uintptr_t gradient, uintptr_t norm_gradient, uintptr_t mean,
+            uintptr_t var, bool keep) {
     const PassOps<T>& ops = ops_of<T>(net);
     const int tasks = static_cast<int>(images.size()), stats = net.stages * net.filters;
     if (gradient)
         check_labels(at<const int64_t>(labels, 0), static_cast<ptrdiff_t>(tasks) * n, net.ways);
     const size_t bytes = ops.pass_bytes(net, n, keep);
     const bool large = bytes > large_pass;
-    Room room(large ? 1 : tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net), keep ? 0 : bytes);
+    Room room(large ? 1 : tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net),
+              keep ? 0 : bytes);
     const Blocks kept = keep ? new_blocks(tasks, bytes) : Blocks{};
     const auto run = [&](int t, Team& team, int slot) {
         const PassTask<T> task{images[t]->data(),
@@ -132,16 +136,18 @@ PYBIND11_MODULE(_native, m) {
         .value("fp32", Precision::fp32)
         .value("bf16x3", Precision::bf16x3)
         .value("bf16", Precision::bf16);
-    m.def("has_passes", [](Precision precision) { return pass_ops<float>(precision) != nullptr; },
-          "Whether the instruction set in use takes products of float32 data in this precision.");
+    m.def(
+        "has_passes", [](Precision precision) { return pass_ops<float>(precision) != nullptr; },
+        "Whether the instruction set in use takes products of float32 data in this precision.");
     m.def("isa", &isa, "Instruction set of the kernels in use.");
     m.def("limit_isa", &limit_isa, "Use none beyond this one; returns the one in use now.");
     m.def("release_blocks", &release_blocks,
           "Give the memory that is kept for reuse back to the system; returns its bytes.");
-    py::class_<Block, std::shared_ptr<Block>>(m, "Block").def_property_readonly("bytes", &Block::bytes);
-    py::class_<Net>(m, "Net")
-        .def(py::init([](int channels, int side, int filters, int stages, int ways, bool pool,
-                         double slope, double eps, Precision precision) {
+    py::class_<Block, std::shared_ptr<Block>>(m, "Block")
+        .def_property_readonly("bytes", &Block::bytes);
+    py::class_<Net>(m, "Net").def(
+        py::init([](int channels, int side, int filters, int stages, int ways, bool pool,
+                    double slope, double eps, Precision precision) {
             return Net{channels, side, filters, stages, ways, pool, slope, eps, precision};
         }));
     bind_shapes(m);

@@ -33,8 +33,10 @@ inline Blocks new_blocks(int count, size_t bytes) {
 class Room {
   public:
     Room(int tasks, int threads, size_t work_bytes, size_t scratch_bytes, size_t left_bytes = 0)
-        : slots_(tasks < 1 ? 1 : tasks < threads ? tasks : threads), work_(whole(work_bytes)),
-          left_(whole(left_bytes)), scratch_(whole(scratch_bytes)),
+        : slots_(tasks < 1         ? 1
+                 : tasks < threads ? tasks
+                                   : threads),
+          work_(whole(work_bytes)), left_(whole(left_bytes)), scratch_(whole(scratch_bytes)),
           block_((work_ + left_) * slots_ + scratch_ * threads, Block::Use::room) {}
     void* work(int slot) const { return at(work_ * slot); }
     void* left(int slot) const { return at(work_ * slots_ + left_ * slot); }

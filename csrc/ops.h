@@ -183,9 +183,9 @@ template <class T> struct AdamStep {
     T *param_out, *first_out, *second_out;
 };
 
-// Whole passes, of one instruction set and precision. Every `bytes` is for n images of one task; blocks
-// are aligned to 64 bytes. `scratch` is scratch_bytes() for each worker of the team, one behind the
-// other.
+// Whole passes, of one instruction set and precision. Every `bytes` is for n images of one task;
+// blocks are aligned to 64 bytes. `scratch` is scratch_bytes() for each worker of the team, one
+// behind the other.
 template <class T> struct PassOps {
     size_t (*images_bytes)(const Net&, int n);
     size_t (*pass_bytes)(const Net&, int n, bool keep);
@@ -226,8 +226,8 @@ enum class Isa { portable, avx2, avx512, avx512bf16, amx };
 Isa isa(); // the one in use: the best that this machine grants, unless it is limited
 Isa limit_isa(Isa most);
 
-// Of the instruction set in use. pass_ops is null where it has no products of this precision; float64
-// is for fp32 alone, which stands for products of the data's own type.
+// Of the instruction set in use. pass_ops is null where it has no products of this precision;
+// float64 is for fp32 alone, which stands for products of the data's own type.
 template <class T> const PassOps<T>* pass_ops(Precision);
 template <class T> const CpuOps<T>& cpu_ops();
 

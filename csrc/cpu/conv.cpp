@@ -160,8 +160,8 @@ void task_conv_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
     const ConvWork<T> work(plan, block);
     for (int k = 0; k < 2; ++k)
         if (task.dx && task.pairs[k].w && task.pairs[k].dz)
-            pack_filters_bwd(task.pairs[k].w, plan.g.filters, plan.g.channels,
-                             plan.inward.pitch_in, work.w[k]);
+            pack_filters_bwd(task.pairs[k].w, plan.g.filters, plan.g.channels, plan.inward.pitch_in,
+                             work.w[k]);
     const int parts = chunks(plan.n), most = group_of(plan.g);
     each(team, parts, [&](int part, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);

@@ -1,9 +1,9 @@
 // Per-task 3×3 convolution with padding 1, NHWC: the contractions of one trilinear form.
 //
-// Images are read from buffers with a border of zeros, [span][span][pitch], so that no loop asks where
-// an edge is. `multiply` serves the value and the input gradient, `outer` the weight gradient; both
-// take any number of terms, so that a tangent's two products are one longer sum. A channel that pads a
-// pixel to whole vectors holds 0.
+// Images are read from buffers with a border of zeros, [span][span][pitch], so that no loop asks
+// where an edge is. `multiply` serves the value and the input gradient, `outer` the weight
+// gradient; both take any number of terms, so that a tangent's two products are one longer sum. A
+// channel that pads a pixel to whole vectors holds 0.
 #pragma once
 
 #include "products.h"
@@ -25,7 +25,9 @@ template <class T> struct Conv {
     MAMLPP_INLINE int out() const { return (side - 1) / stride + 1; }
     MAMLPP_INLINE ptrdiff_t in_row() const { return static_cast<ptrdiff_t>(span(side)) * pitch_in; }
     MAMLPP_INLINE ptrdiff_t in_image() const { return in_row() * span(side); }
-    MAMLPP_INLINE ptrdiff_t dz_row() const { return static_cast<ptrdiff_t>(span(out())) * pitch_out; }
+    MAMLPP_INLINE ptrdiff_t dz_row() const {
+        return static_cast<ptrdiff_t>(span(out())) * pitch_out;
+    }
     MAMLPP_INLINE ptrdiff_t dz_image() const { return dz_row() * span(out()); }
     // The convolution of dz, with a stride of 1, that is the input gradient.
     MAMLPP_INLINE Conv mirrored() const {
@@ -49,7 +51,8 @@ inline void conv_fwd(const Conv<T>& g, const Pair<T>* pairs, int count, T* z, F 
         int n = 0;
         for (int k = 0; k < count; ++k)
             for (int r = 0; r < 3; ++r) {
-                const int from = y * g.stride + r; // row of the buffer; its first and last are zeros
+                const int from =
+                    y * g.stride + r; // row of the buffer; its first and last are zeros
                 if (from == 0 || from == g.side + 1)
                     continue;
                 for (int s = 0; s < 3; ++s)
@@ -99,8 +102,8 @@ inline void conv_dgrad(const Conv<T>& g, const Pair<T>* pairs, int count, T* dx,
 constexpr int sweep_bytes = 40 * 1024;
 constexpr int sweep_runs = 64;
 
-// dw (+)= Σ_images Σ_pairs wgrad(x, dz). Of each pair, `image` is x with its border and `w` is dz with
-// its border, `images` of them one behind the other.
+// dw (+)= Σ_images Σ_pairs wgrad(x, dz). Of each pair, `image` is x with its border and `w` is dz
+// with its border, `images` of them one behind the other.
 //
 // With whole vectors of input channels dw is [filters][9][pitch_in], as parameters lie; otherwise,
 // for the few channels of a first layer, it is [9][channels][pitch_out].
@@ -126,8 +129,8 @@ inline void conv_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, int im
                             continue;
                         const T* x = pairs[k].image + image * g.in_image() + from * g.in_row() +
                                      s * g.pitch_in;
-                        const T* dz = pairs[k].w + image * g.dz_image() + (y + 1) * g.dz_row() +
-                                      g.pitch_out;
+                        const T* dz =
+                            pairs[k].w + image * g.dz_image() + (y + 1) * g.dz_row() + g.pitch_out;
                         runs[n++] = wide ? Run<T>{dz, x} : Run<T>{x, dz};
                     }
                     const int tap = r * 3 + s;
@@ -165,8 +168,9 @@ inline void store_filters(const Conv<T>& g, T* shares, int parts, ptrdiff_t stri
     for (int f = 0; f < g.filters; ++f)
         for (int t = 0; t < taps; ++t, to += g.channels)
             for (int c = 0; c < g.channels; ++c)
-                to[c] = shares[wide ? (static_cast<ptrdiff_t>(f) * taps + t) * g.pitch_in + c
-                                    : (static_cast<ptrdiff_t>(t) * g.channels + c) * g.pitch_out + f];
+                to[c] =
+                    shares[wide ? (static_cast<ptrdiff_t>(f) * taps + t) * g.pitch_in + c
+                                : (static_cast<ptrdiff_t>(t) * g.channels + c) * g.pitch_out + f];
 }
 
 // [filters][9][channels] → [9][channels][pitch], the order in which conv_fwd reads them
@@ -185,7 +189,8 @@ inline void pack_filters(const T* theta, int filters, int channels, int pitch, T
                     transpose(block);
 #pragma GCC unroll 16
                     for (int i = 0; i < L; ++i)
-                        block[i].store(w + (static_cast<ptrdiff_t>(t) * channels + c + i) * pitch + f);
+                        block[i].store(w + (static_cast<ptrdiff_t>(t) * channels + c + i) * pitch +
+                                       f);
                 }
         return;
     }

@@ -5,10 +5,10 @@
 namespace mamlpp {
 
 // What each set of CMake's MAMLPP_ISAS and MAMLPP_BF16 defines.
-#define MAMLPP_SET(name)                                                                                 \
-    namespace name {                                                                                     \
-    template <class T> const PassOps<T>& pass_ops();                                                     \
-    template <class T> const CpuOps<T>& ops();                                                           \
+#define MAMLPP_SET(name)                                                                           \
+    namespace name {                                                                               \
+    template <class T> const PassOps<T>& pass_ops();                                               \
+    template <class T> const CpuOps<T>& ops();                                                     \
     }
 MAMLPP_SET(portable)
 #ifdef MAMLPP_HAS_X86

@@ -37,12 +37,13 @@ template <class T> inline void axpy(T a, const T* x, T* y, int n) {
 }
 
 // logits = h·wᵀ + c
-template <class T> inline void head_logits(const Head& g, const T* h, const T* w, const T* c, T* logits) {
+template <class T>
+inline void head_logits(const Head& g, const T* h, const T* w, const T* c, T* logits) {
     for (int i = 0; i < g.n; ++i)
         for (int k = 0; k < g.ways; ++k)
-            logits[i * g.ways + k] = dot(h + static_cast<ptrdiff_t>(i) * g.d,
-                                         w + static_cast<ptrdiff_t>(k) * g.d, g.d) +
-                                     c[k];
+            logits[i * g.ways + k] =
+                dot(h + static_cast<ptrdiff_t>(i) * g.d, w + static_cast<ptrdiff_t>(k) * g.d, g.d) +
+                c[k];
 }
 
 // Mean cross-entropy; softmax and residual = (softmax − one-hot) / n, [n][ways] each
@@ -68,7 +69,8 @@ inline T head_loss(const Head& g, const T* logits, const int64_t* labels, T* sof
 
 // The direction of `residual` along that of the logits.
 template <class T>
-inline void head_residual_dot(const Head& g, const T* softmax, const T* logits_dot, T* residual_dot) {
+inline void head_residual_dot(const Head& g, const T* softmax, const T* logits_dot,
+                              T* residual_dot) {
     for (int i = 0; i < g.n * g.ways; i += g.ways) {
         T mean = 0;
         for (int k = 0; k < g.ways; ++k)
@@ -109,16 +111,17 @@ inline void head_dw(const Head& g, const T* residual, const T* h, T* dw, T* dc, 
     }
 }
 
-// Pixels with `filters` real channels of `pitch` → features [filters][pixels], or each filter's mean.
+// Pixels with `filters` real channels of `pitch` → features [filters][pixels], or each filter's
+// mean.
 template <class T>
 inline void features(const T* image, int side, int filters, int pitch, bool mean, T* h) {
     const int pixels = side * side;
     for (int f = 0; f < filters; ++f) {
         T sum = 0;
         for (int p = 0; p < pixels; ++p) {
-            const T value = image[(static_cast<ptrdiff_t>(p / side + 1) * span(side) + p % side + 1) *
-                                      pitch +
-                                  f];
+            const T value =
+                image[(static_cast<ptrdiff_t>(p / side + 1) * span(side) + p % side + 1) * pitch +
+                      f];
             if (mean)
                 sum += value;
             else
@@ -135,8 +138,9 @@ inline void features_bwd(const T* dh, int side, int filters, int pitch, bool mea
     const int pixels = side * side;
     for (int p = 0; p < pixels; ++p)
         for (int f = 0; f < pitch; ++f)
-            image[static_cast<ptrdiff_t>(p) * pitch + f] =
-                f >= filters ? 0 : mean ? dh[f] / static_cast<T>(pixels) : dh[f * pixels + p];
+            image[static_cast<ptrdiff_t>(p) * pitch + f] = f >= filters ? 0
+                                                           : mean ? dh[f] / static_cast<T>(pixels)
+                                                                  : dh[f * pixels + p];
 }
 
 } // namespace MAMLPP_ISA

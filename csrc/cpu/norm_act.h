@@ -1,12 +1,13 @@
-// Batch norm + affine + leaky ReLU + 2×2 max pool, one image at a time, between the sums over a task.
+// Batch norm + affine + leaky ReLU + 2×2 max pool, one image at a time, between the sums over a
+// task.
 //
 // With x̂ = (z − μ)r, m the slope of the activation at the winner of each window and δ = m·dp:
 //
 //   dz     = a₀S(δ) + a₁(z − μ) + a₂
 //   dz_dot = b₀S(δ_dot) + b₁S(δ) + b₂(z − μ) + b₃(z_dot − μ_dot) + b₄
 //
-// where S scatters to the winners. Only x̂ at the winners is kept; the activation, and dz, are built in
-// a buffer with a border, just before a convolution reads them.
+// where S scatters to the winners. Only x̂ at the winners is kept; the activation, and dz, are built
+// in a buffer with a border, just before a convolution reads them.
 #pragma once
 
 #include "simd.h"
@@ -86,7 +87,8 @@ inline void add_products(T* const sums[2], const T* z_dot, const T* z, const T* 
 }
 
 // The winner of four values, the first one of equals, and its value.
-template <class T> MAMLPP_INLINE Winner<T> compete(const Vec<T> (&z)[4], Vec<T> sign, Vec<T>& value) {
+template <class T>
+MAMLPP_INLINE Winner<T> compete(const Vec<T> (&z)[4], Vec<T> sign, Vec<T>& value) {
     Vec<T> key = z[0] * sign;
     value = z[0];
     Winner<T> winner{Mask<T>::none(), Mask<T>::none()};
@@ -110,8 +112,8 @@ template <class T> MAMLPP_INLINE Vec<T> sign_of(Vec<T> gain) {
 
 // z → x̂ at the winners, and the winners
 template <class T>
-inline void normalise(const Window& g, const T* z, const T* gain, const T* mean, const T* rstd, T* x_hat,
-                      uint16_t* winners) {
+inline void normalise(const Window& g, const T* z, const T* gain, const T* mean, const T* rstd,
+                      T* x_hat, uint16_t* winners) {
     constexpr int L = lanes<T>;
     if (!g.pool) {
         for (ptrdiff_t i = 0; i < g.dense_image(); i += g.pitch)
@@ -136,22 +138,23 @@ inline void normalise(const Window& g, const T* z, const T* gain, const T* mean,
 }
 
 // The slope of the activation where x̂ is what it got.
-template <class T> MAMLPP_INLINE Vec<T> slope_at(Vec<T> x_hat, Vec<T> gain, Vec<T> bias, Vec<T> slope) {
+template <class T>
+MAMLPP_INLINE Vec<T> slope_at(Vec<T> x_hat, Vec<T> gain, Vec<T> bias, Vec<T> slope) {
     return select(greater(fma(gain, x_hat, bias), Vec<T>::all(0)), Vec<T>::all(1), slope);
 }
 
 // x̂ → activation, into the inside of a buffer with a border, or into one without
 template <class T>
-inline void activate(int side, int pitch, const T* x_hat, const T* gain, const T* bias, T slope, T* p,
-                     bool border = true) {
+inline void activate(int side, int pitch, const T* x_hat, const T* gain, const T* bias, T slope,
+                     T* p, bool border = true) {
     constexpr int L = lanes<T>;
     for (int y = 0; y < side; ++y) {
         T* to = p + (border ? (static_cast<ptrdiff_t>(y + 1) * span(side) + 1) * pitch
                             : static_cast<ptrdiff_t>(y) * side * pitch);
         for (int x = 0; x < side; ++x, x_hat += pitch, to += pitch)
             for (int c = 0; c < pitch; c += L) {
-                const Vec<T> v = fma(Vec<T>::load(gain + c), Vec<T>::load(x_hat + c),
-                                     Vec<T>::load(bias + c));
+                const Vec<T> v =
+                    fma(Vec<T>::load(gain + c), Vec<T>::load(x_hat + c), Vec<T>::load(bias + c));
                 select(greater(v, Vec<T>::all(0)), v, v * Vec<T>::all(slope)).store(to + c);
             }
     }
@@ -201,18 +204,20 @@ inline void normalise_dot(const Window& g, const T* z_dot, const T* x_hat, const
         }
 }
 
-// dp → δ = m·dp in place, and the sums Σδ, Σδx̂ of these pixels; arrays of `pitch`. A call's pixels are
-// added up before they join the sums, so that rounding grows with the rows and not with the image.
+// dp → δ = m·dp in place, and the sums Σδ, Σδx̂ of these pixels; arrays of `pitch`. A call's pixels
+// are added up before they join the sums, so that rounding grows with the rows and not with the
+// image.
 template <class T>
-inline void bend(int pixels, int pitch, T* delta, const T* x_hat, const T* gain, const T* bias, T slope,
-                 T* const sums[2], bool fresh) {
+inline void bend(int pixels, int pitch, T* delta, const T* x_hat, const T* gain, const T* bias,
+                 T slope, T* const sums[2], bool fresh) {
     constexpr int L = lanes<T>;
     for (int c = 0; c < pitch; c += L) {
         const Vec<T> scale = Vec<T>::load(gain + c), shift = Vec<T>::load(bias + c);
         Vec<T> s1 = Vec<T>::all(0), s2 = s1;
         for (ptrdiff_t i = c; i < static_cast<ptrdiff_t>(pixels) * pitch; i += pitch) {
             const Vec<T> x = Vec<T>::load(x_hat + i);
-            const Vec<T> d = Vec<T>::load(delta + i) * slope_at(x, scale, shift, Vec<T>::all(slope));
+            const Vec<T> d =
+                Vec<T>::load(delta + i) * slope_at(x, scale, shift, Vec<T>::all(slope));
             d.store(delta + i);
             s1 = s1 + d;
             s2 = fma(d, x, s2);
@@ -233,8 +238,8 @@ inline void bend_dot(int pixels, int pitch, T* delta_dot, const T* delta, const 
         Vec<T> s1 = Vec<T>::all(0), s2 = s1;
         for (ptrdiff_t i = c; i < static_cast<ptrdiff_t>(pixels) * pitch; i += pitch) {
             const Vec<T> x = Vec<T>::load(x_hat + i);
-            const Vec<T> d = Vec<T>::load(delta_dot + i) *
-                             slope_at(x, scale, shift, Vec<T>::all(slope));
+            const Vec<T> d =
+                Vec<T>::load(delta_dot + i) * slope_at(x, scale, shift, Vec<T>::all(slope));
             d.store(delta_dot + i);
             s1 = s1 + d;
             s2 = fma(d, x, fma(Vec<T>::load(delta + i), Vec<T>::load(x_hat_dot + i), s2));
@@ -251,12 +256,13 @@ template <class T> struct Addend {
     const T* centre; // [pitch], of dense ones
 };
 
-// Σ_sparse scale·S(values) + Σ_dense scale·(values − centre) + constant, into the inside of a buffer with a
-// border, or into one without. What is not inside a window, behind the last whole one, gets the dense terms
-// alone.
+// Σ_sparse scale·S(values) + Σ_dense scale·(values − centre) + constant, into the inside of a
+// buffer with a border, or into one without. What is not inside a window, behind the last whole
+// one, gets the dense terms alone.
 template <class T, int SPARSE, int DENSE>
-inline void build_dz(const Window& g, const Addend<T> (&sparse)[SPARSE], const Addend<T> (&dense)[DENSE],
-                     const T* constant, const uint16_t* winners, T* dz, bool border = true) {
+inline void build_dz(const Window& g, const Addend<T> (&sparse)[SPARSE],
+                     const Addend<T> (&dense)[DENSE], const T* constant, const uint16_t* winners,
+                     T* dz, bool border = true) {
     constexpr int L = lanes<T>;
     const ptrdiff_t row = static_cast<ptrdiff_t>(g.dense) * g.pitch;
     const ptrdiff_t to_row = border ? static_cast<ptrdiff_t>(span(g.dense)) * g.pitch : row;
@@ -272,7 +278,8 @@ inline void build_dz(const Window& g, const Addend<T> (&sparse)[SPARSE], const A
         Vec<T> sum = Vec<T>::load(sparse[0].values + at + c) * Vec<T>::load(sparse[0].scale + c);
 #pragma GCC unroll 2
         for (int k = 1; k < SPARSE; ++k)
-            sum = fma(Vec<T>::load(sparse[k].values + at + c), Vec<T>::load(sparse[k].scale + c), sum);
+            sum = fma(Vec<T>::load(sparse[k].values + at + c), Vec<T>::load(sparse[k].scale + c),
+                      sum);
         return sum;
     };
     T* inside = dz + (border ? to_row + g.pitch : 0);

@@ -1,5 +1,5 @@
-// What Winograd's products read. Their sums are of the type of the data; their operands are too, or,
-// in a namespace that is compiled with MAMLPP_PARTS, of float data pairs of bfloat16:
+// What Winograd's products read. Their sums are of the type of the data; their operands are too,
+// or, in a namespace that is compiled with MAMLPP_PARTS, of float data pairs of bfloat16:
 //
 //   1 part   x ≈ high                 (bf16: the operands are rounded)
 //   2 parts  x ≈ high + low           (bf16x3: high·high + high·low + low·high, close to float32;
@@ -28,7 +28,8 @@ template <class T> constexpr int parts = OperandOf<T>::parts;   // arrays that o
 template <class T> constexpr int values = OperandOf<T>::values; // of the data in one operand
 
 // Values c to c + lanes of a row along which sums run; `part` is from one part to the next.
-template <class T> MAMLPP_INLINE void store_along(Vec<T> v, Operand<T>* row, int c, ptrdiff_t part) {
+template <class T>
+MAMLPP_INLINE void store_along(Vec<T> v, Operand<T>* row, int c, ptrdiff_t part) {
     if constexpr (values<T> == 1) {
         v.store(row + c);
     } else {
@@ -46,7 +47,8 @@ MAMLPP_INLINE void store_pair(Vec<T> even, Vec<T> odd, Operand<T>* to, ptrdiff_t
     const auto first = round_bf16(even), second = round_bf16(odd);
     interleave(first, second).store(to);
     if constexpr (parts<T> > 1)
-        interleave(round_bf16(even - first.wide()), round_bf16(odd - second.wide())).store(to + part);
+        interleave(round_bf16(even - first.wide()), round_bf16(odd - second.wide()))
+            .store(to + part);
 }
 
 } // namespace MAMLPP_ISA

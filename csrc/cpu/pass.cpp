@@ -17,8 +17,10 @@ void normalise_image(const Plan<T>& plan, const Images<T>& images, const Kept<T>
     T* x_hat = k.x_hat + image * stage.window.pooled_image();
     uint16_t* winners = k.winners + image * stage.window.template winner_words<T>();
     if (stage.stem)
-        stem_fwd(stage.window, images.stem.images + image * stage.conv.channels * plane<T>(stage.conv.side),
-                 stage.conv.channels, shares.filters_of[0].fwd.taps, k.gain, k.centre, k.rstd, x_hat, winners, scratch.row);
+        stem_fwd(stage.window,
+                 images.stem.images + image * stage.conv.channels * plane<T>(stage.conv.side),
+                 stage.conv.channels, shares.filters_of[0].fwd.taps, k.gain, k.centre, k.rstd,
+                 x_hat, winners, scratch.row);
     else
         normalise(stage.window, k.z + image * stage.window.dense_image(), k.gain, k.centre, k.rstd,
                   x_hat, winners);
@@ -55,8 +57,8 @@ void stem_statistics(const Plan<T>& plan, const Images<T>& images, const Kept<T>
 
 // Merges the moments of the images, [n][2][pitch] each of `pixels`, into the stage's statistics.
 template <class T>
-void merge_statistics(const Plan<T>& plan, const StageKept<T>& k, const T* shares, int pixels, int s,
-                      const PassTask<T>& task) {
+void merge_statistics(const Plan<T>& plan, const StageKept<T>& k, const T* shares, int pixels,
+                      int s, const PassTask<T>& task) {
     for (int f = 0; f < plan.filters(); ++f) {
         double mean = 0, m2 = 0;
         for (int i = 0; i < plan.n; ++i)
@@ -78,8 +80,9 @@ void merge_statistics(const Plan<T>& plan, const StageKept<T>& k, const T* share
 // Variance → 1/√(variance + eps); channels that only pad get 0.
 template <class T> void finish_rstd(const Plan<T>& plan, const StageKept<T>& k, double eps) {
     for (int f = 0; f < plan.pitch; ++f)
-        k.rstd[f] = f < plan.filters() ? static_cast<T>(1 / sqrt(static_cast<double>(k.rstd[f]) + eps))
-                                       : static_cast<T>(0);
+        k.rstd[f] = f < plan.filters()
+                        ? static_cast<T>(1 / sqrt(static_cast<double>(k.rstd[f]) + eps))
+                        : static_cast<T>(0);
 }
 
 template <class T>
@@ -101,7 +104,8 @@ void load_parameters(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& 
 
 template <class T>
 void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
-             const Shares<T>& shares, const PassTask<T>& task, const Workers<T>& workers, Team& team) {
+             const Shares<T>& shares, const PassTask<T>& task, const Workers<T>& workers,
+             Team& team) {
     const ptrdiff_t share_size = 2 * static_cast<ptrdiff_t>(plan.pitch);
     if (plan.stages[0].stem) {
         stem_statistics(plan, images, kept, shares.filters_of[0].fwd.taps, task);
@@ -136,8 +140,8 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
     each(team, plan.n, [&](int image, int worker) {
         const Scratch<T> scratch = workers[worker];
         normalise_image(plan, images, kept, shares, last, image, scratch);
-        activate(side, plan.pitch, k.x_hat + image * plan.stages[last].window.pooled_image(), k.gain,
-                 k.bias, plan.slope, scratch.x);
+        activate(side, plan.pitch, k.x_hat + image * plan.stages[last].window.pooled_image(),
+                 k.gain, k.bias, plan.slope, scratch.x);
         features(scratch.x, side, plan.filters(), plan.pitch, plan.mean_features(),
                  kept.h + static_cast<ptrdiff_t>(image) * plan.head.d);
     });
@@ -168,15 +172,16 @@ void stem_filters(const Plan<T>& plan, const Images<T>& images, const Kept<T>& k
 
 template <class T>
 void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
-              const Shares<T>& shares, const PassTask<T>& task, const Workers<T>& workers, Team& team) {
+              const Shares<T>& shares, const PassTask<T>& task, const Workers<T>& workers,
+              Team& team) {
     const int last = plan.count - 1;
     const ptrdiff_t pitch = plan.pitch;
     const T* w = task.theta + plan.theta_head;
     T* dw = task.gradient + plan.theta_head;
     *task.loss = head_loss(plan.head, task.logits, task.labels, kept.softmax, kept.residual);
     head_dh(plan.head, kept.residual, w, shares.dh, true);
-    head_dw(plan.head, kept.residual, kept.h, dw, dw + static_cast<ptrdiff_t>(net.ways) * plan.head.d,
-            true);
+    head_dw(plan.head, kept.residual, kept.h, dw,
+            dw + static_cast<ptrdiff_t>(net.ways) * plan.head.d, true);
     kept.given[0] = task.given_mean ? 1 : 0;
     each(team, plan.n, [&](int image, int) {
         const Stage<T>& stage = plan.stages[last];
@@ -185,9 +190,10 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
         const ptrdiff_t at = image * stage.window.pooled_image();
         T* share = shares.sums + static_cast<ptrdiff_t>(image) * 2 * pitch;
         T* const sums[2] = {share, share + pitch};
-        features_bwd(shares.dh + static_cast<ptrdiff_t>(image) * plan.head.d, side, plan.filters(), plan.pitch,
-                     plan.mean_features(), k.delta + at);
-        bend(side * side, plan.pitch, k.delta + at, k.x_hat + at, k.gain, k.bias, plan.slope, sums, true);
+        features_bwd(shares.dh + static_cast<ptrdiff_t>(image) * plan.head.d, side, plan.filters(),
+                     plan.pitch, plan.mean_features(), k.delta + at);
+        bend(side * side, plan.pitch, k.delta + at, k.x_hat + at, k.gain, k.bias, plan.slope, sums,
+             true);
     });
     for (int s = last; s >= 0; --s) {
         const Stage<T>& stage = plan.stages[s];
@@ -225,7 +231,8 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
                 const Pair<T> pair{x, scratch.dz};
-                stage_wgrad(stage, &pair, 1, size, first == chunk_begin(plan.n, chunk), scratch, sum);
+                stage_wgrad(stage, &pair, 1, size, first == chunk_begin(plan.n, chunk), scratch,
+                            sum);
             });
             finish_wgrad(stage, scratch, sum);
         });

@@ -14,8 +14,9 @@ namespace mamlpp {
 namespace MAMLPP_ISA {
 
 // A worker takes a chunk of images through a stage at a time. The weight gradient of a chunk is one
-// sum, and those of the chunks are added in order, so that the result does not depend on the team. Few,
-// because their sums are as long as the filters; an even number, for an even number of workers.
+// sum, and those of the chunks are added in order, so that the result does not depend on the team.
+// Few, because their sums are as long as the filters; an even number, for an even number of
+// workers.
 constexpr int most_of_chunk = 6;
 MAMLPP_INLINE int chunks(int n) {
     return n < 2 ? n : 2 * ((n + 2 * most_of_chunk - 1) / (2 * most_of_chunk));
@@ -57,7 +58,7 @@ class Carver {
 template <class T> struct Stage {
     Conv<T> conv;
     Window window;
-    bool stem;       // by its patch moments; only the first one, where it pools
+    bool stem; // by its patch moments; only the first one, where it pools
     bool winograd;
     ptrdiff_t theta; // where its filters begin
 };
@@ -125,8 +126,8 @@ template <class T> struct Images {
         const Stage<T>& s = plan.stages[0];
         const int d = plan.patch();
         if (s.stem) {
-            stem.images = carver.take<T>(plan.n * s.conv.channels * plane<T>(s.conv.side) +
-                                         pick_slack);
+            stem.images =
+                carver.take<T>(plan.n * s.conv.channels * plane<T>(s.conv.side) + pick_slack);
             stem.pivot = carver.take<double>(s.conv.channels);
             stem.mean = carver.take<double>(d);
             stem.cov = carver.take<double>(static_cast<ptrdiff_t>(d) * d);
@@ -185,14 +186,14 @@ template <class T> struct Kept {
     }
 };
 
-// What a pass works with beside what it keeps: its filters, and of each sum a share for every image or
-// chunk.
+// What a pass works with beside what it keeps: its filters, and of each sum a share for every image
+// or chunk.
 template <class T> struct Shares {
     Filters<T> filters_of[max_stages];
     T* sums;    // [n][2][pitch]
     T* filters; // [chunks][filters · 9 · pitch, or channels · 9 · pitch for a first layer]
     T *a0, *a1, *a2, *b1, *b2, *b4, *mean_dot, *q, *s1_dot, *s2_dot; // [pitch]
-    T* dh;                                                                  // [n][d]
+    T* dh;                                                           // [n][d]
 
     Shares(const Plan<T>& plan, Carver& carver) {
         for (int i = 0; i < plan.count; ++i)
@@ -205,8 +206,9 @@ template <class T> struct Shares {
         dh = carver.take<T>(static_cast<ptrdiff_t>(plan.head.n) * plan.head.d);
     }
     static ptrdiff_t filters_size(const Plan<T>& plan) {
-        const int most = plan.filters() > plan.stages[0].conv.channels ? plan.filters()
-                                                                       : plan.stages[0].conv.channels;
+        const int most = plan.filters() > plan.stages[0].conv.channels
+                             ? plan.filters()
+                             : plan.stages[0].conv.channels;
         return static_cast<ptrdiff_t>(taps) * most * plan.pitch;
     }
 };
@@ -247,9 +249,9 @@ template <class T> struct Dots {
 template <class T> struct Scratch {
     T *x, *x_dot, *dz, *dz_dot; // groups of inputs and of gradients
     Tiles<T> tiles;
-    T* sum;                     // cells of a chunk's weight gradient
-    T* row;                     // of the stem's windows
-    double* patches;            // of patch_products: a row of pixels, and the sums
+    T* sum;          // cells of a chunk's weight gradient
+    T* row;          // of the stem's windows
+    double* patches; // of patch_products: a row of pixels, and the sums
 
     Scratch(const Plan<T>& plan, void* block, size_t* bytes = nullptr) {
         ptrdiff_t in = 0, out = 0, operands = 0, sums = 0, cell_sums = 0;
@@ -295,8 +297,8 @@ template <class T> struct Scratch {
 // team.each with a closure: f(item, worker)
 template <class F> inline void each(Team& team, int items, F f) {
     team.each(
-        items, [](void* context, int item, int worker) { (*static_cast<F*>(context))(item, worker); },
-        &f);
+        items,
+        [](void* context, int item, int worker) { (*static_cast<F*>(context))(item, worker); }, &f);
 }
 
 template <class T> struct Workers { // each worker's scratch
@@ -304,7 +306,8 @@ template <class T> struct Workers { // each worker's scratch
     char* block;
     size_t bytes;
 
-    Workers(const Plan<T>& p, void* scratch) : plan(p), block(static_cast<char*>(scratch)), bytes(0) {
+    Workers(const Plan<T>& p, void* scratch)
+        : plan(p), block(static_cast<char*>(scratch)), bytes(0) {
         Scratch<T>(p, nullptr, &bytes);
     }
     Scratch<T> operator[](int worker) const { return {plan, block + worker * bytes}; }

@@ -1,4 +1,5 @@
-// A set of images as the passes over it read them, the sizes of their blocks, and the passes' table.
+// A set of images as the passes over it read them, the sizes of their blocks, and the passes'
+// table.
 #include "cpu.h"
 #include "images.h"
 #include "stage.h"
@@ -16,7 +17,8 @@ template <class T> void centre(const Conv<T>& g, const T* x, const double* pivot
         for (int y = 0; y < g.side; ++y)
             for (int i = 0; i < g.side; ++i)
                 to[(y + 1) * (g.side + 2) + i + 1] = static_cast<T>(
-                    static_cast<double>(x[(static_cast<ptrdiff_t>(y) * g.side + i) * g.channels + c]) -
+                    static_cast<double>(
+                        x[(static_cast<ptrdiff_t>(y) * g.side + i) * g.channels + c]) -
                     pivot[c]);
     }
 }
@@ -70,7 +72,8 @@ template <class T> size_t scratch_bytes(const Net& net) {
 } // namespace
 
 template <class T>
-void prepare(const Net& net, int n, const T* x, void* block, void* work, void* scratch, Team& team) {
+void prepare(const Net& net, int n, const T* x, void* block, void* work, void* scratch,
+             Team& team) {
     const Plan<T> plan(net, n);
     const Images<T> images(plan, block);
     const Conv<T>& g = plan.stages[0].conv;
@@ -108,8 +111,9 @@ void prepare(const Net& net, int n, const T* x, void* block, void* work, void* s
 }
 
 template <class T> const PassOps<T>& pass_ops() {
-    static constexpr PassOps<T> table{images_bytes<T>,  pass_bytes<T>, work_bytes<T>, tangent_bytes<T>,
-                                      scratch_bytes<T>, prepare<T>,    pass<T>,       tangent<T>};
+    static constexpr PassOps<T> table{images_bytes<T>,  pass_bytes<T>,    work_bytes<T>,
+                                      tangent_bytes<T>, scratch_bytes<T>, prepare<T>,
+                                      pass<T>,          tangent<T>};
     return table;
 }
 template const PassOps<float>& pass_ops<float>();

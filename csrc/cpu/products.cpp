@@ -1,4 +1,5 @@
-// Blocks of both products in registers: `register_rows` scalars against up to `max_columns` vectors.
+// Blocks of both products in registers: `register_rows` scalars against up to `max_columns`
+// vectors.
 #include "products.h"
 
 namespace mamlpp {
@@ -59,8 +60,8 @@ void multiply_row(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step
     const int blocks = (pixels + most - 1) / most;
     for (int b = 0, at = 0; b < blocks; ++b) {
         const int size = pixels / blocks + (b < pixels % blocks);
-        multiply_pixels<S, T, most, V>(size, terms, count, at * in_step, in_step, w_at, channels, pitch,
-                                    out + at * out_step, out_step);
+        multiply_pixels<S, T, most, V>(size, terms, count, at * in_step, in_step, w_at, channels,
+                                       pitch, out + at * out_step, out_step);
         at += size;
     }
 }
@@ -101,7 +102,8 @@ MAMLPP_INLINE void outer_block(const Run<S>* runs, int count, int pixels, ptrdif
             acc[r][v].store(sum + r * sum_step + v * L);
 }
 
-template <class S, class T, int R, int V, class... A> MAMLPP_INLINE void outer_scalars(int scalars, A... a) {
+template <class S, class T, int R, int V, class... A>
+MAMLPP_INLINE void outer_scalars(int scalars, A... a) {
     if constexpr (R > 1)
         if (scalars < R)
             return outer_scalars<S, T, R - 1, V>(scalars, a...);
@@ -110,13 +112,13 @@ template <class S, class T, int R, int V, class... A> MAMLPP_INLINE void outer_s
 
 template <class S, class T, int V>
 void outer_rows(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_t s_step,
-                       ptrdiff_t v_at, ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh) {
+                ptrdiff_t v_at, ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh) {
     constexpr int most = register_rows[V];
     const int blocks = (scalars + most - 1) / most;
     for (int b = 0, at = 0; b < blocks; ++b) {
         const int size = scalars / blocks + (b < scalars % blocks);
-        outer_scalars<S, T, most, V>(size, runs, count, pixels, static_cast<ptrdiff_t>(at), s_step, v_at,
-                                  v_step, sum + at * sum_step, sum_step, fresh);
+        outer_scalars<S, T, most, V>(size, runs, count, pixels, static_cast<ptrdiff_t>(at), s_step,
+                                     v_at, v_step, sum + at * sum_step, sum_step, fresh);
         at += size;
     }
 }
@@ -124,52 +126,59 @@ void outer_rows(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_
 } // namespace
 
 template <class S, class T>
-void multiply(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, int channels, int pitch,
-              T* out, ptrdiff_t out_step) {
+void multiply(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, int channels,
+              int pitch, T* out, ptrdiff_t out_step) {
     constexpr int L = lanes<T>;
     const int vectors = pitch / L, groups = (vectors + max_columns - 1) / max_columns;
     for (int g = 0, v = 0; g < groups; ++g) {
         const int size = vectors / groups + (g < vectors % groups);
         T* to = out + v * L;
         if (size == 1)
-            multiply_row<S, T, 1>(terms, count, pixels, in_step, v * L, channels, pitch, to, out_step);
+            multiply_row<S, T, 1>(terms, count, pixels, in_step, v * L, channels, pitch, to,
+                                  out_step);
         if (size == 2)
-            multiply_row<S, T, 2>(terms, count, pixels, in_step, v * L, channels, pitch, to, out_step);
+            multiply_row<S, T, 2>(terms, count, pixels, in_step, v * L, channels, pitch, to,
+                                  out_step);
         if (size == 3)
-            multiply_row<S, T, 3>(terms, count, pixels, in_step, v * L, channels, pitch, to, out_step);
+            multiply_row<S, T, 3>(terms, count, pixels, in_step, v * L, channels, pitch, to,
+                                  out_step);
         if constexpr (max_columns > 3)
             if (size == 4)
                 multiply_row<S, T, 4>(terms, count, pixels, in_step, v * L, channels, pitch, to,
-                                   out_step);
+                                      out_step);
         v += size;
     }
 }
 
 template <class S, class T>
 void outer(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_t s_step, int pitch,
-                  ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh) {
+           ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh) {
     constexpr int L = lanes<T>;
     const int vectors = pitch / L, groups = (vectors + max_columns - 1) / max_columns;
     for (int g = 0, v = 0; g < groups; ++g) {
         const int size = vectors / groups + (g < vectors % groups);
         T* to = sum + v * L;
         if (size == 1)
-            outer_rows<S, T, 1>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+            outer_rows<S, T, 1>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step,
+                                fresh);
         if (size == 2)
-            outer_rows<S, T, 2>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+            outer_rows<S, T, 2>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step,
+                                fresh);
         if (size == 3)
-            outer_rows<S, T, 3>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step, fresh);
+            outer_rows<S, T, 3>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step,
+                                fresh);
         if constexpr (max_columns > 3)
             if (size == 4)
-                outer_rows<S, T, 4>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step,
-                                 fresh);
+                outer_rows<S, T, 4>(runs, count, pixels, scalars, s_step, v * L, v_step, to,
+                                    sum_step, fresh);
         v += size;
     }
 }
 
-#define MAMLPP_PRODUCTS(S, T)                                                                              \
-    template void multiply(const Term<S>*, int, int, ptrdiff_t, int, int, T*, ptrdiff_t);                \
-    template void outer(const Run<S>*, int, int, int, ptrdiff_t, int, ptrdiff_t, T*, ptrdiff_t, bool);
+#define MAMLPP_PRODUCTS(S, T)                                                                      \
+    template void multiply(const Term<S>*, int, int, ptrdiff_t, int, int, T*, ptrdiff_t);          \
+    template void outer(const Run<S>*, int, int, int, ptrdiff_t, int, ptrdiff_t, T*, ptrdiff_t,    \
+                        bool);
 MAMLPP_PRODUCTS(float, float)
 MAMLPP_PRODUCTS(double, double)
 #if defined(MAMLPP_PARTS) && !defined(MAMLPP_TILES)

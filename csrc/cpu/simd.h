@@ -1,8 +1,8 @@
-// Vectors of the instruction set that this translation unit is compiled for: AVX-512, AVX2 with FMA,
-// or whatever the compiler makes of four-element loops.
+// Vectors of the instruction set that this translation unit is compiled for: AVX-512, AVX2 with
+// FMA, or whatever the compiler makes of four-element loops.
 //
-// The kernels are compiled once for each set, in a namespace of its own (MAMLPP_ISA), and include no
-// standard header with inline functions of external linkage: the linker would merge those of an
+// The kernels are compiled once for each set, in a namespace of its own (MAMLPP_ISA), and include
+// no standard header with inline functions of external linkage: the linker would merge those of an
 // AVX-512 unit with everyone else's.
 #pragma once
 
@@ -351,7 +351,8 @@ template <int... I> struct Count<0, I...> {
 };
 
 // Swaps the upper right and the lower left S×S block of every 2S×2S one.
-template <int S, class T, int... I> MAMLPP_INLINE void swap_blocks(Vec<T>& a, Vec<T>& b, Indices<I...>) {
+template <int S, class T, int... I>
+MAMLPP_INLINE void swap_blocks(Vec<T>& a, Vec<T>& b, Indices<I...>) {
     constexpr int L = sizeof...(I);
     const auto x = a.v, y = b.v;
     a.v = __builtin_shufflevector(x, y, (I & S ? L + I - S : I)...);
@@ -366,7 +367,9 @@ template <int S, class T, int L> MAMLPP_INLINE void transpose_from(Vec<T> (&rows
         transpose_from<2 * S>(rows);
     }
 }
-template <class T> MAMLPP_INLINE void transpose(Vec<T> (&rows)[Vec<T>::lanes]) { transpose_from<1>(rows); }
+template <class T> MAMLPP_INLINE void transpose(Vec<T> (&rows)[Vec<T>::lanes]) {
+    transpose_from<1>(rows);
+}
 
 #else
 
@@ -393,9 +396,12 @@ constexpr int pick_slack = 16;
 template <class T> constexpr int lanes = Vec<T>::lanes;
 
 // n rounded up to whole vectors: the pitch of a pixel's channels in memory.
-template <class T> MAMLPP_INLINE int padded(int n) { return (n + lanes<T> - 1) / lanes<T> * lanes<T>; }
+template <class T> MAMLPP_INLINE int padded(int n) {
+    return (n + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
 
-// Side of an image with its border of zeros, and for an odd one those that complete its last 2×2 tile.
+// Side of an image with its border of zeros, and for an odd one those that complete its last 2×2
+// tile.
 MAMLPP_INLINE int span(int side) { return side + 2 + side % 2; }
 
 // A pooling window's winner in every lane: position 2·bit1 + bit0, in row-major order.

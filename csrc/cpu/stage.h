@@ -23,8 +23,8 @@ MAMLPP_INLINE void for_groups(const Plan<T>& plan, const Stage<T>& stage, int ch
         group(first, first + most < end ? most : end - first);
 }
 
-// A stage's filters for its convolutions, without `backward` for the value alone; `packed` is a buffer
-// of [9][channels or filters][pitch].
+// A stage's filters for its convolutions, without `backward` for the value alone; `packed` is a
+// buffer of [9][channels or filters][pitch].
 template <class T>
 void load_filters(const Plan<T>& plan, int s, const T* theta, bool backward, T* packed,
                   const Filters<T>& to) {
@@ -123,8 +123,8 @@ template <class T> void finish_wgrad(const Stage<T>& stage, const Scratch<T>& sc
 
 // Σ values·patch over the winners of all images, [patch][pitch]; `shares` is one of these a chunk.
 template <class T>
-void stem_outer(const Plan<T>& plan, const Images<T>& images, const uint16_t* winners, const T* values,
-                T* shares, const Workers<T>& workers, Team& team, T* sum) {
+void stem_outer(const Plan<T>& plan, const Images<T>& images, const uint16_t* winners,
+                const T* values, T* shares, const Workers<T>& workers, Team& team, T* sum) {
     const Stage<T>& stage = plan.stages[0];
     const Conv<T>& g = stage.conv;
     const int size = plan.patch() * plan.pitch, parts = chunks(plan.n);
@@ -157,7 +157,8 @@ void merge_sums(const Plan<T>& plan, const T* shares, int s, T* s1, T* s2, T* no
 template <class T>
 void dz_coefficients(const Plan<T>& plan, const Kept<T>& kept, int s, const Shares<T>& shares) {
     const StageKept<T>& k = kept.stages[s];
-    const T count = static_cast<T>(plan.n * plan.stages[s].window.dense * plan.stages[s].window.dense);
+    const T count =
+        static_cast<T>(plan.n * plan.stages[s].window.dense * plan.stages[s].window.dense);
     const T share = kept.given[0] != 0 ? 0 : 1 / count;
     for (int c = 0; c < plan.pitch; ++c) {
         shares.a0[c] = k.gain[c] * k.rstd[c];
@@ -167,7 +168,8 @@ void dz_coefficients(const Plan<T>& plan, const Kept<T>& kept, int s, const Shar
 }
 
 // The activation of one image that a stage behind the first takes, with its border.
-template <class T> void build_input(const Plan<T>& plan, const Kept<T>& kept, int s, int image, T* x) {
+template <class T>
+void build_input(const Plan<T>& plan, const Kept<T>& kept, int s, int image, T* x) {
     const StageKept<T>& below = kept.stages[s - 1];
     const Window& g = plan.stages[s - 1].window;
     clear_border(x, g.pooled, plan.pitch);
@@ -178,14 +180,15 @@ template <class T> void build_input(const Plan<T>& plan, const Kept<T>& kept, in
 // One image's operands of a backward stage, with their borders: its input, unless it is the first
 // stage, whose input is the image, and dz.
 template <class T>
-void build_operands(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& shares, int s, int image,
-                    T* x, T* dz) {
+void build_operands(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& shares, int s,
+                    int image, T* x, T* dz) {
     const Stage<T>& stage = plan.stages[s];
     const StageKept<T>& k = kept.stages[s];
     if (s > 0)
         build_input(plan, kept, s, image, x);
     clear_border(dz, stage.window.dense, plan.pitch);
-    const Addend<T> sparse[1] = {{k.delta + image * stage.window.pooled_image(), shares.a0, nullptr}};
+    const Addend<T> sparse[1] = {
+        {k.delta + image * stage.window.pooled_image(), shares.a0, nullptr}};
     const Addend<T> dense[1] = {{k.z + image * stage.window.dense_image(), shares.a1, k.centre}};
     build_dz(stage.window, sparse, dense, shares.a2,
              k.winners + image * stage.window.template winner_words<T>(), dz);

@@ -1,9 +1,10 @@
 // The first stage, conv → batch norm → leaky ReLU → 2×2 max pool, from the moments of its patches
 // (the formulas are those of kernels/plain/stem.py).
 //
-// Images are planar with a border, [channels][side + 2][side + 2], and have lost their mean over the
-// task, border included: batch norm does not see it, and sums over patches lose no digits to it. A
-// patch is [channels][9]. Work goes by rows of pooling windows: each needs 4×4 values a channel.
+// Images are planar with a border, [channels][side + 2][side + 2], and have lost their mean over
+// the task, border included: batch norm does not see it, and sums over patches lose no digits to
+// it. A patch is [channels][9]. Work goes by rows of pooling windows: each needs 4×4 values a
+// channel.
 #pragma once
 
 #include "conv.h"
@@ -24,11 +25,11 @@ MAMLPP_INLINE ptrdiff_t windows_size(int side, int channels) {
 }
 
 // The 4×4 values behind each pooling window of row i: [side / 2][channels][16]
-template <class T>
-inline void windows(const T* image, int side, int channels, int i, T* to) {
+template <class T> inline void windows(const T* image, int side, int channels, int i, T* to) {
     for (int c = 0; c < channels; ++c)
         for (int r = 0; r < 4; ++r) {
-            const T* from = image + c * plane<T>(side) + static_cast<ptrdiff_t>(2 * i + r) * (side + 2);
+            const T* from =
+                image + c * plane<T>(side) + static_cast<ptrdiff_t>(2 * i + r) * (side + 2);
             T* out = to + c * window_values + 4 * r;
             for (int j = 0; j < side / 2; ++j, from += 2, out += channels * window_values)
                 __builtin_memcpy(out, from, 4 * sizeof(T));
@@ -66,16 +67,16 @@ MAMLPP_INLINE void window_values_of(const T* window, int channels, const T* w, i
 
 // Image → x̂ at the winners and the winners; w packed [channels · 9][pitch].
 template <class T, int V>
-inline void stem_fwd_columns(const Window& g, const T* image, int channels, const T* w, const T* gain,
-                             const T* centre, const T* rstd, T* x_hat, uint16_t* winners, int from,
-                             T* row) {
+inline void stem_fwd_columns(const Window& g, const T* image, int channels, const T* w,
+                             const T* gain, const T* centre, const T* rstd, T* x_hat,
+                             uint16_t* winners, int from, T* row) {
     constexpr int L = lanes<T>;
     for (int i = 0; i < g.pooled; ++i) {
         windows(image, g.dense, channels, i, row);
         for (int j = 0; j < g.pooled; ++j) {
             Vec<T> z[V][4];
-            window_values_of<T, V>(row + static_cast<ptrdiff_t>(j) * channels * window_values, channels,
-                                   w + from, g.pitch, z);
+            window_values_of<T, V>(row + static_cast<ptrdiff_t>(j) * channels * window_values,
+                                   channels, w + from, g.pitch, z);
             const ptrdiff_t at = (static_cast<ptrdiff_t>(i) * g.pooled + j) * g.pitch + from;
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) {
@@ -83,7 +84,8 @@ inline void stem_fwd_columns(const Window& g, const T* image, int channels, cons
                 Vec<T> value;
                 compete(z[v], sign_of(Vec<T>::load(gain + c)), value)
                     .store(winners + (at / L + v) * Winner<T>::words);
-                ((value - Vec<T>::load(centre + c)) * Vec<T>::load(rstd + c)).store(x_hat + at + v * L);
+                ((value - Vec<T>::load(centre + c)) * Vec<T>::load(rstd + c))
+                    .store(x_hat + at + v * L);
             }
         }
     }
@@ -96,9 +98,11 @@ inline void stem_fwd(const Window& g, const T* image, int channels, const T* w, 
     for (int c = 0; c < g.pitch;) {
         const int left = (g.pitch - c) / L, size = left < most ? left : most;
         if (size == 1)
-            stem_fwd_columns<T, 1>(g, image, channels, w, gain, centre, rstd, x_hat, winners, c, row);
+            stem_fwd_columns<T, 1>(g, image, channels, w, gain, centre, rstd, x_hat, winners, c,
+                                   row);
         if (size == 2)
-            stem_fwd_columns<T, 2>(g, image, channels, w, gain, centre, rstd, x_hat, winners, c, row);
+            stem_fwd_columns<T, 2>(g, image, channels, w, gain, centre, rstd, x_hat, winners, c,
+                                   row);
         if constexpr (most > 2) {
             if (size == 3)
                 stem_fwd_columns<T, 3>(g, image, channels, w, gain, centre, rstd, x_hat, winners, c,
@@ -131,7 +135,8 @@ inline void stem_gradient(const Window& g, const T* image, int channels, const T
                     const Winner<T> w = Winner<T>::load(winners + k);
                     const Lane<T> lane = lanes_at(w.bit0, w.bit1);
                     const Vec<T> value = Vec<T>::load(values + pixel * g.pitch + at);
-                    const T* window = row + (static_cast<ptrdiff_t>(j) * channels + c) * window_values;
+                    const T* window =
+                        row + (static_cast<ptrdiff_t>(j) * channels + c) * window_values;
 #pragma GCC unroll 9
                     for (int t = 0; t < taps; ++t)
                         acc[t] = fma(value, pick(window + t / 3 * 4 + t % 3, lane), acc[t]);
@@ -146,8 +151,8 @@ inline void stem_gradient(const Window& g, const T* image, int channels, const T
 // Direction of x̂ at the winners along that of the filters: r(w_dot·patch − shift − x̂q)
 template <class T>
 inline void stem_dot(const Window& g, const T* image, int channels, const T* w_dot, const T* x_hat,
-                     const uint16_t* winners, const T* rstd, const T* shift, const T* q, T* x_hat_dot,
-                     T* row) {
+                     const uint16_t* winners, const T* rstd, const T* shift, const T* q,
+                     T* x_hat_dot, T* row) {
     constexpr int L = lanes<T>;
     for (int i = 0; i < g.pooled; ++i) {
         windows(image, g.dense, channels, i, row);
@@ -165,8 +170,8 @@ inline void stem_dot(const Window& g, const T* image, int channels, const T* w_d
                     for (int t = 0; t < taps; ++t, w += g.pitch)
                         sum[t % 3] = fma(Vec<T>::load(w), pick(window + t / 3 * 4 + t % 3, lane),
                                          sum[t % 3]);
-                const Vec<T> centred = sum[0] + sum[1] + sum[2] -
-                                       Vec<T>::load(x_hat + pixel) * Vec<T>::load(q + at);
+                const Vec<T> centred =
+                    sum[0] + sum[1] + sum[2] - Vec<T>::load(x_hat + pixel) * Vec<T>::load(q + at);
                 (centred * Vec<T>::load(rstd + at)).store(x_hat_dot + pixel);
             }
     }
@@ -189,8 +194,8 @@ inline void patch_products(const T* image, int side, int channels, double* sum, 
             double* to = rows + static_cast<ptrdiff_t>(x) * pitch;
             for (int c = 0; c < channels; ++c)
                 for (int r = 0; r < 3; ++r) {
-                    const T* from = image + c * plane<T>(side) +
-                                    static_cast<ptrdiff_t>(y + r) * (side + 2) + x;
+                    const T* from =
+                        image + c * plane<T>(side) + static_cast<ptrdiff_t>(y + r) * (side + 2) + x;
                     for (int s = 0; s < 3; ++s)
                         *to++ = static_cast<double>(from[s]);
                 }

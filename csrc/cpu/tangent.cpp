@@ -1,6 +1,6 @@
-// The tangent of a pass: directions of its gradient along a direction of its parameters, forward over
-// reverse. What it computes in both halves are the pass's own two products, each with one operand
-// replaced by its direction (symbols as in kernels/plain/norm_act.py and stem.py).
+// The tangent of a pass: directions of its gradient along a direction of its parameters, forward
+// over reverse. What it computes in both halves are the pass's own two products, each with one
+// operand replaced by its direction (symbols as in kernels/plain/norm_act.py and stem.py).
 #include "cpu.h"
 #include "stage.h"
 
@@ -45,7 +45,8 @@ template <class T> struct Tangent {
                 q += w * kept.projected[i * filters + f];
             }
             shares.mean_dot[f] = static_cast<T>(shift);
-            shares.q[f] = given() ? 0 : static_cast<T>(q * static_cast<double>(kept.stages[0].rstd[f]));
+            shares.q[f] =
+                given() ? 0 : static_cast<T>(q * static_cast<double>(kept.stages[0].rstd[f]));
         }
     }
 
@@ -70,8 +71,9 @@ template <class T> struct Tangent {
         const T *mean_dot = statistic(s, 0), *q = statistic(s, 1);
         T* to = dots.stages[s].x_hat + at;
         if (stage.stem)
-            stem_dot(stage.window, stem_image(image), stage.conv.channels, dots.stages[s].filters.fwd.taps,
-                     k.x_hat + at, winners, k.rstd, mean_dot, q, to, scratch.row);
+            stem_dot(stage.window, stem_image(image), stage.conv.channels,
+                     dots.stages[s].filters.fwd.taps, k.x_hat + at, winners, k.rstd, mean_dot, q,
+                     to, scratch.row);
         else
             normalise_dot(stage.window, dots.stages[s].z + image * stage.window.dense_image(),
                           k.x_hat + at, winners, k.rstd, mean_dot, q, to);
@@ -81,8 +83,8 @@ template <class T> struct Tangent {
     void activate_image(int s, int image, T* to) const {
         const StageKept<T>& k = kept.stages[s];
         const ptrdiff_t at = image * plan.stages[s].window.pooled_image();
-        activate_dot(plan.stages[s].window.pooled, plan.pitch, k.x_hat + at, dots.stages[s].x_hat + at,
-                     k.gain, k.bias, plan.slope, to);
+        activate_dot(plan.stages[s].window.pooled, plan.pitch, k.x_hat + at,
+                     dots.stages[s].x_hat + at, k.gain, k.bias, plan.slope, to);
     }
 
     void forward() const {
@@ -100,11 +102,13 @@ template <class T> struct Tangent {
                     for (int i = 0; s > 0 && i < size; ++i) {
                         T* const x_dot = scratch.x_dot + i * stage.conv.in_image();
                         normalise_image(s - 1, first + i, scratch);
-                        build_input(plan, kept, s, first + i, scratch.x + i * stage.conv.in_image());
+                        build_input(plan, kept, s, first + i,
+                                    scratch.x + i * stage.conv.in_image());
                         clear_border(x_dot, stage.conv.side, plan.pitch);
                         activate_image(s - 1, first + i, x_dot);
                     }
-                    const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
+                    const T* x =
+                        s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
                     const Factors<T> pairs[2] = {{x, dots.stages[s].filters.fwd},
                                                  {scratch.x_dot, shares.filters_of[s].fwd}};
                     const ptrdiff_t at = first * stage.window.dense_image();
@@ -189,15 +193,16 @@ template <class T> struct Tangent {
                              static_cast<ptrdiff_t>(from) * plan.pitch;
         T* share = shares.sums + static_cast<ptrdiff_t>(image) * 2 * plan.pitch;
         T* const sums[2] = {share, share + plan.pitch};
-        bend_dot(pixels, plan.pitch, delta_dot, k.delta + at, k.x_hat + at, dots.stages[s].x_hat + at,
-                 k.gain, k.bias, plan.slope, sums, fresh);
+        bend_dot(pixels, plan.pitch, delta_dot, k.delta + at, k.x_hat + at,
+                 dots.stages[s].x_hat + at, k.gain, k.bias, plan.slope, sums, fresh);
     }
 
     // d(gain·r·(A − s₁m − s₂r·Gw)) with r_dot = −r²q
     void stem_filters(const T* outer_dot) const {
         const StageKept<T>& k = kept.stages[0];
         const StemImages<T>& stem = images.stem;
-        const int d = plan.patch(), filters = plan.filters(), channels = plan.stages[0].conv.channels;
+        const int d = plan.patch(), filters = plan.filters(),
+                  channels = plan.stages[0].conv.channels;
         const T* w_dot = dots.stages[0].filters.fwd.taps;
         for (int f = 0; f < filters; ++f) {
             const double r = static_cast<double>(k.rstd[f]), gain = static_cast<double>(k.gain[f]);
@@ -215,7 +220,8 @@ template <class T> struct Tangent {
                     const double gw = kept.projected[i * filters + f];
                     double gw_dot = 0;
                     for (int j = 0; j < d; ++j)
-                        gw_dot += stem.cov[i * d + j] * static_cast<double>(w_dot[j * plan.pitch + f]);
+                        gw_dot +=
+                            stem.cov[i * d + j] * static_cast<double>(w_dot[j * plan.pitch + f]);
                     const double a = static_cast<double>(kept.outer[at]);
                     value = gain * r_dot * (a - s1 * stem.mean[i] - s2 * r * gw) +
                             gain * r *
@@ -246,8 +252,8 @@ template <class T> struct Tangent {
             }
             const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
             const Pair<T> pairs[2] = {{x, scratch.dz_dot}, {scratch.x_dot, scratch.dz}};
-            stage_wgrad(stage, pairs, s > 0 ? 2 : 1, size, first == chunk_begin(plan.n, chunk), scratch,
-                        share);
+            stage_wgrad(stage, pairs, s > 0 ? 2 : 1, size, first == chunk_begin(plan.n, chunk),
+                        scratch, share);
         });
         finish_wgrad(stage, scratch, share);
     }
@@ -265,8 +271,8 @@ template <class T> struct Tangent {
             const Stage<T>& stage = plan.stages[s];
             merge_sums(plan, shares.sums, s, shares.s1_dot, shares.s2_dot, task.norm_product);
             if (stage.stem) {
-                stem_outer(plan, images, kept.stages[0].winners, dots.stages[0].delta, shares.filters,
-                           workers, team, shares.filters);
+                stem_outer(plan, images, kept.stages[0].winners, dots.stages[0].delta,
+                           shares.filters, workers, team, shares.filters);
                 stem_filters(shares.filters);
                 return;
             }
@@ -294,7 +300,8 @@ template <class T> struct Tangent {
 } // namespace
 
 template <class T>
-void tangent(const Net& net, int n, const TangentTask<T>& task, void* work, void* scratch, Team& team) {
+void tangent(const Net& net, int n, const TangentTask<T>& task, void* work, void* scratch,
+             Team& team) {
     const Plan<T> plan(net, n);
     const Images<T> images(plan, const_cast<void*>(task.images));
     const Kept<T> kept(plan, const_cast<void*>(task.kept), true);

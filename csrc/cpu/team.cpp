@@ -23,8 +23,8 @@ namespace mamlpp {
 
 namespace {
 
-// Blocks that were dropped, the latest first. It holds no more than were ever in use at once: what a
-// run needs again and again stays, what an earlier one of other sizes left makes room.
+// Blocks that were dropped, the latest first. It holds no more than were ever in use at once: what
+// a run needs again and again stays, what an earlier one of other sizes left makes room.
 struct Cache {
     struct Entry {
         size_t bytes;
@@ -63,8 +63,8 @@ void pause_briefly() {
 #endif
 }
 
-// How long a thread without work looks out for more before it sleeps: longer than the gap between two
-// calls of one iteration, so that it is there when the next one comes.
+// How long a thread without work looks out for more before it sleeps: longer than the gap between
+// two calls of one iteration, so that it is there when the next one comes.
 constexpr std::chrono::microseconds patience{200};
 
 // Items of one loop, handed out one by one.
@@ -165,8 +165,8 @@ class All final : public Team {
     Pool& pool_;
 };
 
-// The pool of this process; one of another size replaces it, and a forked child makes its own, since
-// threads do not survive a fork.
+// The pool of this process; one of another size replaces it, and a forked child makes its own,
+// since threads do not survive a fork.
 std::mutex pool_mutex;
 Pool& pool(int threads) {
     static Pool* instance = nullptr;

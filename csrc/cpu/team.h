@@ -6,8 +6,8 @@
 namespace mamlpp {
 
 // A block that goes back to a cache when it is dropped, so that a later one needs no page from the
-// system: the next one of its size, or the next room, which may be smaller. Aligned to 64 bytes; its
-// contents are whatever was there.
+// system: the next one of its size, or the next room, which may be smaller. Aligned to 64 bytes;
+// its contents are whatever was there.
 class Block {
   public:
     enum class Use {
@@ -31,8 +31,8 @@ class Block {
 size_t release_blocks();
 
 // Runs every task: as many at once as there are threads, each by a team of one, and those left over
-// one after the other by a team of all, or with `one_by_one` all of them so. run(context, task, team,
-// slot), where slot < threads tells apart the tasks that run at once.
+// one after the other by a team of all, or with `one_by_one` all of them so. run(context, task,
+// team, slot), where slot < threads tells apart the tasks that run at once.
 void run_tasks(int tasks, int threads, bool one_by_one, void (*run)(void*, int, Team&, int),
                void* context);
 

@@ -1,7 +1,7 @@
-// Both products of bfloat16 pairs by AMX. Tiles 0 to 3 hold sums, 16 rows of 16 columns each; 4 and 5 the
-// two operands of 16 pairs, 6 and 7 those of what is left of a sum behind the last 16.
-#include "products.h"
+// Both products of bfloat16 pairs by AMX. Tiles 0 to 3 hold sums, 16 rows of 16 columns each; 4 and
+// 5 the two operands of 16 pairs, 6 and 7 those of what is left of a sum behind the last 16.
 #include "tiles.h"
+#include "products.h"
 
 namespace mamlpp {
 namespace MAMLPP_ISA {
@@ -26,27 +26,29 @@ void shape_tiles(int rows, int pairs) {
     MAMLPP_TILES_SHAPE(shapes);
 }
 
-// The same instruction for the first `columns` sums.
-#define MAMLPP_FOR_SUMS(columns, f)                                                                      \
-    f(0);                                                                                                \
-    if (columns > 1)                                                                                     \
-        f(1);                                                                                            \
-    if (columns > 2)                                                                                     \
-        f(2);                                                                                            \
-    if (columns > 3)                                                                                     \
-        f(3);
+// The same for the tile of each of the first `columns` sums.
+#define MAMLPP_FOR_SUMS(columns, f)                                                                \
+    do {                                                                                           \
+        f(0);                                                                                      \
+        if (columns > 1)                                                                           \
+            f(1);                                                                                  \
+        if (columns > 2)                                                                           \
+            f(2);                                                                                  \
+        if (columns > 3)                                                                           \
+            f(3);                                                                                  \
+    } while (0)
 
-MAMLPP_INLINE void zero_sums(int columns) { MAMLPP_FOR_SUMS(columns, MAMLPP_TILE_ZERO) }
+MAMLPP_INLINE void zero_sums(int columns) { MAMLPP_FOR_SUMS(columns, MAMLPP_TILE_ZERO); }
 
 // Steps are in pairs, or floats.
 MAMLPP_INLINE void load_sums(int columns, const float* from, ptrdiff_t step) {
-#define MAMLPP_LOAD(tile) MAMLPP_TILE_LOAD(tile, from + tile * side, step* pair_bytes)
-    MAMLPP_FOR_SUMS(columns, MAMLPP_LOAD)
+#define MAMLPP_LOAD(tile) MAMLPP_TILE_LOAD(tile, from + tile * side, step * pair_bytes)
+    MAMLPP_FOR_SUMS(columns, MAMLPP_LOAD);
 #undef MAMLPP_LOAD
 }
 MAMLPP_INLINE void store_sums(int columns, float* to, ptrdiff_t step) {
-#define MAMLPP_STORE(tile) MAMLPP_TILE_STORE(tile, to + tile * side, step* pair_bytes)
-    MAMLPP_FOR_SUMS(columns, MAMLPP_STORE)
+#define MAMLPP_STORE(tile) MAMLPP_TILE_STORE(tile, to + tile * side, step * pair_bytes)
+    MAMLPP_FOR_SUMS(columns, MAMLPP_STORE);
 #undef MAMLPP_STORE
 }
 
@@ -54,19 +56,23 @@ MAMLPP_INLINE void store_sums(int columns, float* to, ptrdiff_t step) {
 MAMLPP_INLINE void add_whole(int columns, const Bf16Pair* a, ptrdiff_t a_step, const Bf16Pair* b,
                              ptrdiff_t b_step) {
     MAMLPP_TILE_LOAD(4, a, a_step * pair_bytes);
-#define MAMLPP_DOT(tile)                                                                                 \
-    MAMLPP_TILE_LOAD(5, b + tile * side, b_step* pair_bytes);                                            \
-    MAMLPP_TILE_DOT(tile, 4, 5)
-    MAMLPP_FOR_SUMS(columns, MAMLPP_DOT)
+#define MAMLPP_DOT(tile)                                                                           \
+    do {                                                                                           \
+        MAMLPP_TILE_LOAD(5, b + tile * side, b_step * pair_bytes);                                 \
+        MAMLPP_TILE_DOT(tile, 4, 5);                                                               \
+    } while (0)
+    MAMLPP_FOR_SUMS(columns, MAMLPP_DOT);
 #undef MAMLPP_DOT
 }
 MAMLPP_INLINE void add_rest(int columns, const Bf16Pair* a, ptrdiff_t a_step, const Bf16Pair* b,
                             ptrdiff_t b_step) {
     MAMLPP_TILE_LOAD(6, a, a_step * pair_bytes);
-#define MAMLPP_DOT(tile)                                                                                 \
-    MAMLPP_TILE_LOAD(7, b + tile * side, b_step* pair_bytes);                                            \
-    MAMLPP_TILE_DOT(tile, 6, 7)
-    MAMLPP_FOR_SUMS(columns, MAMLPP_DOT)
+#define MAMLPP_DOT(tile)                                                                           \
+    do {                                                                                           \
+        MAMLPP_TILE_LOAD(7, b + tile * side, b_step * pair_bytes);                                 \
+        MAMLPP_TILE_DOT(tile, 6, 7);                                                               \
+    } while (0)
+    MAMLPP_FOR_SUMS(columns, MAMLPP_DOT);
 #undef MAMLPP_DOT
 }
 
@@ -81,8 +87,8 @@ MAMLPP_INLINE void transpose(const Bf16Pair* from, ptrdiff_t step, int rows, int
 } // namespace
 
 template <>
-void multiply(const Term<Bf16Pair>* terms, int count, int pixels, ptrdiff_t in_step, int channels, int pitch,
-              float* out, ptrdiff_t out_step) {
+void multiply(const Term<Bf16Pair>* terms, int count, int pixels, ptrdiff_t in_step, int channels,
+              int pitch, float* out, ptrdiff_t out_step) {
     const int rows = pixels < side ? pixels : side, rest = channels % side;
     shape_tiles(rows, channels);
     for (int v = 0; v < pitch; v += 4 * side) {
@@ -94,9 +100,11 @@ void multiply(const Term<Bf16Pair>* terms, int count, int pixels, ptrdiff_t in_s
                 const Bf16Pair *in = terms[t].in + at * in_step, *w = terms[t].w + v;
                 int c = 0;
                 for (; c + side <= channels; c += side)
-                    add_whole(columns, in + c, in_step, w + static_cast<ptrdiff_t>(c) * pitch, pitch);
+                    add_whole(columns, in + c, in_step, w + static_cast<ptrdiff_t>(c) * pitch,
+                              pitch);
                 if (rest)
-                    add_rest(columns, in + c, in_step, w + static_cast<ptrdiff_t>(c) * pitch, pitch);
+                    add_rest(columns, in + c, in_step, w + static_cast<ptrdiff_t>(c) * pitch,
+                             pitch);
             }
             store_sums(columns, out + at * out_step + v, out_step);
         }
@@ -105,8 +113,8 @@ void multiply(const Term<Bf16Pair>* terms, int count, int pixels, ptrdiff_t in_s
 }
 
 template <>
-void outer(const Run<Bf16Pair>* runs, int count, int pixels, int scalars, ptrdiff_t s_step, int pitch,
-           ptrdiff_t v_step, float* sum, ptrdiff_t sum_step, bool fresh) {
+void outer(const Run<Bf16Pair>* runs, int count, int pixels, int scalars, ptrdiff_t s_step,
+           int pitch, ptrdiff_t v_step, float* sum, ptrdiff_t sum_step, bool fresh) {
     const int rest = pixels % side;
     for (int i = 0; i < scalars; i += side) {
         const int rows = scalars - i < side ? scalars - i : side;

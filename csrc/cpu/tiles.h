@@ -1,6 +1,6 @@
-// The tile registers of AMX: eight of up to 16 rows of 64 bytes, and the instructions on them that the
-// products use (Intel SDM vol. 1 chapter 18). In a unit that is compiled without them they are emulated,
-// instruction by instruction, so that tests run the code around them on any processor.
+// The tile registers of AMX: eight of up to 16 rows of 64 bytes, and the instructions on them that
+// the products use (Intel SDM vol. 1 chapter 18). In a unit that is compiled without them they are
+// emulated, instruction by instruction, so that tests run the code around them on any processor.
 #pragma once
 
 #include "simd.h"
@@ -45,7 +45,8 @@ struct EmulatedTiles {
         configured = true;
         __builtin_memset(data, 0, sizeof data);
         for (int t = 0; t < 8; ++t)
-            require(shapes.rows[t] <= 16 && shapes.row_bytes[t] <= 64 && shapes.row_bytes[t] % 4 == 0);
+            require(shapes.rows[t] <= 16 && shapes.row_bytes[t] <= 64 &&
+                    shapes.row_bytes[t] % 4 == 0);
     }
     void end() { configured = false; }
     void zero(int t) {
@@ -55,7 +56,8 @@ struct EmulatedTiles {
     void load(int t, const void* from, ptrdiff_t step) {
         zero(t);
         for (int r = 0; r < shapes.rows[t]; ++r)
-            __builtin_memcpy(data[t][r], static_cast<const char*>(from) + r * step, shapes.row_bytes[t]);
+            __builtin_memcpy(data[t][r], static_cast<const char*>(from) + r * step,
+                             shapes.row_bytes[t]);
     }
     void store(int t, void* to, ptrdiff_t step) const {
         check(t);
@@ -73,7 +75,8 @@ struct EmulatedTiles {
                     float value;
                     __builtin_memcpy(&value, &data[sum][r][4 * c], 4);
                     for (int half = 0; half < 2; ++half)
-                        value += bf16(&data[a][r][4 * k + 2 * half]) * bf16(&data[b][k][4 * c + 2 * half]);
+                        value += bf16(&data[a][r][4 * k + 2 * half]) *
+                                 bf16(&data[b][k][4 * c + 2 * half]);
                     __builtin_memcpy(&data[sum][r][4 * c], &value, 4);
                 }
     }
@@ -89,7 +92,9 @@ struct EmulatedTiles {
         if (!valid)
             __builtin_trap();
     }
-    void check(int t) const { require(configured && shapes.rows[t] > 0 && shapes.row_bytes[t] > 0); }
+    void check(int t) const {
+        require(configured && shapes.rows[t] > 0 && shapes.row_bytes[t] > 0);
+    }
 };
 static thread_local EmulatedTiles emulated_tiles;
 

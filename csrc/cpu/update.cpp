@@ -1,5 +1,6 @@
-// The inner update θ' = θ − α[segment]·g over the flat buffers of all tasks, its gradient and tangents. A piece of a
-// segment is one item of work and one term of the sum behind its rate. The outer update is Adam.
+// The inner update θ' = θ − α[segment]·g over the flat buffers of all tasks, its gradient and
+// tangents. A piece of a segment is one item of work and one term of the sum behind its rate. The
+// outer update is Adam.
 #include "cpu.h"
 #include "pass.h"
 

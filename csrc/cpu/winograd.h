@@ -1,5 +1,5 @@
-// The 3×3 convolution of stride 1 by Winograd's F(2×2, 3×3): 16 products for what takes 36 (Lavin and
-// Gray 2016, "Fast Algorithms for Convolutional Neural Networks").
+// The 3×3 convolution of stride 1 by Winograd's F(2×2, 3×3): 16 products for what takes 36 (Lavin
+// and Gray 2016, "Fast Algorithms for Convolutional Neural Networks").
 //
 //   z = Aᵀ[(GwGᵀ) ⊙ (BᵀxB)]A   for each 2×2 tile of z, from the 4×4 values of x behind it
 //
@@ -7,8 +7,8 @@
 // same with flipped filters; the weight gradient is Gᵀ[Σ_tiles (A·dz·Aᵀ)(BᵀxB)]G. Sums of products
 // with one operand replaced by its direction are longer sums in the cells.
 //
-// The tiles of z are the windows of the pooling, and on constant input all cells but one are exactly 0:
-// equal values of a window stay equal.
+// The tiles of z are the windows of the pooling, and on constant input all cells but one are
+// exactly 0: equal values of a window stay equal.
 #pragma once
 
 #include "conv.h"
@@ -22,8 +22,8 @@ constexpr int cells = 16;
 // amortise the load of its filters, those of all in the second-level one.
 constexpr int strip_tiles = 48;
 
-// Whether the transforms pay: not for the narrow pixels of a first layer, nor for maps of which tiles
-// and borders are the larger part.
+// Whether the transforms pay: not for the narrow pixels of a first layer, nor for maps of which
+// tiles and borders are the larger part.
 template <class T> MAMLPP_INLINE bool by_winograd(const Conv<T>& g) {
     return g.stride == 1 && g.pitch_in % lanes<T> == 0 && g.side >= 6;
 }
@@ -57,7 +57,8 @@ template <class T> MAMLPP_INLINE ptrdiff_t operands_size(int rows, int pitch) {
 
 // Buffers of a strip: operands of two products, and either more of them or sums.
 template <class T> struct Tiles {
-    Operand<T> *x[2], *dz[2];
+    Operand<T>* x[2];
+    Operand<T>* dz[2];
     T* z; // where dz[0] is
 };
 
@@ -68,7 +69,8 @@ template <class T> struct CellPair {
 };
 
 // The cells of a tile: BᵀxB of the 4×4 values at `from`
-template <class T> MAMLPP_INLINE void input_cells(const T* from, ptrdiff_t row, int pitch, Vec<T>* to) {
+template <class T>
+MAMLPP_INLINE void input_cells(const T* from, ptrdiff_t row, int pitch, Vec<T>* to) {
     Vec<T> t[4][4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
@@ -127,7 +129,8 @@ MAMLPP_INLINE void filter_cells(const T* w, ptrdiff_t tap_step, bool flipped, Ve
 // The cells of `rows` rows of `pitch` values, next() being where each one's sources are and
 // transform(source, cells) what it takes of them: [16][rows][pitch], sums run along a row.
 template <class T, class N, class F>
-MAMLPP_INLINE void store_rows(int rows, int pitch, Operand<T>* to, ptrdiff_t cell, N next, F transform) {
+MAMLPP_INLINE void store_rows(int rows, int pitch, Operand<T>* to, ptrdiff_t cell, N next,
+                              F transform) {
     for (int row = 0; row < rows; ++row, to += pitch / values<T>) {
         const T* from = next();
         for (int c = 0; c < pitch; c += lanes<T>) {
@@ -142,7 +145,8 @@ MAMLPP_INLINE void store_rows(int rows, int pitch, Operand<T>* to, ptrdiff_t cel
 
 // The same where sums run over the rows; what completes the last operand is 0.
 template <class T, class N, class F>
-MAMLPP_INLINE void store_across(int rows, int pitch, Operand<T>* to, ptrdiff_t cell, N next, F transform) {
+MAMLPP_INLINE void store_across(int rows, int pitch, Operand<T>* to, ptrdiff_t cell, N next,
+                                F transform) {
     if constexpr (values<T> == 1) {
         store_rows<T>(rows, pitch, to, cell, next, transform);
     } else {
@@ -217,8 +221,8 @@ inline void output_rows(const T* cell, ptrdiff_t size, int side, int pitch, int 
     }
 }
 
-// Calls strip(first, count, tiles) for the rows of tiles of `images` images, row r being that of image
-// r / (rows an image), in strips of about one size.
+// Calls strip(first, count, tiles) for the rows of tiles of `images` images, row r being that of
+// image r / (rows an image), in strips of about one size.
 template <class F> MAMLPP_INLINE void for_strips(int side, int images, F strip) {
     const int rows = images * tile_columns(side);
     const int strips = (rows + strip_rows(side) - 1) / strip_rows(side);
@@ -239,13 +243,15 @@ template <class T, class F> MAMLPP_INLINE void for_parts(F f) {
 }
 template <class T> constexpr int part_products = parts<T> > 1 ? 3 : 1;
 
-// z of `images` images: Σ_pairs conv(image, w); then row(image, y, z row). The input gradient is the
-// same of the mirrored sizes, flipped filters, and dz for the image.
+// z of `images` images: Σ_pairs conv(image, w); then row(image, y, z row). The input gradient is
+// the same of the mirrored sizes, flipped filters, and dz for the image.
 template <class T, class F>
 inline void winograd_fwd(const Conv<T>& g, const CellPair<T>* pairs, int count, int images,
                          const Tiles<T>& tiles, T* z, F row) {
-    const int side = g.side, rows = tile_columns(side), depth = (g.channels + values<T> - 1) / values<T>;
-    const ptrdiff_t in_cell = cell_step<T>(most_tiles(side), g.pitch_in), in_part = part_step<T>(in_cell);
+    const int side = g.side, rows = tile_columns(side),
+              depth = (g.channels + values<T> - 1) / values<T>;
+    const ptrdiff_t in_cell = cell_step<T>(most_tiles(side), g.pitch_in),
+                    in_part = part_step<T>(in_cell);
     const ptrdiff_t w_cell = cell_step<T>(g.channels, g.pitch_out), w_part = part_step<T>(w_cell);
     const ptrdiff_t out_cell = sum_step<T>(most_tiles(side), g.pitch_out);
     const ptrdiff_t z_row = static_cast<ptrdiff_t>(side) * g.pitch_out, in_row = g.in_row();
@@ -278,25 +284,29 @@ inline void winograd_fwd(const Conv<T>& g, const CellPair<T>* pairs, int count, 
     });
 }
 
-// sum[16][filters][pitch_in] (+)= Σ_images Σ_pairs of the cells of wgrad(x, dz); of each pair `image` is
-// x and `w` is dz, both with their borders.
+// sum[16][filters][pitch_in] (+)= Σ_images Σ_pairs of the cells of wgrad(x, dz); of each pair
+// `image` is x and `w` is dz, both with their borders.
 template <class T>
 inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, int images,
                            const Tiles<T>& tiles, T* sum, bool fresh) {
     const int side = g.side;
-    const ptrdiff_t x_cell = cell_step<T>(most_tiles(side), g.pitch_in), x_part = part_step<T>(x_cell);
-    const ptrdiff_t dz_cell = cell_step<T>(most_tiles(side), g.pitch_out), dz_part = part_step<T>(dz_cell);
-    const ptrdiff_t in_row = g.in_row(), dz_row = g.dz_row(), w_cell = sum_step<T>(g.filters, g.pitch_in);
+    const ptrdiff_t x_cell = cell_step<T>(most_tiles(side), g.pitch_in),
+                    x_part = part_step<T>(x_cell);
+    const ptrdiff_t dz_cell = cell_step<T>(most_tiles(side), g.pitch_out),
+                    dz_part = part_step<T>(dz_cell);
+    const ptrdiff_t in_row = g.in_row(), dz_row = g.dz_row(),
+                    w_cell = sum_step<T>(g.filters, g.pitch_in);
     for_strips(side, images, [&](int first, int, int count_of_tiles) {
         for (int k = 0; k < count; ++k) {
             store_across<T>(count_of_tiles, g.pitch_in, tiles.x[k], x_cell,
                             TileWalk<T>(pairs[k].image, side, g.pitch_in, first),
                             [&](const T* from, Vec<T>* to)
                                 MAMLPP_LAMBDA { input_cells(from, in_row, g.pitch_in, to); });
-            store_across<T>(count_of_tiles, g.pitch_out, tiles.dz[k], dz_cell,
-                            TileWalk<T>(pairs[k].w + dz_row + g.pitch_out, side, g.pitch_out, first),
-                            [&](const T* from, Vec<T>* to)
-                                MAMLPP_LAMBDA { gradient_cells(from, dz_row, g.pitch_out, to); });
+            store_across<T>(
+                count_of_tiles, g.pitch_out, tiles.dz[k], dz_cell,
+                TileWalk<T>(pairs[k].w + dz_row + g.pitch_out, side, g.pitch_out, first),
+                [&](const T* from, Vec<T>* to)
+                    MAMLPP_LAMBDA { gradient_cells(from, dz_row, g.pitch_out, to); });
         }
         for (int i = 0; i < cells; ++i) {
             Run<Operand<T>> runs[2 * part_products<T>];
@@ -321,13 +331,13 @@ inline void pack_cells(const T* w, int rows, ptrdiff_t row_step, ptrdiff_t tap_s
         w += row_step;
         return at;
     };
-    store_across<T>(rows, pitch, to, cell_step<T>(rows, pitch), next, [&](const T* from, Vec<T>* cell)
-                    MAMLPP_LAMBDA { filter_cells(from, tap_step, flipped, cell); });
+    store_across<T>(rows, pitch, to, cell_step<T>(rows, pitch), next,
+                    [&](const T* from, Vec<T>* cell)
+                        MAMLPP_LAMBDA { filter_cells(from, tap_step, flipped, cell); });
 }
 
 // GᵀSG of the cells of a weight gradient, [16][filters][pitch] → [filters][9][pitch]
-template <class T>
-inline void filter_gradient(const T* sum, int filters, int pitch, T* dw) {
+template <class T> inline void filter_gradient(const T* sum, int filters, int pitch, T* dw) {
     constexpr int L = lanes<T>;
     const Vec<T> half = Vec<T>::all(static_cast<T>(0.5));
     const ptrdiff_t cell = sum_step<T>(filters, pitch);

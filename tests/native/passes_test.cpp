@@ -202,8 +202,8 @@ template <class T> void check(const Case& c) {
     });
 }
 
-// By bfloat16: any number of threads gives the same bits, the emulated tiles what the vectors do, and two
-// parts what float32 does.
+// By bfloat16: any number of threads gives the same bits, the emulated tiles what the vectors do,
+// and two parts what float32 does.
 void check_bf16([[maybe_unused]] Case c) {
 #ifdef MAMLPP_EMULATED_TILES
     limit_isa(Isa::avx512bf16);
@@ -287,7 +287,8 @@ int main() {
         check<double>(c);
         check<float>(c);
     }
-    const Case wide[] = { // tiles in rows and sums of more than one, and what is left of them
+    const Case wide[] = {
+        // tiles in rows and sums of more than one, and what is left of them
         {net(1, 20, 48, 2, true), 3, 1, false},
         {net(2, 14, 33, 2, true), 2, 2, true},
         {net(1, 13, 80, 2, true), 2, 1, false},
