@@ -8,12 +8,12 @@ import re
 import sys
 from pathlib import Path
 
-from bench import results, roofline, tables, training
+from bench import curves, results, roofline, tables, training
 
 README = results.ROOT / "README.md"
 PICTURE = "roofline.svg"  # in the folder of the results
 MARKED = re.compile(r"<!-- benchmark: *(\S*?) *-->\n.*?<!-- /benchmark -->", re.DOTALL)
-TRAINED = re.compile(r"<!-- training -->\n.*?<!-- /training -->", re.DOTALL)
+KEPT = {"training": training, "curves": curves}  # what fills the part of the README marked so
 
 
 def shown(readme: str) -> str:
@@ -43,11 +43,17 @@ def _block(run: dict) -> str:
     return "\n".join(parts)
 
 
-def with_trainings(readme: str) -> str:
-    """The README with the table of the trainings that are kept."""
-    rows = training.table_rows()
-    trained = tables.table(training.HEAD, rows) if rows else ""
-    return TRAINED.sub(lambda _: f"<!-- training -->\n{trained}<!-- /training -->", readme)
+def with_kept(readme: str) -> str:
+    """The README with the tables of the trainings and comparisons that are kept."""
+    for mark, kind in KEPT.items():
+        rows = kind.table_rows()
+        readme = _filled(readme, mark, tables.table(kind.HEAD, rows) if rows else "")
+    return readme
+
+
+def _filled(readme: str, mark: str, text: str) -> str:
+    marked = re.compile(rf"<!-- {mark} -->\n.*?<!-- /{mark} -->", re.DOTALL)
+    return marked.sub(lambda _: f"<!-- {mark} -->\n{text}<!-- /{mark} -->", readme)
 
 
 def main(arguments: list[str]) -> int:
@@ -61,7 +67,7 @@ def main(arguments: list[str]) -> int:
         run = results.load(path)
         readme = with_benchmark(readme, name, run)
         (results.FOLDER / PICTURE).write_text(roofline.picture(run), encoding="utf-8")
-    README.write_text(with_trainings(readme), encoding="utf-8")
+    README.write_text(with_kept(readme), encoding="utf-8")
     return 0
 
 

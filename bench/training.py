@@ -23,18 +23,41 @@ _LOCAL = {"data", "cache", "run", "device", "threads", "prefetch", "log_every", 
 
 def record(run: Path) -> dict:
     """What to keep of a run folder. Raises UserError when its data is not there any more."""
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    rows, machine = [json.loads(line) for line in lines], results.describe(full=False)
-    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    config, rows, result = read(run)
     return {
-        "machine": {name: machine[name] for name in ("processor", "cores", "system", "torch")}
-        | {"threads": config["threads"]},
-        "config": {name: value for name, value in config.items() if name not in _LOCAL},
+        "machine": machine(config),
+        "config": settings(config),
         "curve": [row for row in rows if row["kind"] == "validation"],
         "result": result,
         "centroid": _centroid(config, result["identity"]),
     }
+
+
+def read(run: Path) -> tuple[dict, list[dict], dict]:
+    """Configuration, rows of the log and test of a finished run."""
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    config, result = (results.load(run / name) for name in ("config.json", "result.json"))
+    return config, [json.loads(line) for line in lines], result
+
+
+def machine(config: dict) -> dict:
+    """This one, as far as it matters to a training."""
+    found = results.describe(full=False)
+    names = "processor", "cores", "system", "torch"
+    return {name: found[name] for name in names} | {"threads": config["threads"]}
+
+
+def settings(config: dict) -> dict:
+    """Those of what was trained, without paths."""
+    return {name: value for name, value in config.items() if name not in _LOCAL}
+
+
+def task(data: str, config: dict) -> list[str]:
+    """The first cells of a row: what was trained, and for how long."""
+    return [
+        f"{data}, {config['ways']}-way {config['shots']}-shot",
+        f"{config['epochs'] * config['iterations']:,} × {config['tasks']}",
+    ]
 
 
 def _centroid(config: dict, identity: str) -> dict[str, float]:
@@ -66,8 +89,7 @@ def _row(run: dict) -> list[str]:
     config, result, curve = run["config"], run["result"], run["curve"]
     scores = run["centroid"], result["best"], result["ensemble"]
     return [
-        f"{result['data']}, {config['ways']}-way {config['shots']}-shot",
-        f"{config['epochs'] * config['iterations']:,} × {config['tasks']}",
+        *task(result["data"], config),
         " ".join(f"{100 * row['accuracy']:.1f}" for row in curve),
         *(f"{100 * s['accuracy']:.2f} ± {100 * s['interval']:.2f} %" for s in scores),
     ]

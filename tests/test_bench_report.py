@@ -226,4 +226,4 @@ def test_readme_shows_the_committed_json():
         assert report.with_benchmark(readme, name, run) == readme
         picture = (results.FOLDER / report.PICTURE).read_text(encoding="utf-8")
         assert picture == roofline.picture(run)
-    assert report.with_trainings(readme) == readme
+    assert report.with_kept(readme) == readme
