@@ -194,3 +194,20 @@ def test_what_is_not_asked_for_changes_nothing_else(downsample: str) -> None:
     assert alone.loss is alone.gradient is alone.norm_gradient is None
     for name in ("logits", "mean", "var"):
         assert torch.equal(getattr(alone, name), getattr(kept, name))
+
+
+@pytest.mark.parametrize("statistics", [None, "shared"])
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_what_is_not_a_number_wins_its_window(where: str, statistics, isa) -> None:
+    made = problem(Backbone(1, 12, 5, 2, 4), 6, 1, statistics)
+    made.theta[0, 0 if where == "first" else made.model.sizes[0]] = torch.nan
+    ours, expected = native_pass(made), composed(made)
+    for name, a, e in zip(Results._fields, ours, expected, strict=True):
+        assert torch.equal(a.isnan(), e.isnan()), name
+    assert expected.loss.isnan().all()
+
+
+def test_an_image_that_is_not_a_number_makes_all_so(isa) -> None:
+    made = problem(Backbone(1, 12, 5, 2, 4), 6, 1)
+    made.x[0, 2, 0, 3, 4] = torch.nan
+    assert all(result.isnan().all() for result in native_pass(made)[:6])

@@ -86,7 +86,7 @@ inline void add_products(T* const sums[2], const T* z_dot, const T* z, const T* 
     }
 }
 
-// The winner of four values, the first one of equals, and its value.
+// The winner of four values, the first one of equals, and its value. What is not a number wins.
 template <class T>
 MAMLPP_INLINE Winner<T> compete(const Vec<T> (&z)[4], Vec<T> sign, Vec<T>& value) {
     Vec<T> key = z[0] * sign;
@@ -95,7 +95,7 @@ MAMLPP_INLINE Winner<T> compete(const Vec<T> (&z)[4], Vec<T> sign, Vec<T>& value
 #pragma GCC unroll 4
     for (int i = 1; i < 4; ++i) {
         const Vec<T> other = z[i] * sign;
-        const Mask<T> more = greater(other, key);
+        const Mask<T> more = greater(other, key) | unordered(other);
         key = select(more, other, key);
         value = select(more, z[i], value);
         winner.bit0 = i & 1 ? winner.bit0 | more : without(winner.bit0, more);

@@ -45,7 +45,7 @@ void stem_statistics(const Plan<T>& plan, const Images<T>& images, const Kept<T>
             mean += w * stem.mean[i];
             offset += w * stem.pivot[i / taps];
         }
-        var = var > 0 ? var : 0;
+        var = var < 0 ? 0 : var;
         task.mean[f] = static_cast<T>(mean + offset);
         task.var[f] = static_cast<T>(var);
         const bool given = task.given_mean != nullptr;

@@ -215,9 +215,7 @@ template <class T> struct Shares {
 
 // What the images of a set give to the moments of their patches: the matrix of patch_products each.
 template <class T> struct PatchShares {
-    static ptrdiff_t size(const Plan<T>& plan) {
-        return plan.patch() * padded<double>(plan.patch() + 1);
-    }
+    static ptrdiff_t size(const Plan<T>& plan) { return plan.patch() * (plan.patch() + 1); }
 };
 
 // What a tangent keeps of its forward half for its backward half.
@@ -251,7 +249,7 @@ template <class T> struct Scratch {
     Tiles<T> tiles;
     T* sum;          // cells of a chunk's weight gradient
     T* row;          // of the stem's windows
-    double* patches; // of patch_products: a row of pixels, and the sums
+    double* patches; // of patch_products: the image and a plane of ones
 
     Scratch(const Plan<T>& plan, void* block, size_t* bytes = nullptr) {
         ptrdiff_t in = 0, out = 0, operands = 0, sums = 0, cell_sums = 0;
@@ -287,8 +285,7 @@ template <class T> struct Scratch {
         sum = carver.take<T>(cell_sums);
         const Conv<T>& first = plan.stages[0].conv;
         row = carver.take<T>(windows_size(first.side, first.channels));
-        patches = carver.take<double>(static_cast<ptrdiff_t>(first.side) *
-                                      padded<double>(plan.patch() + 1));
+        patches = carver.take<double>((first.channels + 1) * plane<T>(first.side));
         if (bytes)
             *bytes = carver.bytes();
     }

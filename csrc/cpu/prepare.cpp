@@ -25,11 +25,14 @@ template <class T> void centre(const Conv<T>& g, const T* x, const double* pivot
 
 // The mean of each channel over one image.
 template <class T> void channel_means(const Conv<T>& g, const T* x, double* mean) {
+    constexpr int terms = 8; // so that an addition does not wait for the one before
     for (int c = 0; c < g.channels; ++c) {
-        double sum = 0;
+        double sums[terms] = {}, total = 0;
         for (int i = 0; i < g.side * g.side; ++i)
-            sum += static_cast<double>(x[static_cast<ptrdiff_t>(i) * g.channels + c]);
-        mean[c] = sum / (g.side * g.side);
+            sums[i % terms] += static_cast<double>(x[static_cast<ptrdiff_t>(i) * g.channels + c]);
+        for (double sum : sums)
+            total += sum;
+        mean[c] = total / (g.side * g.side);
     }
 }
 
@@ -98,7 +101,7 @@ void prepare(const Net& net, int n, const T* x, void* block, void* work, void* s
         centre(g, x + i * pixels, stem.pivot, image);
         patch_products(image, g.side, g.channels, shares + i * size, workers[worker].patches);
     });
-    const int d = plan.patch(), pitch = padded<double>(d + 1);
+    const int d = plan.patch(), pitch = d + 1;
     const double positions = static_cast<double>(n) * g.side * g.side;
     add_shares(shares, n, size, static_cast<int>(size), shares);
     for (int i = 0; i < d; ++i)

@@ -180,8 +180,9 @@ void outer(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_t s_s
     template void outer(const Run<S>*, int, int, int, ptrdiff_t, int, ptrdiff_t, T*, ptrdiff_t,    \
                         bool);
 MAMLPP_PRODUCTS(float, float)
+#ifndef MAMLPP_PARTS
 MAMLPP_PRODUCTS(double, double)
-#if defined(MAMLPP_PARTS) && !defined(MAMLPP_TILES)
+#elif !defined(MAMLPP_TILES)
 MAMLPP_PRODUCTS(Bf16Pair, float)
 #endif
 

@@ -63,6 +63,9 @@ MAMLPP_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
 MAMLPP_INLINE Mask<float> greater(Vec<float> a, Vec<float> b) {
     return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)};
 }
+MAMLPP_INLINE Mask<float> unordered(Vec<float> a) { // not a number
+    return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)};
+}
 MAMLPP_INLINE Vec<float> select(Mask<float> m, Vec<float> a, Vec<float> b) {
     return {_mm512_mask_blend_ps(static_cast<__mmask16>(m.m), b.v, a.v)};
 }
@@ -93,6 +96,9 @@ MAMLPP_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 }
 MAMLPP_INLINE Mask<double> greater(Vec<double> a, Vec<double> b) {
     return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ)};
+}
+MAMLPP_INLINE Mask<double> unordered(Vec<double> a) {
+    return {_mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q)};
 }
 MAMLPP_INLINE Vec<double> select(Mask<double> m, Vec<double> a, Vec<double> b) {
     return {_mm512_mask_blend_pd(static_cast<__mmask8>(m.m), b.v, a.v)};
@@ -213,6 +219,9 @@ MAMLPP_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
 MAMLPP_INLINE Mask<float> greater(Vec<float> a, Vec<float> b) {
     return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)};
 }
+MAMLPP_INLINE Mask<float> unordered(Vec<float> a) {
+    return {_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)};
+}
 MAMLPP_INLINE Vec<float> select(Mask<float> m, Vec<float> a, Vec<float> b) {
     return {_mm256_blendv_ps(b.v, a.v, m.m)};
 }
@@ -242,6 +251,9 @@ MAMLPP_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 }
 MAMLPP_INLINE Mask<double> greater(Vec<double> a, Vec<double> b) {
     return {_mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ)};
+}
+MAMLPP_INLINE Mask<double> unordered(Vec<double> a) {
+    return {_mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q)};
 }
 MAMLPP_INLINE Vec<double> select(Mask<double> m, Vec<double> a, Vec<double> b) {
     return {_mm256_blendv_pd(b.v, a.v, m.m)};
@@ -312,6 +324,12 @@ template <class T> MAMLPP_INLINE Mask<T> greater(Vec<T> a, Vec<T> b) {
     unsigned m = 0;
     for (int i = 0; i < Vec<T>::lanes; ++i)
         m |= static_cast<unsigned>(a.v[i] > b.v[i]) << i;
+    return {static_cast<uint16_t>(m)};
+}
+template <class T> MAMLPP_INLINE Mask<T> unordered(Vec<T> a) {
+    unsigned m = 0;
+    for (int i = 0; i < Vec<T>::lanes; ++i)
+        m |= static_cast<unsigned>(a.v[i] != a.v[i]) << i;
     return {static_cast<uint16_t>(m)};
 }
 template <class T> MAMLPP_INLINE Vec<T> select(Mask<T> m, Vec<T> a, Vec<T> b) {
