@@ -10,8 +10,8 @@ namespace MAMLPP_ISA {
 namespace {
 
 template <class T> struct ConvPlan {
-    Conv<T> g;      // of conv_fwd and conv_wgrad: pixels of the input as they are
-    Conv<T> inward; // of conv_dgrad: pixels of the input are whole vectors
+    Conv<T> g;      // of the value and the weight gradient: pixels of the input as they are
+    Conv<T> inward; // of the input gradient: they are whole vectors
     int n;
 
     explicit ConvPlan(const ConvShape& s)
@@ -20,13 +20,10 @@ template <class T> struct ConvPlan {
         inward.pitch_in = padded<T>(s.channels);
     }
     bool wide() const { return g.pitch_in % lanes<T> == 0; } // see conv_wgrad
-    ptrdiff_t x_image() const { return static_cast<ptrdiff_t>(g.side) * g.side * g.channels; }
-    ptrdiff_t z_image() const { return static_cast<ptrdiff_t>(g.out()) * g.out() * g.filters; }
-    ptrdiff_t packed() const { // values of the filters of one product, in either order
-        const ptrdiff_t fwd = static_cast<ptrdiff_t>(g.channels) * g.pitch_out;
-        const ptrdiff_t bwd = static_cast<ptrdiff_t>(g.filters) * inward.pitch_in;
-        return taps * (fwd > bwd ? fwd : bwd);
-    }
+    ptrdiff_t in_pixels() const { return static_cast<ptrdiff_t>(g.side) * g.side; }
+    ptrdiff_t out_pixels() const { return static_cast<ptrdiff_t>(g.out()) * g.out(); }
+    ptrdiff_t x_image() const { return in_pixels() * g.channels; }
+    ptrdiff_t z_image() const { return out_pixels() * g.filters; }
     ptrdiff_t share() const { // of a weight gradient
         return taps * (wide() ? static_cast<ptrdiff_t>(g.filters) * g.pitch_in
                               : static_cast<ptrdiff_t>(g.channels) * g.pitch_out);
@@ -34,34 +31,42 @@ template <class T> struct ConvPlan {
 };
 
 template <class T> struct ConvWork {
-    T* w[2];
+    Packed<T> fwd[2], bwd[2];
+    T* packing;
     T* shares; // [chunks][share]
 
     ConvWork(const ConvPlan<T>& plan, void* block, size_t* bytes = nullptr) {
         Carver carver(block);
-        for (T*& packed : w)
-            packed = carver.take<T>(plan.packed());
+        for (int k = 0; k < 2; ++k) {
+            fwd[k] = take_fwd(carver, plan.g);
+            bwd[k] = take_bwd(carver, plan.inward);
+        }
+        packing = carver.take<T>(packing_size(plan.inward));
         shares = carver.take<T>(chunks(plan.n) * plan.share());
         if (bytes)
             *bytes = carver.bytes();
     }
 };
 
-// One worker's: operands with their borders, and an image whose pixels are whole vectors.
+// One worker's: a group's operands with their borders, and its images with pixels of whole vectors.
 template <class T> struct ConvScratch {
-    T *x[2], *dz[2], *image;
+    T *x[2], *dz[2], *images;
+    Cells<T> cells_of;
 
     ConvScratch(const ConvPlan<T>& plan, void* block, size_t* bytes = nullptr) {
         Carver carver(block);
+        const int group = group_of(plan.g);
         for (int k = 0; k < 2; ++k) {
-            x[k] = carver.take<T>(group_of(plan.g) * plan.g.in_image());
-            dz[k] = carver.take<T>(group_of(plan.g) * plan.g.dz_image());
+            x[k] = carver.take<T>(group * plan.g.in_image());
+            dz[k] = carver.take<T>(group * plan.g.dz_image());
         }
-        const ptrdiff_t out =
-            static_cast<ptrdiff_t>(plan.g.out()) * plan.g.out() * plan.g.pitch_out;
-        const ptrdiff_t in =
-            static_cast<ptrdiff_t>(plan.g.side) * plan.g.side * plan.inward.pitch_in;
-        image = carver.take<T>(in > out ? in : out);
+        const ptrdiff_t out = plan.out_pixels() * plan.g.pitch_out;
+        const ptrdiff_t in = plan.in_pixels() * plan.inward.pitch_in;
+        images = carver.take<T>(group * (in > out ? in : out));
+        CellRoom<T> largest;
+        largest.include(plan.g);
+        largest.include(plan.inward);
+        cells_of = largest.take(carver);
         if (bytes)
             *bytes = carver.bytes();
     }
@@ -73,13 +78,21 @@ template <class T> ConvScratch<T> scratch_of(const ConvPlan<T>& plan, void* scra
     return {plan, static_cast<char*>(scratch) + worker * bytes};
 }
 
+// Calls group(first, size) for the images of a chunk, as many at once as have room.
+template <class T, class F> void for_groups(const ConvPlan<T>& plan, int chunk, F group) {
+    const int end = chunk_begin(plan.n, chunk + 1), most = group_of(plan.g);
+    for (int first = chunk_begin(plan.n, chunk); first < end; first += most)
+        group(first, first + most < end ? most : end - first);
+}
+
 // The gradients' share of images first … first + size − 1, with filters packed in `work`.
 template <class T>
 void group_bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<T>& work,
                const ConvScratch<T>& scratch, int first, int size, T* share, bool fresh) {
     const Conv<T>& g = plan.g;
     Pair<T> outer_pairs[2];
-    int products = 0;
+    Factors<T> factors[2];
+    int outer_count = 0, count = 0;
     for (int k = 0; k < 2; ++k) {
         const ConvPair<T>& pair = task.pairs[k];
         const bool weighs = task.dw && pair.x && pair.dz;
@@ -92,23 +105,21 @@ void group_bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<
                              scratch.x[k] + i * g.in_image());
         }
         if (weighs)
-            outer_pairs[products++] = {scratch.x[k], scratch.dz[k]};
+            outer_pairs[outer_count++] = {scratch.x[k], scratch.dz[k]};
+        if (task.dx && pair.dz && pair.w)
+            factors[count++] = {scratch.dz[k], work.bwd[k]};
     }
-    for (int i = 0; task.dx && i < size; ++i) {
-        Pair<T> pairs[2];
-        int count = 0;
-        for (int k = 0; k < 2; ++k)
-            if (task.pairs[k].dz && task.pairs[k].w)
-                pairs[count++] = {scratch.dz[k] + i * g.dz_image(), work.w[k]};
-        T* to = task.dx + (first + i) * plan.x_image();
+    if (task.dx) {
+        T* const to = task.dx + first * plan.x_image();
         const bool exact = plan.inward.pitch_in == g.channels;
-        conv_dgrad(plan.inward, pairs, count, exact ? to : scratch.image, [](int, const T*) {});
+        convolve_bwd(plan.inward, factors, count, size, scratch.cells_of,
+                     exact ? to : scratch.images, [](int, int, const T*) {});
         if (!exact)
-            copy_pixels(scratch.image, static_cast<ptrdiff_t>(g.side) * g.side,
-                        plan.inward.pitch_in, g.channels, to);
+            copy_pixels(scratch.images, size * plan.in_pixels(), plan.inward.pitch_in, g.channels,
+                        to);
     }
     if (task.dw)
-        conv_wgrad(g, outer_pairs, products, size, share, fresh);
+        add_wgrad(g, outer_pairs, outer_count, size, fresh, scratch.cells_of, share);
 }
 
 } // namespace
@@ -133,23 +144,27 @@ void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
     const Conv<T>& g = plan.g;
     for (int k = 0; k < 2; ++k)
         if (task.pairs[k].w)
-            pack_filters(task.pairs[k].w, g.filters, g.channels, g.pitch_out, work.w[k]);
-    each(team, plan.n, [&](int image, int worker) {
+            pack_fwd(g, task.pairs[k].w, work.packing, work.fwd[k]);
+    each(team, chunks(plan.n), [&](int chunk, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);
-        Pair<T> pairs[2];
-        int count = 0;
-        for (int k = 0; k < 2; ++k)
-            if (task.pairs[k].w) {
-                border_image(task.pairs[k].x + image * plan.x_image(), g.side, g.channels,
-                             g.channels, room.x[k]);
-                pairs[count++] = {room.x[k], work.w[k]};
+        for_groups(plan, chunk, [&](int first, int size) {
+            Factors<T> factors[2];
+            int count = 0;
+            for (int k = 0; k < 2; ++k) {
+                if (!task.pairs[k].w)
+                    continue;
+                for (int i = 0; i < size; ++i)
+                    border_image(task.pairs[k].x + (first + i) * plan.x_image(), g.side, g.channels,
+                                 g.channels, room.x[k] + i * g.in_image());
+                factors[count++] = {room.x[k], work.fwd[k]};
             }
-        T* to = task.z + image * plan.z_image();
-        const bool exact = g.pitch_out == g.filters;
-        conv_fwd(g, pairs, count, exact ? to : room.image, [](int, const T*) {});
-        if (!exact)
-            copy_pixels(room.image, static_cast<ptrdiff_t>(g.out()) * g.out(), g.pitch_out,
-                        g.filters, to);
+            T* const to = task.z + first * plan.z_image();
+            const bool exact = g.pitch_out == g.filters;
+            convolve_fwd(g, factors, count, size, room.cells_of, exact ? to : room.images,
+                         [](int, int, const T*) {});
+            if (!exact)
+                copy_pixels(room.images, size * plan.out_pixels(), g.pitch_out, g.filters, to);
+        });
     });
 }
 
@@ -160,15 +175,17 @@ void task_conv_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
     const ConvWork<T> work(plan, block);
     for (int k = 0; k < 2; ++k)
         if (task.dx && task.pairs[k].w && task.pairs[k].dz)
-            pack_filters_bwd(task.pairs[k].w, plan.g.filters, plan.g.channels, plan.inward.pitch_in,
-                             work.w[k]);
-    const int parts = chunks(plan.n), most = group_of(plan.g);
+            pack_bwd(plan.inward, task.pairs[k].w, work.packing, work.bwd[k]);
+    const int parts = chunks(plan.n);
     each(team, parts, [&](int part, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);
-        const int begin = chunk_begin(plan.n, part), end = chunk_begin(plan.n, part + 1);
-        for (int first = begin; first < end; first += most)
-            group_bwd(plan, task, work, room, first, first + most < end ? most : end - first,
-                      work.shares + part * plan.share(), first == begin);
+        T* const share = work.shares + part * plan.share();
+        for_groups(plan, part, [&](int first, int size) {
+            group_bwd(plan, task, work, room, first, size, share,
+                      first == chunk_begin(plan.n, part));
+        });
+        if (task.dw)
+            finish_wgrad(plan.g, room.cells_of, share);
     });
     if (task.dw)
         store_filters(plan.g, work.shares, parts, plan.share(), task.dw);

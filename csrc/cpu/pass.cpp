@@ -124,12 +124,13 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
                 const Factors<T> pair{x, shares.filters_of[s].fwd};
-                stage_fwd(stage, &pair, 1, size, scratch, k.z + first * stage.window.dense_image(),
-                          [&](int i, int y, const T* row) {
-                              T* share = shares.sums + (first + i) * share_size;
-                              add_moments<T>({share, share + plan.pitch}, row, width, plan.pitch,
-                                             y * width);
-                          });
+                convolve_fwd(stage.conv, &pair, 1, size, scratch.cells_of,
+                             k.z + first * stage.window.dense_image(),
+                             [&](int i, int y, const T* row) {
+                                 T* share = shares.sums + (first + i) * share_size;
+                                 add_moments<T>({share, share + plan.pitch}, row, width, plan.pitch,
+                                                y * width);
+                             });
             });
         });
         merge_statistics(plan, k, shares.sums, stage.window.dense * stage.window.dense, s, task);
@@ -220,21 +221,21 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
                     const ptrdiff_t image = plan.stages[s - 1].window.pooled_image();
                     const int side = stage.conv.side;
                     const Factors<T> pair{scratch.dz, shares.filters_of[s].bwd};
-                    stage_dgrad(stage, &pair, 1, size, scratch, below.delta + first * image,
-                                [&](int i, int y, T* row) {
-                                    T* to = shares.sums + (first + i) * 2 * pitch;
-                                    T* const sums[2] = {to, to + pitch};
-                                    bend(side, plan.pitch, row,
-                                         below.x_hat + (first + i) * image + y * side * pitch,
-                                         below.gain, below.bias, plan.slope, sums, y == 0);
-                                });
+                    convolve_bwd(stage.conv, &pair, 1, size, scratch.cells_of,
+                                 below.delta + first * image, [&](int i, int y, T* row) {
+                                     T* to = shares.sums + (first + i) * 2 * pitch;
+                                     T* const sums[2] = {to, to + pitch};
+                                     bend(side, plan.pitch, row,
+                                          below.x_hat + (first + i) * image + y * side * pitch,
+                                          below.gain, below.bias, plan.slope, sums, y == 0);
+                                 });
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
                 const Pair<T> pair{x, scratch.dz};
-                stage_wgrad(stage, &pair, 1, size, first == chunk_begin(plan.n, chunk), scratch,
-                            sum);
+                add_wgrad(stage.conv, &pair, 1, size, first == chunk_begin(plan.n, chunk),
+                          scratch.cells_of, sum);
             });
-            finish_wgrad(stage, scratch, sum);
+            finish_wgrad(stage.conv, scratch.cells_of, sum);
         });
         store_filters(stage.conv, shares.filters, parts, share, task.gradient + stage.theta);
     }

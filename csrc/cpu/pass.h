@@ -2,13 +2,9 @@
 #pragma once
 
 #include "../ops.h"
+#include "convolve.h"
 #include "head.h"
 #include "stem.h"
-#include "winograd.h"
-
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#endif
 
 namespace mamlpp {
 namespace MAMLPP_ISA {
@@ -32,44 +28,17 @@ template <class T> MAMLPP_INLINE int group_of(const Conv<T>& g) { // the images 
     return images < 1 ? 1 : images > most_of_chunk ? most_of_chunk : static_cast<int>(images);
 }
 
-// Hands out arrays of a block one behind the other; from a null block it only counts.
-class Carver {
-  public:
-    explicit Carver(void* block) : base_(static_cast<char*>(block)) {}
-    template <class T> T* take(ptrdiff_t count) {
-        char* p = base_ ? base_ + at_ : nullptr;
-        const size_t bytes = static_cast<size_t>(count) * sizeof(T);
-        at_ += (bytes + 63) / 64 * 64;
-#ifdef __SANITIZE_ADDRESS__ // forbids what lies between the arrays
-        at_ += 64;
-        if (p)
-            __asan_poison_memory_region(p + bytes, (bytes + 63) / 64 * 64 + 64 - bytes);
-#endif
-        return reinterpret_cast<T*>(p);
-    }
-    size_t bytes() const { return at_; }
-
-  private:
-    char* base_;
-    size_t at_ = 0;
-};
-
 // The geometry of one stage, and of its part of the flat buffers.
 template <class T> struct Stage {
     Conv<T> conv;
     Window window;
-    bool stem; // by its patch moments; only the first one, where it pools
-    bool winograd;
+    bool stem;       // by its patch moments; only the first one, where it pools
     ptrdiff_t theta; // where its filters begin
 };
 
 constexpr int max_stages = 16;
 
-// Filters as one convolution of a stage reads them: their values, or by Winograd their cells.
-template <class T> struct Packed {
-    T* taps;
-    Operand<T>* cells;
-};
+// A stage's filters in both orders, or packed for the stem.
 template <class T> struct Filters {
     Packed<T> fwd, bwd;
 };
@@ -92,7 +61,6 @@ template <class T> struct Plan {
             const int dense = stage.conv.out();
             stage.window = {dense, net.pool ? dense / 2 : dense, pitch, net.pool};
             stage.stem = s == 0 && net.pool;
-            stage.winograd = !stage.stem && by_winograd(stage.conv);
             stage.theta = theta;
             theta += static_cast<ptrdiff_t>(net.filters) * taps * channels;
             side = stage.window.pooled;
@@ -104,15 +72,12 @@ template <class T> struct Plan {
     int filters() const { return stages[0].conv.filters; }
     bool mean_features() const { return !stages[0].window.pool; }
     int patch() const { return stages[0].conv.channels * taps; }
-    Packed<T> take_filters(Carver& carver, const Stage<T>& s, int rows) const { // of [pitch] each
-        if (s.winograd)
-            return {nullptr, carver.take<Operand<T>>(operands_size<T>(rows, pitch))};
-        return {carver.take<T>(static_cast<ptrdiff_t>(taps) * rows * pitch), nullptr};
-    }
     Filters<T> take_filters(Carver& carver, int i) const {
         const Stage<T>& s = stages[i];
-        const Packed<T> fwd = take_filters(carver, s, s.conv.channels);
-        return {fwd, i ? take_filters(carver, s, filters()) : Packed<T>{}};
+        if (s.stem)
+            return {{carver.take<T>(static_cast<ptrdiff_t>(patch()) * pitch), nullptr}, {}};
+        const Packed<T> fwd = take_fwd(carver, s.conv);
+        return {fwd, i ? take_bwd(carver, s.conv) : Packed<T>{}};
     }
 };
 
@@ -246,27 +211,20 @@ template <class T> struct Dots {
 // One worker's buffers with a border, for a group of a chunk's images; room for the largest stage.
 template <class T> struct Scratch {
     T *x, *x_dot, *dz, *dz_dot; // groups of inputs and of gradients
-    Tiles<T> tiles;
-    T* sum;          // cells of a chunk's weight gradient
-    T* row;          // of the stem's windows
-    double* patches; // of patch_products: the image and a plane of ones
+    Cells<T> cells_of;          // groups, and a chunk's weight gradient
+    T* row;                     // of the stem's windows
+    double* patches;            // of patch_products: the image and a plane of ones
 
     Scratch(const Plan<T>& plan, void* block, size_t* bytes = nullptr) {
-        ptrdiff_t in = 0, out = 0, operands = 0, sums = 0, cell_sums = 0;
+        ptrdiff_t in = 0, out = 0;
+        CellRoom<T> largest;
         for (int i = 0; i < plan.count; ++i) {
             const Stage<T>& s = plan.stages[i];
             const ptrdiff_t group = group_of(s.conv);
             if (!s.stem) {
                 in = i && group * s.conv.in_image() > in ? group * s.conv.in_image() : in;
                 out = group * s.conv.dz_image() > out ? group * s.conv.dz_image() : out;
-            }
-            if (s.winograd) {
-                const int most = most_tiles(s.conv.side);
-                const ptrdiff_t size = operands_size<T>(most, plan.pitch);
-                operands = size > operands ? size : operands;
-                const ptrdiff_t products = sums_size<T>(most, plan.pitch);
-                sums = products > sums ? products : sums;
-                cell_sums = sums_size<T>(plan.filters(), plan.pitch);
+                largest.include(s.conv);
             }
             const ptrdiff_t end = span(s.window.pooled); // the last activation, for the head
             in = end * end * plan.pitch > in ? end * end * plan.pitch : in;
@@ -276,13 +234,7 @@ template <class T> struct Scratch {
         x_dot = carver.take<T>(in);
         dz = carver.take<T>(out);
         dz_dot = carver.take<T>(out);
-        static_assert(sizeof(Operand<T>) == sizeof(T), "operands and sums share their memory");
-        for (Operand<T>*& x_cells : tiles.x)
-            x_cells = carver.take<Operand<T>>(operands);
-        tiles.z = carver.take<T>(operands > sums ? operands : sums);
-        tiles.dz[0] = reinterpret_cast<Operand<T>*>(tiles.z);
-        tiles.dz[1] = carver.take<Operand<T>>(operands);
-        sum = carver.take<T>(cell_sums);
+        cells_of = largest.take(carver);
         const Conv<T>& first = plan.stages[0].conv;
         row = carver.take<T>(windows_size(first.side, first.channels));
         patches = carver.take<double>((first.channels + 1) * plane<T>(first.side));

@@ -29,96 +29,14 @@ template <class T>
 void load_filters(const Plan<T>& plan, int s, const T* theta, bool backward, T* packed,
                   const Filters<T>& to) {
     const Stage<T>& stage = plan.stages[s];
-    const int filters = plan.filters(), channels = stage.conv.channels, pitch = plan.pitch;
     theta += stage.theta;
     if (stage.stem) {
-        pack_stem(theta, filters, channels, pitch, to.fwd.taps);
+        pack_stem(theta, plan.filters(), stage.conv.channels, plan.pitch, to.fwd.taps);
         return;
     }
-    if (!stage.winograd) {
-        pack_filters(theta, filters, channels, pitch, to.fwd.taps);
-        if (backward && s > 0)
-            pack_filters_bwd(theta, filters, channels, pitch, to.bwd.taps);
-        return;
-    }
-    pack_filters(theta, filters, channels, pitch, packed);
-    pack_cells(packed, channels, pitch, static_cast<ptrdiff_t>(channels) * pitch, pitch, false,
-               to.fwd.cells);
-    if (!backward || s == 0)
-        return;
-    ptrdiff_t row = static_cast<ptrdiff_t>(taps) * channels, tap = channels; // as theta lies
-    if (channels != pitch) {
-        pack_filters_bwd(theta, filters, channels, pitch, packed);
-        theta = packed, row = pitch, tap = static_cast<ptrdiff_t>(filters) * pitch;
-    }
-    pack_cells(theta, filters, row, tap, pitch, true, to.bwd.cells);
-}
-
-// A pair of operands of a stage's convolution: images with their borders, and filters.
-template <class T> struct Factors {
-    const T* image;
-    Packed<T> w;
-};
-
-// A convolution g of `images` images, Σ_pairs, by Winograd; then row(image, y, z row).
-template <class T, class F>
-void convolve_cells(const Conv<T>& g, const Factors<T>* pairs, int count, int images,
-                    const Scratch<T>& scratch, T* z, F row) {
-    CellPair<T> each[2];
-    for (int k = 0; k < count; ++k)
-        each[k] = {pairs[k].image, pairs[k].w.cells};
-    winograd_fwd(g, each, count, images, scratch.tiles, z, row);
-}
-
-// z of `images` images: Σ_pairs conv(image, w); then row(image, y, z row).
-template <class T, class F>
-void stage_fwd(const Stage<T>& stage, const Factors<T>* pairs, int count, int images,
-               const Scratch<T>& scratch, T* z, F row) {
-    if (stage.winograd) {
-        convolve_cells(stage.conv, pairs, count, images, scratch, z, row);
-        return;
-    }
-    for (int i = 0; i < images; ++i) {
-        Pair<T> each[2];
-        for (int k = 0; k < count; ++k)
-            each[k] = {pairs[k].image + i * stage.conv.in_image(), pairs[k].w.taps};
-        conv_fwd(stage.conv, each, count, z + i * stage.window.dense_image(),
-                 [&](int y, T* at) { row(i, y, at); });
-    }
-}
-
-// The gradient of `images` inputs: Σ_pairs dgrad(dz, w); then row(image, y, dx row).
-template <class T, class F>
-void stage_dgrad(const Stage<T>& stage, const Factors<T>* pairs, int count, int images,
-                 const Scratch<T>& scratch, T* dx, F row) {
-    const Conv<T>& g = stage.conv;
-    if (stage.winograd) {
-        convolve_cells(g.mirrored(), pairs, count, images, scratch, dx, row);
-        return;
-    }
-    for (int i = 0; i < images; ++i) {
-        Pair<T> each[2];
-        for (int k = 0; k < count; ++k)
-            each[k] = {pairs[k].image + i * g.dz_image(), pairs[k].w.taps};
-        conv_dgrad(g, each, count, dx + static_cast<ptrdiff_t>(i) * g.side * g.side * g.pitch_in,
-                   [&](int y, T* at) { row(i, y, at); });
-    }
-}
-
-// The weight gradient of a group of a chunk: its own sums, or in the cells those of the worker.
-template <class T>
-void stage_wgrad(const Stage<T>& stage, const Pair<T>* pairs, int count, int images, bool fresh,
-                 const Scratch<T>& scratch, T* share) {
-    if (stage.winograd)
-        winograd_wgrad(stage.conv, pairs, count, images, scratch.tiles, scratch.sum, fresh);
-    else
-        conv_wgrad(stage.conv, pairs, count, images, share, fresh);
-}
-
-// The end of a chunk's weight gradient.
-template <class T> void finish_wgrad(const Stage<T>& stage, const Scratch<T>& scratch, T* share) {
-    if (stage.winograd)
-        filter_gradient(scratch.sum, stage.conv.filters, stage.conv.pitch_in, share);
+    pack_fwd(stage.conv, theta, packed, to.fwd);
+    if (backward && s > 0)
+        pack_bwd(stage.conv, theta, packed, to.bwd);
 }
 
 // Σ values·patch over the winners of all images, [patch][pitch]; `shares` is one of these a chunk.

@@ -112,14 +112,14 @@ template <class T> struct Tangent {
                     const Factors<T> pairs[2] = {{x, dots.stages[s].filters.fwd},
                                                  {scratch.x_dot, shares.filters_of[s].fwd}};
                     const ptrdiff_t at = first * stage.window.dense_image();
-                    stage_fwd(stage, pairs, s > 0 ? 2 : 1, size, scratch, dots.stages[s].z + at,
-                              [&](int i, int y, const T* row) {
-                                  T* share = shares.sums + (first + i) * 2 * pitch();
-                                  T* const sums[2] = {share, share + pitch()};
-                                  const T* z = k.z + at + i * stage.window.dense_image();
-                                  add_products(sums, row, z + y * width * pitch(), k.centre, width,
-                                               plan.pitch, y == 0);
-                              });
+                    convolve_fwd(stage.conv, pairs, s > 0 ? 2 : 1, size, scratch.cells_of,
+                                 dots.stages[s].z + at, [&](int i, int y, const T* row) {
+                                     T* share = shares.sums + (first + i) * 2 * pitch();
+                                     T* const sums[2] = {share, share + pitch()};
+                                     const T* z = k.z + at + i * stage.window.dense_image();
+                                     add_products(sums, row, z + y * width * pitch(), k.centre,
+                                                  width, plan.pitch, y == 0);
+                                 });
                 });
             });
             merge_products(s);
@@ -246,16 +246,17 @@ template <class T> struct Tangent {
                                              {scratch.dz, dots.stages[s].filters.bwd}};
                 const int side = stage.conv.side;
                 T* to = dots.stages[s - 1].delta + first * plan.stages[s - 1].window.pooled_image();
-                stage_dgrad(stage, pairs, 2, size, scratch, to, [&](int i, int y, T* row) {
-                    bend_image(s - 1, first + i, y * side, side, row, y == 0);
-                });
+                convolve_bwd(stage.conv, pairs, 2, size, scratch.cells_of, to,
+                             [&](int i, int y, T* row) {
+                                 bend_image(s - 1, first + i, y * side, side, row, y == 0);
+                             });
             }
             const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
             const Pair<T> pairs[2] = {{x, scratch.dz_dot}, {scratch.x_dot, scratch.dz}};
-            stage_wgrad(stage, pairs, s > 0 ? 2 : 1, size, first == chunk_begin(plan.n, chunk),
-                        scratch, share);
+            add_wgrad(stage.conv, pairs, s > 0 ? 2 : 1, size, first == chunk_begin(plan.n, chunk),
+                      scratch.cells_of, share);
         });
-        finish_wgrad(stage, scratch, share);
+        finish_wgrad(stage.conv, scratch.cells_of, share);
     }
 
     void backward() const {
