@@ -47,7 +47,9 @@ def with_kept(readme: str) -> str:
     """The README with the tables of the trainings and comparisons that are kept."""
     for mark, kind in KEPT.items():
         rows = kind.table_rows()
-        readme = _filled(readme, mark, tables.table(kind.HEAD, rows) if rows else "")
+        text = tables.table(kind.HEAD, rows) if rows else ""
+        notes = kind.notes() if rows and kind is training else []
+        readme = _filled(readme, mark, text + "".join(["\n", *notes] if notes else []))
     return readme
 
 

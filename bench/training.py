@@ -1,8 +1,10 @@
 """Keeps a finished training run in bench/results/training: configuration, curve and test.
 
-    python -m bench.training runs/FOLDER NAME
+    python -m bench.training runs/FOLDER NAME [runs/OTHER]
 
-Beside the test stands nearest centroid on the same tasks, so the run's data must be where it was.
+With it goes how the same training began in another run, on another backend, which may have been
+stopped. Beside the test stands nearest centroid on the same tasks, so the run's data must be where
+it was.
 `python -m bench.report` makes the README's table of all that are kept.
 """
 
@@ -10,6 +12,7 @@ import json
 import sys
 from dataclasses import fields
 from pathlib import Path
+from statistics import median
 
 from bench import centroid, results
 from engine.config import Config
@@ -21,10 +24,13 @@ FOLDER = results.FOLDER / "training"
 _LOCAL = {"data", "cache", "run", "device", "threads", "prefetch", "log_every", "fresh"}
 
 
-def record(run: Path) -> dict:
-    """What to keep of a run folder. Raises UserError when its data is not there any more."""
+def record(run: Path, other: Path | None = None) -> dict:
+    """What to keep of a run folder. Raises UserError when its data is not there any more, or the
+    other run is not of the same training.
+    """
     config, rows, result = read(run)
     return {
+        "beginning": _beginning(run, other) if other else None,
         "machine": machine(config),
         "config": settings(config),
         "curve": [row for row in rows if row["kind"] == "validation"],
@@ -33,11 +39,32 @@ def record(run: Path) -> dict:
     }
 
 
+def _beginning(*runs: Path) -> list[dict]:
+    """Backend, and rows of the log as long as all have them, of each of the runs."""
+    configs = [results.load(run / "config.json") for run in runs]
+    odd = {
+        name
+        for name in configs[0].keys() | configs[1].keys()
+        if configs[0].get(name) != configs[1].get(name)
+    }
+    if odd := odd - _LOCAL - {"backend"}:
+        raise UserError(f"{runs[1]} is of another training: {', '.join(sorted(odd))} differ")
+    logs = [[row for row in _log(run) if row["kind"] == "train"] for run in runs]
+    return [
+        {"backend": config["backend"], "rows": log[: min(map(len, logs))]}
+        for config, log in zip(configs, logs, strict=True)
+    ]
+
+
+def _log(run: Path) -> list[dict]:
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def read(run: Path) -> tuple[dict, list[dict], dict]:
     """Configuration, rows of the log and test of a finished run."""
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     config, result = (results.load(run / name) for name in ("config.json", "result.json"))
-    return config, [json.loads(line) for line in lines], result
+    return config, _log(run), result
 
 
 def machine(config: dict) -> dict:
@@ -85,6 +112,29 @@ HEAD = [
 ]
 
 
+def notes() -> list[str]:
+    """How well the beginnings of the runs agree that another backend began too, a line each."""
+    runs = [results.load(path) for path in sorted(FOLDER.glob("*.json"))]
+    return [_note(run) for run in runs if run.get("beginning")]
+
+
+def _note(run: dict) -> str:
+    ours, theirs = run["beginning"]
+    pairs = list(zip(ours["rows"], theirs["rows"], strict=True))
+    loss = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in pairs)
+    accuracy = max(abs(a["accuracy"] - b["accuracy"]) for a, b in pairs)
+    seconds = (
+        median(row["seconds_per_iteration"] for row in log["rows"]) for log in (ours, theirs)
+    )
+    name = task(run["result"]["data"], run["config"])[0]
+    return (
+        f"- {name}: the first {pairs[-1][0]['iteration']} iterations by `{ours['backend']}` and by "
+        f"`{theirs['backend']}` differ by at most {100 * loss:.1f} % in loss and "
+        f"{100 * accuracy:.1f} points in accuracy, in means over each {pairs[0][0]['iteration']}; "
+        "{:.3f} and {:.3f} s an iteration.\n".format(*seconds)
+    )
+
+
 def _row(run: dict) -> list[str]:
     config, result, curve = run["config"], run["result"], run["curve"]
     scores = run["centroid"], result["best"], result["ensemble"]
@@ -96,8 +146,8 @@ def _row(run: dict) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
-        print("usage: python -m bench.training RUN_FOLDER NAME", file=sys.stderr)
+    if len(arguments) not in (2, 3):
+        print("usage: python -m bench.training RUN_FOLDER NAME [OTHER]", file=sys.stderr)
         return 2
     run, path = Path(arguments[0]), FOLDER / f"{arguments[1]}.json"
     missing = [n for n in ("config.json", "log.jsonl", "result.json") if not (run / n).is_file()]
@@ -105,7 +155,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {run} has no {', '.join(missing)}; give a finished run", file=sys.stderr)
         return 2
     try:
-        results.save(record(run), path)
+        results.save(record(run, *map(Path, arguments[2:])), path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -58,6 +58,32 @@ def test_a_run_is_kept_with_nearest_centroid_on_its_tasks(run):
     assert found["tasks"] == 20 and 1 / 3 < found["accuracy"] <= 1
 
 
+def begun(folder: Path, backend: str, losses: list[float]) -> None:
+    config = results.load(folder / "config.json") | {"backend": backend}
+    rows = [
+        {"kind": "train", "iteration": 50 * (i + 1), "loss": loss, "accuracy": 0.5}
+        | {"seconds_per_iteration": loss}
+        for i, loss in enumerate(losses)
+    ]
+    results.save(config, folder / "config.json")
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_same_training_s_beginning_by_another_backend_goes_with_it(run, tmp_path, capsys):
+    folder, other = run[0], tmp_path / "other"
+    results.save(results.load(folder / "config.json"), other / "config.json")
+    begun(folder, "auto", [1.01, 0.5, 0.25])
+    begun(other, "plain", [1.0, 0.5])
+    results.save(results.load(folder / "result.json") | {"data": "tiny"}, folder / "result.json")
+    assert training.main([str(folder), "tiny", str(other)]) == 0
+    (note,) = training.notes()
+    assert "first 100 iterations by `auto` and by `plain` differ by at most 1.0 % in loss" in note
+    assert "0.755 and 0.750 s an iteration" in note
+    results.save(results.load(other / "config.json") | {"lr": 1.0}, other / "config.json")
+    assert training.main([str(folder), "tiny", str(other)]) == 2
+    assert "is of another training: lr differ" in capsys.readouterr().err
+
+
 def test_a_run_whose_data_is_another_now_is_not_kept(run, capsys):
     folder, _ = run
     results.save({"identity": "another"}, folder / "result.json")
