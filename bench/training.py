@@ -105,7 +105,7 @@ def table_rows() -> list[list[str]]:
 HEAD = [
     "data, task",
     "iterations × tasks",
-    "validation by epoch",
+    "validation, up to 10 epochs",
     "nearest centroid",
     "best model",
     "ensemble",
@@ -135,12 +135,18 @@ def _note(run: dict) -> str:
     )
 
 
+def thinned(curve: list, most: int = 10) -> list:
+    """At most so many of its points, evenly spaced up to the last one."""
+    step = -(-len(curve) // most)
+    return curve[::-1][::step][::-1] if curve else []
+
+
 def _row(run: dict) -> list[str]:
     config, result, curve = run["config"], run["result"], run["curve"]
     scores = run["centroid"], result["best"], result["ensemble"]
     return [
         *task(result["data"], config),
-        " ".join(f"{100 * row['accuracy']:.1f}" for row in curve),
+        " ".join(f"{100 * row['accuracy']:.1f}" for row in thinned(curve)),
         *(f"{100 * s['accuracy']:.2f} ± {100 * s['interval']:.2f} %" for s in scores),
     ]
 

@@ -84,6 +84,17 @@ def test_the_same_training_s_beginning_by_another_backend_goes_with_it(run, tmp_
     assert "is of another training: lr differ" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("epochs", [0, 1, 10, 11, 50, 150])
+def test_a_long_curve_is_thinned_to_its_last_point(epochs: int):
+    curve = list(range(epochs))
+    shown = training.thinned(curve)
+    assert (
+        len(shown) <= 10
+        and shown[-1:] == curve[-1:]
+        and {b - a for a, b in zip(shown, shown[1:], strict=False)} <= {-(-epochs // 10)}
+    )
+
+
 def test_a_run_whose_data_is_another_now_is_not_kept(run, capsys):
     folder, _ = run
     results.save({"identity": "another"}, folder / "result.json")
