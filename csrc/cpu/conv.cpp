@@ -78,13 +78,6 @@ template <class T> ConvScratch<T> scratch_of(const ConvPlan<T>& plan, void* scra
     return {plan, static_cast<char*>(scratch) + worker * bytes};
 }
 
-// Calls group(first, size) for the images of a chunk, as many at once as have room.
-template <class T, class F> void for_groups(const ConvPlan<T>& plan, int chunk, F group) {
-    const int end = chunk_begin(plan.n, chunk + 1), most = group_of(plan.g);
-    for (int first = chunk_begin(plan.n, chunk); first < end; first += most)
-        group(first, first + most < end ? most : end - first);
-}
-
 // The gradients' share of images first … first + size − 1, with filters packed in `work`.
 template <class T>
 void group_bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<T>& work,
@@ -147,7 +140,7 @@ void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
             pack_fwd(g, task.pairs[k].w, work.packing, work.fwd[k]);
     each(team, chunks(plan.n), [&](int chunk, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);
-        for_groups(plan, chunk, [&](int first, int size) {
+        for_groups(g, plan.n, chunk, [&](int first, int size) {
             Factors<T> factors[2];
             int count = 0;
             for (int k = 0; k < 2; ++k) {
@@ -180,7 +173,7 @@ void task_conv_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
     each(team, parts, [&](int part, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);
         T* const share = work.shares + part * plan.share();
-        for_groups(plan, part, [&](int first, int size) {
+        for_groups(plan.g, plan.n, part, [&](int first, int size) {
             group_bwd(plan, task, work, room, first, size, share,
                       first == chunk_begin(plan.n, part));
         });

@@ -4,7 +4,7 @@
 
 namespace mamlpp {
 
-// What each set of CMake's MAMLPP_ISAS and MAMLPP_BF16 defines.
+// What each mamlpp_set of CMake defines; those of bfloat16 have no single ops.
 #define MAMLPP_SET(name)                                                                           \
     namespace name {                                                                               \
     template <class T> const PassOps<T>& pass_ops();                                               \
@@ -58,39 +58,36 @@ Isa limit_isa(Isa most) {
     return current;
 }
 
-template <class T> const CpuOps<T>& cpu_ops() {
-#ifdef MAMLPP_HAS_X86
-    if (current >= Isa::avx512)
-        return avx512::ops<T>();
-    if (current == Isa::avx2)
-        return avx2::ops<T>();
-#endif
-    return portable::ops<T>();
-}
-template const CpuOps<float>& cpu_ops<float>();
-template const CpuOps<double>& cpu_ops<double>();
-
 namespace {
 
-template <class T> const PassOps<T>& own_pass_ops() {
+// The tables of the set that runs what is float32 or float64.
+template <class T> struct Tables {
+    const PassOps<T>& passes;
+    const CpuOps<T>& ops;
+};
+template <class T> Tables<T> tables() {
 #ifdef MAMLPP_HAS_X86
     if (current >= Isa::avx512)
-        return avx512::pass_ops<T>();
+        return {avx512::pass_ops<T>(), avx512::ops<T>()};
     if (current == Isa::avx2)
-        return avx2::pass_ops<T>();
+        return {avx2::pass_ops<T>(), avx2::ops<T>()};
 #endif
-    return portable::pass_ops<T>();
+    return {portable::pass_ops<T>(), portable::ops<T>()};
 }
 
 } // namespace
 
+template <class T> const CpuOps<T>& cpu_ops() { return tables<T>().ops; }
+template const CpuOps<float>& cpu_ops<float>();
+template const CpuOps<double>& cpu_ops<double>();
+
 template <> const PassOps<double>* pass_ops(Precision precision) {
-    return precision == Precision::fp32 ? &own_pass_ops<double>() : nullptr;
+    return precision == Precision::fp32 ? &tables<double>().passes : nullptr;
 }
 
 template <> const PassOps<float>* pass_ops(Precision precision) {
     if (precision == Precision::fp32)
-        return &own_pass_ops<float>();
+        return &tables<float>().passes;
     [[maybe_unused]] const bool rounded = precision == Precision::bf16;
 #ifdef MAMLPP_HAS_AMX
     if (current == Isa::amx)

@@ -117,7 +117,7 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
         const int width = stage.window.dense;
         each(team, chunks(plan.n), [&](int chunk, int worker) {
             const Scratch<T> scratch = workers[worker];
-            for_groups(plan, stage, chunk, [&](int first, int size) {
+            for_groups(stage.conv, plan.n, chunk, [&](int first, int size) {
                 for (int i = 0; s > 0 && i < size; ++i) {
                     normalise_image(plan, images, kept, shares, s - 1, first + i, scratch);
                     build_input(plan, kept, s, first + i, scratch.x + i * stage.conv.in_image());
@@ -211,7 +211,7 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
         each(team, parts, [&](int chunk, int worker) {
             const Scratch<T> scratch = workers[worker];
             T* const sum = shares.filters + chunk * share;
-            for_groups(plan, stage, chunk, [&](int first, int size) {
+            for_groups(stage.conv, plan.n, chunk, [&](int first, int size) {
                 for (int i = 0; i < size; ++i)
                     build_operands(plan, kept, shares, s, first + i,
                                    scratch.x + i * stage.conv.in_image(),

@@ -28,6 +28,14 @@ template <class T> MAMLPP_INLINE int group_of(const Conv<T>& g) { // the images 
     return images < 1 ? 1 : images > most_of_chunk ? most_of_chunk : static_cast<int>(images);
 }
 
+// Calls group(first, size) for the images of a chunk, as many at once as are built.
+template <class T, class F>
+MAMLPP_INLINE void for_groups(const Conv<T>& g, int n, int chunk, F group) {
+    const int end = chunk_begin(n, chunk + 1), most = group_of(g);
+    for (int first = chunk_begin(n, chunk); first < end; first += most)
+        group(first, first + most < end ? most : end - first);
+}
+
 // The geometry of one stage, and of its part of the flat buffers.
 template <class T> struct Stage {
     Conv<T> conv;

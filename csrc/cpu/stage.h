@@ -15,14 +15,6 @@ inline void pack_stem(const T* theta, int filters, int channels, int pitch, T* w
                 w[f] = f < filters ? theta[(f * taps + t) * channels + c] : 0;
 }
 
-// Calls group(first, size) for the images of a chunk, as many at once as a stage builds.
-template <class T, class F>
-MAMLPP_INLINE void for_groups(const Plan<T>& plan, const Stage<T>& stage, int chunk, F group) {
-    const int end = chunk_begin(plan.n, chunk + 1), most = group_of(stage.conv);
-    for (int first = chunk_begin(plan.n, chunk); first < end; first += most)
-        group(first, first + most < end ? most : end - first);
-}
-
 // A stage's filters for its convolutions, without `backward` for the value alone; `packed` is a
 // buffer of [9][channels or filters][pitch].
 template <class T>

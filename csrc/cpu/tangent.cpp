@@ -98,7 +98,7 @@ template <class T> struct Tangent {
             const int width = stage.window.dense;
             each(team, chunks(plan.n), [&](int chunk, int worker) {
                 const Scratch<T> scratch = workers[worker];
-                for_groups(plan, stage, chunk, [&](int first, int size) {
+                for_groups(stage.conv, plan.n, chunk, [&](int first, int size) {
                     for (int i = 0; s > 0 && i < size; ++i) {
                         T* const x_dot = scratch.x_dot + i * stage.conv.in_image();
                         normalise_image(s - 1, first + i, scratch);
@@ -235,7 +235,7 @@ template <class T> struct Tangent {
 
     void backward_chunk(int s, int chunk, const Scratch<T>& scratch, T* share) const {
         const Stage<T>& stage = plan.stages[s];
-        for_groups(plan, stage, chunk, [&](int first, int size) {
+        for_groups(stage.conv, plan.n, chunk, [&](int first, int size) {
             for (int i = 0; i < size; ++i) {
                 const ptrdiff_t in = i * stage.conv.in_image(), out = i * stage.conv.dz_image();
                 build_operands(plan, kept, shares, s, first + i, scratch.x + in, scratch.dz + out);
