@@ -93,6 +93,7 @@ EVALUATIONS = tuple(Row.of(case, loss="last", tasks=EVALUATED) for case in CASES
 SHORT_EVALUATIONS = (EVALUATIONS[0], EVALUATIONS[2])
 
 
+PRECISIONS = {"ours, bf16x3": "bf16x3", "ours, bf16": "bf16"}  # ours with narrower products
 PEERS = ("vmap", "parallel-metalearn", "JAX")
 
 
@@ -106,7 +107,7 @@ def others(row: Row, full: bool) -> list[str]:
     if row == MAIN:
         names.append("ours, AVX2")
     if row in (TARGETS if full else TARGETS[:1]):
-        names += ["ours, bf16x3", "ours, bf16"]
+        names += PRECISIONS
     if row in (TARGETS[:2] + TARGETS[3:] if full else TARGETS[4:]):
         names += PEERS[:2]
     if full and row in TARGETS[3:]:

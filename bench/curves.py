@@ -144,6 +144,12 @@ HEAD = [
 ]  # fmt: skip
 
 
+def text() -> str:
+    """The table, for the README."""
+    rows = table_rows()
+    return tables.table(HEAD, rows) if rows else ""
+
+
 def table_rows() -> list[list[str]]:
     """A row for each precision of the comparisons that are kept, for the README."""
     return [row for path in sorted(FOLDER.glob("*.json")) for row in _rows(results.load(path))]

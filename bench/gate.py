@@ -11,8 +11,8 @@ from torch import Tensor
 
 import kernels
 from bench import ops
-from bench.cases import reduced
-from bench.implementations import IMPLEMENTATIONS, PRECISIONS
+from bench.cases import PRECISIONS, reduced
+from bench.implementations import IMPLEMENTATIONS
 from bench.ops import Op
 from engine.config import Config
 from kernels import cases, reference

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import kernels
 from bench.baselines.loop import Loop
 from bench.baselines.outer import BaselineConfig
 from bench.baselines.vmap import Vmap
-from bench.cases import cast, episode
+from bench.cases import PRECISIONS, cast, episode
 from engine.config import Config
 from engine.episodes import Episode
 from engine.meta import State, init_state, loss_weights, meta_gradient, meta_step, second_order
@@ -81,19 +82,11 @@ def _limited_to_avx2() -> Iterator[None]:
         native.module.limit_isa(used)
 
 
-class OursBf16x3(Ours):
-    """The engine with products in two parts of bfloat16."""
+class OursNarrow(Ours):
+    """The engine with products in a precision of bfloat16."""
 
-    precision = "bf16x3"
-
-    def __init__(self, cfg: Config, dtype: torch.dtype = torch.float32):
-        super().__init__(replace(cfg, precision=self.precision), dtype)
-
-
-class OursBf16(OursBf16x3):
-    """The engine with products in bfloat16."""
-
-    precision = "bf16"
+    def __init__(self, precision: str, cfg: Config, dtype: torch.dtype = torch.float32):
+        super().__init__(replace(cfg, precision=precision), dtype)
 
 
 class Theirs(ABC):
@@ -172,14 +165,12 @@ class TheJax(Package):
 IMPLEMENTATIONS: dict[str, Callable[..., Ours | Theirs]] = {
     "ours": Ours,
     "ours, AVX2": OursAvx2,
-    "ours, bf16x3": OursBf16x3,
-    "ours, bf16": OursBf16,
+    **{name: partial(OursNarrow, precision) for name, precision in PRECISIONS.items()},
     "loop": TheLoop,
     "vmap": TheVmap,
     "parallel-metalearn": TheParallelMetalearn,
     "JAX": TheJax,
 }
-PRECISIONS = {f"ours, {kind.precision}": kind.precision for kind in (OursBf16x3, OursBf16)}
 PACKAGES = {"parallel-metalearn": "parallel-metalearn", "JAX": "jax"}  # as pip names them
 
 

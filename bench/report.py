@@ -46,10 +46,7 @@ def _block(run: dict) -> str:
 def with_kept(readme: str) -> str:
     """The README with the tables of the trainings and comparisons that are kept."""
     for mark, kind in KEPT.items():
-        rows = kind.table_rows()
-        text = tables.table(kind.HEAD, rows) if rows else ""
-        notes = kind.notes() if rows and kind is training else []
-        readme = _filled(readme, mark, text + "".join(["\n", *notes] if notes else []))
+        readme = _filled(readme, mark, kind.text())
     return readme
 
 

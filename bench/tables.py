@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from bench.cases import PRECISIONS
 from bench.flops import PARTS
 
 MIB, GIGA = 2**20, 1e9
@@ -109,21 +110,17 @@ def _iteration(row: dict, peaks: Peaks) -> list[str]:
     ]
 
 
-_PRECISIONS = {"fp32": "ours", "bf16x3": "ours, bf16x3", "bf16": "ours, bf16"}
-_NARROW = {*_PRECISIONS.values()} - {"ours"}
-
-
 def _precisions(run: dict) -> Iterator[Section]:
     """Rows that were measured with products in bfloat16 too."""
-    rows = [row for row in run["meta"] if row["seconds"].keys() & _NARROW]
-    head = ["s (speed-up over the loop)", *_PRECISIONS]
+    rows = [row for row in run["meta"] if row["seconds"].keys() & PRECISIONS.keys()]
+    head = ["s (speed-up over the loop)", "fp32", *PRECISIONS.values()]
     body = [[f"{_name(row)}, {row['order']}", *_precision_cells(row)] for row in rows]
     if rows:
         yield Section("Precision of the products", table(head, body))
 
 
 def _precision_cells(row: dict) -> Iterator[str]:
-    for name in _PRECISIONS.values():
+    for name in ("ours", *PRECISIONS):
         seconds = row["seconds"].get(name)
         ratio = row["seconds"]["loop"] / seconds if seconds else 0
         yield f"{seconds:.3f} ({ratio:.2f}×)" if seconds else "–"
@@ -137,9 +134,13 @@ _NOTES = {
 
 def _peers(run: dict) -> Iterator[Section]:
     """Rows in which others than the loop took part, or would have."""
-    rows = [row for row in run["meta"] if len(row["seconds"].keys() - _NARROW) > 2 or row["absent"]]
+    rows = [
+        row
+        for row in run["meta"]
+        if len(row["seconds"].keys() - PRECISIONS.keys()) > 2 or row["absent"]
+    ]
     names = [
-        n for n in dict.fromkeys(n for row in rows for n in row["seconds"]) if n not in _NARROW
+        n for n in dict.fromkeys(n for row in rows for n in row["seconds"]) if n not in PRECISIONS
     ]
     reasons = dict.fromkeys(
         f"{name}: {why}" for row in run["meta"] for name, why in row["absent"].items()

@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from statistics import median
 
-from bench import centroid, results
+from bench import centroid, results, tables
 from engine.config import Config
 from engine.errors import UserError
 from engine.run import load_dataset
@@ -95,6 +95,12 @@ def _centroid(config: dict, identity: str) -> dict[str, float]:
     if dataset.identity != identity:
         raise UserError(f"{dataset.name} is not what the run was trained on; put that in its place")
     return centroid.test(cfg, dataset)._asdict()
+
+
+def text() -> str:
+    """The table and what is said below it, for the README."""
+    rows, lines = table_rows(), notes()
+    return (tables.table(HEAD, rows) if rows else "") + "".join(["\n", *lines] if lines else [])
 
 
 def table_rows() -> list[list[str]]:

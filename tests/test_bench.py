@@ -13,6 +13,7 @@ from bench.cases import (
     EVALUATIONS,
     MAIN,
     PEERS,
+    PRECISIONS,
     ROWS,
     SHORT,
     SHORT_EVALUATIONS,
@@ -22,7 +23,7 @@ from bench.cases import (
     reduced,
     rounds_in,
 )
-from bench.implementations import IMPLEMENTATIONS, PRECISIONS, Ours, TheLoop, TheVmap, missing
+from bench.implementations import IMPLEMENTATIONS, Ours, TheLoop, TheVmap, missing
 from bench.worker import Worker
 from kernels import reference
 
