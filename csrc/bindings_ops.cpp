@@ -172,13 +172,11 @@ void update_fwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, Mat
 
 template <class T>
 void update_bwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, Matrix d_theta,
-                Matrix grad, uintptr_t rates, Matrix d_grad, uintptr_t d_rates) {
+                Matrix grad, uintptr_t rates, Matrix d_grad, Matrix d_rates) {
     update<T>(sizes, tasks, threads, [&](auto& ops, const std::vector<Piece>& pieces, Team& team) {
-        std::vector<double> shares(pieces.size());
-        for (size_t segment = 0; d_rates && segment < sizes.size(); ++segment)
-            at<T>(d_rates, 0)[segment] = 0;
+        std::vector<double> shares(pieces.size() * static_cast<size_t>(tasks));
         const UpdateBwd<T> u{rows<const T>(d_theta), rows<const T>(grad), at<const T>(rates, 0),
-                             rows<T>(d_grad),        at<T>(d_rates, 0),   shares.data()};
+                             rows<T>(d_grad),        rows<T>(d_rates),    shares.data()};
         ops.update_bwd(u, tasks, pieces.data(), static_cast<int>(pieces.size()), team);
     });
 }

@@ -168,8 +168,8 @@ template <class T> struct UpdateBwd {
     Rows<const T> grad; // null: no gradient of the rates is wanted
     const T* rates;     // null: none of grad
     Rows<T> d_grad;
-    T* d_rates;     // [segments], all zeros
-    double* shares; // [pieces]
+    Rows<T> d_rates; // one a segment, all zeros
+    double* shares;  // [pieces][tasks]
 };
 
 // One step of Adam (Kingma and Ba 2015, algorithm 1) over flat buffers.

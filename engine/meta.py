@@ -88,16 +88,11 @@ def meta_gradient(state: State, episode: Episode, cfg: Config) -> unroll.MetaGra
     differentiate = unroll.adjoint if cfg.unroll == "adjoint" else unroll.autograd
     model, second = Backbone.of(cfg), second_order(epoch, cfg)
     parts = over_tasks(
-        lambda block: differentiate(model, state.params, block, weights, second, running), episode
+        lambda block: differentiate(model, state.params, block, weights, second, running),
+        episode,
+        keeps=second,
     )
-    gradients = zip(*(part.gradient for part in parts), strict=True)
-    return unroll.MetaGradient(
-        torch.stack([part.loss for part in parts]).sum(),
-        torch.cat([part.logits for part in parts]),
-        Params(*(torch.stack(g).sum(0) for g in gradients)),
-        parts[0].rows,
-        Moments(*(torch.cat(m) for m in zip(*(part.moments for part in parts), strict=True))),
-    )
+    return unroll.total(parts)
 
 
 def meta_step(state: State, episode: Episode, cfg: Config) -> tuple[State, Metrics]:

@@ -22,18 +22,31 @@ from engine.passes import Moments, Pass
 
 
 class MetaGradient(NamedTuple):
-    loss: Tensor  # [] weighted over steps, summed over tasks
+    loss: Tensor  # [T] weighted over steps; [] once summed
     logits: Tensor  # [T, N, ways] of the target set after the last step
-    gradient: Params
+    gradient: Params  # [T, …] each; […] once summed
     rows: tuple[int, ...]  # step of each column of `moments`
     moments: (
         Moments  # [T, columns, S]: in order of the steps, support then target; unbiased variance
     )
 
 
+def total(blocks: Sequence[MetaGradient]) -> MetaGradient:
+    """Blocks of tasks put together, their losses and gradients summed; the same bits whatever the
+    blocks.
+    """
+    losses, logits, gradients, rows, moments = zip(*blocks, strict=True)
+    return MetaGradient(
+        torch.cat(losses).sum(),
+        torch.cat(logits),
+        Params(*(torch.cat(g).sum(0) for g in zip(*gradients, strict=True))),
+        rows[0],
+        Moments(*(torch.cat(m) for m in zip(*moments, strict=True))),
+    )
+
+
 class _Step(NamedTuple):
     index: int
-    theta: Tensor  # [T, P] before the update
     row: Tensor  # [G]
     rates: Tensor  # [L]
     support: Pass
@@ -83,7 +96,7 @@ def inner_loop(
         row, rates = at_step(params.norm, k), at_step(params.rates, k)
         support = images.loss_and_gradient(theta, row, labels, _running_at(running, k), keep)
         adapted = update.fwd(theta, support.gradient, rates, model.sizes)
-        yield _Step(k, theta, row, rates, support, adapted)
+        yield _Step(k, row, rates, support, adapted)
         theta = adapted
 
 
@@ -98,13 +111,13 @@ def adjoint(
     second_order: bool,
     running: Moments | None = None,  # [K or 1, S]
 ) -> MetaGradient:
-    """Σ_tasks Σ_k loss_weights[k] · target loss after step k, and its gradient in every
+    """Of each task: Σ_k loss_weights[k] · target loss after step k, and its gradient in every
     parameter.
     """
-    labels, targets = episode.target_y, episode.target_x.shape[1]
+    labels, (tasks, targets) = episode.target_y, episode.target_x.shape[:2]
     images = model.prepare(episode.target_x, sum(map(bool, loss_weights)))
-    gradient = Params(*(torch.zeros_like(p) for p in params))
-    loss, logits, record = torch.zeros_like(params.theta[0]), None, _Record(model)
+    norm, rates = (p.new_zeros((len(p), tasks, p.shape[1])) for p in params[1:])  # steps first
+    loss, logits, record = norm.new_zeros(tasks), None, _Record(model)
     steps, direct = [], []
     for step in inner_loop(
         model,
@@ -123,27 +136,26 @@ def adjoint(
                 step.adapted, step.row, labels, _running_at(running, k)
             )
             record.add(k, target.moments, targets)
-            loss, logits = loss + weight * target.loss.sum(), target.logits
+            loss, logits = loss + weight * target.loss, target.logits
             direct[k] = target.gradient
-            at_step(gradient.norm, k).add_(target.norm_gradient.sum(0), alpha=weight)
+            at_step(norm, k).add_(target.norm_gradient, alpha=weight)
         steps.append(step)
 
     update = kernels.backend("update", episode.target_x)
-    carry = torch.zeros_like(
-        steps[-1].adapted
-    )  # gradient of the loss in the parameters after step k
+    carry = torch.zeros_like(step.adapted)  # gradient of the loss in the parameters after a step
     while steps:
         step = steps.pop()
         if direct[step.index] is not None:
             carry.add_(direct[step.index], alpha=loss_weights[step.index])
-        rates = step.rates if second_order else None  # only the second derivatives need d_support
-        d_support, d_rates = update.bwd(carry, step.support.gradient, rates, model.sizes)
-        gradient.rates[step.index] += d_rates
+        # Only the second derivatives need d_support.
+        d_support, rates[step.index] = update.bwd(
+            carry, step.support.gradient, step.rates if second_order else None, model.sizes
+        )
         if second_order:
             product, norm_product = step.support.kept.tangent(d_support)
             carry += product
-            at_step(gradient.norm, step.index).add_(norm_product.sum(0))
-    gradient.theta.copy_(carry.sum(0))
+            at_step(norm, step.index).add_(norm_product)
+    gradient = Params(carry, norm.transpose(0, 1), rates.transpose(0, 1))
     return MetaGradient(loss, logits, gradient, *record.result())
 
 
@@ -156,12 +168,12 @@ def autograd(
     running: Moments | None = None,
     ops=kernels,
 ) -> MetaGradient:
-    """The same as `adjoint`, by differentiating the unrolled loop. Its memory grows with steps and
-    targets.
+    """The same as `adjoint` for one task, and for more of them their sum as if they were one, by
+    differentiating the unrolled loop. Its memory grows with steps and targets.
     """
     leaves = Params(*(p.detach().requires_grad_() for p in params))
     theta, record = leaves.theta.expand(len(episode.support_x), -1), _Record(model)
-    total, logits = leaves.theta.new_zeros(()), None
+    outer, logits = leaves.theta.new_zeros(1), None
     for k, weight in enumerate(loss_weights):
         row, given = at_step(leaves.norm, k), _running_at(running, k)
         loss, _, moments = model.loss(theta, row, episode.support_x, episode.support_y, given, ops)
@@ -173,9 +185,10 @@ def autograd(
                 theta, row, episode.target_x, episode.target_y, given, ops
             )
             record.add(k, moments, episode.target_x.shape[1])
-            total = total + weight * loss.sum()
-    gradient = torch.autograd.grad(total, leaves, materialize_grads=True)
-    return MetaGradient(total.detach(), logits, Params(*gradient), *record.result())
+            outer = outer + weight * loss.sum()
+    gradient = torch.autograd.grad(outer, leaves, materialize_grads=True)
+    gradient = Params(*(g.unsqueeze(0) for g in gradient))
+    return MetaGradient(outer.detach(), logits, gradient, *record.result())
 
 
 @torch.inference_mode()

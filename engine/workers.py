@@ -22,14 +22,15 @@ from engine.episodes import Episode
 T = TypeVar("T")
 
 
-def over_tasks(function: Callable[[Episode], T], episode: Episode) -> list[T]:
-    """`function` of each block of tasks that suits the device, in task order.
+def over_tasks(function: Callable[[Episode], T], episode: Episode, keeps: bool = False) -> list[T]:
+    """`function` of each block of tasks that suits the device, in task order; `keeps` if it keeps
+    passes for second derivatives.
 
     Single tasks on a CPU run at once, as many as there are threads, on one core each; those left
     over, too few for every thread, run one after the other on all of them, and so do larger blocks.
     """
     tasks, threads = len(episode.support_x), kernels.threads()
-    block = kernels.task_block(episode.support_x) or tasks
+    block = kernels.task_block(episode.support_x, keeps) or tasks
     blocks = [episode.slice(start, start + block) for start in range(0, tasks, block)]
     # A worker sees the caller's choice of backend, which a context variable holds.
     calls = [(copy_context(), function, each) for each in blocks]

@@ -149,13 +149,16 @@ def _named(name: str) -> None:
         )
 
 
-def task_block(like: Tensor) -> int | None:
+def task_block(like: Tensor, keeps: bool = False) -> int | None:
     """Tasks worth giving to one call on images like `like`, `None` for all of them.
 
     On a CPU `plain` works through the tasks one after the other, and a single task's activations
     stay in the cache between its layers; a backend of whole passes shares them out over the threads
-    itself, and what it keeps of them grows with their number. A GPU wants them all at once.
+    itself, but what it keeps of them for second derivatives grows with their number. A GPU wants
+    them all at once.
     """
     if like.device.type != "cpu":
         return None
-    return threads() if passes(like) else 1
+    if not passes(like):
+        return 1
+    return threads() if keeps else None

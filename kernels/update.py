@@ -58,7 +58,8 @@ class _UpdateGrad(torch.autograd.Function):
         ctx.save_for_backward(d_theta, grad, rates)
         ctx.cache = sizes, impl
         ctx.set_materialize_grads(False)
-        return impl.bwd(d_theta, grad, rates, sizes)
+        d_grad, d_rates = impl.bwd(d_theta, grad, rates, sizes)
+        return d_grad, d_rates.sum(0)
 
     @staticmethod
     def backward(ctx, grad_dot, rates_dot):
@@ -66,6 +67,8 @@ class _UpdateGrad(torch.autograd.Function):
         sizes, impl = ctx.cache
         with torch.no_grad():
             theta_dot = impl.tan_fwd(grad, rates, None, grad_dot, rates_dot, sizes)
-            tangents = theta_dot, *impl.tan_bwd(d_theta, grad_dot, rates_dot, sizes)
+            d_grad_dot, d_rates_dot = impl.tan_bwd(d_theta, grad_dot, rates_dot, sizes)
+        d_rates_dot = None if d_rates_dot is None else d_rates_dot.sum(0)
+        tangents = theta_dot, d_grad_dot, d_rates_dot
         sources = *ctx.saved_tensors, grad_dot, rates_dot
         return *last_derivative("lslr_update", tangents, sources), None, None

@@ -48,7 +48,7 @@ def test_evaluation_tasks_are_fixed_and_blocks_do_not_matter(members, monkeypatc
     first = evaluate.evaluate(cfg, list(states.values()), dataset, "test", 10)
     again = dataclasses.replace(cfg, seed=7, tasks=5)
     assert evaluate.evaluate(again, list(states.values()), dataset, "test", 10) == first
-    monkeypatch.setattr("kernels.task_block", lambda device: 4)
+    monkeypatch.setattr("kernels.task_block", lambda like, keeps: 4)
     assert evaluate.evaluate(cfg, list(states.values()), dataset, "test", 10) == first
 
 

@@ -79,13 +79,9 @@ def autograd_reference(*args):
 def test_meta_gradient(golden: Golden, differentiate) -> None:
     c, model = golden.config, model_of(golden)
     episode = Episode(*golden.sets)
-    result = differentiate(
-        model,
-        params_of(golden, "init"),
-        episode,
-        [w / c["tasks"] for w in golden.loss_weights],
-        c["second_order"],
-    )
+    weights = [w / c["tasks"] for w in golden.loss_weights]
+    block = differentiate(model, params_of(golden, "init"), episode, weights, c["second_order"])
+    result = unroll.total([block])
     expected = params_of(golden, "grad")
     assert_close(result.loss, golden.tensor("loss"), "loss")
     assert_close(result.logits, golden.tensor("final_target_logits"), "logits")

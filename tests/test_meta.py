@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import kernels
 from engine import meta
 from engine.config import Config
 from engine.episodes import Episode
@@ -99,6 +100,21 @@ def test_a_step_goes_from_state_to_state() -> None:
     assert all(map(torch.equal, state.params, before)) and after.iteration == 1
     assert all(map(torch.equal, after.params, again.params)), "the same inputs give the same bits"
     assert metrics.nonfinite is None and 0 <= metrics.accuracy <= 1 and metrics.loss > 0
+
+
+@pytest.mark.parametrize("backend", ["native", "plain"])
+@pytest.mark.parametrize("first_order_epochs", [0, 1])
+def test_any_number_of_threads_takes_the_same_step(backend, first_order_epochs, threads) -> None:
+    cfg = config(tasks=5, first_order_epochs=first_order_epochs)
+    state, episode = meta.init_state(cfg), random_episode(cfg)
+    after = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        with kernels.use(backend):
+            after.append(meta.meta_step(state, episode, cfg)[0])
+    for other in after[1:]:
+        for ours, theirs in zip(after[0][:-1], other[:-1], strict=True):
+            assert all(map(torch.equal, ours, theirs))
 
 
 def test_both_unrolls_and_both_reductions_take_the_same_first_step() -> None:

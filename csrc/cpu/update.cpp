@@ -67,24 +67,24 @@ void update_bwd(const UpdateBwd<T>& u, int tasks, const Piece* pieces, int count
     each(team, count, [&](int item, int) {
         const Piece& p = pieces[item];
         const ptrdiff_t n = p.to - p.from;
-        double sum = 0;
         for (int t = 0; t < tasks; ++t) {
             const T* d_theta = row(u.d_theta, t, p.from);
             if (u.rates)
                 subtract<T>(nullptr, u.rates[p.segment], d_theta, n,
                             u.d_grad.data + t * u.d_grad.stride + p.from);
             if (u.grad.data)
-                sum += product_sum(d_theta, row(u.grad, t, p.from), n);
+                u.shares[static_cast<ptrdiff_t>(item) * tasks + t] =
+                    product_sum(d_theta, row(u.grad, t, p.from), n);
         }
-        u.shares[item] = sum;
     });
-    for (int item = 0; u.grad.data && item < count;) {
-        const int segment = pieces[item].segment;
-        double sum = 0;
-        for (; item < count && pieces[item].segment == segment; ++item)
-            sum += u.shares[item];
-        u.d_rates[segment] = static_cast<T>(-sum);
-    }
+    for (int t = 0; u.grad.data && t < tasks; ++t)
+        for (int item = 0; item < count;) {
+            const int segment = pieces[item].segment;
+            double sum = 0;
+            for (; item < count && pieces[item].segment == segment; ++item)
+                sum += u.shares[static_cast<ptrdiff_t>(item) * tasks + t];
+            u.d_rates.data[t * u.d_rates.stride + segment] = static_cast<T>(-sum);
+        }
 }
 
 template <class T> void adam(const AdamStep<T>& a, ptrdiff_t n, Team& team) {

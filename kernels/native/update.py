@@ -26,7 +26,7 @@ def bwd(
     grad: Tensor,  # [T, P]
     rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
     sizes: tuple[int, ...],
-) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [L]
+) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
     return _gradients(d_theta, grad, rates, sizes)
 
 
@@ -37,7 +37,7 @@ def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None
 
 
 def tan_bwd(d_theta, grad_dot, rates_dot, sizes) -> tuple[Tensor | None, Tensor | None]:
-    """Directions of the gradients of g and of the rates, for a fixed `d_theta`."""
+    """Directions of both results of `bwd`, for a fixed `d_theta`."""
     return _gradients(d_theta, grad_dot, rates_dot, sizes)
 
 
@@ -110,13 +110,15 @@ def _descend(
 def _gradients(
     d_theta: Tensor, grad: Tensor | None, rates: Tensor | None, sizes: tuple[int, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """−d_theta·rates, and −Σ d_theta·grad of each segment; `None` for what misses an operand."""
+    """−d_theta·rates, and −Σ d_theta·grad of each task's segments; `None` for what misses an
+    operand.
+    """
     rows = _rows(d_theta, sizes)
     _expect(d_theta, rows, sizes, {"d_theta": d_theta, "grad": grad}, {"rates": rates})
     d_theta, grad = vectors(d_theta), vectors(grad)
     rates = None if rates is None else rates.contiguous()
     d_grad = None if rates is None else torch.empty(rows, dtype=d_theta.dtype)
-    d_rates = None if grad is None else torch.empty((len(sizes),), dtype=d_theta.dtype)
+    d_rates = None if grad is None else d_theta.new_zeros((rows[0], len(sizes)))
     ops(d_theta.dtype).update_bwd(
         sizes,
         rows[0],
@@ -125,7 +127,7 @@ def _gradients(
         matrix(grad),
         address(rates),
         matrix(d_grad),
-        address(d_rates),
+        matrix(d_rates),
     )
     return d_grad, d_rates
 

@@ -29,10 +29,9 @@ def bwd(
     grad: Tensor,  # [T, P]
     rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
     sizes: tuple[int, ...],
-) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [L]
-    per_segment = (d_theta * grad).sum(0).split(sizes)
-    d_rates = -torch.stack([segment.sum() for segment in per_segment])
-    return None if rates is None else -d_theta * spread(rates, sizes), d_rates
+) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
+    d_grad = None if rates is None else -d_theta * spread(rates, sizes)
+    return d_grad, _per_segment(d_theta * grad, sizes).neg_()
 
 
 def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None:
@@ -44,13 +43,16 @@ def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None
 
 
 def tan_bwd(d_theta, grad_dot, rates_dot, sizes) -> tuple[Tensor | None, Tensor | None]:
-    """Directions of the gradients of g and of the rates, for a fixed `d_theta`."""
+    """Directions of both results of `bwd`, for a fixed `d_theta`."""
     d_grad_dot = None if rates_dot is None else -d_theta * spread(rates_dot, sizes)
-    d_rates_dot = None
-    if grad_dot is not None:
-        segments = (d_theta * grad_dot).sum(0).split(sizes)
-        d_rates_dot = -torch.stack([segment.sum() for segment in segments])
-    return d_grad_dot, d_rates_dot
+    if grad_dot is None:
+        return d_grad_dot, None
+    return d_grad_dot, _per_segment(d_theta * grad_dot, sizes).neg_()
+
+
+def _per_segment(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """[T, P] → sums [T, L]"""
+    return torch.stack([segment.sum(1) for segment in values.split(sizes, 1)], 1)
 
 
 def adam(

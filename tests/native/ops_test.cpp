@@ -230,8 +230,8 @@ template <class T> void check_update(int tasks, const std::vector<Piece>& pieces
     const auto run = [&](int threads) {
         const CpuOps<T>& ops = cpu_ops<T>();
         std::vector<T> out = unwritten<T>(tasks * size), d_grad = out;
-        std::vector<T> d_rates(static_cast<size_t>(segments)); // zeros, as asked for
-        std::vector<double> shares = unwritten<double>(count);
+        std::vector<T> d_rates(static_cast<size_t>(tasks * segments)); // zeros, as asked for
+        std::vector<double> shares = unwritten<double>(count * tasks);
         for_tasks(1, threads, [&](int, Team& team, int) {
             // The tasks share theta: a stride of 0.
             ops.update_fwd({{theta.data(), 0},
@@ -245,7 +245,7 @@ template <class T> void check_update(int tasks, const std::vector<Piece>& pieces
                             {grad.data(), size},
                             rates.data(),
                             {d_grad.data(), size},
-                            d_rates.data(),
+                            {d_rates.data(), segments},
                             shares.data()},
                            tasks, pieces.data(), count, team);
         });
