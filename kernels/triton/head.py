@@ -1,0 +1,168 @@
+"""Linear classifier and mean cross-entropy behind the last stage, and their tangent.
+
+Features are the activation, filter by filter [F][pixels], or with MEAN each filter's mean; they are
+built from x̂ [T, N, pixels, F] when they are loaded. One program a task for the logits, one a task and
+pixel behind them.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.triton.operands import slope_at
+
+
+@triton.jit
+def load_features(x_hat, gain, bias, slope, rows, p, f, valid, pixels, filters):
+    """[images, filters] of the activation at pixel p, and its slope."""
+    at = (rows[:, None] * pixels + p) * filters + f[None, :]
+    both = valid[:, None] & (f < filters)[None, :]
+    value = tl.load(x_hat + at, mask=both, other=0.0)
+    g = tl.load(gain + f, mask=f < filters, other=0.0)[None, :]
+    b = tl.load(bias + f, mask=f < filters, other=0.0)[None, :]
+    bend = slope_at(value, g, b, slope)
+    return tl.where(both, (value * g + b) * bend, 0.0), bend
+
+
+@triton.jit
+def load_features_dot(x_hat_dot, gain, bend, rows, p, f, valid, pixels, filters):
+    at = (rows[:, None] * pixels + p) * filters + f[None, :]
+    both = valid[:, None] & (f < filters)[None, :]
+    g = tl.load(gain + f, mask=f < filters, other=0.0)[None, :]
+    return tl.load(x_hat_dot + at, mask=both, other=0.0) * g * bend
+
+
+@triton.jit
+def column(f, p, pixels, MEAN: tl.constexpr):
+    """Column of a filter's feature in the classifier's weights."""
+    return f if MEAN else f * pixels + p
+
+
+@triton.jit
+def load_classes(w, k, f, p, ways, filters, pixels, MEAN: tl.constexpr):
+    """[filters, ways] of [ways, D]"""
+    width = filters if MEAN else filters * pixels
+    at = k[None, :] * width + column(f, p, pixels, MEAN)[:, None]
+    return tl.load(w + at, mask=(k < ways)[None, :] & (f < filters)[:, None], other=0.0)
+
+
+@triton.jit
+def head_kernel(
+    x_hat, x_hat_dot, gain, bias,
+    w, w_dot,  # [ways, D] then [ways] of a task, the next `w_step`, `w_dot_step` further on
+    labels,  # int64 [T, N]
+    logits, softmax, residual,  # [T, N, ways]; residual = (softmax − one-hot) / N
+    loss,  # [T]
+    images, pixels, filters, ways, w_step, w_dot_step, slope,
+    MEAN: tl.constexpr, LABELS: tl.constexpr, DUAL: tl.constexpr,
+    BN: tl.constexpr, BF: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
+    """DUAL: `logits` and `residual` get their directions; softmax is then read."""
+    task = tl.program_id(0)
+    n, k = tl.arange(0, BN), tl.arange(0, BW)
+    rows, valid = task * images + n, n < images
+    w += task * w_step
+    w_dot += task * w_dot_step
+    acc = tl.zeros((BN, BW), tl.float32)
+    for p in range(pixels):
+        for start in range(0, filters, BF):
+            f = start + tl.arange(0, BF)
+            h, bend = load_features(x_hat, gain, bias, slope, rows, p, f, valid, pixels, filters)
+            if DUAL:
+                part = load_classes(w_dot, k, f, p, ways, filters, pixels, MEAN)
+                acc = tl.dot(h, part, acc, input_precision="ieee")
+                h = load_features_dot(x_hat_dot, gain, bend, rows, p, f, valid, pixels, filters)
+            part = load_classes(w, k, f, p, ways, filters, pixels, MEAN)
+            acc = tl.dot(h, part, acc, input_precision="ieee")
+    width = filters
+    if MEAN:
+        acc = acc / pixels
+    else:
+        width = filters * pixels
+    constant = (w_dot if DUAL else w) + ways * width
+    value = acc + tl.load(constant + k, mask=k < ways, other=0.0)[None, :]
+    at = rows[:, None] * ways + k[None, :]
+    both = valid[:, None] & (k < ways)[None, :]
+    tl.store(logits + at, value, mask=both)
+    if DUAL:
+        p = tl.load(softmax + at, mask=both, other=0.0)
+        mean = tl.sum(p * value, 1)
+        tl.store(residual + at, p * (value - mean[:, None]) / images, mask=both)
+    elif LABELS:
+        value = tl.where((k < ways)[None, :], value, -float("inf"))
+        top = tl.max(value, 1)
+        e = tl.exp(value - top[:, None])
+        total = tl.sum(e, 1)
+        p = e / total[:, None]
+        right = tl.load(labels + rows, mask=valid, other=0)[:, None] == k[None, :]
+        tl.store(softmax + at, p, mask=both)
+        tl.store(residual + at, (p - tl.where(right, 1.0, 0.0)) / images, mask=both)
+        chosen = tl.sum(tl.where(right, value, 0.0), 1)
+        each = tl.where(valid, tl.log(total) + top - chosen, 0.0)
+        tl.store(loss + task, tl.sum(each, 0) / images)
+
+
+@triton.jit
+def head_bwd_kernel(
+    x_hat, x_hat_dot, gain, bias, w, w_dot,
+    residual, residual_dot,  # [T, N, ways]
+    delta,  # of the last stage [T, N, pixels, F]: written, with DUAL read
+    delta_dot,  # written with DUAL
+    part,  # [T, pixels, 2, F] Σδ and Σδx̂ over the images, or their directions
+    gradient,  # [ways, D] then [ways], tasks `out_step` apart; with DUAL the product
+    images, pixels, filters, ways, w_step, w_dot_step, out_step, slope,
+    MEAN: tl.constexpr, DUAL: tl.constexpr,
+    BN: tl.constexpr, BF: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
+    """δ = slope·residual·w, and the classifier's gradient; a program does a block of filters at one
+    pixel, with MEAN at all of them.
+    """
+    task = tl.program_id(0)
+    n, k = tl.arange(0, BN), tl.arange(0, BW)
+    f = tl.program_id(2) * BF + tl.arange(0, BF)
+    rows, valid = task * images + n, n < images
+    w += task * w_step
+    w_dot += task * w_dot_step
+    gradient += task * out_step
+    real = f < filters
+    at = rows[:, None] * ways + k[None, :]
+    both = valid[:, None] & (k < ways)[None, :]
+    r = tl.load(residual + at, mask=both, other=0.0)
+    r_dot = tl.load(residual_dot + at, mask=both, other=0.0) if DUAL else r
+    scale = 1.0 / pixels if MEAN else 1.0
+    width = filters if MEAN else filters * pixels
+    first = 0 if MEAN else tl.program_id(1)
+    last = pixels if MEAN else first + 1
+    dw = tl.zeros((BW, BF), tl.float32)
+    for p in range(first, last):
+        h, bend = load_features(x_hat, gain, bias, slope, rows, p, f, valid, pixels, filters)
+        classes = tl.trans(load_classes(w, k, f, p, ways, filters, pixels, MEAN))
+        dh = tl.dot(r_dot, classes, input_precision="ieee")
+        dw = tl.dot(tl.trans(r_dot), h, dw, input_precision="ieee")
+        where = (rows[:, None] * pixels + p) * filters + f[None, :]
+        inside = valid[:, None] & real[None, :]
+        below = tl.load(x_hat + where, mask=inside, other=0.0)
+        if DUAL:
+            classes = tl.trans(load_classes(w_dot, k, f, p, ways, filters, pixels, MEAN))
+            dh = tl.dot(r, classes, dh, input_precision="ieee")
+            h_dot = load_features_dot(x_hat_dot, gain, bend, rows, p, f, valid, pixels, filters)
+            dw = tl.dot(tl.trans(r), h_dot, dw, input_precision="ieee")
+        d = tl.where(inside, dh * bend * scale, 0.0)
+        products = d * below
+        if DUAL:
+            products += tl.load(delta + where, mask=inside, other=0.0) * tl.load(
+                x_hat_dot + where, mask=inside, other=0.0
+            )
+            tl.store(delta_dot + where, d, mask=inside)
+        else:
+            tl.store(delta + where, d, mask=inside)
+        sums = part + (task * pixels + p) * 2 * filters + f
+        tl.store(sums, tl.sum(d, 0), mask=real)
+        tl.store(sums + filters, tl.sum(products, 0), mask=real)
+    if not MEAN:
+        p = tl.program_id(1)
+        out = k[:, None] * width + (f * pixels + p)[None, :]
+    else:
+        out = k[:, None] * width + f[None, :]
+    tl.store(gradient + out, dw * scale, mask=(k < ways)[:, None] & real[None, :])
+    if tl.program_id(1) == 0 and tl.program_id(2) == 0:
+        tl.store(gradient + ways * width + k, tl.sum(r_dot, 0), mask=k < ways)

@@ -1,0 +1,119 @@
+"""Tiles of the operands of a convolution, built from what a pass keeps when a kernel loads them.
+
+Images are NHWC; a stage's x̂ and δ are at the winners of its windows. `coef` [T, 8, F] holds what dz
+and its direction follow from (engine of the formulas: kernels/plain/norm_act.py):
+
+    dz     = a0·S(δ) + a1·(z − μ) + a2
+    dz_dot = a0·S(δ_dot) + b1·S(δ) + b2·(z − μ) + a1·(z_dot − μ_dot) + b4
+"""
+
+import triton
+import triton.language as tl
+
+A0, A1, A2, MEAN, B1, B2, B4, MEAN_DOT = range(8)
+COEFFICIENTS = 8
+
+
+@triton.jit
+def dot(a, b, sum, PRECISION: tl.constexpr):
+    """sum + a·b; `PRECISION` is bf16 or what `tl.dot` calls its input precision."""
+    if PRECISION == "bf16":
+        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), sum)
+    return tl.dot(a, b, sum, input_precision=PRECISION)
+
+
+@triton.jit
+def slope_at(x_hat, gain, bias, slope):
+    """Slope of the activation where x̂ is what it got."""
+    return tl.where(x_hat * gain + bias > 0, 1.0, slope)
+
+
+@triton.jit
+def pixels_of(m, height, width):
+    """Image, row and column of pixel m."""
+    rest = m % (height * width)
+    return m // (height * width), rest // width, rest % width
+
+
+@triton.jit
+def load_activation(x_hat, gain, bias, slope, at, c, inside, channels, ACT: tl.constexpr):
+    """[pixels, channels] of p = act(gain·x̂ + bias), 0 outside; without `ACT` the values as they are."""
+    valid = inside[:, None] & (c < channels)[None, :]
+    value = tl.load(x_hat + at[:, None] * channels + c[None, :], mask=valid, other=0.0)
+    if not ACT:
+        return value
+    g = tl.load(gain + c, mask=c < channels, other=0.0)[None, :]
+    b = tl.load(bias + c, mask=c < channels, other=0.0)[None, :]
+    y = value * g + b
+    return tl.where(valid, tl.where(y > 0, y, y * slope), 0.0)
+
+
+@triton.jit
+def load_activation_dot(x_hat, x_hat_dot, gain, bias, slope, at, c, inside, channels):
+    """The same of its direction, slope·gain·x̂_dot."""
+    valid = inside[:, None] & (c < channels)[None, :]
+    where = at[:, None] * channels + c[None, :]
+    value = tl.load(x_hat + where, mask=valid, other=0.0)
+    value_dot = tl.load(x_hat_dot + where, mask=valid, other=0.0)
+    g = tl.load(gain + c, mask=c < channels, other=0.0)[None, :]
+    b = tl.load(bias + c, mask=c < channels, other=0.0)[None, :]
+    return slope_at(value, g, b, slope) * g * value_dot
+
+
+@triton.jit
+def load_scattered(values, winners, n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr):
+    """[pixels, filters] of S(values): at a window's winner its value, elsewhere 0. `n` counts images of
+    all tasks.
+    """
+    if POOL:
+        py, px = y // 2, x // 2
+        inside = inside & (py < pooled) & (px < pooled)
+        valid = inside[:, None] & (f < filters)[None, :]
+        where = (((n * pooled + py) * pooled + px) * filters)[:, None] + f[None, :]
+        winner = tl.load(winners + where, mask=valid, other=4)
+        valid = valid & (winner == (y % 2 * 2 + x % 2)[:, None])
+    else:
+        valid = inside[:, None] & (f < filters)[None, :]
+        where = (((n * dense + y) * dense + x) * filters)[:, None] + f[None, :]
+    return tl.load(values + where, mask=valid, other=0.0)
+
+
+@triton.jit
+def coefficient(coef, row: tl.constexpr, f, filters):
+    return tl.load(coef + row * filters + f, mask=f < filters, other=0.0)[None, :]
+
+
+@triton.jit
+def load_centred(z, coef, row: tl.constexpr, n, y, x, f, inside, filters, dense):
+    """[pixels, filters] of z less the mean in `row` of the coefficients."""
+    valid = inside[:, None] & (f < filters)[None, :]
+    where = (((n * dense + y) * dense + x) * filters)[:, None] + f[None, :]
+    return tl.load(z + where, mask=valid, other=0.0) - coefficient(coef, row, f, filters)
+
+
+@triton.jit
+def load_dz(
+    z, delta, winners, coef, n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr
+):
+    """[pixels, filters] of dz, 0 outside; `coef` of the task."""
+    spike = load_scattered(delta, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
+    centred = load_centred(z, coef, 3, n, y, x, f, inside, filters, dense)
+    value = coefficient(coef, 0, f, filters) * spike
+    value += coefficient(coef, 1, f, filters) * centred + coefficient(coef, 2, f, filters)
+    return tl.where(inside[:, None], value, 0.0)
+
+
+@triton.jit
+def load_dz_dot(
+    z, z_dot, delta, delta_dot, winners, coef,
+    n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr,
+):  # fmt: skip
+    """The same of its direction."""
+    spike = load_scattered(delta, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
+    spike_dot = load_scattered(delta_dot, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
+    centred = load_centred(z, coef, 3, n, y, x, f, inside, filters, dense)
+    centred_dot = load_centred(z_dot, coef, 7, n, y, x, f, inside, filters, dense)
+    value = coefficient(coef, 0, f, filters) * spike_dot + coefficient(coef, 4, f, filters) * spike
+    value += coefficient(coef, 5, f, filters) * centred + coefficient(coef, 6, f, filters)
+    value += coefficient(coef, 1, f, filters) * centred_dot
+    return tl.where(inside[:, None], value, 0.0)

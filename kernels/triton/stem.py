@@ -1,0 +1,253 @@
+"""The first stage, conv → batch norm → leaky ReLU → 2×2 max pool, from the moments of its patches (the
+formulas are those of kernels/plain/stem.py).
+
+Images have a border and have lost their mean over the task, border included: [T, N, H + 2, W + 2, C].
+A patch is [C][9], padded to KP values.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.triton.norm_act import winner_of
+from kernels.triton.operands import dot, pixels_of
+
+
+@triton.jit
+def load_patches(images, n, y, x, k, valid, side, channels):
+    """[windows, KP] of the patches whose middle is pixel (y, x) of image n."""
+    tap, c = k % 9, k // 9
+    row = (n * (side + 2) + y)[:, None] + (tap // 3)[None, :]
+    at = (row * (side + 2) + x[:, None] + (tap % 3)[None, :]) * channels + c[None, :]
+    inside = valid[:, None] & (k < 9 * channels)[None, :]
+    return tl.load(images + at, mask=inside, other=0.0)
+
+
+@triton.jit
+def load_stem_filters(w, k, f, filters, channels):
+    """[KP, filters] of [F, 9, C]"""
+    at = (f[None, :] * 9 + (k % 9)[:, None]) * channels + (k // 9)[:, None]
+    return tl.load(w + at, mask=(k < 9 * channels)[:, None] & (f < filters)[None, :], other=0.0)
+
+
+@triton.jit
+def stem_moments_kernel(
+    w,  # [F, 9, C] of a task, the next `w_step` further on
+    patch_mean, cov, pivot,  # [T, KP], [T, KP, KP], [T, KP] the images' own mean at each value
+    given_mean, given_var,  # [F] of a task, the next `given_step` further on
+    projected,  # [T, KP, F] cov·w
+    coef, rstd,  # [T, 8, F], [T, F]
+    mean_out, var_out,  # tasks `out_step` apart
+    channels, filters, w_step, given_step, out_step, eps,
+    GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    task = tl.program_id(0)
+    k = tl.arange(0, KP)
+    f = tl.program_id(1) * BF + tl.arange(0, BF)
+    real = f < filters
+    rows = load_stem_filters(w + task * w_step, k, f, filters, channels)
+    matrix = tl.load(cov + (task * KP + k[:, None]) * KP + k[None, :])
+    product = tl.dot(matrix, rows, input_precision="ieee")
+    out = projected + (task * KP + k[:, None]) * filters + f[None, :]
+    tl.store(out, product, mask=real[None, :])
+    centre = tl.sum(rows * tl.load(patch_mean + task * KP + k)[:, None], 0)
+    lost = tl.sum(rows * tl.load(pivot + task * KP + k)[:, None], 0)
+    var = tl.maximum(tl.sum(rows * product, 0), 0.0)
+    tl.store(mean_out + task * out_step + f, centre + lost, mask=real)
+    tl.store(var_out + task * out_step + f, var, mask=real)
+    if GIVEN:
+        at = task * given_step + f
+        centre = tl.load(given_mean + at, mask=real, other=0.0) - lost
+        var = tl.load(given_var + at, mask=real, other=1.0)
+    tl.store(coef + (task * 8 + 3) * filters + f, centre, mask=real)
+    tl.store(rstd + task * filters + f, 1 / tl.sqrt(var + eps), mask=real)
+
+
+@triton.jit
+def stem_fwd_kernel(
+    images, w, gain, coef, rstd,
+    x_hat, winners,  # [T, N, h, w, F]
+    count, side, pooled, channels, filters, w_step,
+    PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    task = tl.program_id(1)
+    windows = count * pooled * pooled
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    k, f = tl.arange(0, KP), tl.program_id(2) * BF + tl.arange(0, BF)
+    n, y, x = pixels_of(m, pooled, pooled)
+    n += task * count
+    valid = m < windows
+    rows = load_stem_filters(w + task * w_step, k, f, filters, channels)
+    zero = tl.zeros((BM, BF), tl.float32)
+    z00 = dot(load_patches(images, n, 2 * y, 2 * x, k, valid, side, channels), rows, zero, PRECISION)
+    z01 = dot(
+        load_patches(images, n, 2 * y, 2 * x + 1, k, valid, side, channels), rows, zero, PRECISION
+    )
+    z10 = dot(
+        load_patches(images, n, 2 * y + 1, 2 * x, k, valid, side, channels), rows, zero, PRECISION
+    )
+    z11 = dot(
+        load_patches(images, n, 2 * y + 1, 2 * x + 1, k, valid, side, channels),
+        rows, zero, PRECISION,
+    )  # fmt: skip
+    real = f < filters
+    scale = tl.load(gain + f, mask=real, other=0.0)[None, :]
+    position, value = winner_of(z00, z01, z10, z11, scale)
+    centre = tl.load(coef + (task * 8 + 3) * filters + f, mask=real, other=0.0)[None, :]
+    r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
+    at = (task * windows + m)[:, None] * filters + f[None, :]
+    both = valid[:, None] & real[None, :]
+    tl.store(x_hat + at, (value - centre) * r, mask=both)
+    tl.store(winners + at, position.to(tl.uint8), mask=both)
+
+
+@triton.jit
+def stem_outer_kernel(
+    images, values, winners,  # values and winners [T, N, h, w, F]
+    part,  # [T, splits, KP, F] Σ values·patch over the winners of a split
+    count, side, pooled, channels, filters, per_split,
+    PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    split, task = tl.program_id(0), tl.program_id(1)
+    windows = count * pooled * pooled
+    k, f = tl.arange(0, KP), tl.program_id(2) * BF + tl.arange(0, BF)
+    acc = tl.zeros((KP, BF), tl.float32)
+    for start in range(split * per_split, tl.minimum((split + 1) * per_split, windows), BM):
+        m = start + tl.arange(0, BM)
+        n, y, x = pixels_of(m, pooled, pooled)
+        n += task * count
+        valid = m < windows
+        at = (task * windows + m)[:, None] * filters + f[None, :]
+        both = valid[:, None] & (f < filters)[None, :]
+        value = tl.load(values + at, mask=both, other=0.0)
+        winner = tl.load(winners + at, mask=both, other=4)
+        for position in tl.static_range(4):
+            patches = load_patches(
+                images, n, 2 * y + position // 2, 2 * x + position % 2, k, valid, side, channels
+            )
+            spike = tl.where(winner == position, value, 0.0)
+            acc = dot(tl.trans(patches), spike, acc, PRECISION)
+    out = ((task * tl.num_programs(0) + split) * KP + k[:, None]) * filters + f[None, :]
+    tl.store(part + out, acc, mask=(f < filters)[None, :])
+
+
+@triton.jit
+def stem_wgrad_kernel(
+    outer, patch_mean, pivot, projected,  # [T, KP, F], [T, KP], [T, KP], [T, KP, F]
+    gain, rstd, sums,  # [F], [T, F], [T, 2, F]
+    gradient,  # [F, 9, C], tasks `out_step` apart
+    channels, filters, out_step,
+    GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """gain·r·(A − s₁m − s₂r·Gw)"""
+    task = tl.program_id(0)
+    k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
+    real = f < filters
+    at = (task * KP + k[:, None]) * filters + f[None, :]
+    a = tl.load(outer + at, mask=real[None, :], other=0.0)
+    r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
+    scale = tl.load(gain + f, mask=real, other=0.0)[None, :] * r
+    s1 = tl.load(sums + task * 2 * filters + f, mask=real, other=0.0)[None, :]
+    s2 = tl.load(sums + (task * 2 + 1) * filters + f, mask=real, other=0.0)[None, :]
+    if GIVEN:
+        a += s1 * tl.load(pivot + task * KP + k)[:, None]
+    else:
+        a -= s1 * tl.load(patch_mean + task * KP + k)[:, None]
+        a -= s2 * r * tl.load(projected + at, mask=real[None, :], other=0.0)
+    where = (f[None, :] * 9 + (k % 9)[:, None]) * channels + (k // 9)[:, None]
+    valid = (k < 9 * channels)[:, None] & real[None, :]
+    tl.store(gradient + task * out_step + where, scale * a, mask=valid)
+
+
+@triton.jit
+def stem_tan_moments_kernel(
+    w_dot,  # [F, 9, C] of a task, the next `w_step` further on
+    patch_mean, pivot, projected, rstd,
+    coef, q,  # [T, 8, F], [T, F]
+    channels, filters, w_step,
+    GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """The shift of z_dot, and q = mean(x̂·z_dot) = r·wᵀG·w_dot."""
+    task = tl.program_id(0)
+    k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
+    real = f < filters
+    rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels)
+    if GIVEN:
+        shift = -tl.sum(rows * tl.load(pivot + task * KP + k)[:, None], 0)
+        slope = tl.zeros((BF,), tl.float32)
+    else:
+        shift = tl.sum(rows * tl.load(patch_mean + task * KP + k)[:, None], 0)
+        at = (task * KP + k[:, None]) * filters + f[None, :]
+        slope = tl.sum(rows * tl.load(projected + at, mask=real[None, :], other=0.0), 0)
+        slope *= tl.load(rstd + task * filters + f, mask=real, other=0.0)
+    tl.store(coef + (task * 8 + 7) * filters + f, shift, mask=real)
+    tl.store(q + task * filters + f, slope, mask=real)
+
+
+@triton.jit
+def stem_dot_kernel(
+    images, w_dot, x_hat, winners, coef, rstd, q,
+    x_hat_dot,  # [T, N, h, w, F]
+    count, side, pooled, channels, filters, w_step,
+    PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """x̂_dot = r(w_dot·patch − shift − x̂q) at the winners."""
+    task = tl.program_id(1)
+    windows = count * pooled * pooled
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    k, f = tl.arange(0, KP), tl.program_id(2) * BF + tl.arange(0, BF)
+    n, y, x = pixels_of(m, pooled, pooled)
+    n += task * count
+    valid, real = m < windows, f < filters
+    rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels)
+    at = (task * windows + m)[:, None] * filters + f[None, :]
+    both = valid[:, None] & real[None, :]
+    winner = tl.load(winners + at, mask=both, other=0)
+    value = tl.zeros((BM, BF), tl.float32)
+    for position in tl.static_range(4):
+        patches = load_patches(
+            images, n, 2 * y + position // 2, 2 * x + position % 2, k, valid, side, channels
+        )
+        zero = tl.zeros((BM, BF), tl.float32)
+        value = tl.where(winner == position, dot(patches, rows, zero, PRECISION), value)
+    shift = tl.load(coef + (task * 8 + 7) * filters + f, mask=real, other=0.0)[None, :]
+    r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
+    slope = tl.load(q + task * filters + f, mask=real, other=0.0)[None, :]
+    value -= shift + tl.load(x_hat + at, mask=both, other=0.0) * slope
+    tl.store(x_hat_dot + at, value * r, mask=both)
+
+
+@triton.jit
+def stem_tan_wgrad_kernel(
+    w_dot, outer, outer_dot, patch_mean, cov, pivot, projected,
+    gain, rstd, q, sums, sums_dot,
+    product,  # [F, 9, C], tasks `out_step` apart
+    channels, filters, w_step, out_step,
+    GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """The direction of gain·r·(A − s₁m − s₂r·Gw), r_dot = −r²q."""
+    task = tl.program_id(0)
+    k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
+    real = f < filters
+    at = (task * KP + k[:, None]) * filters + f[None, :]
+    a_dot = tl.load(outer_dot + at, mask=real[None, :], other=0.0)
+    r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
+    g = tl.load(gain + f, mask=real, other=0.0)[None, :]
+    s1_dot = tl.load(sums_dot + task * 2 * filters + f, mask=real, other=0.0)[None, :]
+    if GIVEN:
+        value = g * r * (a_dot + s1_dot * tl.load(pivot + task * KP + k)[:, None])
+    else:
+        m = tl.load(patch_mean + task * KP + k)[:, None]
+        a = tl.load(outer + at, mask=real[None, :], other=0.0)
+        s1 = tl.load(sums + task * 2 * filters + f, mask=real, other=0.0)[None, :]
+        s2 = tl.load(sums + (task * 2 + 1) * filters + f, mask=real, other=0.0)[None, :]
+        s2_dot = tl.load(sums_dot + (task * 2 + 1) * filters + f, mask=real, other=0.0)[None, :]
+        gw = tl.load(projected + at, mask=real[None, :], other=0.0)
+        rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels)
+        matrix = tl.load(cov + (task * KP + k[:, None]) * KP + k[None, :])
+        gw_dot = tl.dot(matrix, rows, input_precision="ieee")
+        r_dot = -r * r * tl.load(q + task * filters + f, mask=real, other=0.0)[None, :]
+        value = g * r_dot * (a - s1 * m - s2 * r * gw)
+        value += g * r * (a_dot - s1_dot * m - s2_dot * r * gw - s2 * (r_dot * gw + r * gw_dot))
+    where = (f[None, :] * 9 + (k % 9)[:, None]) * channels + (k // 9)[:, None]
+    valid = (k < 9 * channels)[:, None] & real[None, :]
+    tl.store(product + task * out_step + where, value, mask=valid)
