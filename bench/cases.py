@@ -61,6 +61,7 @@ class Row:
             msl_epochs=1 if self.loss == "MSL" else 0,
             first_order_epochs=1 if self.order == "first" else 0,
             task_reduction="mean",
+            precision="fp32",
         )
 
 

@@ -62,7 +62,7 @@ def calls(op: Op) -> Calls:
     """In float32, on the size that is timed."""
     if op.name == "passes":
         return passes(config(op), op.backend, torch.float32)
-    impl = getattr(dispatch.BACKENDS[op.backend], op.name)
+    impl = getattr(dispatch.space(op.backend), op.name)
     build = {"conv": _conv, "norm_act": _norm_act, "head": _head, "update": _update}[op.name]
     return build(impl, STAGES[op.case] if op.case in STAGES else config(op))
 

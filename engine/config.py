@@ -127,12 +127,15 @@ class Config:
         default="adjoint",
         free=True,
     )
-    backend: str = _flag("of the kernels", ("auto", "native", "plain"), default="auto", free=True)
+    backend: str = _flag(
+        "of the kernels", ("auto", "native", "triton", "plain"), default="auto", free=True
+    )
     precision: str = _flag(
-        "of the convolutions' products: float32; bfloat16 in two parts, as good; bfloat16; the "
-        "fastest of the first two",
-        ("fp32", "bf16x3", "bf16", "auto"),
-        default="fp32",
+        "of the convolutions' products: as they are, of operands rounded to TF32 or bfloat16, or in "
+        "two parts of either, as good as float32; auto: on a GPU tf32, on a CPU the fastest as good "
+        "as float32",
+        ("auto", "fp32", "tf32", "tf32x3", "bf16x3", "bf16"),
+        default="auto",
     )
     prefetch: int = _flag("batches prepared ahead, 0: none", ">= 0", default=2, free=True)
     # run

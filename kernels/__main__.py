@@ -32,8 +32,9 @@ def _print_table() -> None:
     else:
         granted = [name for name, present in native.module.cpu_features().items() if present]
         print(f"\nnative module: {native.module.version()}, CPU: {' '.join(granted) or 'portable'}")
-        precisions = [name for name in dispatch.PRECISIONS if dispatch.refusal(name) is None]
-        print(f"precision of its passes: {', '.join(precisions) or 'none'}")
+    for device in devices:
+        names = [name for name in dispatch.PRECISIONS if dispatch.refusal(name, device) is None]
+        print(f"precision of passes on {device}: {', '.join(names) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -8,27 +8,29 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-import kernels.native.conv
-import kernels.native.norm_act
-import kernels.native.passes
-import kernels.native.tensors
-import kernels.native.update  # noqa: F401
-from kernels import native, plain
 from kernels.threads import threads
 
 OPS = ("passes", "conv", "norm_act", "stem", "head", "update")
-BACKENDS = {"native": native, "plain": plain}  # the preferred one first; the last runs anywhere
-# How the products of whole passes over float32 images are taken: as they are; of operands in two
-# parts of bfloat16, as good as float32; of operands rounded to bfloat16. Sums are always float32.
-PRECISIONS = ("fp32", "bf16x3", "bf16")
+BACKENDS = ("native", "triton", "plain")
+# Those that dispatch chooses from on a type of device, the preferred one first.
+CHOICES = {"cpu": ("native", "plain"), "cuda": ("triton", "plain")}
+# How the products of whole passes over float32 images are taken: as they are; of operands rounded
+# to TF32 (10 bits of mantissa) or bfloat16 (7); of operands in two parts of either, as good as
+# float32. Sums are always float32.
+PRECISIONS = ("fp32", "tf32", "tf32x3", "bf16x3", "bf16")
 # Why a backend has no such op, where that is a choice.
 LEFT_OUT = {
     ("native", "head"): "native has no head: as three small matrix products it gains nothing",
     ("native", "stem"): "native has no stem apart from its passes, which contain it",
+    ("triton", "head"): "triton has no head apart from its passes, which contain it",
+    ("triton", "stem"): "triton has no stem apart from its passes, which contain it",
     ("plain", "passes"): "plain has no passes: it composes them of single ops, in fp32",
 }
 
@@ -60,7 +62,7 @@ def backend(op: str, like: Tensor, *case):
     name, reason = choose(op, like.device, like.dtype, *case)
     if name is None:
         raise BackendError(reason)
-    return getattr(BACKENDS[name], op)
+    return getattr(space(name), op)
 
 
 def passes(like: Tensor, precision: str = "fp32"):
@@ -72,17 +74,19 @@ def passes(like: Tensor, precision: str = "fp32"):
     composable = precision == "fp32" and _request() in ("auto", *_without("passes"))
     if name is None and not composable:
         raise BackendError(reason)
-    return BACKENDS[name].passes if name else None
+    return space(name).passes if name else None
 
 
-def refusal(precision: str) -> str | None:
-    """Why float32 passes of a precision cannot run here, in one line; `None` if they can."""
-    name, reason = choose("passes", torch.device("cpu"), torch.float32, precision)
+def refusal(precision: str, device: torch.device | str = "cpu") -> str | None:
+    """Why float32 passes of a precision cannot run on a device, in one line; `None` if they can."""
+    name, reason = choose("passes", torch.device(device), torch.float32, precision)
     return None if name else reason
 
 
 def fastest_precision(like: Tensor) -> str:
-    """The fastest of `PRECISIONS` that is as good as float32, for passes on images like `like`."""
+    """For passes on images like `like`: on a CPU the fastest of `PRECISIONS` that is as good as
+    float32, on a GPU TF32, as torch's own convolutions there.
+    """
     backend = passes(like) if like.dtype == torch.float32 else None
     return backend.fastest_precision() if backend else "fp32"
 
@@ -101,7 +105,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, *case) -> tuple[st
             return requested, "requested"
         return None, f"{refused}; ask for 'auto' to let dispatch choose"
     refusals = []
-    for name in BACKENDS:
+    for name in CHOICES.get(device.type, ("plain",)):
         refused = _refusal(name, op, device, dtype, case)
         if refused is None:
             return name, "; ".join(refusals) or _praise(name, op)
@@ -109,8 +113,16 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, *case) -> tuple[st
     return None, "; ".join(refusals)
 
 
+@cache
+def space(name: str) -> ModuleType:
+    """A backend's namespace: `OPS`, of which each is a namespace of pure functions, and
+    `refuses(device, dtype)`. Loaded when first asked for.
+    """
+    return import_module(f"kernels.{name}")
+
+
 def _praise(name: str, op: str) -> str:
-    scope = getattr(getattr(BACKENDS[name], op), "SCOPE", None)
+    scope = getattr(getattr(space(name), op), "SCOPE", None)
     return f"the fastest, for {scope}; other geometries: plain" if scope else "the fastest"
 
 
@@ -118,21 +130,15 @@ def _refusal(
     name: str, op: str, device: torch.device, dtype: torch.dtype, case: tuple
 ) -> str | None:
     """Why a backend does not run an op here, in one line; `None` if it does."""
-    if name in _without(op):
+    if op not in space(name).OPS:
         return LEFT_OUT.get((name, op), f"{name} has no {op}")
-    if name != "native":
-        return None
-    if native.module is None:
-        return f"native: {native.reason}"
-    if device.type != "cpu":
-        return f"native runs on a CPU, not on {device.type}"
-    if dtype not in native.tensors.DTYPES:
-        return f"native takes float32 and float64, not {str(dtype)[6:]}"
-    return getattr(native, op).refusal(*case) if case else None
+    refused = space(name).refuses(device, dtype)
+    of_case = getattr(getattr(space(name), op), "refusal", None) if not refused else None
+    return of_case(*case) if of_case and case else refused
 
 
 def _without(op: str) -> list[str]:
-    return [name for name, space in BACKENDS.items() if not hasattr(space, op)]
+    return [name for name in BACKENDS if op not in space(name).OPS]
 
 
 def _request() -> str:

@@ -16,4 +16,4 @@ class Net(NamedTuple):
     pool: bool
     negative_slope: float
     eps: float
-    precision: str = "fp32"  # of the convolutions' products of float32 data: fp32, bf16x3 or bf16
+    precision: str = "fp32"  # of kernels.PRECISIONS, of the convolutions' products of float32 data

@@ -127,7 +127,8 @@ def test_dispatch_never_falls_back_from_an_explicit_request(monkeypatch) -> None
         pass
     monkeypatch.setenv("KERNELS_BACKEND", "nonesuch")
     with pytest.raises(
-        kernels.BackendError, match="'nonesuch' is not known; use one of auto, native, plain"
+        kernels.BackendError,
+        match="'nonesuch' is not known; use one of auto, native, triton, plain",
     ):
         kernels.task_conv2d(x, w)
     table = subprocess.run([sys.executable, "-m", "kernels"], capture_output=True, text=True)
@@ -203,7 +204,7 @@ def test_the_table_of_backends_prints() -> None:
     )
     for op in ("passes", "conv", "norm_act", "stem", "head", "update"):
         assert f"{op:<10} cpu" in run.stdout
-    assert native.module is None or "precision of its passes: fp32" in run.stdout
+    assert native.module is None or "precision of passes on cpu: fp32" in run.stdout
 
 
 def test_kernels_does_not_import_the_engine() -> None:

@@ -21,15 +21,15 @@ REAL = pytest.mark.parametrize("case", cases.REAL, ids=lambda c: c.name)
 @pytest.fixture
 def backend(request) -> Iterator[str]:
     """Everything inside the test runs on this backend, or raises."""
-    if request.param == "native" and native.module is None:
-        pytest.skip(f"native module: {native.reason}")
+    if refused := dispatch.space(request.param).refuses(torch.device("cpu"), torch.float64):
+        pytest.skip(refused)
     with kernels.use(request.param):
         yield request.param
 
 
 def on_all(*ops: str):
     """Every backend that has all of these ops."""
-    names = [n for n, space in dispatch.BACKENDS.items() if all(hasattr(space, op) for op in ops)]
+    names = [n for n in dispatch.BACKENDS if set(ops) <= set(dispatch.space(n).OPS)]
     return pytest.mark.parametrize("backend", names, indirect=True)
 
 
@@ -40,8 +40,8 @@ TWICE = pytest.mark.parametrize(
     [
         (op, name)
         for op, short in NAMES.items()
-        for name, space in dispatch.BACKENDS.items()
-        if hasattr(space, short)
+        for name in dispatch.BACKENDS
+        if short in dispatch.space(name).OPS
     ],
     indirect=["backend"],
 )

@@ -8,6 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
+OPS = ("passes", "conv", "norm_act", "update")
 NOTE = Path(__file__).parents[1] / "_native_missing.txt"
 
 
@@ -23,3 +26,19 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 module, reason = _load()
+
+
+def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why nothing of this runs there, in one line; `None` if it does."""
+    if module is None:
+        return f"native: {reason}"
+    if device.type != "cpu":
+        return f"native runs on a CPU, not on {device.type}"
+    if dtype not in tensors.DTYPES:
+        return f"native takes float32 and float64, not {str(dtype)[6:]}"
+    return None
+
+
+from kernels.native import conv, norm_act, passes, tensors, update  # noqa: E402
+
+__all__ = ["conv", "norm_act", "passes", "update"]

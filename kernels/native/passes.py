@@ -49,6 +49,8 @@ class Kept(NamedTuple):
 
 def refusal(precision: str) -> str | None:
     """Why this processor does not run passes of a precision, in one line; `None` if it does."""
+    if not hasattr(module.Precision, precision):
+        return f"native takes products in fp32, bf16x3 and bf16, not in {precision}; ask for fp32"
     if module.has_passes(getattr(module.Precision, precision)):
         return None
     return (

@@ -14,6 +14,12 @@ in memory, which is what makes the convolutions and the per-channel passes fast;
 converted.
 """
 
+import torch
+
 from kernels.plain import conv, head, norm_act, stem, update
 
-__all__ = ["conv", "head", "norm_act", "stem", "update"]
+OPS = __all__ = ("conv", "head", "norm_act", "stem", "update")
+
+
+def refuses(device: torch.device, dtype: torch.dtype) -> None:
+    """It runs anywhere."""

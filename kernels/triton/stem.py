@@ -78,7 +78,9 @@ def stem_fwd_kernel(
     valid = m < windows
     rows = load_stem_filters(w + task * w_step, k, f, filters, channels)
     zero = tl.zeros((BM, BF), tl.float32)
-    z00 = dot(load_patches(images, n, 2 * y, 2 * x, k, valid, side, channels), rows, zero, PRECISION)
+    z00 = dot(
+        load_patches(images, n, 2 * y, 2 * x, k, valid, side, channels), rows, zero, PRECISION
+    )
     z01 = dot(
         load_patches(images, n, 2 * y, 2 * x + 1, k, valid, side, channels), rows, zero, PRECISION
     )

@@ -1,0 +1,34 @@
+"""The backend of Triton kernels, for GPUs, and on a CPU by Triton's interpreter for tests.
+
+`reason` is None, or one line that says why there is no Triton here.
+"""
+
+import os
+
+import torch
+
+OPS = ("passes", "conv", "norm_act", "update")
+
+try:
+    import triton  # noqa: F401
+except ImportError as error:
+    reason: str | None = f"Triton does not load: {error}; `pip install triton` where there is a GPU"
+else:
+    from kernels.triton import conv, norm_act, passes, update
+
+    reason = None
+    __all__ = ["conv", "norm_act", "passes", "update"]
+
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why nothing of this runs there, in one line; `None` if it does."""
+    if reason:
+        return f"triton: {reason}"
+    if device.type != ("cpu" if interpreted else "cuda"):
+        where = "a CPU, as TRITON_INTERPRET=1 is set," if interpreted else "a GPU"
+        return f"triton runs on {where} not on {device.type}"
+    if dtype != torch.float32:
+        return f"triton takes float32, not {str(dtype)[6:]}"
+    return None
