@@ -12,7 +12,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import kernels
-from kernels import cases, dispatch, native, reference
+from kernels import cases, dispatch, reference
 
 SMALL = pytest.mark.parametrize("case", cases.SMALL, ids=lambda c: c.name)
 REAL = pytest.mark.parametrize("case", cases.REAL, ids=lambda c: c.name)

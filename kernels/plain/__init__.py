@@ -18,7 +18,8 @@ import torch
 
 from kernels.plain import conv, head, norm_act, stem, update
 
-OPS = __all__ = ("conv", "head", "norm_act", "stem", "update")
+__all__ = ["conv", "head", "norm_act", "stem", "update"]
+OPS = tuple(__all__)
 
 
 def refuses(device: torch.device, dtype: torch.dtype) -> None:

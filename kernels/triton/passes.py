@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+import triton
 from torch import Tensor
 
-import triton
 from kernels.net import Net
 from kernels.triton import conv, head, norm_act, stem
 from kernels.triton.operands import COEFFICIENTS

@@ -5,10 +5,9 @@
 from functools import cache
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
 
 PIECE = 1024  # values of one segment that a program updates
 
