@@ -131,9 +131,9 @@ class Config:
         "of the kernels", ("auto", "native", "triton", "plain"), default="auto", free=True
     )
     precision: str = _flag(
-        "of the convolutions' products: as they are, of operands rounded to TF32 or bfloat16, or in "
-        "two parts of either, as good as float32; auto: on a GPU tf32, on a CPU the fastest as good "
-        "as float32",
+        "of the convolutions' products: as they are, of operands rounded to TF32 or bfloat16, or "
+        "in two parts of either, as good as float32; auto: on a GPU tf32, on a CPU the fastest as "
+        "good as float32",
         ("auto", "fp32", "tf32", "tf32x3", "bf16x3", "bf16"),
         default="auto",
     )

@@ -1,8 +1,9 @@
 """The 3×3 convolutions of a pass: implicit matrix products over taps and channels with a task axis.
 
 Their operands are built as they are loaded (`operands`), and what comes next is begun on the result
-while it is in registers: partial moments of z, products of its direction with z, or the slope of the
-activation below with the sums behind its gain and bias. Partial sums are one a tile, merged in order.
+while it is in registers: partial moments of z, products of its direction with z, or the slope of
+the activation below with the sums behind its gain and bias. Partial sums are one a tile, merged in
+order.
 """
 
 import triton
@@ -160,7 +161,9 @@ def conv_wgrad_kernel(
     DOT_IN: tl.constexpr,
     PRECISION: tl.constexpr, BF: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """One tap of wgrad(p, dz) over a split of the pixels. DUAL: wgrad(p, dz_dot) + wgrad(p_dot, dz)."""
+    """One tap of wgrad(p, dz) over a split of the pixels. DUAL: wgrad(p, dz_dot) +
+    wgrad(p_dot, dz).
+    """
     split, tap, task = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     pixels = images * dense * dense
     f, c = tl.arange(0, BF), tl.arange(0, BC)

@@ -1,8 +1,8 @@
 """Linear classifier and mean cross-entropy behind the last stage, and their tangent.
 
 Features are the activation, filter by filter [F][pixels], or with MEAN each filter's mean; they are
-built from x̂ [T, N, pixels, F] when they are loaded. One program a task for the logits, one a task and
-pixel behind them.
+built from x̂ [T, N, pixels, F] when they are loaded. One program a task for the logits, one a task
+and pixel behind them.
 """
 
 import triton

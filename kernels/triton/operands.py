@@ -37,7 +37,7 @@ def pixels_of(m, height, width):
 
 @triton.jit
 def load_activation(x_hat, gain, bias, slope, at, c, inside, channels, ACT: tl.constexpr):
-    """[pixels, channels] of p = act(gain·x̂ + bias), 0 outside; without `ACT` the values as they are."""
+    """[pixels, channels] of p = act(gain·x̂ + bias), 0 outside; without `ACT` the values."""
     valid = inside[:, None] & (c < channels)[None, :]
     value = tl.load(x_hat + at[:, None] * channels + c[None, :], mask=valid, other=0.0)
     if not ACT:
@@ -62,8 +62,8 @@ def load_activation_dot(x_hat, x_hat_dot, gain, bias, slope, at, c, inside, chan
 
 @triton.jit
 def load_scattered(values, winners, n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr):
-    """[pixels, filters] of S(values): at a window's winner its value, elsewhere 0. `n` counts images of
-    all tasks.
+    """[pixels, filters] of S(values): at a window's winner its value, elsewhere 0. `n` counts images
+    of all tasks.
     """
     if POOL:
         py, px = y // 2, x // 2

@@ -1,8 +1,8 @@
-"""The first stage, conv → batch norm → leaky ReLU → 2×2 max pool, from the moments of its patches (the
-formulas are those of kernels/plain/stem.py).
+"""The first stage, conv → batch norm → leaky ReLU → 2×2 max pool, from the moments of its patches
+(the formulas are those of kernels/plain/stem.py).
 
-Images have a border and have lost their mean over the task, border included: [T, N, H + 2, W + 2, C].
-A patch is [C][9], padded to KP values.
+Images have a border and have lost their mean over the task, border included: [T, N, H + 2, W + 2,
+C]. A patch is [C][9], padded to KP values.
 """
 
 import triton
