@@ -62,8 +62,8 @@ def load_activation_dot(x_hat, x_hat_dot, gain, bias, slope, at, c, inside, chan
 
 @triton.jit
 def load_scattered(values, winners, n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr):
-    """[pixels, filters] of S(values): at a window's winner its value, elsewhere 0. `n` counts images
-    of all tasks.
+    """[pixels, filters] of S(values): at a window's winner its value, elsewhere 0. `n` counts
+    images of all tasks.
     """
     if POOL:
         py, px = y // 2, x // 2
