@@ -42,7 +42,7 @@ def bench_episodes(case: str, benchmark, record):
     )
 
     def draw() -> None:
-        for _ in prefetch(sampler, range(PREFETCHED), cfg.tasks):
+        for _ in prefetch(lambda t: sampler.episode(t, cfg.tasks), range(PREFETCHED)):
             pass
 
     record(

@@ -130,6 +130,9 @@ class Config:
     backend: str = _flag(
         "of the kernels", ("auto", "native", "triton", "plain"), default="auto", free=True
     )
+    no_graph: bool = _flag(
+        "on a GPU, launch kernels one by one instead of as a CUDA graph", default=False, free=True
+    )
     precision: str = _flag(
         "of the convolutions' products: as they are, of operands rounded to TF32 or bfloat16, or "
         "in two parts of either, as good as float32; auto: on a GPU tf32, on a CPU the fastest as "
@@ -209,7 +212,7 @@ class Config:
     def __str__(self) -> str:
         """Three aligned columns, then a line for each path and switch that is set."""
         values = [(f.name, getattr(self, f.name)) for f in fields(self)]
-        lines = {"data", "cache", "run", "strict_data", "fresh"}
+        lines = {"data", "cache", "run", "strict_data", "fresh", "no_graph"}
         cells = [f"{name:<21} {value!s:<13}" for name, value in values if name not in lines]
         rows = math.ceil(len(cells) / 3)
         table = ["  " + " ".join(cells[row::rows]).rstrip() for row in range(rows)]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from engine.config import ROTATIONS, check
 from engine.data import Dataset
 from engine.errors import UserError
 
+T = TypeVar("T")
 _LAST = np.uint64(2**64 - 1)
 
 
@@ -37,6 +39,13 @@ class Episode:
     def slice(self, start: int, stop: int) -> Episode:
         """Tasks start to stop - 1, as views."""
         return Episode(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+
+
+class Draw(NamedTuple):
+    """Which images the tasks are made of."""
+
+    rows: np.ndarray  # int64 [T, ways, shots + targets] of the bank
+    turns: np.ndarray  # int64 [T, ways] quarter turns of each class
 
 
 class EpisodeSampler:
@@ -68,15 +77,15 @@ class EpisodeSampler:
         self._turned_classes = rotations == "classes"
         self._augment = rotations == "augment" and split == "train"
         self._starts, self._counts = bank.starts[:-1].numpy(), bank.counts.numpy()
-        self._images = bank.images.numpy()
-        self._shape = bank.images.shape[1:]  # H, W, C
+        self.bank = bank.images  # uint8 [M, H, W, C]
+        self._images, self._shape = bank.images.numpy(), bank.images.shape[1:]
         digest = hashlib.sha256(f"{seed}/{split}".encode()).digest()
         self._stream = np.frombuffer(digest, "<u8", 1).astype(np.uint64)
         _require_enough(self, dataset.name, split, bank.names)
         # as rows of an image, so that the innermost loop of numpy is long
         std = np.array(dataset.std)
-        self._scale = self._row(dataset.scale / std)
-        self._shift = self._row(-np.array(dataset.mean) / std)
+        self.scale = self._row(dataset.scale / std)  # float32 [W * C]
+        self.shift = self._row(-np.array(dataset.mean) / std)
 
     @property
     def classes(self) -> int:
@@ -85,19 +94,19 @@ class EpisodeSampler:
 
     def episode(self, iteration: int, tasks: int, first_task: int = 0) -> Episode:
         """Tasks ``first_task`` to ``first_task + tasks - 1`` of an iteration."""
-        rows, turns = self._draw(iteration, np.arange(first_task, first_task + tasks))
+        rows, turns = self.draw(iteration, tasks, first_task)
         support, target = rows[..., : self.shots], rows[..., self.shots :]
         return Episode(
             self._gather(support, turns),
-            self._labels(tasks, self.shots),
+            self.labels(tasks, self.shots),
             self._gather(target, turns),
-            self._labels(tasks, self.targets),
+            self.labels(tasks, self.targets),
         )
 
-    def _draw(self, iteration: int, tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bank rows [T, ways, shots + targets] and quarter turns [T, ways]."""
+    def draw(self, iteration: int, tasks: int, first_task: int = 0) -> Draw:
+        """What an episode is made of."""
         stream = _mix(self._stream ^ _mix(np.array([iteration], np.uint64)))
-        keys = _mix(stream + tasks.astype(np.uint64))  # [T]
+        keys = _mix(stream + np.arange(first_task, first_task + tasks, dtype=np.uint64))  # [T]
         drawn = _choose(_hashes(keys, self.classes), self.ways)
         classes = drawn % len(self._counts)
         turns = drawn // len(self._counts)
@@ -107,7 +116,8 @@ class EpisodeSampler:
         places = np.arange(counts.max())
         each = _hashes(_mix(keys ^ np.uint64(2)), self.ways)  # [T, ways]
         order = np.where(places < counts, _hashes(each, len(places)), _LAST)
-        return self._starts[classes][..., None] + _choose(order, self.shots + self.targets), turns
+        rows = self._starts[classes][..., None] + _choose(order, self.shots + self.targets)
+        return Draw(rows, turns)
 
     def _gather(self, rows: np.ndarray, turns: np.ndarray) -> Tensor:
         """float32 [T, ways * samples, C, H, W] of the images in ``rows`` [T, ways, samples]."""
@@ -118,8 +128,8 @@ class EpisodeSampler:
             if len(turned):
                 images[turned] = np.rot90(images[turned], quarter, (1, 2))
         images = images.reshape(len(images), self._shape[0], -1)
-        x = np.multiply(images, self._scale, dtype=np.float32)
-        x += self._shift
+        x = np.multiply(images, self.scale, dtype=np.float32)
+        x += self.shift
         x = torch.from_numpy(x).view(tasks, ways * samples, *self._shape)
         return x.permute(0, 1, 4, 2, 3)
 
@@ -127,31 +137,28 @@ class EpisodeSampler:
         """float32 [W * C] of values [C]."""
         return np.tile(values, self._shape[1]).astype(np.float32)
 
-    def _labels(self, tasks: int, samples: int) -> Tensor:
+    def labels(self, tasks: int, samples: int) -> Tensor:
+        """int64 [T, ways * samples]"""
         return torch.arange(self.ways).repeat_interleave(samples).repeat(tasks, 1)
 
 
-def prefetch(
-    sampler: EpisodeSampler,
-    iterations: Iterable[int],
-    tasks: int,
-    depth: int = 2,
-) -> Iterator[Episode]:
-    """The episodes of ``iterations``, in order, up to ``depth`` of them made ahead by a thread.
+def prefetch(make: Callable[[int], T], iterations: Iterable[int], depth: int = 2) -> Iterator[T]:
+    """What ``make`` makes of each of ``iterations``, in order, up to ``depth`` of them ahead, by a
+    thread.
 
-    0: none ahead, no thread. An exception of the sampler or of ``iterations`` is raised here.
+    0: none ahead, no thread. An exception of ``make`` or of ``iterations`` is raised here.
     Closing the iterator ends the thread.
     """
     if depth == 0:
-        yield from (sampler.episode(t, tasks) for t in iterations)
+        yield from map(make, iterations)
         return
-    ready: queue.Queue[tuple[Episode | None, BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
 
-    def put(episode: Episode | None, error: BaseException | None = None) -> bool:
+    def put(made: T | None, error: BaseException | None = None) -> bool:
         while not closed.is_set():
             try:
-                ready.put((episode, error), timeout=0.1)
+                ready.put((made, error), timeout=0.1)
                 return True
             except queue.Full:
                 continue
@@ -160,7 +167,7 @@ def prefetch(
     def work() -> None:
         try:
             for t in iterations:
-                if not put(sampler.episode(t, tasks)):
+                if not put(make(t)):
                     return
             put(None)
         except BaseException as error:

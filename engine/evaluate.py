@@ -20,10 +20,11 @@ from engine.errors import UserError, say
 from engine.interrupt import Interrupt, answered
 
 if TYPE_CHECKING:  # torch takes seconds to import; a wrong flag is answered before
+    import torch
     from torch import Tensor
 
     from engine.data import Dataset
-    from engine.episodes import Episode
+    from engine.episodes import Episode, EpisodeSampler
     from engine.meta import State
 
 # The same tasks for every run, so that two runs, whatever their seeds, are compared on equal terms.
@@ -32,7 +33,7 @@ BATCH = 16  # tasks drawn at once
 
 FLAGS = (
     "dataset data cache strict_data split rotations ways shots targets eval_steps norm_statistics "
-    "protocol eval_tasks device threads backend precision"
+    "protocol eval_tasks device threads backend precision no_graph"
 ).split()
 
 
@@ -68,12 +69,12 @@ def evaluate(
 
     import kernels
     from engine.model import Backbone
-    from engine.run import on_device, sampler
+    from engine.run import sampler
     from engine.unroll import adapt_and_predict
-    from engine.workers import over_tasks
 
     model, device = Backbone.of(cfg), states[0].params.theta.device
 
+    @torch.inference_mode()
     def predict(episode: Episode) -> Tensor:  # [states, T, N, ways]
         predictions = [
             adapt_and_predict(
@@ -90,18 +91,69 @@ def evaluate(
         return torch.stack(predictions)
 
     tasks_of = sampler(cfg, dataset, part, seed=TASK_SEED)
+    if device.type == "cuda":
+        answers = _on_device(predict, tasks_of, device, cfg)
+    else:
+        answers = _on_host(predict, tasks_of)
     correct = []
     for first in tqdm(range(0, tasks, BATCH), desc=part, leave=False, disable=None):
         between()
-        episode = tasks_of.episode(0, min(BATCH, tasks - first), first_task=first)
-        episode = on_device(episode, device)
         with kernels.only_kernels():
-            logits = torch.cat(over_tasks(predict, episode), dim=1)
+            logits, labels = answers(first, min(BATCH, tasks - first))
         logits = torch.cat([logits, logits.mean(0, keepdim=True)])
-        hits = logits.argmax(-1) == episode.target_y  # [states + 1, T, N]
+        hits = logits.argmax(-1) == labels  # [states + 1, T, N]
         correct.append(hits.double().mean(-1).cpu())
     *single, ensemble = (score(row) for row in torch.cat(correct, dim=1))
     return single, ensemble
+
+
+# Logits [states, T, N, ways] and labels [T, N] of some tasks, by the first one and their number.
+Answers = Callable[[int, int], "tuple[Tensor, Tensor]"]
+Predict = Callable[["Episode"], "Tensor"]
+
+
+def _on_host(predict: Predict, sampler: EpisodeSampler) -> Answers:
+    import torch
+
+    from engine.workers import over_tasks
+
+    def answers(first: int, count: int) -> tuple[Tensor, Tensor]:
+        episode = sampler.episode(0, count, first_task=first)
+        return torch.cat(over_tasks(predict, episode), dim=1), episode.target_y
+
+    return answers
+
+
+def _on_device(
+    predict: Predict, sampler: EpisodeSampler, device: torch.device, cfg: Config
+) -> Answers:
+    """With images gathered on the device, and each number of tasks a graph of its own. Its answers
+    are to be read before the next are asked for.
+    """
+    from engine.graph import capture
+    from engine.resident import Feed
+
+    bank, captured = sampler.bank.to(device), {}
+
+    def begin(count: int) -> tuple:
+        feed, result = Feed(sampler, bank, count), []
+
+        def body() -> None:
+            episode = feed.episode()
+            result[:] = predict(episode), episode.target_y
+
+        replay = body if cfg.no_graph else capture(body, device)
+        return feed, feed.staging(), replay, result
+
+    def answers(first: int, count: int) -> tuple[Tensor, Tensor]:
+        if count not in captured:
+            captured[count] = begin(count)
+        feed, staging, replay, result = captured[count]
+        feed.load(sampler.draw(0, count, first_task=first), staging)
+        replay()
+        return tuple(result)
+
+    return answers
 
 
 def test(

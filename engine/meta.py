@@ -5,6 +5,8 @@ Each trick has one home here or in `Params`, and a neutral value that turns it o
 """
 
 import math
+from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -33,10 +35,20 @@ class State(NamedTuple):
         return State(*groups, self.iteration)
 
 
+CHECKED = ("loss", *(f"gradient of {name}" for name in Params._fields))
+
+
 class Metrics(NamedTuple):
     loss: float  # mean over tasks of the step-weighted target loss, nats
     accuracy: float  # of the target sets after the last step, 0…1
     nonfinite: str | None  # what was NaN or infinite; the state is then the one before
+
+    @classmethod
+    def of(cls, measured: Sequence[float]) -> "Metrics":
+        """Of the values of `measure`."""
+        loss, accuracy, *finite = measured
+        bad = [name for name, good in zip(CHECKED, finite, strict=True) if not good]
+        return cls(loss, accuracy, ", ".join(bad) or None)
 
 
 def init_state(cfg: Config, device: torch.device | str = "cpu") -> State:
@@ -76,17 +88,38 @@ def learning_rate(epoch: int, cfg: Config) -> float:
     return cfg.min_lr + (cfg.lr - cfg.min_lr) * (1 + math.cos(math.pi * epoch / cfg.epochs)) / 2
 
 
-def meta_gradient(state: State, episode: Episode, cfg: Config) -> unroll.MetaGradient:
+class Schedule(NamedTuple):
+    """What the epoch says about an iteration: numbers, or tensors that a captured one reads."""
+
+    loss_weights: Sequence[float | Tensor]  # K; the number 0 skips that target pass
+    second_order: bool
+    lr: float | Tensor
+    step: int | Tensor  # of Adam, 1 for the first
+
+    @classmethod
+    def of(cls, iteration: int, cfg: Config) -> "Schedule":
+        epoch = iteration // cfg.iterations
+        return cls(
+            loss_weights(epoch, cfg),
+            second_order(epoch, cfg),
+            learning_rate(epoch, cfg),
+            iteration + 1,
+        )
+
+
+def meta_gradient(
+    state: State, episode: Episode, cfg: Config, schedule: Schedule | None = None
+) -> unroll.MetaGradient:
     """The outer loss and its gradient, over blocks of tasks that suit the device, summed in task
-    order.
+    order; by the schedule of the state's iteration unless one is given.
     """
-    epoch = state.iteration // cfg.iterations
-    tasks = len(episode.support_x)
-    scale = 1 / tasks if cfg.task_reduction == "mean" else 1.0
-    weights = [scale * w for w in loss_weights(epoch, cfg)]
+    schedule = schedule or Schedule.of(state.iteration, cfg)
+    weights = schedule.loss_weights
+    if cfg.task_reduction == "mean":
+        weights = [w / len(episode.support_x) for w in weights]
     running = state.running if cfg.train_norm_statistics == "running" else None
     differentiate = unroll.adjoint if cfg.unroll == "adjoint" else unroll.autograd
-    model, second = Backbone.of(cfg), second_order(epoch, cfg)
+    model, second = Backbone.of(cfg), schedule.second_order
     parts = over_tasks(
         lambda block: differentiate(model, state.params, block, weights, second, running),
         episode,
@@ -97,28 +130,40 @@ def meta_gradient(state: State, episode: Episode, cfg: Config) -> unroll.MetaGra
 
 def meta_step(state: State, episode: Episode, cfg: Config) -> tuple[State, Metrics]:
     """One outer iteration: the meta-gradient over the episode's tasks, and Adam."""
+    schedule = Schedule.of(state.iteration, cfg)
     with kernels.only_kernels():
-        return _meta_step(state, episode, cfg)
+        meta = meta_gradient(state, episode, cfg, schedule)
+        metrics = Metrics.of(measure(meta, episode, cfg).tolist())
+        return (state if metrics.nonfinite else advance(state, meta, cfg, schedule)), metrics
 
 
-def _meta_step(state: State, episode: Episode, cfg: Config) -> tuple[State, Metrics]:
-    meta = meta_gradient(state, episode, cfg)
+def measure(meta: unroll.MetaGradient, episode: Episode, cfg: Config) -> Tensor:
+    """Loss, accuracy, and for each of `CHECKED` 1 if it is finite, [2 + 4]."""
     per_task = 1 if cfg.task_reduction == "mean" else len(episode.support_x)
-    correct = (meta.logits.argmax(2) == episode.target_y).float().mean()
-    metrics = Metrics(meta.loss.item() / per_task, correct.item(), _nonfinite(meta))
-    if metrics.nonfinite:
-        return state, metrics
+    correct = (meta.logits.argmax(2) == episode.target_y).to(meta.loss.dtype).mean()
+    finite = [tensor.isfinite().all().to(meta.loss) for tensor in (meta.loss, *meta.gradient)]
+    return torch.stack([meta.loss / per_task, correct, *finite])
+
+
+def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Schedule) -> State:
+    """The state after an iteration: a step of Adam, and the running statistics."""
     gradient = meta.gradient
     if cfg.rates == "fixed":
         gradient = gradient._replace(rates=torch.zeros_like(gradient.rates))
-    lr = learning_rate(state.iteration // cfg.iterations, cfg)
-    params, first, second = adam(state, gradient, lr, cfg.beta1, cfg.beta2, cfg.clamp)
+    adam_options = schedule.lr, cfg.beta1, cfg.beta2, schedule.step, cfg.clamp
+    params, first, second = adam(state, gradient, *adam_options)
     running = update_running(state.running, meta.rows, meta.moments, cfg.norm_momentum)
-    return State(params, first, second, running, state.iteration + 1), metrics
+    return State(params, first, second, running, state.iteration + 1)
 
 
 def adam(
-    state: State, gradient: Params, lr: float, beta1: float, beta2: float, clamp: float = 0.0
+    state: State,
+    gradient: Params,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    step: int | Tensor,  # 1 for the first
+    clamp: float = 0.0,
 ) -> tuple[Params, Params, Params]:
     """Adam (Kingma & Ba 2015, algorithm 1) from state to state; `clamp` bounds each entry of the
     network's gradient, not of the rates'.
@@ -126,7 +171,7 @@ def adam(
     update = kernels.backend("update", gradient.theta)
     bounds = Params(clamp, clamp, 0.0)
     groups = [
-        update.adam(*tensors, lr, beta1, beta2, state.iteration + 1, bound)
+        update.adam(*tensors, lr, beta1, beta2, step, bound)
         for *tensors, bound in zip(*state[:3], gradient, bounds, strict=True)
     ]
     return tuple(Params(*group) for group in zip(*groups, strict=True))
@@ -139,21 +184,38 @@ def update_running(
     order: task by task, within a task step by step, support then target. A single shared row sees
     them all.
     """
-    index = torch.tensor(rows, device=moments.mean.device).clamp(max=len(running.mean) - 1)
-    result = Moments(*(m.clone() for m in running))
-    for row in index.unique().tolist():
-        for average, batches in zip(result, moments, strict=True):
-            seen = batches[:, index == row].flatten(0, 1)  # [observations, S] in order
-            age = torch.arange(len(seen) - 1, -1, -1, device=seen.device, dtype=seen.dtype)
-            weight = momentum * (1 - momentum) ** age
-            average[row] = average[row] * (1 - momentum) ** len(seen) + weight @ seen
-    return result
+    decay, weights = _averaging(
+        tuple(min(row, len(running.mean) - 1) for row in rows),
+        len(running.mean),
+        len(moments.mean),
+        momentum,
+        running.mean.dtype,
+        running.mean.device,
+    )
+    return Moments(
+        *(
+            torch.addmm(decay * average, weights, batches.flatten(0, 1))
+            for average, batches in zip(running, moments, strict=True)
+        )
+    )
 
 
-def _nonfinite(meta: unroll.MetaGradient) -> str | None:
-    named: dict[str, Tensor] = {"loss": meta.loss} | {
-        f"gradient of {name}": tensor for name, tensor in meta.gradient._asdict().items()
-    }
-    finite = torch.stack([tensor.isfinite().all() for tensor in named.values()]).tolist()
-    bad = [name for name, good in zip(named, finite, strict=True) if not good]
-    return ", ".join(bad) or None
+@cache
+def _averaging(
+    rows: tuple[int, ...],
+    count: int,
+    tasks: int,
+    momentum: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """What a moving average keeps of itself [count, 1], and takes of each batch [count, tasks ·
+    columns], tasks first.
+    """
+    seen = [0] * count
+    weights = torch.zeros(count, tasks * len(rows), dtype=torch.float64)
+    for i, row in reversed([*enumerate(rows * tasks)]):
+        weights[row, i] = momentum * (1 - momentum) ** seen[row]
+        seen[row] += 1
+    decay = torch.tensor([[(1 - momentum) ** n] for n in seen], dtype=torch.float64)
+    return decay.to(device, dtype), weights.to(device, dtype)

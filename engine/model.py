@@ -109,12 +109,13 @@ class Backbone:
         rates = torch.full((steps, len(self.shapes)), inner_rate, dtype=dtype)
         return Params(self.flat(tensors)[0], norm.repeat_interleave(self.filters, 1), rates)
 
-    def bessel(self, images: int) -> Tensor:
+    def bessel(self, images: int, like: Tensor) -> Tensor:
         """n / (n − 1) for the n values behind each statistic of `images` images [S]: biased →
         unbiased variance.
         """
         sides = self.image_sizes[:-1] if self.pool else self.image_sizes[1:]
-        return _bessel(tuple(images * side * side for side in sides), self.filters)
+        counts = tuple(images * side * side for side in sides)
+        return _bessel(counts, self.filters, like.dtype, like.device)
 
     def weights(self, theta: Tensor) -> list[Tensor]:
         """The tensors [T, *shape] as views of the flat buffers [T, P], where filters are NHWC: the
@@ -197,7 +198,9 @@ class Backbone:
 
 
 @cache
-def _bessel(counts: tuple[int, ...], filters: int) -> Tensor:
+def _bessel(
+    counts: tuple[int, ...], filters: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     with torch.inference_mode(False):  # autograd may be the next to use it
         n = torch.tensor(counts, dtype=torch.float64)
-        return (n / (n - 1).clamp(min=1)).repeat_interleave(filters)
+        return (n / (n - 1).clamp(min=1)).repeat_interleave(filters).to(device, dtype)

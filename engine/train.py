@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from engine.errors import Diverged, say
 from engine.interrupt import Interrupt, Stopped, answered
 
 if TYPE_CHECKING:
-    from engine.episodes import Episode
+    from engine.loop import Finished, Loop
     from engine.report import Report
     from engine.run import Run
 
@@ -56,7 +55,7 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
 
 def train_epochs(run: Run, interrupt: Interrupt) -> None:
     """Trains and validates every epoch that is left; saves when stopped."""
-    from engine.episodes import prefetch
+    from engine.loop import loop
     from engine.report import Report
     from engine.run import sampler
 
@@ -67,48 +66,52 @@ def train_epochs(run: Run, interrupt: Interrupt) -> None:
     tasks = sampler(cfg, run.dataset, "train", cfg.seed)
     with (
         Report(run.folder, run.dataset.name, done, run.epoch, cfg.epochs, left.stop) as report,
-        contextlib.closing(prefetch(tasks, left, cfg.tasks, cfg.prefetch)) as episodes,
+        loop(cfg, tasks, left, run.state.params.theta.device) as steps,
     ):
         try:
             while run.epoch < cfg.epochs:
-                train_epoch(run, episodes, report, interrupt)
+                train_epoch(run, steps, report, interrupt)
                 validate(run, report, interrupt)
         except Stopped:
+            account(run, steps.finished(wait=True), report)
             run.save()
             raise
 
 
-def train_epoch(
-    run: Run, episodes: Iterator[Episode], report: Report, interrupt: Interrupt
-) -> None:
+def train_epoch(run: Run, steps: Loop, report: Report, interrupt: Interrupt) -> None:
     """The outer loop of MAML++ to the end of the current epoch."""
+    end, saved = (run.epoch + 1) * run.cfg.iterations, time.monotonic()
+    while run.state.iteration < end:
+        run.state = steps.step(run.state)
+        due = time.monotonic() - saved > SAVE_SECONDS
+        account(run, steps.finished(wait=due or run.state.iteration == end), report)
+        interrupt.check()
+        if due:
+            run.save()
+            saved = time.monotonic()
+
+
+def account(run: Run, finished: list[Finished], report: Report) -> None:
+    """Takes iterations that are done into the run's figures, and reports what is due."""
     from engine import meta
     from engine.report import Meter
-    from engine.run import on_device
 
-    cfg, epoch, device, saved = run.cfg, run.epoch, run.state.params.theta.device, time.monotonic()
-    while run.state.iteration < (epoch + 1) * cfg.iterations:
-        began = time.monotonic()
-        episode = on_device(next(episodes), device)
-        state, metrics = meta.meta_step(run.state, episode, cfg)
+    cfg = run.cfg
+    for iteration, metrics, seconds in finished:
         if metrics.nonfinite:
             raise Diverged(
-                f"iteration {run.state.iteration + 1}: {metrics.nonfinite} is not finite; the last "
+                f"iteration {iteration}: {metrics.nonfinite} is not finite; the last "
                 f"good checkpoint is kept in {run.folder}; start over with --fresh and a lower "
                 "--lr or --inner-rate, or with --clamp"
             )
-        run.state = state
         for meter in (run.interval, run.whole):
-            meter.add(metrics.loss, metrics.accuracy, time.monotonic() - began)
-        report.progress(state.iteration, run.interval)
-        if run.interval.count >= cfg.log_every or state.iteration % cfg.iterations == 0:
+            meter.add(metrics.loss, metrics.accuracy, seconds)
+        report.progress(iteration, run.interval)
+        if run.interval.count >= cfg.log_every or iteration % cfg.iterations == 0:
+            epoch = run.epoch
             rate, second = meta.learning_rate(epoch, cfg), meta.second_order(epoch, cfg)
-            report.train(state.iteration, epoch + 1, rate, second, run.interval)
+            report.train(iteration, epoch + 1, rate, second, run.interval)
             run.interval = Meter()
-        interrupt.check()
-        if time.monotonic() - saved > SAVE_SECONDS:
-            run.save()
-            saved = time.monotonic()
 
 
 def validate(run: Run, report: Report, interrupt: Interrupt) -> None:

@@ -1,6 +1,6 @@
 """The one inner loop, and the meta-gradient through it.
 
-`adjoint` is the engine: a support sweep, the target passes, and a reverse sweep with one
+`adjoint` is the engine: a support sweep, the target passes beside it, and a reverse sweep with one
 Hessian-vector product a step (Antoniou et al. 2018, eq. 1–4). It keeps the
 support passes of the steps, and one target pass at a time. `autograd` differentiates the same loop
 by `torch.autograd` and is its oracle.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import kernels
+from engine.branch import Branch
 from engine.episodes import Episode
 from engine.model import Params
 from engine.passes import Moments, Pass
@@ -64,11 +65,11 @@ class _Record:
     def add(self, step: int, moments: Moments, images: int) -> None:
         self.rows.append(step)
         self.columns.append(moments)
-        self.factors.append(self.model.bessel(images))
+        self.factors.append(self.model.bessel(images, moments.var))
 
     def result(self) -> tuple[tuple[int, ...], Moments]:
         mean, var = (torch.stack(m, 1) for m in zip(*self.columns, strict=True))
-        return tuple(self.rows), Moments(mean, var * torch.stack(self.factors).to(var))
+        return tuple(self.rows), Moments(mean, var * torch.stack(self.factors))
 
 
 def at_step(rows: Tensor, step: int) -> Tensor:
@@ -106,8 +107,8 @@ def adjoint(
     params: Params,
     episode: Episode,
     loss_weights: Sequence[
-        float
-    ],  # K, of the target loss after each step; 0 skips that target pass
+        float | Tensor
+    ],  # K, of the target loss after each step; the number 0 skips that target pass
     second_order: bool,
     running: Moments | None = None,  # [K or 1, S]
 ) -> MetaGradient:
@@ -115,10 +116,11 @@ def adjoint(
     parameter.
     """
     labels, (tasks, targets) = episode.target_y, episode.target_x.shape[:2]
-    images = model.prepare(episode.target_x, sum(map(bool, loss_weights)))
+    wanted = [isinstance(w, Tensor) or w != 0 for w in loss_weights]
+    images = model.prepare(episode.target_x, sum(wanted))
     norm, rates = (p.new_zeros((len(p), tasks, p.shape[1])) for p in params[1:])  # steps first
     loss, logits, record = norm.new_zeros(tasks), None, _Record(model)
-    steps, direct = [], []
+    steps, direct, branch = [], [], Branch(episode.target_x.device)
     for step in inner_loop(
         model,
         params,
@@ -131,22 +133,24 @@ def adjoint(
         k, weight = step.index, loss_weights[step.index]
         record.add(k, step.support.moments, episode.support_x.shape[1])
         direct.append(None)
-        if weight:
-            target = images.loss_and_gradient(
-                step.adapted, step.row, labels, _running_at(running, k)
-            )
+        if wanted[k]:
+            with branch.on():
+                target = images.loss_and_gradient(
+                    step.adapted, step.row, labels, _running_at(running, k)
+                )
+                loss, logits = loss + weight * target.loss, target.logits
+                direct[k] = weight * target.gradient
+                at_step(norm, k).add_(weight * target.norm_gradient)
             record.add(k, target.moments, targets)
-            loss, logits = loss + weight * target.loss, target.logits
-            direct[k] = target.gradient
-            at_step(norm, k).add_(target.norm_gradient, alpha=weight)
         steps.append(step)
 
+    branch.join()
     update = kernels.backend("update", episode.target_x)
     carry = torch.zeros_like(step.adapted)  # gradient of the loss in the parameters after a step
     while steps:
         step = steps.pop()
         if direct[step.index] is not None:
-            carry.add_(direct[step.index], alpha=loss_weights[step.index])
+            carry += direct[step.index]
         # Only the second derivatives need d_support.
         d_support, rates[step.index] = update.bwd(
             carry, step.support.gradient, step.rates if second_order else None, model.sizes

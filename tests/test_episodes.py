@@ -188,7 +188,7 @@ def test_impossible_tasks_are_explained(changes, message):
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_prefetching_gives_the_same_episodes_in_order(depth):
     made = sampler(dataset([10] * 5))
-    ahead = list(prefetch(made, range(4, 9), 2, depth))
+    ahead = list(prefetch(lambda t: made.episode(t, 2), range(4, 9), depth))
     assert len(ahead) == 5
     assert all(equal(a, made.episode(t, 2)) for t, a in zip(range(4, 9), ahead, strict=True))
 
@@ -198,9 +198,9 @@ def prefetchers() -> int:
 
 
 def test_prefetching_stops_when_closed_and_never_runs_far_ahead():
-    asked = []
+    asked, made = [], sampler(dataset([10] * 5))
     endless = (asked.append(t) or t for t in itertools.count())
-    episodes = prefetch(sampler(dataset([10] * 5)), endless, 1, depth=2)
+    episodes = prefetch(lambda t: made.episode(t, 1), endless, depth=2)
     next(episodes)
     time.sleep(0.2)
     assert len(asked) <= 4
@@ -215,7 +215,8 @@ def test_exceptions_of_prefetching_arrive_in_their_place(depth):
         yield 0
         raise ValueError("iteration 1")
 
-    episodes = prefetch(sampler(dataset([10] * 5)), failing(), 1, depth)
+    made = sampler(dataset([10] * 5))
+    episodes = prefetch(lambda t: made.episode(t, 1), failing(), depth)
     next(episodes)
     with pytest.raises(ValueError, match="iteration 1"):
         next(episodes)

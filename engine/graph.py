@@ -1,0 +1,43 @@
+"""Work on a device captured once as a CUDA graph and replayed: the same launches on the same memory,
+with no Python between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from engine.errors import say
+
+WARM_UPS = (
+    2  # before a capture: kernels are compiled, constants cached, and the allocator has grown
+)
+
+
+def capture(body: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """`body` as one graph, to be called in its place.
+
+    It runs a few times before, so that it must not depend on how often it ran. It reads and writes
+    tensors that stay where they are, allocates freely, and never waits for the device. Where that
+    cannot be captured, which is said, and on a CPU, what comes back is `body` itself.
+    """
+    if device.type != "cuda":
+        return body
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            body()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # Other threads may go on using CUDA: one of them draws episodes.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            body()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        say(f"no CUDA graph, kernels are launched one by one: {reason}")
+        torch.cuda.synchronize(device)
+        return body
+    return graph.replay

@@ -1,0 +1,191 @@
+"""The outer loop's iterations one after the other, where they run.
+
+`HostLoop` makes episodes on the host and answers when an iteration is done. `DeviceLoop` keeps the
+class bank, the state and the iteration itself on the device, as a graph, and its metrics arrive
+when they arrive. Both go through the same states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+import kernels
+from engine import graph, meta
+from engine.config import Config
+from engine.episodes import EpisodeSampler, prefetch
+from engine.meta import Metrics, Schedule, State
+from engine.resident import Feed
+
+AHEAD = 4  # iterations that a device may be behind
+
+
+class Finished(NamedTuple):
+    iteration: int  # 1 for the first
+    metrics: Metrics
+    seconds: float  # since the one before
+
+
+class Loop(Protocol):
+    """A context manager: leaving it ends its threads."""
+
+    def step(self, state: State) -> State:
+        """Begins the iteration after `state`. The next call may write over what it gave."""
+
+    def finished(self, wait: bool = False) -> list[Finished]:
+        """Of the iterations that are done and were not told of, in order; `wait` for all begun."""
+
+
+def loop(
+    cfg: Config, tasks: EpisodeSampler, iterations: range, device: torch.device
+) -> HostLoop | DeviceLoop:
+    """The loop for a device over what is left of a run."""
+    if device.type == "cuda":
+        return DeviceLoop(cfg, tasks, iterations, device)
+    return HostLoop(cfg, tasks, iterations)
+
+
+class HostLoop(contextlib.AbstractContextManager):
+    def __init__(self, cfg: Config, tasks: EpisodeSampler, iterations: range):
+        self._cfg, self._finished = cfg, []
+        self._episodes = prefetch(lambda t: tasks.episode(t, cfg.tasks), iterations, cfg.prefetch)
+
+    def __exit__(self, *exc: object) -> None:
+        self._episodes.close()
+
+    def step(self, state: State) -> State:
+        began = time.monotonic()
+        state, metrics = meta.meta_step(state, next(self._episodes), self._cfg)
+        iteration = state.iteration + bool(metrics.nonfinite)
+        self._finished.append(Finished(iteration, metrics, time.monotonic() - began))
+        return state
+
+    def finished(self, wait: bool = False) -> list[Finished]:
+        done, self._finished = self._finished, []
+        return done
+
+
+class DeviceLoop(contextlib.AbstractContextManager):
+    """Nothing in a step waits for the device, unless it is `AHEAD` iterations behind."""
+
+    def __init__(self, cfg: Config, tasks: EpisodeSampler, iterations: range, device: torch.device):
+        self._cfg, self._device = cfg, device
+        self._feed = Feed(tasks, tasks.bank.to(device), cfg.tasks)
+        self._draws = prefetch(lambda t: tasks.draw(t, cfg.tasks), iterations, cfg.prefetch)
+        # Loss weights of the steps, learning rate, Adam's step: what changes between replays.
+        self._numbers = torch.zeros(cfg.steps + 2, dtype=torch.float64, device=device)
+        self._measured = torch.zeros(2 + len(meta.CHECKED), device=device)
+        self._state: State | None = None  # where the iterations find it and leave it
+        self._replays: dict[tuple, object] = {}
+        self._free = [_Slot(self._feed, self._numbers, self._measured) for _ in range(AHEAD)]
+        self._begun: deque[_Slot] = deque()
+        self._finished: list[Finished] = []
+        self._seen = time.monotonic()
+
+    def __exit__(self, *exc: object) -> None:
+        self._draws.close()
+
+    def step(self, state: State) -> State:
+        if self._state is None:
+            self._state = State(*(type(g)(*map(torch.clone, g)) for g in state[:-1]), 0)
+        elif any(a is not b for a, b in zip(_tensors(state), _tensors(self._state), strict=True)):
+            _copy(state, self._state)
+        if not self._free:
+            self._retire(1)
+        slot, schedule = self._free.pop(), Schedule.of(state.iteration, self._cfg)
+        wanted = tuple(weight != 0 for weight in schedule.loss_weights)
+        slot.iteration = state.iteration + 1
+        slot.write([*schedule.loss_weights, schedule.lr, schedule.step])
+        self._feed.load(next(self._draws), slot.indices)
+        self._numbers.copy_(slot.numbers, non_blocking=True)
+        self._replay(wanted, schedule.second_order)()
+        slot.measured.copy_(self._measured, non_blocking=True)
+        slot.record()
+        self._begun.append(slot)
+        return self._state._replace(iteration=state.iteration + 1)
+
+    def finished(self, wait: bool = False) -> list[Finished]:
+        ready = len(self._begun) if wait else 0
+        while ready < len(self._begun) and self._begun[ready].done():
+            ready += 1
+        self._retire(ready)
+        done, self._finished = self._finished, []
+        return done
+
+    def _replay(self, wanted: tuple[bool, ...], second_order: bool):
+        """The iteration with these target passes, captured when first asked for."""
+        key = wanted, second_order
+        if key not in self._replays:
+            before = State(*(type(g)(*map(torch.clone, g)) for g in self._state[:-1]), 0)
+            body = self._body(*key)
+            self._replays[key] = body if self._cfg.no_graph else graph.capture(body, self._device)
+            _copy(before, self._state)
+        return self._replays[key]
+
+    def _body(self, wanted: tuple[bool, ...], second_order: bool):
+        cfg, state, numbers = self._cfg, self._state, self._numbers
+        theta = state.params.theta
+
+        def body() -> None:
+            episode = self._feed.episode()
+            weights = numbers[: cfg.steps].to(theta.dtype)
+            chosen = [weights[k] if want else 0.0 for k, want in enumerate(wanted)]
+            schedule = Schedule(chosen, second_order, numbers[-2], numbers[-1])
+            with kernels.only_kernels():
+                gradient = meta.meta_gradient(state, episode, cfg, schedule)
+                self._measured.copy_(meta.measure(gradient, episode, cfg))
+                _copy(meta.advance(state, gradient, cfg, schedule), state)
+
+        return body
+
+    def _retire(self, count: int) -> None:
+        """Takes the metrics of the oldest that were begun, waiting for them."""
+        slots = [self._begun.popleft() for _ in range(count)]
+        for slot in slots:
+            slot.wait()
+        now = time.monotonic()
+        for slot in slots:
+            metrics = Metrics.of(slot.measured.tolist())
+            self._finished.append(Finished(slot.iteration, metrics, (now - self._seen) / count))
+            self._free.append(slot)
+        self._seen = now if count else self._seen
+
+
+class _Slot:
+    """The host's side of an iteration that was begun: memory that the device copies from and to."""
+
+    def __init__(self, feed: Feed, numbers: Tensor, measured: Tensor):
+        pin = numbers.is_cuda
+        self.iteration = 0
+        self.indices = feed.staging()
+        self.numbers, self.measured = (
+            torch.empty(t.shape, dtype=t.dtype, pin_memory=pin) for t in (numbers, measured)
+        )
+        self._event = torch.cuda.Event() if pin else None
+
+    def write(self, numbers: list[float]) -> None:
+        self.numbers.copy_(torch.tensor(numbers, dtype=self.numbers.dtype))
+
+    def record(self) -> None:
+        if self._event is not None:
+            self._event.record()
+
+    def done(self) -> bool:
+        return self._event is None or self._event.query()
+
+    def wait(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
+
+
+def _tensors(state: State) -> list[Tensor]:
+    return [tensor for group in state[:-1] for tensor in group]
+
+
+def _copy(source: State, to: State) -> None:
+    torch._foreach_copy_(_tensors(to), _tensors(source))
