@@ -1,5 +1,5 @@
-"""Work on a device captured once as a CUDA graph and replayed: the same launches on the same memory,
-with no Python between them.
+"""Work on a device captured once as a CUDA graph and replayed: the same launches on the same
+memory, with no Python between them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import torch
 
 from engine.errors import say
 
-WARM_UPS = (
-    2  # before a capture: kernels are compiled, constants cached, and the allocator has grown
-)
+WARM_UPS = 2  # before a capture: kernels are compiled, constants cached
 
 
 def capture(body: Callable[[], None], device: torch.device) -> Callable[[], None]:

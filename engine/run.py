@@ -16,7 +16,7 @@ from engine import checkpoint, data, meta
 from engine.checkpoint import Checkpoint, epoch_file
 from engine.config import Config
 from engine.data import Dataset
-from engine.episodes import Episode, EpisodeSampler
+from engine.episodes import EpisodeSampler
 from engine.errors import UserError, say
 from engine.meta import State
 from engine.report import Meter
@@ -225,7 +225,3 @@ def sampler(cfg: Config, dataset: Dataset, part: str, seed: int) -> EpisodeSampl
         seed=seed,
         rotations=cfg.rotations,
     )
-
-
-def on_device(episode: Episode, device: torch.device) -> Episode:
-    return Episode(**{name: tensor.to(device) for name, tensor in vars(episode).items()})
