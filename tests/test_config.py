@@ -194,7 +194,7 @@ def test_every_field_that_decides_the_result_is_printed():
     cfg = Config.of(data=None)
     shown = str(cfg)
     for f in dataclasses.fields(cfg):
-        if f.name not in ("data", "cache", "run", "strict_data", "fresh"):
+        if f.name not in ("data", "cache", "run", "strict_data", "fresh", "no_graph"):
             assert f.name in shown
     assert max(map(len, shown.splitlines())) <= 120
 

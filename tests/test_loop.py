@@ -2,14 +2,28 @@
 nothing that a capture forbids, nothing that moves or grows.
 """
 
+import gc
+from contextlib import nullcontext
+
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import kernels
 from engine import graph
 from engine.config import Config
-from engine.data import load
+from engine.data import Dataset
+from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
+from engine.evaluate import _on_device, _on_host
+from engine.loop import DeviceLoop, HostLoop
+from engine.meta import State, init_state
+from engine.model import Backbone
+from engine.resident import Feed
+from engine.unroll import adapt_and_predict
+from kernels import native
+from kernels.plain import window
 
 CPU = torch.device("cpu")
 
@@ -35,13 +49,16 @@ def captures(monkeypatch) -> list:
             body()
 
         def replay() -> None:
-            with Capturable():
+            # A kernel of the CPU reads the learning rate; the plain ops leave it where it is.
+            of_cpu = kernels.backend("update", torch.empty(0)) is native.update
+            with nullcontext() if of_cpu else Capturable():
                 body()
 
         made.append(replay)
         return replay
 
     monkeypatch.setattr(graph, "capture", capture)
+    monkeypatch.setattr(window, "all_positive", lambda gain: False)  # as on a device
     return made
 
 
@@ -52,17 +69,155 @@ def config(**explicit) -> Config:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    return load("mini", None, image_size=14, channels=1, cache=cache)
+def data() -> Dataset:
+    """Noise: classes of 6 images of 14 × 14 in each split."""
+    rng = np.random.default_rng(0)
+    starts = torch.arange(0, 8 * 6 + 1, 6)
+    names = tuple(f"c{c}" for c in range(8))
+    banks = {
+        split: ClassBank(
+            torch.from_numpy(rng.integers(0, 256, (48, 14, 14, 1), np.uint8)), starts, names
+        )
+        for split in ("train", "val", "test")
+    }
+    return Dataset("noise", banks, 1 / 255, (0.5,), (0.25,), "noise", None)
 
 
-def sampler(cfg: Config, dataset, part: str = "train") -> EpisodeSampler:
-    return EpisodeSampler(
-        dataset, part, ways=cfg.ways, shots=cfg.shots, targets=cfg.targets, seed=0,
-        rotations=cfg.rotations,
-    )  # fmt: skip
+def sampler(cfg: Config, data: Dataset) -> EpisodeSampler:
+    sizes = {name: getattr(cfg, name) for name in ("ways", "shots", "targets", "rotations")}
+    return EpisodeSampler(data, "train", seed=0, **sizes)
 
 
-def tensors(state) -> list[torch.Tensor]:
+def tensors(state: State) -> list[torch.Tensor]:
     return [tensor for group in state[:-1] for tensor in group]
+
+
+def run(kind, cfg: Config, data: Dataset, count: int, state: State | None = None):
+    """State and metrics after some iterations."""
+    state = state or init_state(cfg)
+    left = range(state.iteration, state.iteration + count)
+    found = []
+    with kind(cfg, sampler(cfg, data), left, *([CPU] if kind is DeviceLoop else [])) as steps:
+        for _ in left:
+            state = steps.step(state)
+            found += steps.finished()
+        found += steps.finished(wait=True)
+    assert [f.iteration for f in found] == [t + 1 for t in left]
+    return state, [f.metrics for f in found]
+
+
+@pytest.mark.parametrize("rotations", ["none", "classes", "augment"])
+def test_a_feed_gathers_what_the_host_does(data, rotations) -> None:
+    cfg = config(rotations=rotations)
+    tasks = sampler(cfg, data)
+    feed = Feed(tasks, tasks.bank, 3)
+    staging = feed.staging()
+    for iteration in (0, 7):
+        feed.load(tasks.draw(iteration, 3), staging)
+        found, expected = feed.episode(), tasks.episode(iteration, 3)
+        for ours, theirs in zip(vars(found).values(), vars(expected).values(), strict=True):
+            assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+        assert found.support_x[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("backend", ["plain", "auto"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rates": "fixed", "task_reduction": "mean", "clamp": 1e-3},
+        {"norm_weights": "shared", "norm_stats": "shared", "rotations": "classes"},
+        {"train_norm_statistics": "running"},
+    ],
+    ids=["paper", "mean", "shared", "running"],
+)
+def test_a_device_goes_through_the_states_of_the_host(data, captures, changes, backend) -> None:
+    cfg = config(**changes)
+    with kernels.use(backend):
+        expected, theirs = run(HostLoop, cfg, data, 8)
+        found, ours = run(DeviceLoop, cfg, data, 8)
+    assert all(map(torch.equal, tensors(found), tensors(expected))) and found.iteration == 8
+    assert ours == theirs
+    assert len(captures) == 3, "first order with every target pass, then last step, then second"
+
+
+def test_launching_one_by_one_gives_the_same_bits(data, captures) -> None:
+    captured, _ = run(DeviceLoop, config(), data, 8)
+    eager, _ = run(DeviceLoop, config(no_graph=True), data, 8)
+    assert all(map(torch.equal, tensors(captured), tensors(eager))) and len(captures) == 3
+
+
+@pytest.mark.parametrize("iteration", [0, 3, 6])
+def test_replays_can_be_captured_and_neither_move_nor_grow(
+    data, captures, iteration, monkeypatch
+) -> None:
+    cfg = config(iterations=3, epochs=1000)
+    state = init_state(cfg)._replace(iteration=iteration)
+    with kernels.use("plain"), DeviceLoop(cfg, sampler(cfg, data), range(40), CPU) as steps:
+        state = steps.step(state)
+        state = state._replace(iteration=iteration)
+        places = [tensor.data_ptr() for tensor in tensors(state)]
+        with Capturable():
+            captures[0]()
+        for _ in range(2):
+            state = steps.step(state)._replace(iteration=iteration)
+        alive = count_tensors()
+        for _ in range(20):
+            state = steps.step(state)._replace(iteration=iteration)
+        steps.finished(wait=True)
+        assert count_tensors() <= alive
+        assert [tensor.data_ptr() for tensor in tensors(state)] == places
+    assert len(captures) == 1
+
+
+def count_tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def test_another_state_is_taken_up(data, captures) -> None:
+    cfg = config()
+    middle, _ = run(HostLoop, cfg, data, 4)
+    expected, _ = run(HostLoop, cfg, data, 3, middle)
+    with DeviceLoop(cfg, sampler(cfg, data), range(4, 7), CPU) as steps:
+        state = steps.step(init_state(cfg)._replace(iteration=4))
+        steps._draws.close()
+        steps._draws = (sampler(cfg, data).draw(t, cfg.tasks) for t in range(4, 7))
+        state = middle
+        for _ in range(3):
+            state = steps.step(state)
+    assert all(map(torch.equal, tensors(state), tensors(expected)))
+
+
+def test_what_is_not_finite_is_told_with_its_iteration(data, captures) -> None:
+    cfg = config()
+    state = init_state(cfg)
+    state.params.theta[0] = torch.nan
+    with DeviceLoop(cfg, sampler(cfg, data), range(3), CPU) as steps:
+        steps.step(state)
+        (found,) = steps.finished(wait=True)
+    assert found.iteration == 1 and found.metrics.nonfinite.startswith("loss, gradient of theta")
+
+
+def test_evaluation_on_a_device_is_that_of_the_host(data, captures) -> None:
+    cfg = config()
+    model, state, tasks = Backbone.of(cfg), init_state(cfg), sampler(cfg, data)
+
+    @torch.inference_mode()
+    def predict(episode):
+        args = model, state.params, state.running, episode
+        return adapt_and_predict(*args, steps=2).unsqueeze(0)
+
+    with kernels.use("plain"):
+        host, device = _on_host(predict, tasks), _on_device(predict, tasks, CPU, cfg)
+        for first, count in ((0, 4), (4, 4), (8, 2)):
+            for ours, theirs in zip(device(first, count), host(first, count), strict=True):
+                assert torch.equal(ours, theirs)
+    assert len(captures) == 2, "a graph for each number of tasks"
+
+
+def test_a_cpu_captures_nothing() -> None:
+    def body() -> None:
+        pass
+
+    assert graph.capture(body, CPU) is body

@@ -46,14 +46,14 @@ def adam(
     first: Tensor,
     second: Tensor,
     grad: Tensor,
-    lr: float,
+    lr: float | Tensor,
     beta1: float,
     beta2: float,
-    step: int,
+    step: int | Tensor,
     clamp: float = 0.0,
     eps: float = 1e-8,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape = param.shape
+    shape, lr, step = param.shape, float(lr), int(step)
     expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
     operands = [t.contiguous() for t in (param, first, second, grad)]
     results = tuple(torch.empty(shape, dtype=param.dtype) for _ in range(3))

@@ -24,11 +24,16 @@ def pool(
     one wins.
     """
     flat = x_hat.flatten(0, 1)
-    if bool((gain > 0).all()):
+    if all_positive(gain):
         winners, index = F.max_pool2d(flat, 2, return_indices=True)
         return winners.unflatten(0, x_hat.shape[:2]), index
     _, index = F.max_pool2d((x_hat * wide(gain.sign())).flatten(0, 1), 2, return_indices=True)
     return at_winners(x_hat, index), index
+
+
+def all_positive(gain: Tensor) -> bool:
+    """Whether the gains are known to be positive: where reading them does not wait for a device."""
+    return gain.device.type == "cpu" and bool((gain > 0).all())
 
 
 def at_winners(
