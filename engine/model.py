@@ -40,7 +40,7 @@ class Backbone:
     downsample: str = "pool"
     negative_slope: float = 0.01
     norm_eps: float = 1e-5
-    precision: str = "auto"  # of kernels.PRECISIONS, or auto: what suits the device
+    precision: str = "fp32"  # of kernels.PRECISIONS, or auto: what suits the device
 
     @classmethod
     def of(cls, cfg) -> "Backbone":
