@@ -1,6 +1,8 @@
-"""The backbone's sizes, for a backend that runs whole passes of it."""
+"""The backbone's sizes, for a backend that runs whole passes of it, and what a pass gives."""
 
 from typing import NamedTuple
+
+from torch import Tensor
 
 
 class Net(NamedTuple):
@@ -17,3 +19,13 @@ class Net(NamedTuple):
     negative_slope: float
     eps: float
     precision: str = "fp32"  # of kernels.PRECISIONS, of the convolutions' products of float32 data
+
+
+class Result(NamedTuple):
+    loss: Tensor | None  # [T]
+    logits: Tensor  # [T, N, ways]
+    gradient: Tensor | None  # [T, P]
+    norm_gradient: Tensor | None  # [T, G]
+    mean: Tensor  # [T, S] of the batch
+    var: Tensor  # [T, S] biased
+    kept: tuple | None  # what `tangent` needs, the backend's own

@@ -8,22 +8,18 @@ from functools import cache
 
 from torch import Tensor
 
+from kernels import checks
 from kernels.native import module
-from kernels.native.tensors import empty_images, expect, images, matrix, ops
+from kernels.native.tensors import expect, matrix, ops
+from kernels.plain.layout import empty_images, images
 from kernels.threads import threads
 
-SCOPE = "square images, 3×3 filters, padding 1, stride 1 or 2"
+SCOPE = checks.CONV_SCOPE
 
 
 def refusal(x_shape, w_shape, stride: int, padding: int) -> str | None:
     """Why this geometry is not for here, in one line; `None` if it is."""
-    (*_, height, width), (*_, r, s) = x_shape, w_shape
-    if height == width and r == s == 3 and padding == 1 and stride in (1, 2):
-        return None
-    return (
-        f"native conv takes {SCOPE}; got images {height}×{width}, filters {r}×{s}, padding "
-        f"{padding}, stride {stride}"
-    )
+    return checks.conv_refusal("native", x_shape, w_shape, stride, padding)
 
 
 def fwd(
@@ -99,18 +95,9 @@ def _pair(products: list[tuple]) -> list[list[tuple[int, int]]]:
 
 def _sizes(x: Tensor, w: Tensor, stride: int, padding: int):
     """Tasks, the module's sizes, and the shape of z."""
-    reason = refusal(x.shape, w.shape, stride, padding)
-    if reason:
-        raise ValueError(f"{reason}; plain takes any")
-    t, n, c, side, _ = x.shape
-    f = w.shape[1]
-    if w.shape[:3] != (t, f, c) or 0 in (t, n, c, side, f):
-        raise ValueError(
-            f"native conv: x {list(x.shape)} and w {list(w.shape)} must be non-empty and agree in "
-            f"tasks (axis 0) and channels (axis 2)"
-        )
-    out = (side - 1) // stride + 1
-    return t, _shape(n, c, side, f, stride), (t, n, f, out, out)
+    z_shape = checks.conv_shape("native", x, w, stride, padding)
+    t, n, f, _, _ = z_shape
+    return t, _shape(n, *x.shape[2:4], f, stride), z_shape
 
 
 @cache

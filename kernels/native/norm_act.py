@@ -11,11 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels import checks
 from kernels.native import module
-from kernels.native.tensors import empty_images, expect, images, matrix, ops, vectors
+from kernels.native.tensors import expect, matrix, ops
+from kernels.plain.layout import empty_images, images, vectors
 from kernels.threads import threads
 
-SCOPE = "square images"
+SCOPE = checks.NORM_ACT_SCOPE
 
 
 class Saved(NamedTuple):
@@ -40,8 +42,7 @@ class Tangent(NamedTuple):
 
 def refusal(z_shape) -> str | None:
     """Why images of this shape are not for here, in one line; `None` if they are."""
-    height, width = z_shape[3:]
-    return None if height == width else f"native norm_act takes {SCOPE}, got {height}×{width}"
+    return checks.norm_act_refusal("native", z_shape)
 
 
 def fwd(
@@ -53,18 +54,10 @@ def fwd(
     pooled: bool,
     statistics: tuple[Tensor, Tensor] | None,  # mean, biased variance [T, C]; None: the batch's own
 ) -> tuple[Tensor, Saved]:
+    operands = checks.norm_act_operands("native", z, gain, bias, statistics, pooled)
+    expect("norm_act", z, **operands)
     t, n, c, side, _ = z.shape
-    reason = refusal(z.shape)
-    if reason:
-        raise ValueError(f"{reason}; plain takes any")
-    if 0 in (t, n, c) or side < 1 + pooled:
-        raise ValueError(
-            f"native norm_act: z must have no empty axis and images of at least "
-            f"{1 + pooled}×{1 + pooled}, got {list(z.shape)}"
-        )
     given = (None, None) if statistics is None else statistics
-    per_channel = dict(zip(("mean", "variance"), given, strict=True), gain=gain, bias=bias)
-    expect("norm_act", z, **{name: (v, (t, c)) for name, v in per_channel.items()})
     z, gain, bias, *given = images(z), *map(vectors, (gain, bias, *given))
     shape = _shape(n, c, side, pooled, negative_slope, eps)
     small = side // 2 if pooled else side

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels import checks
 from kernels.native import module
-from kernels.native.tensors import address, expect, ops, vectors
-from kernels.net import Net
-from kernels.plain.layout import channels_last
+from kernels.native.tensors import address, expect, ops
+from kernels.net import Net, Result
+from kernels.plain.layout import channels_last, vectors
 from kernels.threads import threads
 
 MOST_STAGES = 16  # as csrc/cpu/pass.h
@@ -28,16 +29,6 @@ class Images(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     blocks: list  # one a task
-
-
-class Result(NamedTuple):
-    loss: Tensor | None  # [T]
-    logits: Tensor  # [T, N, ways]
-    gradient: Tensor | None  # [T, P]
-    norm_gradient: Tensor | None  # [T, G]
-    mean: Tensor  # [T, S] of the batch
-    var: Tensor  # [T, S] biased
-    kept: "Kept | None"
 
 
 class Kept(NamedTuple):
@@ -71,14 +62,10 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
             f"native passes in {net.precision} take float32 images, got {x.dtype}; convert them "
             f"or ask for fp32"
         )
-    sizes, shape = _net(net), tuple(x.shape)
-    if shape[2:] != (net.channels, net.side, net.side) or 0 in shape:
-        raise ValueError(
-            f"images: got {shape}; this backbone takes [T ≥ 1, N ≥ 1, {net.channels}, "
-            f"{net.side}, {net.side}]"
-        )
+    sizes = _net(net)
+    checks.net_images(net, x)
     expect("passes", x)
-    t, n = shape[:2]
+    t, n = x.shape[:2]
     x = channels_last(x)
     blocks = ops(x.dtype).prepare(sizes, t, n, threads(), x.data_ptr())
     return Images(net, n, x.dtype, x.device, blocks)
@@ -97,9 +84,8 @@ def run(
     """
     net, tasks = images.net, len(images.blocks)
     stats = net.stages * net.filters
-    _check(images, theta, row, labels, statistics)
-    if keep and labels is None:
-        raise ValueError("native passes: keep needs labels, a forward pass has no tangent")
+    operands = theta, row, labels, statistics, keep
+    checks.pass_operands("native passes", net, images, tasks, images.count, *operands)
     theta, row = vectors(theta), row.contiguous()
     new = theta.new_empty
     given = [None] * 2 if statistics is None else [s.contiguous() for s in statistics]
@@ -160,44 +146,8 @@ def tangent(
     return product, norm_product
 
 
-def _check(images: Images, theta, row, labels, statistics) -> None:
-    net, tasks = images.net, len(images.blocks)
-    stats = net.stages * net.filters
-    given = {}
-    if statistics is not None:
-        shape = (stats,) if statistics[0].dim() == 1 else (tasks, stats)
-        given = {name: (s, shape) for name, s in zip(("mean", "var"), statistics, strict=True)}
-    expect("passes", images, theta=(theta, (tasks, _parameters(net))), row=(row, (2 * stats,)))
-    expect("passes", images, **given)
-    if labels is None:
-        return
-    if labels.shape != (tasks, images.count) or labels.dtype != torch.int64 or not labels.is_cpu:
-        raise ValueError(
-            f"native passes: labels must be torch.int64 {[tasks, images.count]} on cpu, got "
-            f"{labels.dtype} {list(labels.shape)} on {labels.device}"
-        )
-
-
 @cache
 def _net(net: Net):
-    if not 1 <= net.stages <= MOST_STAGES:
-        raise ValueError(f"native passes take 1 to {MOST_STAGES} stages, got {net.stages}")
-    smallest = 2**net.stages if net.pool else 1
-    if net.side < smallest or min(net.channels, net.filters, net.ways) < 1:
-        raise ValueError(
-            f"native passes take sizes of at least 1, and of {net.stages} stages that "
-            f"{'pool' if net.pool else 'stride'} a side of at least {smallest}, got {net}"
-        )
+    checks.net_sizes("native", net, MOST_STAGES)
     *sizes, precision = net
     return module.Net(*sizes, getattr(module.Precision, precision))
-
-
-@cache
-def _parameters(net: Net) -> int:
-    """Values of one task's theta, P."""
-    side = net.side
-    for _ in range(net.stages):
-        side = side // 2 if net.pool else (side + 1) // 2
-    features = net.filters * (side**2 if net.pool else 1)
-    filters = net.filters * 9 * (net.channels + net.filters * (net.stages - 1))
-    return filters + net.ways * (features + 1)

@@ -20,6 +20,32 @@ def channels_last(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
 
 
+def images(x: Tensor | None) -> Tensor | None:
+    """[T, N, C, H, W], or filters [T, F, C, R, S], with NHWC memory inside each task; one that all
+    tasks share stays one.
+    """
+    if x is None:
+        return None
+    _, _, c, h, w = x.shape
+    strides = zip(x.stride()[1:], (h * w * c, 1, w * c, c), x.shape[1:], strict=True)
+    return x if all(a == b for a, b, size in strides if size > 1) else channels_last(x)
+
+
+def vectors(rows: Tensor | None) -> Tensor | None:
+    """[T, P] with contiguous rows; one row that all tasks share stays one."""
+    whole = rows is None or rows.stride(1) == 1 or rows.shape[1] == 1
+    return rows if whole else rows.contiguous()
+
+
+def empty_images(like: Tensor, t: int, n: int, c: int, side: int) -> Tensor:
+    """[T, N, C, side, side], unwritten, with NHWC memory; no view, which autograd would not let the
+    caller write to.
+    """
+    image = side * side * c
+    strides = (n * image, image, 1, side * c, c)
+    return torch.empty_strided((t, n, c, side, side), strides, dtype=like.dtype, device=like.device)
+
+
 def total(*terms: Tensor | None) -> Tensor | None:
     present = [t for t in terms if t is not None]
     if not present:

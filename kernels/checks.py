@@ -1,0 +1,143 @@
+"""What the backends of compiled kernels check before these read memory; each names itself in the
+errors.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from kernels.net import Net
+
+CONV_SCOPE = "square images, 3×3 filters, padding 1, stride 1 or 2"
+NORM_ACT_SCOPE = "square images"
+
+
+def expect(op: str, like, **operands: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """ValueError unless every operand given has its shape, and the dtype and device of `like`."""
+    for name, (tensor, shape) in operands.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape or tensor.dtype != like.dtype or tensor.device != like.device:
+            raise ValueError(
+                f"{op}: {name} must be {like.dtype} {list(shape)} on {like.device}, got "
+                f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
+
+
+def conv_refusal(backend: str, x_shape, w_shape, stride: int, padding: int) -> str | None:
+    """Why a convolution is not of `CONV_SCOPE`, in one line; `None` if it is."""
+    (*_, height, width), (*_, r, s) = x_shape, w_shape
+    if height == width and r == s == 3 and padding == 1 and stride in (1, 2):
+        return None
+    return (
+        f"{backend} conv takes {CONV_SCOPE}; got images {height}×{width}, filters {r}×{s}, padding "
+        f"{padding}, stride {stride}"
+    )
+
+
+def conv_shape(
+    backend: str, x: Tensor, w: Tensor, stride: int, padding: int
+) -> tuple[int, int, int, int, int]:  # of z: T, N, F, H', H'
+    reason = conv_refusal(backend, x.shape, w.shape, stride, padding)
+    if reason:
+        raise ValueError(f"{reason}; plain takes any")
+    t, n, c, side, _ = x.shape
+    f = w.shape[1]
+    if w.shape[:3] != (t, f, c) or 0 in (t, n, c, side, f):
+        raise ValueError(
+            f"{backend} conv: x {list(x.shape)} and w {list(w.shape)} must be non-empty and agree "
+            f"in tasks (axis 0) and channels (axis 2)"
+        )
+    out = (side - 1) // stride + 1
+    return t, n, f, out, out
+
+
+def norm_act_refusal(backend: str, z_shape) -> str | None:
+    """Why images are not of `NORM_ACT_SCOPE`, in one line; `None` if they are."""
+    height, width = z_shape[3:]
+    if height == width:
+        return None
+    return f"{backend} norm_act takes {NORM_ACT_SCOPE}, got {height}×{width}"
+
+
+def norm_act_operands(
+    backend: str, z: Tensor, gain: Tensor, bias: Tensor, statistics: tuple | None, pooled: bool
+) -> dict[str, tuple[Tensor | None, tuple[int, ...]]]:
+    """Those per channel and their shape, for `expect`, after `z` was found to fit."""
+    reason = norm_act_refusal(backend, z.shape)
+    if reason:
+        raise ValueError(f"{reason}; plain takes any")
+    t, n, c, side, _ = z.shape
+    if 0 in (t, n, c) or side < 1 + pooled:
+        raise ValueError(
+            f"{backend} norm_act: z must have no empty axis and images of at least "
+            f"{1 + pooled}×{1 + pooled}, got {list(z.shape)}"
+        )
+    mean, variance = (None, None) if statistics is None else statistics
+    operands = {"mean": mean, "variance": variance, "gain": gain, "bias": bias}
+    return {name: (tensor, (t, c)) for name, tensor in operands.items()}
+
+
+def net_sizes(backend: str, net: Net, most_stages: int) -> None:
+    """ValueError for a network that has no passes."""
+    if not 1 <= net.stages <= most_stages:
+        raise ValueError(f"{backend} passes take 1 to {most_stages} stages, got {net.stages}")
+    smallest = 2**net.stages if net.pool else 1
+    if net.side < smallest or min(net.channels, net.filters, net.ways) < 1:
+        raise ValueError(
+            f"{backend} passes take sizes of at least 1, and of {net.stages} stages that "
+            f"{'pool' if net.pool else 'stride'} a side of at least {smallest}, got {net}"
+        )
+
+
+def net_images(net: Net, x: Tensor) -> None:
+    """ValueError for images that a network does not take."""
+    shape = tuple(x.shape)
+    if shape[2:] != (net.channels, net.side, net.side) or 0 in shape:
+        raise ValueError(
+            f"images: got {shape}; this backbone takes [T ≥ 1, N ≥ 1, {net.channels}, "
+            f"{net.side}, {net.side}]"
+        )
+
+
+def pass_operands(
+    op: str,
+    net: Net,
+    like,  # has the dtype and device of the images
+    tasks: int,
+    images: int,
+    theta: Tensor,
+    row: Tensor,
+    labels: Tensor | None,
+    statistics: tuple[Tensor, Tensor] | None,
+    keep: bool,
+) -> None:
+    """ValueError for arguments of a pass that do not fit its images."""
+    stats = net.stages * net.filters
+    operands = {"theta": (theta, (tasks, parameters(net))), "row": (row, (2 * stats,))}
+    if statistics is not None:
+        shape = (stats,) if statistics[0].dim() == 1 else (tasks, stats)
+        operands |= {n: (s, shape) for n, s in zip(("mean", "var"), statistics, strict=True)}
+    expect(op, like, **operands)
+    if labels is None:
+        if keep:
+            raise ValueError(f"{op}: keep needs labels, a forward pass has no tangent")
+        return
+    shape, kind = (tasks, images), (labels.dtype, labels.device)
+    if labels.shape != shape or kind != (torch.int64, like.device):
+        raise ValueError(
+            f"{op}: labels must be torch.int64 {list(shape)} on {like.device}, got "
+            f"{labels.dtype} {list(labels.shape)} on {labels.device}"
+        )
+
+
+@cache
+def parameters(net: Net) -> int:
+    """Values of one task's theta, P."""
+    side = net.side
+    for _ in range(net.stages):
+        side = side // 2 if net.pool else (side + 1) // 2
+    features = net.filters * (side**2 if net.pool else 1)
+    filters = net.filters * 9 * (net.channels + net.filters * (net.stages - 1))
+    return filters + net.ways * (features + 1)
