@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.native.tensors import address, expect, matrix, ops, vectors
+from kernels.native.tensors import address, expect, matrix, ops
+from kernels.plain.layout import vectors
 from kernels.threads import threads
 
 

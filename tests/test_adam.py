@@ -1,0 +1,25 @@
+"""Adam of every backend that a CPU has: a rate and a step as numbers, and as tensors."""
+
+import pytest
+import torch
+
+from kernels import dispatch, plain
+from tests.ops import randn
+
+
+@pytest.mark.parametrize("clamp", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["native", "plain"])
+def test_tensors_give_what_numbers_give(name: str, dtype: torch.dtype, clamp: float) -> None:
+    backend = dispatch.space(name)
+    if refused := backend.refuses(torch.device("cpu"), dtype):
+        pytest.skip(refused)
+    operands = [randn(i, 3, 70, dtype=dtype) for i in range(4)]
+    operands[2] = operands[2].square()
+    lr, step = torch.tensor(3e-3, dtype=torch.float64), torch.tensor(4)
+    ours = backend.update.adam(*operands, lr, 0.9, 0.99, step, clamp)
+    numbers = backend.update.adam(*operands, 3e-3, 0.9, 0.99, 4, clamp)
+    exact = plain.update.adam(*(t.double() for t in operands), 3e-3, 0.9, 0.99, 4, clamp)
+    for a, b, e in zip(ours, numbers, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=torch.finfo(dtype).eps, atol=0)
+        torch.testing.assert_close(a, e.to(dtype))
