@@ -71,8 +71,7 @@ def passes(like: Tensor, precision: str = "fp32"):
     fp32.
     """
     name, reason = choose("passes", like.device, like.dtype, precision)
-    composable = precision == "fp32" and _request() in ("auto", *_without("passes"))
-    if name is None and not composable:
+    if name is None and (precision != "fp32" or not _composable()):
         raise BackendError(reason)
     return space(name).passes if name else None
 
@@ -137,8 +136,10 @@ def _refusal(
     return of_case(*case) if of_case and case else refused
 
 
-def _without(op: str) -> list[str]:
-    return [name for name in BACKENDS if op not in space(name).OPS]
+def _composable() -> bool:
+    """Whether single ops may run instead of whole passes."""
+    requested = _request()
+    return requested == "auto" or "passes" not in space(requested).OPS
 
 
 def _request() -> str:
