@@ -14,10 +14,7 @@ try:
 except ImportError as error:
     reason: str | None = f"Triton does not load: {error}; `pip install triton` where there is a GPU"
 else:
-    from kernels.triton import conv, norm_act, passes, update
-
     reason = None
-    __all__ = ["conv", "norm_act", "passes", "update"]
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -27,8 +24,14 @@ def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
     if reason:
         return f"triton: {reason}"
     if device.type != ("cpu" if interpreted else "cuda"):
-        where = "a CPU, as TRITON_INTERPRET=1 is set," if interpreted else "a GPU"
-        return f"triton runs on {where} not on {device.type}"
+        where = "a CPU, as TRITON_INTERPRET=1 is set" if interpreted else "a GPU"
+        return f"triton runs on {where}, not on {device.type}"
     if dtype != torch.float32:
         return f"triton takes float32, not {str(dtype)[6:]}"
     return None
+
+
+if reason is None:
+    from kernels.triton import conv, norm_act, passes, update
+
+    __all__ = ["conv", "norm_act", "passes", "update"]

@@ -1,206 +1,156 @@
-"""The 3×3 convolutions of a pass: implicit matrix products over taps and channels with a task axis.
+"""z = conv(x, w), its gradients and tangents; signatures as in `kernels.plain.conv`.
 
-Their operands are built as they are loaded (`operands`), and what comes next is begun on the result
-while it is in registers: partial moments of z, products of its direction with z, or the slope of
-the activation below with the sums behind its gain and bias. Partial sums are one a tile, merged in
-order.
+Square images, 3×3 filters, padding 1, stride 1 or 2: `refusal` says so of any other geometry, and
+dispatch then chooses another backend. The two products of a tangent are one sum.
 """
 
+import torch
 import triton
-import triton.language as tl
+from torch import Tensor
 
-from kernels.triton.operands import (
-    dot,
-    load_activation,
-    load_activation_dot,
-    load_dz,
-    load_dz_dot,
-    pixels_of,
-    slope_at,
+from kernels import checks
+from kernels.plain.layout import channels_last, empty_images, images
+from kernels.triton.conv_kernels import (
+    add_splits_kernel,
+    conv_bwd_kernel,
+    conv_fwd_kernel,
+    conv_wgrad_kernel,
 )
+from kernels.triton.tensors import block, countable, expect
+
+SCOPE = checks.CONV_SCOPE
 
 
-@triton.jit
-def load_filters(w, f, tap, c, filters, channels, F_FIRST: tl.constexpr):
-    """Of [F, 9, C] one tap: [channels, filters], or with `F_FIRST` [filters, channels]."""
-    if F_FIRST:
-        where = (f[:, None] * 9 + tap) * channels + c[None, :]
-        valid = (f < filters)[:, None] & (c < channels)[None, :]
-    else:
-        where = (f[None, :] * 9 + tap) * channels + c[:, None]
-        valid = (f < filters)[None, :] & (c < channels)[:, None]
-    return tl.load(w + where, mask=valid, other=0.0)
+def refusal(x_shape, w_shape, stride: int, padding: int) -> str | None:
+    """Why this geometry is not for here, in one line; `None` if it is."""
+    return checks.conv_refusal("triton", x_shape, w_shape, stride, padding)
 
 
-@triton.jit
-def store_part(part, first, second, task, tile, tiles, f, filters):
-    """Two sums of a tile → part [T, tiles, 2, F]."""
-    at = part + (task * tiles + tile) * 2 * filters + f
-    tl.store(at, first, mask=f < filters)
-    tl.store(at + filters, second, mask=f < filters)
+def fwd(
+    x: Tensor,  # [T, N, C, H, W]
+    w: Tensor,  # [T, F, C, 3, 3]
+    stride: int,
+    padding: int,
+) -> Tensor:  # [T, N, F, H', W']
+    return _value(((x, w),), x, w, stride, padding)
 
 
-@triton.jit
-def conv_fwd_kernel(
-    x_hat, x_hat_dot, gain, bias,  # of the stage below [T, N, H, W, C], [C]; or images
-    w, w_dot,  # [F, 9, C] of a task, the next `w_step`, `w_dot_step` further on
-    out,  # z, or with DUAL its direction [T, N, OH, OW, F]
-    z, coef,  # with DUAL
-    part,  # [T, tiles, 2, F] mean and M2 of z; with DUAL Σ z_dot, Σ z_dot(z − μ)
-    images, side, out_side, channels, filters, w_step, w_dot_step, slope,
-    STRIDE: tl.constexpr, ACT: tl.constexpr, DUAL: tl.constexpr, DOT_IN: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """z = conv(p, w). DUAL: z_dot = conv(p, w_dot) + conv(p_dot, w), the latter with DOT_IN."""
-    tile, task, tiles = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
-    pixels = images * out_side * out_side
-    m = tile * BM + tl.arange(0, BM)
-    f = tl.program_id(2) * BN + tl.arange(0, BN)
-    n, y, x = pixels_of(m, out_side, out_side)
-    n += task * images
-    w += task * w_step
-    w_dot += task * w_dot_step
-    acc = tl.zeros((BM, BN), tl.float32)
-    for tap in tl.static_range(9):
-        yy, xx = y * STRIDE + tap // 3 - 1, x * STRIDE + tap % 3 - 1
-        inside = (m < pixels) & (yy >= 0) & (yy < side) & (xx >= 0) & (xx < side)
-        at = (n * side + yy) * side + xx
-        for start in range(0, channels, BK):
-            c = start + tl.arange(0, BK)
-            p = load_activation(x_hat, gain, bias, slope, at, c, inside, channels, ACT)
-            if DUAL:
-                rows = load_filters(w_dot, f, tap, c, filters, channels, False)
-                acc = dot(p, rows, acc, PRECISION)
-                if DOT_IN:
-                    p = load_activation_dot(
-                        x_hat, x_hat_dot, gain, bias, slope, at, c, inside, channels
-                    )
-            if not DUAL or DOT_IN:
-                rows = load_filters(w, f, tap, c, filters, channels, False)
-                acc = dot(p, rows, acc, PRECISION)
-    valid = (m < pixels)[:, None] & (f < filters)[None, :]
-    where = (task * pixels + m)[:, None] * filters + f[None, :]
-    tl.store(out + where, acc, mask=valid)
-    acc = tl.where(valid, acc, 0.0)
-    total = tl.sum(acc, 0)
-    if DUAL:
-        mean = tl.load(coef + (task * 8 + 3) * filters + f, mask=f < filters, other=0.0)
-        centred = tl.load(z + where, mask=valid, other=0.0) - mean[None, :]
-        store_part(part, total, tl.sum(acc * centred, 0), task, tile, tiles, f, filters)
-    else:
-        mean = total / tl.minimum(pixels - tile * BM, BM)
-        centred = tl.where(valid, acc - mean[None, :], 0.0)
-        store_part(part, mean, tl.sum(centred * centred, 0), task, tile, tiles, f, filters)
+def bwd(
+    dz: Tensor,  # [T, N, F, H', W']
+    x: Tensor,  # [T, N, C, H, W]
+    w: Tensor,  # [T, F, C, 3, 3]
+    stride: int,
+    padding: int,
+    need: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor | None, Tensor | None]:
+    return _gradients(((x, w, dz),), x, w, stride, padding, need)
 
 
-@triton.jit
-def conv_bwd_kernel(
-    z, z_dot, delta, delta_dot, winners, coef,  # of the stage
-    w, w_dot,  # [F, 9, C] of a task
-    x_hat, x_hat_dot, delta_below, gain, bias,  # of the stage below
-    out,  # its δ, or with DUAL the direction of it [T, N, H, W, C]
-    part,  # [T, tiles, 2, C] Σδ and Σδx̂, or their directions
-    images, side, dense, pooled, channels, filters, w_step, w_dot_step, slope,
-    STRIDE: tl.constexpr, POOL: tl.constexpr, DUAL: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """δ below = slope·dgrad(dz, w). DUAL: slope·(dgrad(dz_dot, w) + dgrad(dz, w_dot))."""
-    tile, task, tiles = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
-    pixels = images * side * side
-    m = tile * BM + tl.arange(0, BM)
-    c = tl.program_id(2) * BN + tl.arange(0, BN)
-    n, y, x = pixels_of(m, side, side)
-    n += task * images
-    coef += task * 8 * filters
-    w += task * w_step
-    w_dot += task * w_dot_step
-    acc = tl.zeros((BM, BN), tl.float32)
-    for tap in tl.static_range(9):
-        yy, xx = y + 1 - tap // 3, x + 1 - tap % 3
-        inside = (m < pixels) & (yy >= 0) & (xx >= 0)
-        if STRIDE == 2:
-            inside = inside & (yy % 2 == 0) & (xx % 2 == 0)
-            yy, xx = yy // 2, xx // 2
-        inside = inside & (yy < dense) & (xx < dense)
-        for start in range(0, filters, BK):
-            f = start + tl.arange(0, BK)
-            dz = load_dz(
-                z, delta, winners, coef, n, yy, xx, f, inside, filters, dense, pooled, POOL
-            )
-            if DUAL:
-                rows = load_filters(w_dot, f, tap, c, filters, channels, True)
-                acc = dot(dz, rows, acc, PRECISION)
-                dz = load_dz_dot(
-                    z, z_dot, delta, delta_dot, winners, coef,
-                    n, yy, xx, f, inside, filters, dense, pooled, POOL,
-                )  # fmt: skip
-            rows = load_filters(w, f, tap, c, filters, channels, True)
-            acc = dot(dz, rows, acc, PRECISION)
-    valid = (m < pixels)[:, None] & (c < channels)[None, :]
-    where = (task * pixels + m)[:, None] * channels + c[None, :]
-    below = tl.load(x_hat + where, mask=valid, other=0.0)
-    g = tl.load(gain + c, mask=c < channels, other=0.0)[None, :]
-    b = tl.load(bias + c, mask=c < channels, other=0.0)[None, :]
-    acc = tl.where(valid, acc * slope_at(below, g, b, slope), 0.0)
-    tl.store(out + where, acc, mask=valid)
-    products = acc * below
-    if DUAL:
-        products += tl.load(delta_below + where, mask=valid, other=0.0) * tl.load(
-            x_hat_dot + where, mask=valid, other=0.0
-        )
-    store_part(part, tl.sum(acc, 0), tl.sum(products, 0), task, tile, tiles, c, channels)
+def tan_fwd(x, w, x_dot, w_dot, stride, padding) -> Tensor | None:
+    products = tuple(p for p in ((x, w_dot), (x_dot, w)) if p[0] is not None and p[1] is not None)
+    return _value(products, x, w, stride, padding) if products else None
 
 
-@triton.jit
-def conv_wgrad_kernel(
-    x_hat, x_hat_dot, gain, bias,  # of the stage below; or images
-    z, z_dot, delta, delta_dot, winners, coef,  # of the stage
-    part,  # [T, splits, F, 9, C]
-    images, side, dense, pooled, channels, filters, slope, per_split,
-    STRIDE: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr, DUAL: tl.constexpr,
-    DOT_IN: tl.constexpr,
-    PRECISION: tl.constexpr, BF: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
-):  # fmt: skip
-    """One tap of wgrad(p, dz) over a split of the pixels. DUAL: wgrad(p, dz_dot) +
-    wgrad(p_dot, dz).
+def tan_bwd(
+    dz, dz_dot, x, w, x_dot, w_dot, stride, padding, need=(True, True)
+) -> tuple[Tensor | None, Tensor | None]:
+    products = tuple(p for p in ((x_dot, w_dot, dz), (x, w, dz_dot)) if p[2] is not None)
+    return _gradients(products, x, w, stride, padding, need)
+
+
+def conv_blocks(depth: int, width: int) -> dict[str, int]:
+    """Pixels, channels of the result, and channels summed over at once, of a program."""
+    return {"BM": 64, "BN": block(width), "BK": 32 if depth % 32 == 0 else 16}
+
+
+def wgrad_blocks(pixels: int, filters: int, channels: int) -> tuple[tuple[int, int], int, dict]:
+    """Programs for the parts of the pixels and for the filters' taps, the pixels of a part, and
+    the blocks of a program.
     """
-    split, tap, task = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    pixels = images * dense * dense
-    f, c = tl.arange(0, BF), tl.arange(0, BC)
-    coef += task * 8 * filters
-    acc = tl.zeros((BF, BC), tl.float32)
-    for start in range(split * per_split, tl.minimum((split + 1) * per_split, pixels), BP):
-        m = start + tl.arange(0, BP)
-        n, y, x = pixels_of(m, dense, dense)
-        n += task * images
-        yy, xx = y * STRIDE + tap // 3 - 1, x * STRIDE + tap % 3 - 1
-        real = m < pixels
-        inside = real & (yy >= 0) & (yy < side) & (xx >= 0) & (xx < side)
-        at = (n * side + yy) * side + xx
-        p = load_activation(x_hat, gain, bias, slope, at, c, inside, channels, ACT)
-        dz = load_dz(z, delta, winners, coef, n, y, x, f, real, filters, dense, pooled, POOL)
-        if DUAL:
-            if DOT_IN:
-                p_dot = load_activation_dot(
-                    x_hat, x_hat_dot, gain, bias, slope, at, c, inside, channels
-                )
-                acc = dot(tl.trans(dz), p_dot, acc, PRECISION)
-            dz = load_dz_dot(
-                z, z_dot, delta, delta_dot, winners, coef,
-                n, y, x, f, real, filters, dense, pooled, POOL,
-            )  # fmt: skip
-        acc = dot(tl.trans(dz), p, acc, PRECISION)
-    where = ((task * tl.num_programs(0) + split) * filters + f[:, None]) * 9 + tap
-    valid = (f < filters)[:, None] & (c < channels)[None, :]
-    tl.store(part + where * channels + c[None, :], acc, mask=valid)
+    bp, bf, bc = 32, block(filters), block(channels)
+    per_split = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 4 * bp), 16)), bp) * bp
+    tiles = triton.cdiv(filters, bf) * triton.cdiv(channels, bc)
+    return (triton.cdiv(pixels, per_split), 9 * tiles), per_split, {"BF": bf, "BC": bc, "BP": bp}
 
 
-@triton.jit
-def add_splits_kernel(part, out, splits, size, out_step, BLOCK: tl.constexpr):
-    """Σ over the splits, in order: part [T, splits, size] → rows of `out`, `out_step` apart."""
-    task = tl.program_id(1)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(splits):
-        total += tl.load(part + (task * splits + split) * size + i, mask=i < size, other=0.0)
-    tl.store(out + task * out_step + i, total, mask=i < size)
+def _value(products: tuple, x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
+    """Σ over one or two products (x, w) of their convolutions."""
+    shape = _checked(x, w, stride, padding)
+    for a, b in products:
+        expect("conv", x, x=(a, x.shape), w=(b, w.shape))
+    (t, n, c, side, _), (_, _, f, out_side, _) = x.shape, shape
+    (x, w_dot), (x_dot, w) = products[0], products[-1]
+    x, x_dot, w, w_dot = channels_last(x), channels_last(x_dot), images(w), images(w_dot)
+    z = empty_images(x, *shape[:4])
+    blocks = conv_blocks(c, f)
+    grid = triton.cdiv(n * out_side**2, blocks["BM"]), t, triton.cdiv(f, blocks["BN"])
+    conv_fwd_kernel[grid](
+        x, x_dot, x, x, w, w_dot, z, z, z, z,
+        n, side, out_side, c, f, w.stride(0), w_dot.stride(0), 1.0,
+        STRIDE=stride, ACT=False, DUAL=len(products) == 2, DOT_IN=len(products) == 2, SUMS=False,
+        PRECISION=_precision(), **blocks,
+    )  # fmt: skip
+    return z
+
+
+def _gradients(
+    products: tuple, x: Tensor, w: Tensor, stride: int, padding: int, need: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Σ over one or two products (x, w, dz) of dgrad(dz, w), and of wgrad(x, dz); `x` and `w` lend
+    their shapes.
+    """
+    shape = _checked(x, w, stride, padding)
+    for a, b, dz in products:
+        expect("conv", x, x=(a, x.shape), w=(b, w.shape), dz=(dz, shape))
+    sizes = *x.shape[:4], *shape[2:4]
+    products = [(a, b, channels_last(dz)) for a, b, dz in products]
+    into_x = [(images(b), dz) for _, b, dz in products if need[0] and b is not None]
+    into_w = [(channels_last(a), dz) for a, _, dz in products if need[1] and a is not None]
+    return (
+        _dgrad(into_x, sizes, stride) if into_x else None,
+        _wgrad(into_w, sizes, stride) if into_w else None,
+    )
+
+
+def _dgrad(products: list[tuple[Tensor, Tensor]], sizes: tuple[int, ...], stride: int) -> Tensor:
+    t, n, c, side, f, dense = sizes
+    (w_dot, dz), (w, dz_dot) = products[0], products[-1]
+    dx = empty_images(dz, t, n, c, side)
+    blocks = conv_blocks(f, c)
+    conv_bwd_kernel[(triton.cdiv(n * side**2, blocks["BM"]), t, triton.cdiv(c, blocks["BN"]))](
+        dz, dz_dot, dz, dz, dz, dz, w, w_dot, dz, dz, dz, dz, dz, dx, dz,
+        n, side, dense, dense, c, f, w.stride(0), w_dot.stride(0), 1.0,
+        STRIDE=stride, POOL=False, BUILD=False, BELOW=False, DUAL=len(products) == 2,
+        PRECISION=_precision(), **blocks,
+    )  # fmt: skip
+    return dx
+
+
+def _wgrad(products: list[tuple[Tensor, Tensor]], sizes: tuple[int, ...], stride: int) -> Tensor:
+    t, n, c, side, f, dense = sizes
+    (x_dot, dz), (x, dz_dot) = products[0], products[-1]
+    dw = empty_images(x, t, f, c, 3)
+    (splits, taps), per_split, blocks = wgrad_blocks(n * dense**2, f, c)
+    part = torch.empty((t, splits, f * 9 * c), dtype=x.dtype, device=x.device)
+    conv_wgrad_kernel[(splits, taps, t)](
+        x, x_dot, x, x, dz, dz_dot, dz, dz, dz, dz, part,
+        n, side, dense, dense, c, f, 1.0, per_split,
+        STRIDE=stride, POOL=False, BUILD=False, ACT=False, DUAL=len(products) == 2,
+        DOT_IN=len(products) == 2, PRECISION=_precision(), **blocks,
+    )  # fmt: skip
+    size = f * 9 * c
+    add_splits_kernel[(triton.cdiv(size, 1024), t)](part, dw, splits, size, size, BLOCK=1024)
+    return dw
+
+
+def _checked(x: Tensor, w: Tensor, stride: int, padding: int) -> tuple[int, ...]:
+    """The shape of z."""
+    shape = checks.conv_shape("triton", x, w, stride, padding)
+    expect("conv", x)
+    countable("conv", x.shape, w.shape, shape)
+    return shape
+
+
+def _precision() -> str:
+    """As torch's own convolutions take float32 on a GPU: rounded to TF32 unless that is off."""
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"

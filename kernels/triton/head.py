@@ -93,11 +93,13 @@ def head_kernel(
         e = tl.exp(value - top[:, None])
         total = tl.sum(e, 1)
         p = e / total[:, None]
-        right = tl.load(labels + rows, mask=valid, other=0)[:, None] == k[None, :]
+        label = tl.load(labels + rows, mask=valid, other=0)
+        right = label[:, None] == k[None, :]
         tl.store(softmax + at, p, mask=both)
         tl.store(residual + at, (p - tl.where(right, 1.0, 0.0)) / images, mask=both)
         chosen = tl.sum(tl.where(right, value, 0.0), 1)
         each = tl.where(valid, tl.log(total) + top - chosen, 0.0)
+        each = tl.where((label >= 0) & (label < ways), each, float("nan"))
         tl.store(loss + task, tl.sum(each, 0) / images)
 
 

@@ -1,217 +1,248 @@
-"""Batch norm, leaky ReLU and 2×2 max pool of a pass, between its convolutions.
+"""Batch norm + affine + leaky ReLU + 2×2 max pool, statistics per task and channel; signatures as
+in `kernels.plain.norm_act`, which has the formulas.
 
-The merges of partial sums are one program a task and block of filters; they also leave the
-coefficients that the operands of `kernels.triton.operands` are built with.
+Square images. What is kept is the input itself and x̂ at the winners; the slope of the activation
+follows from x̂. The statistics and coefficients are those of a pass, one launch each.
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
-import triton.language as tl
+from torch import Tensor
 
-from kernels.triton.operands import pixels_of
+from kernels import checks
+from kernels.plain.layout import channels_last, empty_images
+from kernels.triton.norm_act_kernels import (
+    activation_dot_kernel,
+    delta_kernel,
+    dense_sums_kernel,
+    dz_kernel,
+    normalise_dot_kernel,
+    normalise_kernel,
+)
+from kernels.triton.operands import COEFFICIENTS
+from kernels.triton.sums import (
+    bwd_sums_kernel,
+    moments_kernel,
+    tan_bwd_sums_kernel,
+    tan_fwd_sums_kernel,
+)
+from kernels.triton.tensors import block, countable, expect
 
-
-@triton.jit
-def _row(coef, row: tl.constexpr, task, f, filters):
-    return coef + (task * 8 + row) * filters + f
-
-
-@triton.jit
-def _sums(part, task, tiles, f, filters, BT: tl.constexpr):
-    """Σ over the tiles of part [T, tiles, 2, F], in order."""
-    first = tl.zeros(f.shape, tl.float32)
-    second = tl.zeros(f.shape, tl.float32)
-    for start in range(0, tiles, BT):
-        t = start + tl.arange(0, BT)
-        at = part + ((task * tiles + t) * 2 * filters)[:, None] + f[None, :]
-        valid = (t < tiles)[:, None] & (f < filters)[None, :]
-        first += tl.sum(tl.load(at, mask=valid, other=0.0), 0)
-        second += tl.sum(tl.load(at + filters, mask=valid, other=0.0), 0)
-    return first, second
-
-
-@triton.jit
-def moments_kernel(
-    part,  # [T, tiles, 2, F] mean and M2 of `per_tile` pixels each, the last one of what is left
-    given_mean, given_var,  # [F] of a task, the next `given_step` further on
-    coef, rstd,  # [T, 8, F], [T, F]
-    mean_out, var_out,  # of the batch [T, F], tasks `out_step` apart
-    tiles, per_tile, pixels, filters, given_step, out_step, eps,
-    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    task = tl.program_id(0)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
-    total = tl.zeros((BF,), tl.float32)
-    for start in range(0, tiles, BT):
-        t = start + tl.arange(0, BT)
-        at = part + ((task * tiles + t) * 2 * filters)[:, None] + f[None, :]
-        valid = (t < tiles)[:, None] & (f < filters)[None, :]
-        count = tl.minimum(pixels - t * per_tile, per_tile)
-        total += tl.sum(tl.load(at, mask=valid, other=0.0) * count[:, None], 0)
-    mean = total / pixels
-    m2 = tl.zeros((BF,), tl.float32)
-    for start in range(0, tiles, BT):
-        t = start + tl.arange(0, BT)
-        at = part + ((task * tiles + t) * 2 * filters)[:, None] + f[None, :]
-        valid = (t < tiles)[:, None] & (f < filters)[None, :]
-        count = tl.minimum(pixels - t * per_tile, per_tile)
-        apart = tl.where(valid, tl.load(at, mask=valid, other=0.0) - mean[None, :], 0.0)
-        within = tl.load(at + filters, mask=valid, other=0.0)
-        m2 += tl.sum(within + apart * apart * count[:, None], 0)
-    var = m2 / pixels
-    tl.store(mean_out + task * out_step + f, mean, mask=f < filters)
-    tl.store(var_out + task * out_step + f, var, mask=f < filters)
-    if GIVEN:
-        mean = tl.load(given_mean + task * given_step + f, mask=f < filters, other=0.0)
-        var = tl.load(given_var + task * given_step + f, mask=f < filters, other=1.0)
-    tl.store(_row(coef, 3, task, f, filters), mean, mask=f < filters)
-    tl.store(rstd + task * filters + f, 1 / tl.sqrt(var + eps), mask=f < filters)
+SCOPE = checks.NORM_ACT_SCOPE
+TILE = 64  # pixels of a program
 
 
-@triton.jit
-def bwd_sums_kernel(
-    part,  # [T, tiles, 2, F] Σδ, Σδx̂
-    coef, rstd, gain,  # [T, 8, F], [T, F], [F]
-    sums,  # [T, 2, F]
-    norm_gradient,  # [2, F] of the stage: of gain and bias, tasks `out_step` apart
-    tiles, pixels, filters, out_step,
-    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    task = tl.program_id(0)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
-    s1, s2 = _sums(part, task, tiles, f, filters, BT)
-    real = f < filters
-    tl.store(sums + task * 2 * filters + f, s1, mask=real)
-    tl.store(sums + (task * 2 + 1) * filters + f, s2, mask=real)
-    tl.store(norm_gradient + task * out_step + f, s2, mask=real)
-    tl.store(norm_gradient + task * out_step + filters + f, s1, mask=real)
-    r = tl.load(rstd + task * filters + f, mask=real, other=0.0)
-    a0 = tl.load(gain + f, mask=real, other=0.0) * r
-    share = 0.0 if GIVEN else 1.0 / pixels
-    tl.store(_row(coef, 0, task, f, filters), a0, mask=real)
-    tl.store(_row(coef, 1, task, f, filters), -a0 * r * s2 * share, mask=real)
-    tl.store(_row(coef, 2, task, f, filters), -a0 * s1 * share, mask=real)
+class Saved(NamedTuple):
+    z: Tensor  # [T, N, C, H, H] the input
+    bias: Tensor  # [T, C]
+    mean: Tensor  # [T, C] of the batch
+    var: Tensor  # [T, C] of the batch, biased
+    coef: Tensor  # [T, 8, C] of which what was subtracted is written
+    rstd: Tensor  # [T, C]
+    x_hat: Tensor  # [T, N, C, h, h] normalised input at the pooling winners
+    winners: Tensor | None  # uint8 [T, N, h, h, C], None without pooling
+    negative_slope: float
+    count: int  # elements behind each statistic; 0: the statistics were given and are constants
 
 
-@triton.jit
-def tan_fwd_sums_kernel(
-    part,  # [T, tiles, 2, F] Σ z_dot, Σ z_dot(z − μ)
-    coef, rstd, q,  # [T, 8, F], [T, F], [T, F]
-    tiles, pixels, filters,
-    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    """μ_dot and q = mean(x̂·z_dot)."""
-    task = tl.program_id(0)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
-    first, second = _sums(part, task, tiles, f, filters, BT)
-    share = 0.0 if GIVEN else 1.0 / pixels
-    r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)
-    tl.store(_row(coef, 7, task, f, filters), first * share, mask=f < filters)
-    tl.store(q + task * filters + f, second * r * share, mask=f < filters)
+class Tangent(NamedTuple):
+    z_dot: Tensor | None  # [T, N, C, H, H]
+    coef: Tensor | None  # [T, 8, C] of which the mean of z_dot is written too
+    q: Tensor | None  # [T, C] mean of x̂·ż
+    x_hat_dot: Tensor | None  # [T, N, C, h, h]
 
 
-@triton.jit
-def tan_bwd_sums_kernel(
-    part,  # [T, tiles, 2, F] Σδ_dot, Σ(δ_dot·x̂ + δ·x̂_dot)
-    coef, rstd, q,  # [T, 8, F], [T, F], [T, F]
-    sums_dot,  # [T, 2, F]
-    norm_product,  # [2, F] of the stage, tasks `out_step` apart
-    tiles, pixels, filters, out_step,
-    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    task = tl.program_id(0)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
-    s1, s2 = _sums(part, task, tiles, f, filters, BT)
-    real = f < filters
-    tl.store(sums_dot + task * 2 * filters + f, s1, mask=real)
-    tl.store(sums_dot + (task * 2 + 1) * filters + f, s2, mask=real)
-    tl.store(norm_product + task * out_step + f, s2, mask=real)
-    tl.store(norm_product + task * out_step + filters + f, s1, mask=real)
-    r = tl.load(rstd + task * filters + f, mask=real, other=0.0)
-    rq = r * tl.load(q + task * filters + f, mask=real, other=0.0)
-    a0 = tl.load(_row(coef, 0, task, f, filters), mask=real, other=0.0)
-    a1 = tl.load(_row(coef, 1, task, f, filters), mask=real, other=0.0)
-    a2 = tl.load(_row(coef, 2, task, f, filters), mask=real, other=0.0)
-    share = 0.0 if GIVEN else 1.0 / pixels
-    tl.store(_row(coef, 4, task, f, filters), -rq * a0, mask=real)
-    tl.store(_row(coef, 5, task, f, filters), -2 * rq * a1 - a0 * r * s2 * share, mask=real)
-    tl.store(_row(coef, 6, task, f, filters), -rq * a2 - a0 * s1 * share, mask=real)
+def refusal(z_shape) -> str | None:
+    """Why images of this shape are not for here, in one line; `None` if they are."""
+    return checks.norm_act_refusal("triton", z_shape)
 
 
-@triton.jit
-def winner_of(z00, z01, z10, z11, gain):
-    """Position of the winner of gain·z, the first one of equals, and its z."""
-    sign = tl.where(gain > 0, 1.0, tl.where(gain < 0, -1.0, 0.0))
-    key, value, position = z00 * sign, z00, tl.zeros(z00.shape, tl.int32)
-    more = z01 * sign > key
-    key, value, position = (
-        tl.where(more, z01 * sign, key), tl.where(more, z01, value), tl.where(more, 1, position)
+def fwd(
+    z: Tensor,  # [T, N, C, H, H]
+    gain: Tensor,  # [T, C]
+    bias: Tensor,  # [T, C]
+    eps: float,
+    negative_slope: float,
+    pooled: bool,
+    statistics: tuple[Tensor, Tensor] | None,  # mean, biased variance [T, C]; None: the batch's own
+) -> tuple[Tensor, Saved]:
+    operands = checks.norm_act_operands("triton", z, gain, bias, statistics, pooled)
+    expect("norm_act", z, **operands)
+    countable("norm_act", z.shape)
+    t, n, c, side, _ = z.shape
+    z, gain, bias = channels_last(z), gain.contiguous(), bias.contiguous()
+    mean, var, rstd, coef = (_new(z, t, *shape) for shape in ((c,), (c,), (c,), (COEFFICIENTS, c)))
+    part = _parts(z, side)
+    dense_sums_kernel[_grid(z, side)](
+        z, z, z, part, n * side**2, c, DUAL=False, BM=TILE, BF=block(c)
+    )
+    given = (s.contiguous() for s in statistics or (mean, var))
+    moments_kernel[_grid_of_sums(z)](
+        part, *given, coef, rstd, mean, var,
+        part.shape[1], TILE, n * side**2, c, c, c, eps,
+        GIVEN=statistics is not None, BT=32, BF=block(c),
     )  # fmt: skip
-    more = z10 * sign > key
-    key, value, position = (
-        tl.where(more, z10 * sign, key), tl.where(more, z10, value), tl.where(more, 2, position)
+    small = side // 2 if pooled else side
+    y, x_hat = (empty_images(z, t, n, c, small) for _ in range(2))
+    winners = _new(z, t, n, small, small, c, dtype=torch.uint8) if pooled else None
+    normalise_kernel[_grid(z, small)](
+        z, gain, bias, coef, rstd, x_hat, x_hat if winners is None else winners, y,
+        n, side, small, c, c, negative_slope, POOL=pooled, ACT=True, BM=TILE, BF=block(c),
     )  # fmt: skip
-    more = z11 * sign > key
-    return tl.where(more, 3, position), tl.where(more, z11, value)
+    count = n * side * side if statistics is None else 0
+    return y, Saved(z, bias, mean, var, coef, rstd, x_hat, winners, negative_slope, count)
 
 
-@triton.jit
-def normalise_kernel(
-    z, gain, coef, rstd,  # [T, N, H, W, F], [F], [T, 8, F], [T, F]
-    x_hat, winners,  # [T, N, h, w, F]
-    images, dense, pooled, filters,
-    POOL: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    """x̂ at the winners, and the winners."""
-    task = tl.program_id(1)
-    pixels = images * pooled * pooled
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    f = tl.program_id(2) * BF + tl.arange(0, BF)
-    n, y, x = pixels_of(m, pooled, pooled)
-    valid = (m < pixels)[:, None] & (f < filters)[None, :]
-    mean = tl.load(_row(coef, 3, task, f, filters), mask=f < filters, other=0.0)[None, :]
-    r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)[None, :]
-    out = (task * pixels + m)[:, None] * filters + f[None, :]
-    if POOL:
-        corner = ((task * images + n) * dense + 2 * y) * dense + 2 * x
-        at = z + corner[:, None] * filters + f[None, :]
-        below = at + dense * filters
-        position, value = winner_of(
-            tl.load(at, mask=valid, other=0.0),
-            tl.load(at + filters, mask=valid, other=0.0),
-            tl.load(below, mask=valid, other=0.0),
-            tl.load(below + filters, mask=valid, other=0.0),
-            tl.load(gain + f, mask=f < filters, other=0.0)[None, :],
-        )
-        tl.store(winners + out, position.to(tl.uint8), mask=valid)
-    else:
-        value = tl.load(z + out, mask=valid, other=0.0)
-    tl.store(x_hat + out, (value - mean) * r, mask=valid)
+def bwd(
+    saved: Saved,
+    gain: Tensor,  # [T, C]
+    dy: Tensor,  # [T, N, C, h, h]
+) -> tuple[Tensor, Tensor, Tensor]:  # dz, dgain [T, C], dbias [T, C]
+    gain = _checked(saved, gain, dy=(dy, saved.x_hat.shape))
+    coef = saved.coef.clone()
+    delta, _, *rows = _delta(saved, gain, channels_last(dy), coef)
+    return _dz(saved, coef, delta), *rows
 
 
-@triton.jit
-def normalise_dot_kernel(
-    z_dot, x_hat, winners, coef, rstd, q,
-    x_hat_dot,  # [T, N, h, w, F]
-    images, dense, pooled, filters,
-    POOL: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    """x̂_dot = r(z_dot − μ_dot − x̂q) at the winners."""
-    task = tl.program_id(1)
-    pixels = images * pooled * pooled
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    f = tl.program_id(2) * BF + tl.arange(0, BF)
-    n, y, x = pixels_of(m, pooled, pooled)
-    valid = (m < pixels)[:, None] & (f < filters)[None, :]
-    out = (task * pixels + m)[:, None] * filters + f[None, :]
-    if POOL:
-        winner = tl.load(winners + out, mask=valid, other=0).to(tl.int32)
-        row = ((task * images + n) * dense + 2 * y)[:, None] + winner // 2
-        at = (row * dense + (2 * x)[:, None] + winner % 2) * filters + f[None, :]
-    else:
-        at = out
-    mean_dot = tl.load(_row(coef, 7, task, f, filters), mask=f < filters, other=0.0)[None, :]
-    r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)[None, :]
-    slope = tl.load(q + task * filters + f, mask=f < filters, other=0.0)[None, :]
-    value = tl.load(z_dot + at, mask=valid, other=0.0)
-    value -= mean_dot + tl.load(x_hat + out, mask=valid, other=0.0) * slope
-    tl.store(x_hat_dot + out, value * r, mask=valid)
+def tan_fwd(
+    saved: Saved,
+    gain: Tensor,  # [T, C]
+    z_dot: Tensor | None,  # [T, N, C, H, H]
+    gain_dot: Tensor | None = None,  # [T, C]
+    bias_dot: Tensor | None = None,  # [T, C]
+) -> tuple[Tensor | None, Tangent]:
+    if z_dot is gain_dot is bias_dot is None:
+        return None, Tangent(None, None, None, None)
+    rows = saved.rstd.shape
+    dots = {"z_dot": (z_dot, saved.z.shape), "gain_dot": (gain_dot, rows)}
+    gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
+    tangent = Tangent(None, None, None, None)
+    if z_dot is not None:
+        tangent = _normalised_dot(saved, channels_last(z_dot))
+    x_hat_dot = saved.x_hat if tangent.x_hat_dot is None else tangent.x_hat_dot
+    gain_dot, bias_dot = (None if v is None else v.contiguous() for v in (gain_dot, bias_dot))
+    t, n, c, small, _ = saved.x_hat.shape
+    y_dot = empty_images(saved.z, t, n, c, small)
+    activation_dot_kernel[_grid(saved.z, small)](
+        saved.x_hat, x_hat_dot, gain, saved.bias,
+        gain if gain_dot is None else gain_dot, gain if bias_dot is None else bias_dot, y_dot,
+        n * small**2, c, saved.negative_slope,
+        X_DOT=z_dot is not None, GAIN_DOT=gain_dot is not None, BIAS_DOT=bias_dot is not None,
+        BM=TILE, BF=block(c),
+    )  # fmt: skip
+    return y_dot, tangent
+
+
+def tan_bwd(
+    saved: Saved,
+    tangent: Tangent,
+    gain: Tensor,  # [T, C]
+    dy: Tensor,  # [T, N, C, h, h]
+    dy_dot: Tensor | None,  # [T, N, C, h, h]
+    gain_dot: Tensor | None = None,  # [T, C]
+) -> tuple[Tensor, Tensor, Tensor]:  # directions of dz, dgain, dbias
+    small = saved.x_hat.shape
+    dots = {"dy_dot": (dy_dot, small), "gain_dot": (gain_dot, saved.rstd.shape)}
+    gain = _checked(saved, gain, dy=(dy, small), **dots)
+    if tangent.z_dot is None:
+        tangent = _normalised_dot(saved, torch.zeros_like(saved.z))
+    coef = tangent.coef.clone()
+    dy = channels_last(dy)
+    dy_dot = torch.zeros_like(dy) if dy_dot is None else channels_last(dy_dot)
+    delta, sums, *_ = _delta(saved, gain, dy, coef)
+    delta_dot, part = _bent(saved, gain, dy_dot, (tangent.x_hat_dot, delta))
+    (t, n, c, side, _), c_dot = saved.z.shape, None if gain_dot is None else gain_dot.contiguous()
+    d_gain_dot, d_bias_dot = (_new(saved.z, t, c) for _ in range(2))
+    tan_bwd_sums_kernel[_grid_of_sums(saved.z)](
+        part, coef, saved.rstd, tangent.q, sums, sums if c_dot is None else c_dot,
+        torch.empty_like(sums), d_gain_dot, d_bias_dot, part.shape[1], n * side**2, c, c,
+        GIVEN=not saved.count, GAIN_DOT=c_dot is not None, BT=32, BF=block(c),
+    )  # fmt: skip
+    return _dz(saved, coef, delta, (tangent.z_dot, delta_dot)), d_gain_dot, d_bias_dot
+
+
+def _normalised_dot(saved: Saved, z_dot: Tensor) -> Tangent:
+    t, n, c, side, _ = z_dot.shape
+    part, coef, q = _parts(z_dot, side), saved.coef.clone(), _new(z_dot, t, c)
+    dense_sums_kernel[_grid(z_dot, side)](
+        z_dot, saved.z, coef, part, n * side**2, c, DUAL=True, BM=TILE, BF=block(c)
+    )
+    tan_fwd_sums_kernel[_grid_of_sums(z_dot)](
+        part, coef, saved.rstd, q, part.shape[1], n * side**2, c,
+        GIVEN=not saved.count, BT=32, BF=block(c),
+    )  # fmt: skip
+    small = saved.x_hat.shape[3]
+    x_hat_dot = empty_images(z_dot, t, n, c, small)
+    normalise_dot_kernel[_grid(z_dot, small)](
+        z_dot, saved.x_hat, _winners(saved), coef, saved.rstd, q, x_hat_dot,
+        n, side, small, c, POOL=saved.winners is not None, BM=TILE, BF=block(c),
+    )  # fmt: skip
+    return Tangent(z_dot, coef, q, x_hat_dot)
+
+
+def _delta(saved: Saved, gain: Tensor, dy: Tensor, coef: Tensor) -> tuple[Tensor, ...]:
+    """δ, its sums [T, 2, C], and the gradients of gain and bias; writes the coefficients of dz."""
+    delta, part = _bent(saved, gain, dy)
+    t, n, c, side, _ = saved.z.shape
+    sums, d_gain, d_bias = _new(dy, t, 2, c), _new(dy, t, c), _new(dy, t, c)
+    bwd_sums_kernel[_grid_of_sums(saved.z)](
+        part, coef, saved.rstd, gain, sums, d_gain, d_bias, part.shape[1], n * side**2, c, c, c,
+        GIVEN=not saved.count, BT=32, BF=block(c),
+    )  # fmt: skip
+    return delta, sums, d_gain, d_bias
+
+
+def _bent(saved: Saved, gain: Tensor, dy: Tensor, dual: tuple | None = None) -> tuple:
+    """δ and parts of its sums, or with `dual`, which is x̂_dot and δ, those of its direction."""
+    t, n, c, small, _ = saved.x_hat.shape
+    x_hat_dot, delta = dual or (dy, dy)
+    out, part = empty_images(dy, t, n, c, small), _parts(saved.z, small)
+    delta_kernel[_grid(saved.z, small)](
+        dy, saved.x_hat, x_hat_dot, delta, gain, saved.bias, out, part,
+        n * small**2, c, saved.negative_slope, DUAL=dual is not None, BM=TILE, BF=block(c),
+    )  # fmt: skip
+    return out, part
+
+
+def _dz(saved: Saved, coef: Tensor, delta: Tensor, dual: tuple | None = None) -> Tensor:
+    """dz, or with `dual`, which is z_dot and δ_dot, its direction."""
+    t, n, c, side, _ = saved.z.shape
+    z_dot, delta_dot = dual or (saved.z, delta)
+    out = empty_images(saved.z, t, n, c, side)
+    dz_kernel[_grid(saved.z, side)](
+        saved.z, z_dot, delta, delta_dot, _winners(saved), coef, out,
+        n, side, delta.shape[3], c,
+        POOL=saved.winners is not None, DUAL=dual is not None, BM=TILE, BF=block(c),
+    )  # fmt: skip
+    return out
+
+
+def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> Tensor:
+    """`gain` in one piece, after all operands were found to fit."""
+    expect("norm_act", saved.z, gain=(gain, saved.rstd.shape), **operands)
+    return gain.contiguous()
+
+
+def _winners(saved: Saved) -> Tensor:
+    return saved.x_hat if saved.winners is None else saved.winners
+
+
+def _new(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+
+
+def _parts(like: Tensor, side: int) -> Tensor:
+    """[T, tiles, 2, C] for images of a side"""
+    t, n, c = like.shape[:3]
+    return _new(like, t, triton.cdiv(n * side**2, TILE), 2, c)
+
+
+def _grid(like: Tensor, side: int) -> tuple[int, int, int]:
+    t, n, c = like.shape[:3]
+    return triton.cdiv(n * side**2, TILE), t, triton.cdiv(c, block(c))
+
+
+def _grid_of_sums(like: Tensor) -> tuple[int, int]:
+    return len(like), triton.cdiv(like.shape[2], block(like.shape[2]))

@@ -1,7 +1,7 @@
 """Tiles of the operands of a convolution, built from what a pass keeps when a kernel loads them.
 
 Images are NHWC; a stage's x̂ and δ are at the winners of its windows. `coef` [T, 8, F] holds what dz
-and its direction follow from (engine of the formulas: kernels/plain/norm_act.py):
+and its direction follow from (the formulas are those of kernels/plain/norm_act.py):
 
     dz     = a0·S(δ) + a1·(z − μ) + a2
     dz_dot = a0·S(δ_dot) + b1·S(δ) + b2·(z − μ) + a1·(z_dot − μ_dot) + b4
@@ -10,8 +10,7 @@ and its direction follow from (engine of the formulas: kernels/plain/norm_act.py
 import triton
 import triton.language as tl
 
-A0, A1, A2, MEAN, B1, B2, B4, MEAN_DOT = range(8)
-COEFFICIENTS = 8
+COEFFICIENTS = 8  # rows a0, a1, a2, μ, b1, b2, b4, μ_dot
 
 
 @triton.jit
@@ -49,32 +48,40 @@ def load_activation(x_hat, gain, bias, slope, at, c, inside, channels, ACT: tl.c
 
 
 @triton.jit
-def load_activation_dot(x_hat, x_hat_dot, gain, bias, slope, at, c, inside, channels):
-    """The same of its direction, slope·gain·x̂_dot."""
+def load_activation_dot(
+    x_hat, x_hat_dot, gain, bias, slope, at, c, inside, channels, ACT: tl.constexpr
+):
+    """The same of its direction, slope·gain·x̂_dot; without `ACT` the values of that."""
     valid = inside[:, None] & (c < channels)[None, :]
     where = at[:, None] * channels + c[None, :]
-    value = tl.load(x_hat + where, mask=valid, other=0.0)
     value_dot = tl.load(x_hat_dot + where, mask=valid, other=0.0)
+    if not ACT:
+        return value_dot
+    value = tl.load(x_hat + where, mask=valid, other=0.0)
     g = tl.load(gain + c, mask=c < channels, other=0.0)[None, :]
     b = tl.load(bias + c, mask=c < channels, other=0.0)[None, :]
     return slope_at(value, g, b, slope) * g * value_dot
 
 
 @triton.jit
+def load_pixels(values, n, y, x, f, inside, filters, side):
+    """[pixels, filters] of NHWC images, 0 outside. `n` counts images of all tasks."""
+    valid = inside[:, None] & (f < filters)[None, :]
+    where = (((n * side + y) * side + x) * filters)[:, None] + f[None, :]
+    return tl.load(values + where, mask=valid, other=0.0)
+
+
+@triton.jit
 def load_scattered(values, winners, n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr):
-    """[pixels, filters] of S(values): at a window's winner its value, elsewhere 0. `n` counts
-    images of all tasks.
-    """
-    if POOL:
-        py, px = y // 2, x // 2
-        inside = inside & (py < pooled) & (px < pooled)
-        valid = inside[:, None] & (f < filters)[None, :]
-        where = (((n * pooled + py) * pooled + px) * filters)[:, None] + f[None, :]
-        winner = tl.load(winners + where, mask=valid, other=4)
-        valid = valid & (winner == (y % 2 * 2 + x % 2)[:, None])
-    else:
-        valid = inside[:, None] & (f < filters)[None, :]
-        where = (((n * dense + y) * dense + x) * filters)[:, None] + f[None, :]
+    """[pixels, filters] of S(values): at a window's winner its value, elsewhere 0."""
+    if not POOL:
+        return load_pixels(values, n, y, x, f, inside, filters, dense)
+    py, px = y // 2, x // 2
+    inside = inside & (py < pooled) & (px < pooled)
+    valid = inside[:, None] & (f < filters)[None, :]
+    where = (((n * pooled + py) * pooled + px) * filters)[:, None] + f[None, :]
+    winner = tl.load(winners + where, mask=valid, other=4)
+    valid = valid & (winner == (y % 2 * 2 + x % 2)[:, None])
     return tl.load(values + where, mask=valid, other=0.0)
 
 
@@ -86,16 +93,18 @@ def coefficient(coef, row: tl.constexpr, f, filters):
 @triton.jit
 def load_centred(z, coef, row: tl.constexpr, n, y, x, f, inside, filters, dense):
     """[pixels, filters] of z less the mean in `row` of the coefficients."""
-    valid = inside[:, None] & (f < filters)[None, :]
-    where = (((n * dense + y) * dense + x) * filters)[:, None] + f[None, :]
-    return tl.load(z + where, mask=valid, other=0.0) - coefficient(coef, row, f, filters)
+    value = load_pixels(z, n, y, x, f, inside, filters, dense)
+    return value - coefficient(coef, row, f, filters)
 
 
 @triton.jit
 def load_dz(
-    z, delta, winners, coef, n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr
-):
-    """[pixels, filters] of dz, 0 outside; `coef` of the task."""
+    z, delta, winners, coef, n, y, x, f, inside, filters, dense, pooled,
+    POOL: tl.constexpr, BUILD: tl.constexpr,
+):  # fmt: skip
+    """[pixels, filters] of dz, 0 outside; `coef` of the task. Without `BUILD` `z` is dz itself."""
+    if not BUILD:
+        return load_pixels(z, n, y, x, f, inside, filters, dense)
     spike = load_scattered(delta, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
     centred = load_centred(z, coef, 3, n, y, x, f, inside, filters, dense)
     value = coefficient(coef, 0, f, filters) * spike
@@ -106,9 +115,11 @@ def load_dz(
 @triton.jit
 def load_dz_dot(
     z, z_dot, delta, delta_dot, winners, coef,
-    n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr,
+    n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr, BUILD: tl.constexpr,
 ):  # fmt: skip
-    """The same of its direction."""
+    """The same of its direction; without `BUILD` `z_dot` is that."""
+    if not BUILD:
+        return load_pixels(z_dot, n, y, x, f, inside, filters, dense)
     spike = load_scattered(delta, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
     spike_dot = load_scattered(delta_dot, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
     centred = load_centred(z, coef, 3, n, y, x, f, inside, filters, dense)

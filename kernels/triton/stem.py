@@ -8,7 +8,7 @@ C]. A patch is [C][9], padded to KP values.
 import triton
 import triton.language as tl
 
-from kernels.triton.norm_act import winner_of
+from kernels.triton.norm_act_kernels import winner_of
 from kernels.triton.operands import dot, pixels_of
 
 
@@ -51,7 +51,8 @@ def stem_moments_kernel(
     tl.store(out, product, mask=real[None, :])
     centre = tl.sum(rows * tl.load(patch_mean + task * KP + k)[:, None], 0)
     lost = tl.sum(rows * tl.load(pivot + task * KP + k)[:, None], 0)
-    var = tl.maximum(tl.sum(rows * product, 0), 0.0)
+    var = tl.sum(rows * product, 0)
+    var = tl.where(var < 0, 0.0, var)  # keeps what is not a number, as tl.maximum may not
     tl.store(mean_out + task * out_step + f, centre + lost, mask=real)
     tl.store(var_out + task * out_step + f, var, mask=real)
     if GIVEN:
@@ -59,7 +60,7 @@ def stem_moments_kernel(
         centre = tl.load(given_mean + at, mask=real, other=0.0) - lost
         var = tl.load(given_var + at, mask=real, other=1.0)
     tl.store(coef + (task * 8 + 3) * filters + f, centre, mask=real)
-    tl.store(rstd + task * filters + f, 1 / tl.sqrt(var + eps), mask=real)
+    tl.store(rstd + task * filters + f, tl.div_rn(1.0, tl.sqrt_rn(var + eps)), mask=real)
 
 
 @triton.jit

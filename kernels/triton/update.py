@@ -9,6 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.plain.layout import vectors
+from kernels.plain.update import corrected
+from kernels.triton.tensors import expect
+
 PIECE = 1024  # values of one segment that a program updates
 
 
@@ -38,69 +42,75 @@ def descend_kernel(
 
 @triton.jit
 def rates_kernel(
-    d_theta, grad, d_grad,  # [T, P]
+    d_theta, grad, d_grad,  # [T, P] each, rows `..._step` apart
     rates,  # [L]
-    pieces, part,  # int32 [pieces, 3], [pieces]
-    tasks, d_theta_step, grad_step, d_grad_step,
+    pieces, part,  # int32 [pieces, 3], [T, pieces]
+    d_theta_step, grad_step, d_grad_step,
     GRAD: tl.constexpr, RATES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """d_grad = −rates·d_theta, and −Σ d_theta·grad of each piece over the tasks."""
-    piece = tl.program_id(0)
+    """d_grad = −rates·d_theta, and −Σ d_theta·grad of each piece."""
+    piece, task = tl.program_id(0), tl.program_id(1)
     segment = tl.load(pieces + 3 * piece)
     i = tl.load(pieces + 3 * piece + 1) + tl.arange(0, BLOCK)
     valid = i < tl.load(pieces + 3 * piece + 2)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for task in range(tasks):
-        d = tl.load(d_theta + task * d_theta_step + i, mask=valid, other=0.0)
-        if GRAD:
-            total += d * tl.load(grad + task * grad_step + i, mask=valid, other=0.0)
-        if RATES:
-            tl.store(d_grad + task * d_grad_step + i, -tl.load(rates + segment) * d, mask=valid)
+    d = tl.load(d_theta + task * d_theta_step + i, mask=valid, other=0.0)
+    if RATES:
+        tl.store(d_grad + task * d_grad_step + i, -tl.load(rates + segment) * d, mask=valid)
     if GRAD:
-        tl.store(part + piece, -tl.sum(total, 0))
+        products = d * tl.load(grad + task * grad_step + i, mask=valid, other=0.0)
+        tl.store(part + task * tl.num_programs(0) + piece, -tl.sum(products, 0))
 
 
 @triton.jit
-def segments_kernel(part, first, d_rates, BLOCK: tl.constexpr):
-    """Σ of a segment's pieces, `first` [L + 1] being where they begin."""
-    segment = tl.program_id(0)
+def segments_kernel(part, first, d_rates, pieces, BLOCK: tl.constexpr):
+    """Σ of a segment's pieces [T, pieces] → [T, L], `first` [L + 1] being where they begin."""
+    segment, task = tl.program_id(0), tl.program_id(1)
     begin, end = tl.load(first + segment), tl.load(first + segment + 1)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(begin, end, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        total += tl.load(part + i, mask=i < end, other=0.0)
-    tl.store(d_rates + segment, tl.sum(total, 0))
+        total += tl.load(part + task * pieces + i, mask=i < end, other=0.0)
+    tl.store(d_rates + task * tl.num_programs(0) + segment, tl.sum(total, 0))
 
 
 @triton.jit
 def adam_kernel(
     param, first, second, grad, param_out, first_out, second_out,
     rate, correction,  # [] each: lr / (1 − beta1ᵗ), 1 / √(1 − beta2ᵗ)
-    n, beta1, beta2, clamp, eps,
+    n, fresh1, beta2, fresh2, clamp, eps,  # 1 − beta1, beta2, 1 − beta2
     CLAMP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = i < n
     g = tl.load(grad + i, mask=valid, other=0.0)
     if CLAMP:
-        g = tl.minimum(tl.maximum(g, -clamp), clamp)
+        g = tl.where(g > clamp, clamp, tl.where(g < -clamp, -clamp, g))
     m = tl.load(first + i, mask=valid, other=0.0)
-    m += (1 - beta1) * (g - m)
-    v = beta2 * tl.load(second + i, mask=valid, other=0.0) + (1 - beta2) * g * g
-    scale = tl.sqrt(v) * tl.load(correction) + eps
-    value = tl.load(param + i, mask=valid, other=0.0) - tl.load(rate) * m / scale
+    m += fresh1 * (g - m)
+    v = beta2 * tl.load(second + i, mask=valid, other=0.0) + fresh2 * g * g
+    scale = tl.sqrt_rn(v) * tl.load(correction) + eps
+    step = tl.div_rn(tl.load(rate) * m, scale)
+    value = tl.load(param + i, mask=valid, other=0.0) - step
     tl.store(param_out + i, value, mask=valid)
     tl.store(first_out + i, m, mask=valid)
     tl.store(second_out + i, v, mask=valid)
 
 
-def fwd(theta: Tensor, grad: Tensor, rates: Tensor, sizes: tuple[int, ...]) -> Tensor:
+def fwd(
+    theta: Tensor,  # [T, P]
+    grad: Tensor,  # [T, P]
+    rates: Tensor,  # [L]
+    sizes: tuple[int, ...],
+) -> Tensor:  # [T, P]
     return _descend(theta, rates, grad, None, None, sizes)
 
 
 def bwd(
-    d_theta: Tensor, grad: Tensor, rates: Tensor | None, sizes: tuple[int, ...]
-) -> tuple[Tensor | None, Tensor]:
+    d_theta: Tensor,  # [T, P] gradient of θ'; θ has the same
+    grad: Tensor,  # [T, P]
+    rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
+    sizes: tuple[int, ...],
+) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
     return _gradients(d_theta, grad, rates, sizes)
 
 
@@ -111,39 +121,99 @@ def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None
 
 
 def tan_bwd(d_theta, grad_dot, rates_dot, sizes) -> tuple[Tensor | None, Tensor | None]:
+    """Directions of both results of `bwd`, for a fixed `d_theta`."""
     return _gradients(d_theta, grad_dot, rates_dot, sizes)
 
 
-def _descend(theta, rates, grad, rates_dot, grad_dot, sizes) -> Tensor:
+def adam(
+    param: Tensor,
+    first: Tensor,
+    second: Tensor,
+    grad: Tensor,
+    lr: float | Tensor,  # [] on the device of param, where it is a tensor
+    beta1: float,
+    beta2: float,
+    step: int | Tensor,  # 1 for the first one; likewise
+    clamp: float = 0.0,
+    eps: float = 1e-8,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = param.shape
+    expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
+    scales = (
+        s.to(param.dtype) if isinstance(s, Tensor) else param.new_full((), s)
+        for s in corrected(lr, beta1, beta2, step)
+    )
+    results = tuple(torch.empty(shape, dtype=param.dtype, device=param.device) for _ in range(3))
+    adam_kernel[(triton.cdiv(param.numel(), PIECE),)](
+        *(t.contiguous() for t in (param, first, second, grad)), *results, *scales,
+        param.numel(), 1 - beta1, beta2, 1 - beta2, clamp, eps, CLAMP=clamp > 0, BLOCK=PIECE,
+    )  # fmt: skip
+    return results
+
+
+def _descend(
+    theta: Tensor | None,  # None: 0
+    rates: Tensor,
+    grad: Tensor | None,
+    rates_dot: Tensor | None,
+    grad_dot: Tensor | None,
+    sizes: tuple[int, ...],
+) -> Tensor:
+    """theta − rates·grad − rates_dot·grad_dot, without a term that misses an operand."""
+    rates = None if grad is None else rates
     grad_dot = None if rates_dot is None else grad_dot
-    like = next(x for x in (grad, grad_dot, theta) if x is not None)
-    out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    like = grad if grad is not None else grad_dot
+    rows = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
+    _expect(like, sizes, rows, {"rates": rates, "rates_dot": rates_dot})
     pieces, _ = _pieces(sizes, like.device)
-    rows = [like if x is None else x for x in (theta, grad, grad_dot)]
+    out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    theta, grad, grad_dot = operands = [vectors(x) for x in rows.values()]
+    rates, rates_dot = (None if r is None else r.contiguous() for r in (rates, rates_dot))
+    operands = [like if x is None else x for x in operands]
     descend_kernel[(len(pieces), len(like))](
-        *rows, out,
-        like if grad is None else rates, like if grad_dot is None else rates_dot, pieces,
-        *(x.stride(0) for x in rows), out.stride(0),
+        *operands, out, like if rates is None else rates, like if rates_dot is None else rates_dot,
+        pieces, *(x.stride(0) for x in operands), out.stride(0),
         THETA=theta is not None, GRAD=grad is not None, GRAD_DOT=grad_dot is not None,
         BLOCK=PIECE,
     )  # fmt: skip
     return out
 
 
-def _gradients(d_theta, grad, rates, sizes) -> tuple[Tensor | None, Tensor | None]:
-    pieces, first = _pieces(sizes, d_theta.device)
-    d_grad = None if rates is None else torch.empty_like(d_theta)
-    d_rates = None if grad is None else d_theta.new_empty(len(sizes))
-    part = d_theta.new_empty(len(pieces))
-    rows = [d_theta, d_theta if grad is None else grad, d_theta if d_grad is None else d_grad]
-    rates_kernel[(len(pieces),)](
-        *rows, d_theta if rates is None else rates, pieces, part,
-        len(d_theta), *(x.stride(0) for x in rows),
+def _gradients(
+    d_theta: Tensor, grad: Tensor | None, rates: Tensor | None, sizes: tuple[int, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """−d_theta·rates, and −Σ d_theta·grad of each task's segments; `None` for what misses an
+    operand.
+    """
+    _expect(d_theta, sizes, {"d_theta": d_theta, "grad": grad}, {"rates": rates})
+    if grad is rates is None:
+        return None, None
+    (pieces, first), tasks = _pieces(sizes, d_theta.device), len(d_theta)
+    d_theta, grad = vectors(d_theta), vectors(grad)
+    shape, options = d_theta.shape, {"dtype": d_theta.dtype, "device": d_theta.device}
+    d_grad = None if rates is None else torch.empty(shape, **options)
+    d_rates = None if grad is None else torch.empty((tasks, len(sizes)), **options)
+    part = torch.empty((tasks, len(pieces)), **options)
+    rows = [d_theta if x is None else x for x in (d_theta, grad, d_grad)]
+    rates_kernel[(len(pieces), tasks)](
+        *rows, d_theta if rates is None else rates.contiguous(), pieces, part,
+        *(x.stride(0) for x in rows),
         GRAD=grad is not None, RATES=rates is not None, BLOCK=PIECE,
     )  # fmt: skip
     if grad is not None:
-        segments_kernel[(len(sizes),)](part, first, d_rates, BLOCK=128)
+        segments_kernel[(len(sizes), tasks)](part, first, d_rates, len(pieces), BLOCK=128)
     return d_grad, d_rates
+
+
+def _expect(like: Tensor, sizes: tuple[int, ...], matrices: dict, vectors: dict) -> None:
+    if min(sizes, default=0) < 0:
+        raise ValueError(f"triton update: sizes must not be negative, got {list(sizes)}")
+    rows = len(like), sum(sizes)
+    if 0 in rows:
+        raise ValueError(f"triton update: nothing to update, {list(rows)} tasks and parameters")
+    shapes = {name: (m, rows) for name, m in matrices.items()}
+    shapes |= {name: (v, (len(sizes),)) for name, v in vectors.items()}
+    expect("update", like, **shapes)
 
 
 @cache

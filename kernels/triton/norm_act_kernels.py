@@ -1,0 +1,197 @@
+"""Batch norm, leaky ReLU and 2×2 max pool between convolutions, pixel by pixel."""
+
+import triton
+import triton.language as tl
+
+from kernels.triton.operands import load_dz, load_dz_dot, pixels_of, slope_at
+from kernels.triton.sums import row_of, store_delta, store_moments
+
+
+@triton.jit
+def winner_of(z00, z01, z10, z11, gain):
+    """Position of the winner of gain·z, and its z: the first one of equals, and as in
+    `torch.max_pool2d` whatever is not a number, the last of those.
+    """
+    sign = tl.where(gain > 0, 1.0, tl.where(gain < 0, -1.0, 0.0))
+    key, value, position = z00 * sign, z00, tl.zeros(z00.shape, tl.int32)
+    key, value, position = _better(z01, z01 * sign, 1, key, value, position)
+    key, value, position = _better(z10, z10 * sign, 2, key, value, position)
+    key, value, position = _better(z11, z11 * sign, 3, key, value, position)
+    return position, value
+
+
+@triton.jit
+def _better(z, z_key, z_position: tl.constexpr, key, value, position):
+    more = (z_key > key) | (z_key != z_key)
+    return (
+        tl.where(more, z_key, key),
+        tl.where(more, z, value),
+        tl.where(more, z_position, position),
+    )
+
+
+@triton.jit
+def normalise_kernel(
+    z, gain, bias,  # [T, N, H, W, F], [F] of a task, the next `gain_step` further on
+    coef, rstd,  # [T, 8, F], [T, F]
+    x_hat, winners, out,  # [T, N, h, w, F]
+    images, dense, pooled, filters, gain_step, slope,
+    POOL: tl.constexpr, ACT: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """x̂ at the winners, and the winners; with ACT also the activation → out."""
+    task = tl.program_id(1)
+    pixels = images * pooled * pooled
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    f = tl.program_id(2) * BF + tl.arange(0, BF)
+    n, y, x = pixels_of(m, pooled, pooled)
+    valid = (m < pixels)[:, None] & (f < filters)[None, :]
+    mean = tl.load(row_of(coef, 3, task, f, filters), mask=f < filters, other=0.0)[None, :]
+    r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)[None, :]
+    g = tl.load(gain + task * gain_step + f, mask=f < filters, other=0.0)[None, :]
+    where = (task * pixels + m)[:, None] * filters + f[None, :]
+    if POOL:
+        corner = ((task * images + n) * dense + 2 * y) * dense + 2 * x
+        at = z + corner[:, None] * filters + f[None, :]
+        below = at + dense * filters
+        position, value = winner_of(
+            tl.load(at, mask=valid, other=0.0),
+            tl.load(at + filters, mask=valid, other=0.0),
+            tl.load(below, mask=valid, other=0.0),
+            tl.load(below + filters, mask=valid, other=0.0),
+            g,
+        )
+        tl.store(winners + where, position.to(tl.uint8), mask=valid)
+    else:
+        value = tl.load(z + where, mask=valid, other=0.0)
+    value = (value - mean) * r
+    tl.store(x_hat + where, value, mask=valid)
+    if ACT:
+        b = tl.load(bias + task * gain_step + f, mask=f < filters, other=0.0)[None, :]
+        tl.store(out + where, (value * g + b) * slope_at(value, g, b, slope), mask=valid)
+
+
+@triton.jit
+def normalise_dot_kernel(
+    z_dot, x_hat, winners, coef, rstd, q,
+    x_hat_dot,  # [T, N, h, w, F]
+    images, dense, pooled, filters,
+    POOL: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """x̂_dot = r(z_dot − μ_dot − x̂q) at the winners."""
+    task = tl.program_id(1)
+    pixels = images * pooled * pooled
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    f = tl.program_id(2) * BF + tl.arange(0, BF)
+    n, y, x = pixels_of(m, pooled, pooled)
+    valid = (m < pixels)[:, None] & (f < filters)[None, :]
+    out = (task * pixels + m)[:, None] * filters + f[None, :]
+    if POOL:
+        winner = tl.load(winners + out, mask=valid, other=0).to(tl.int32)
+        row = ((task * images + n) * dense + 2 * y)[:, None] + winner // 2
+        at = (row * dense + (2 * x)[:, None] + winner % 2) * filters + f[None, :]
+    else:
+        at = out
+    mean_dot = tl.load(row_of(coef, 7, task, f, filters), mask=f < filters, other=0.0)[None, :]
+    r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)[None, :]
+    slope = tl.load(q + task * filters + f, mask=f < filters, other=0.0)[None, :]
+    value = tl.load(z_dot + at, mask=valid, other=0.0)
+    value -= mean_dot + tl.load(x_hat + out, mask=valid, other=0.0) * slope
+    tl.store(x_hat_dot + out, value * r, mask=valid)
+
+
+@triton.jit
+def dense_sums_kernel(
+    value,  # z, or with DUAL its direction [T, N, H, W, F]
+    z, coef,  # with DUAL
+    part,  # [T, tiles, 2, F]
+    pixels, filters, DUAL: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """What a convolution of a pass leaves of its result."""
+    tile, task, tiles = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    m = tile * BM + tl.arange(0, BM)
+    f = tl.program_id(2) * BF + tl.arange(0, BF)
+    valid = (m < pixels)[:, None] & (f < filters)[None, :]
+    where = (task * pixels + m)[:, None] * filters + f[None, :]
+    tile_of_z = tl.load(value + where, mask=valid, other=0.0)
+    store_moments(
+        tile_of_z, where, valid, z, coef, part, task, tile, tiles, pixels, f, filters, DUAL, BM
+    )
+
+
+@triton.jit
+def delta_kernel(
+    dy,  # or with DUAL its direction [T, N, h, w, F]
+    x_hat, x_hat_dot, delta,  # the last two with DUAL
+    gain, bias,  # [T, F]
+    out, part,  # δ, or with DUAL its direction, and [T, tiles, 2, F]
+    pixels, filters, slope, DUAL: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """What the input gradient of a pass leaves of its result."""
+    tile, task, tiles = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    m = tile * BM + tl.arange(0, BM)
+    f = tl.program_id(2) * BF + tl.arange(0, BF)
+    valid = (m < pixels)[:, None] & (f < filters)[None, :]
+    where = (task * pixels + m)[:, None] * filters + f[None, :]
+    value = tl.load(dy + where, mask=valid, other=0.0)
+    store_delta(
+        value, where, valid, x_hat, x_hat_dot, delta, gain + task * filters, bias + task * filters,
+        slope, out, part, task, tile, tiles, f, filters, DUAL,
+    )  # fmt: skip
+
+
+@triton.jit
+def dz_kernel(
+    z, z_dot, delta, delta_dot, winners, coef,
+    out,  # [T, N, H, W, F]
+    images, dense, pooled, filters,
+    POOL: tl.constexpr, DUAL: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """dz, or with DUAL its direction, as the convolutions of a pass build it."""
+    task = tl.program_id(1)
+    pixels = images * dense * dense
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    f = tl.program_id(2) * BF + tl.arange(0, BF)
+    n, y, x = pixels_of(m, dense, dense)
+    n += task * images
+    coef += task * 8 * filters
+    if DUAL:
+        value = load_dz_dot(
+            z, z_dot, delta, delta_dot, winners, coef,
+            n, y, x, f, m < pixels, filters, dense, pooled, POOL, True,
+        )  # fmt: skip
+    else:
+        value = load_dz(
+            z, delta, winners, coef, n, y, x, f, m < pixels, filters, dense, pooled, POOL, True
+        )
+    valid = (m < pixels)[:, None] & (f < filters)[None, :]
+    tl.store(out + (task * pixels + m)[:, None] * filters + f[None, :], value, mask=valid)
+
+
+@triton.jit
+def activation_dot_kernel(
+    x_hat, x_hat_dot,  # [T, N, h, w, F]
+    gain, bias, gain_dot, bias_dot,  # [T, F]
+    out,  # [T, N, h, w, F]
+    pixels, filters, slope,
+    X_DOT: tl.constexpr, GAIN_DOT: tl.constexpr, BIAS_DOT: tl.constexpr,
+    BM: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """slope·(gain·x̂_dot + x̂·gain_dot + bias_dot), without what is off."""
+    task = tl.program_id(1)
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    f = tl.program_id(2) * BF + tl.arange(0, BF)
+    valid = (m < pixels)[:, None] & (f < filters)[None, :]
+    where = (task * pixels + m)[:, None] * filters + f[None, :]
+    channel = task * filters + f
+    real = f < filters
+    value = tl.load(x_hat + where, mask=valid, other=0.0)
+    g = tl.load(gain + channel, mask=real, other=0.0)[None, :]
+    b = tl.load(bias + channel, mask=real, other=0.0)[None, :]
+    y_dot = tl.zeros((BM, BF), tl.float32)
+    if X_DOT:
+        y_dot += g * tl.load(x_hat_dot + where, mask=valid, other=0.0)
+    if GAIN_DOT:
+        y_dot += value * tl.load(gain_dot + channel, mask=real, other=0.0)[None, :]
+    if BIAS_DOT:
+        y_dot += tl.load(bias_dot + channel, mask=real, other=0.0)[None, :]
+    tl.store(out + where, y_dot * slope_at(value, g, b, slope), mask=valid)

@@ -1,0 +1,146 @@
+"""The geometry of a pass, and what its launches hand to one another."""
+
+from typing import NamedTuple
+
+import triton
+from torch import Tensor
+
+from kernels.net import Net
+from kernels.triton.patches import Patches
+from kernels.triton.tensors import block, padded
+
+# What `operands.dot` calls them.
+PRECISIONS = {"fp32": "ieee", "tf32": "tf32", "tf32x3": "tf32x3", "bf16": "bf16"}
+STEM_CHANNELS = 3  # of images whose patches' covariance one program holds
+
+
+class Stage(NamedTuple):
+    """The geometry of one stage, and where its parameters begin."""
+
+    channels: int
+    side: int
+    dense: int  # side of z
+    pooled: int  # side behind the pooling
+    theta: int
+    stem: bool  # by the moments of its patches
+
+
+class Plan(NamedTuple):
+    net: Net
+    tasks: int
+    images: int
+    stages: tuple[Stage, ...]
+    theta_head: int
+
+    @classmethod
+    def of(cls, net: Net, tasks: int, images: int) -> "Plan":
+        stages, side, channels, theta = [], net.side, net.channels, 0
+        for s in range(net.stages):
+            dense = side if net.pool else (side + 1) // 2
+            pooled = dense // 2 if net.pool else dense
+            stem = s == 0 and net.pool and channels <= STEM_CHANNELS
+            stages.append(Stage(channels, side, dense, pooled, theta, stem))
+            theta += net.filters * 9 * channels
+            side, channels = pooled, net.filters
+        return cls(net, tasks, images, tuple(stages), theta)
+
+    @property
+    def stride(self) -> int:
+        return 1 if self.net.pool else 2
+
+    @property
+    def precision(self) -> str:
+        return PRECISIONS[self.net.precision]
+
+    @property
+    def stem_precision(self) -> str:
+        """The few products of the stem stay close to float32: its statistics come from
+        elsewhere.
+        """
+        return "ieee" if self.precision == "ieee" else "tf32x3"
+
+    @property
+    def last_pixels(self) -> int:
+        return self.stages[-1].pooled ** 2
+
+    @property
+    def head_blocks(self) -> dict[str, int]:
+        net = self.net
+        return {"BN": padded(self.images), "BF": block(net.filters), "BW": padded(net.ways)}
+
+    def norm_gradient(self, rows: Tensor, s: int) -> tuple[Tensor, Tensor]:
+        """Of a stage's gain and bias in rows of gradients [T, G], [F] of each task."""
+        f = self.net.filters
+        return rows[:, 2 * s * f :], rows[:, (2 * s + 1) * f :]
+
+
+class Images(NamedTuple):
+    """A set of images a task, as the passes read them."""
+
+    plan: Plan
+    x: Tensor  # [T, N, H, W, C]; for a stem those of `patches`
+    patches: Patches | None
+
+
+class Call(NamedTuple):
+    """What the launches of a pass and of its tangent read."""
+
+    images: Images
+    theta: Tensor  # [T, P]
+    row: Tensor  # [G]
+    given: tuple[Tensor, Tensor] | None  # statistics [S] or [T, S] each
+
+    @property
+    def plan(self) -> Plan:
+        return self.images.plan
+
+    @property
+    def sizes(self) -> tuple:
+        """Tasks, images, filters, and what makes a tensor beside those of the pass."""
+        plan = self.plan
+        return plan.tasks, plan.images, plan.net.filters, self.row.new_empty
+
+    def grid(self, side: int, pixels: int) -> tuple[int, int, int]:
+        """Programs for images of a side with all filters, `pixels` each."""
+        t, n, f, _ = self.sizes
+        return triton.cdiv(n * side**2, pixels), t, triton.cdiv(f, block(f))
+
+    def affine(self, s: int) -> tuple[Tensor, Tensor]:
+        """Gain and bias of a stage, [F] each."""
+        f = self.plan.net.filters
+        return self.row[2 * s * f :], self.row[(2 * s + 1) * f :]
+
+    def statistics(self, s: int) -> tuple[Tensor, Tensor, int]:
+        """Those given of a stage, and from one task's to the next."""
+        if self.given is None:
+            return self.row, self.row, 0
+        mean, var = (g[..., s * self.plan.net.filters :] for g in self.given)
+        return mean, var, mean.stride(0) if mean.dim() == 2 else 0
+
+
+class StageKept(NamedTuple):
+    z: Tensor | None  # [T, N, H, W, F]; the stem has none
+    x_hat: Tensor  # [T, N, h, w, F]
+    winners: Tensor  # uint8 [T, N, h, w, F]; without pooling not written
+    coef: Tensor  # [T, 8, F]
+    rstd: Tensor  # [T, F]
+    delta: Tensor | None = None  # [T, N, h, w, F]
+    sums: Tensor | None = None  # [T, 2, F] Σδ, Σδx̂
+
+
+class Dot(NamedTuple):
+    """Directions of what a stage keeps."""
+
+    z: Tensor | None
+    x_hat: Tensor
+    q: Tensor  # [T, F] mean of x̂·z_dot
+    delta: Tensor | None = None
+
+
+class Kept(NamedTuple):
+    call: Call
+    stages: list[StageKept]
+    projected: Tensor | None  # [T, KP, F] the stem's covariance times its filters
+    outer: Tensor | None  # [T, KP, F] the stem's Σ δ·patch
+    softmax: Tensor  # [T, N, ways]
+    residual: Tensor  # [T, N, ways]

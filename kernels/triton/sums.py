@@ -1,0 +1,198 @@
+"""Sums over a task's pixels, a tile at a time and then over the tiles in order.
+
+A kernel that holds a tile of z, or of δ, in registers leaves its part [2, F]. The merges are one
+program a task and block of filters; they also leave the coefficients that the operands of
+`kernels.triton.operands` are built with.
+"""
+
+import triton
+import triton.language as tl
+
+from kernels.triton.operands import slope_at
+
+
+@triton.jit
+def store_part(part, first, second, task, tile, tiles, f, filters):
+    """Two sums of a tile → part [T, tiles, 2, F]."""
+    at = part + (task * tiles + tile) * 2 * filters + f
+    tl.store(at, first, mask=f < filters)
+    tl.store(at + filters, second, mask=f < filters)
+
+
+@triton.jit
+def store_moments(
+    value, where, valid, z, coef, part, task, tile, tiles, pixels, f, filters,
+    DUAL: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Mean and M2 of a tile of z, `where` it is valid. DUAL: of its direction Σ z_dot and
+    Σ z_dot(z − μ).
+    """
+    value = tl.where(valid, value, 0.0)
+    total = tl.sum(value, 0)
+    if DUAL:
+        mean = tl.load(coef + (task * 8 + 3) * filters + f, mask=f < filters, other=0.0)
+        centred = tl.load(z + where, mask=valid, other=0.0) - mean[None, :]
+        store_part(part, total, tl.sum(value * centred, 0), task, tile, tiles, f, filters)
+    else:
+        mean = total / tl.minimum(pixels - tile * BM, BM)
+        centred = tl.where(valid, value - mean[None, :], 0.0)
+        store_part(part, mean, tl.sum(centred * centred, 0), task, tile, tiles, f, filters)
+
+
+@triton.jit
+def store_delta(
+    dy, where, valid, x_hat, x_hat_dot, delta, gain, bias, slope,
+    out, part, task, tile, tiles, f, filters, DUAL: tl.constexpr,
+):  # fmt: skip
+    """A tile of δ = slope·dy → out, and its Σδ, Σδx̂. DUAL: of a direction of dy, and
+    Σ(δ_dot·x̂ + δ·x̂_dot).
+    """
+    x = tl.load(x_hat + where, mask=valid, other=0.0)
+    g = tl.load(gain + f, mask=f < filters, other=0.0)[None, :]
+    b = tl.load(bias + f, mask=f < filters, other=0.0)[None, :]
+    value = tl.where(valid, dy * slope_at(x, g, b, slope), 0.0)
+    tl.store(out + where, value, mask=valid)
+    products = value * x
+    if DUAL:
+        x_dot = tl.load(x_hat_dot + where, mask=valid, other=0.0)
+        products += tl.load(delta + where, mask=valid, other=0.0) * x_dot
+    store_part(part, tl.sum(value, 0), tl.sum(products, 0), task, tile, tiles, f, filters)
+
+
+@triton.jit
+def row_of(coef, row: tl.constexpr, task, f, filters):
+    return coef + (task * 8 + row) * filters + f
+
+
+@triton.jit
+def merged(part, task, tiles, f, filters, BT: tl.constexpr):
+    """Σ over the tiles of part [T, tiles, 2, F], in order."""
+    first = tl.zeros(f.shape, tl.float32)
+    second = tl.zeros(f.shape, tl.float32)
+    for start in range(0, tiles, BT):
+        t = start + tl.arange(0, BT)
+        at = part + ((task * tiles + t) * 2 * filters)[:, None] + f[None, :]
+        valid = (t < tiles)[:, None] & (f < filters)[None, :]
+        first += tl.sum(tl.load(at, mask=valid, other=0.0), 0)
+        second += tl.sum(tl.load(at + filters, mask=valid, other=0.0), 0)
+    return first, second
+
+
+@triton.jit
+def moments_kernel(
+    part,  # [T, tiles, 2, F] mean and M2 of `per_tile` pixels each, the last one of what is left
+    given_mean, given_var,  # [F] of a task, the next `given_step` further on
+    coef, rstd,  # [T, 8, F], [T, F]
+    mean_out, var_out,  # of the batch [T, F], tasks `out_step` apart
+    tiles, per_tile, pixels, filters, given_step, out_step, eps,
+    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    task = tl.program_id(0)
+    f = tl.program_id(1) * BF + tl.arange(0, BF)
+    total = tl.zeros((BF,), tl.float32)
+    for start in range(0, tiles, BT):
+        t = start + tl.arange(0, BT)
+        at = part + ((task * tiles + t) * 2 * filters)[:, None] + f[None, :]
+        valid = (t < tiles)[:, None] & (f < filters)[None, :]
+        count = tl.minimum(pixels - t * per_tile, per_tile)
+        total += tl.sum(tl.load(at, mask=valid, other=0.0) * count[:, None], 0)
+    mean = total / pixels
+    m2 = tl.zeros((BF,), tl.float32)
+    for start in range(0, tiles, BT):
+        t = start + tl.arange(0, BT)
+        at = part + ((task * tiles + t) * 2 * filters)[:, None] + f[None, :]
+        valid = (t < tiles)[:, None] & (f < filters)[None, :]
+        count = tl.minimum(pixels - t * per_tile, per_tile)
+        apart = tl.where(valid, tl.load(at, mask=valid, other=0.0) - mean[None, :], 0.0)
+        within = tl.load(at + filters, mask=valid, other=0.0)
+        m2 += tl.sum(within + apart * apart * count[:, None], 0)
+    var = m2 / pixels
+    tl.store(mean_out + task * out_step + f, mean, mask=f < filters)
+    tl.store(var_out + task * out_step + f, var, mask=f < filters)
+    if GIVEN:
+        mean = tl.load(given_mean + task * given_step + f, mask=f < filters, other=0.0)
+        var = tl.load(given_var + task * given_step + f, mask=f < filters, other=1.0)
+    tl.store(row_of(coef, 3, task, f, filters), mean, mask=f < filters)
+    tl.store(rstd + task * filters + f, tl.div_rn(1.0, tl.sqrt_rn(var + eps)), mask=f < filters)
+
+
+@triton.jit
+def bwd_sums_kernel(
+    part,  # [T, tiles, 2, F] Σδ, Σδx̂
+    coef, rstd,  # [T, 8, F], [T, F]
+    gain,  # [F] of a task, the next `gain_step` further on
+    sums,  # [T, 2, F]
+    d_gain, d_bias,  # [F] of a task, the next `out_step` further on
+    tiles, pixels, filters, gain_step, out_step,
+    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    task = tl.program_id(0)
+    f = tl.program_id(1) * BF + tl.arange(0, BF)
+    s1, s2 = merged(part, task, tiles, f, filters, BT)
+    real = f < filters
+    tl.store(sums + task * 2 * filters + f, s1, mask=real)
+    tl.store(sums + (task * 2 + 1) * filters + f, s2, mask=real)
+    tl.store(d_gain + task * out_step + f, s2, mask=real)
+    tl.store(d_bias + task * out_step + f, s1, mask=real)
+    r = tl.load(rstd + task * filters + f, mask=real, other=0.0)
+    a0 = tl.load(gain + task * gain_step + f, mask=real, other=0.0) * r
+    share = 0.0 if GIVEN else 1.0 / pixels
+    tl.store(row_of(coef, 0, task, f, filters), a0, mask=real)
+    tl.store(row_of(coef, 1, task, f, filters), -a0 * r * s2 * share, mask=real)
+    tl.store(row_of(coef, 2, task, f, filters), -a0 * s1 * share, mask=real)
+
+
+@triton.jit
+def tan_fwd_sums_kernel(
+    part,  # [T, tiles, 2, F] Σ z_dot, Σ z_dot(z − μ)
+    coef, rstd, q,  # [T, 8, F], [T, F], [T, F]
+    tiles, pixels, filters,
+    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """μ_dot and q = mean(x̂·z_dot)."""
+    task = tl.program_id(0)
+    f = tl.program_id(1) * BF + tl.arange(0, BF)
+    first, second = merged(part, task, tiles, f, filters, BT)
+    share = 0.0 if GIVEN else 1.0 / pixels
+    r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)
+    tl.store(row_of(coef, 7, task, f, filters), first * share, mask=f < filters)
+    tl.store(q + task * filters + f, second * r * share, mask=f < filters)
+
+
+@triton.jit
+def tan_bwd_sums_kernel(
+    part,  # [T, tiles, 2, F] Σδ_dot, Σ(δ_dot·x̂ + δ·x̂_dot)
+    coef, rstd, q, sums,  # [T, 8, F], [T, F], [T, F], [T, 2, F]
+    gain_dot,  # [T, F], with GAIN_DOT
+    sums_dot,  # [T, 2, F]
+    d_gain_dot, d_bias_dot,  # [F] of a task, the next `out_step` further on
+    tiles, pixels, filters, out_step,
+    GIVEN: tl.constexpr, GAIN_DOT: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    task = tl.program_id(0)
+    f = tl.program_id(1) * BF + tl.arange(0, BF)
+    s1_dot, s2_dot = merged(part, task, tiles, f, filters, BT)
+    real = f < filters
+    tl.store(sums_dot + task * 2 * filters + f, s1_dot, mask=real)
+    tl.store(sums_dot + (task * 2 + 1) * filters + f, s2_dot, mask=real)
+    tl.store(d_gain_dot + task * out_step + f, s2_dot, mask=real)
+    tl.store(d_bias_dot + task * out_step + f, s1_dot, mask=real)
+    r = tl.load(rstd + task * filters + f, mask=real, other=0.0)
+    rq = r * tl.load(q + task * filters + f, mask=real, other=0.0)
+    a0 = tl.load(row_of(coef, 0, task, f, filters), mask=real, other=0.0)
+    a1 = tl.load(row_of(coef, 1, task, f, filters), mask=real, other=0.0)
+    a2 = tl.load(row_of(coef, 2, task, f, filters), mask=real, other=0.0)
+    share = 0.0 if GIVEN else 1.0 / pixels
+    b1 = -rq * a0
+    b2 = -2 * rq * a1 - a0 * r * s2_dot * share
+    b4 = -rq * a2 - a0 * s1_dot * share
+    if GAIN_DOT:
+        a0_dot = tl.load(gain_dot + task * filters + f, mask=real, other=0.0) * r
+        s1 = tl.load(sums + task * 2 * filters + f, mask=real, other=0.0)
+        s2 = tl.load(sums + (task * 2 + 1) * filters + f, mask=real, other=0.0)
+        b1 += a0_dot
+        b2 -= a0_dot * r * s2 * share
+        b4 -= a0_dot * s1 * share
+    tl.store(row_of(coef, 4, task, f, filters), b1, mask=real)
+    tl.store(row_of(coef, 5, task, f, filters), b2, mask=real)
+    tl.store(row_of(coef, 6, task, f, filters), b4, mask=real)

@@ -1,0 +1,38 @@
+"""Tensors as the kernels take them: they trust the addresses, so that shapes are checked here."""
+
+import math
+
+import triton
+from torch import Tensor
+
+from kernels import checks
+from kernels.triton import refuses
+
+
+def expect(op: str, like: Tensor, **operands: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """ValueError unless the kernels run where `like` is, and every operand given has its shape, and
+    the dtype and device of `like`.
+    """
+    if reason := refuses(like.device, like.dtype):
+        raise ValueError(f"{reason}; convert the input or use the plain backend")
+    checks.expect(f"triton {op}", like, **operands)
+
+
+def countable(op: str, *shapes: tuple[int, ...]) -> None:
+    """ValueError for tensors that 32-bit numbers, as the kernels use, do not reach the end of."""
+    largest = max(shapes, key=math.prod)
+    if math.prod(largest) >= 2**31:
+        raise ValueError(
+            f"triton {op}: {list(largest)} are {math.prod(largest)} values, its kernels count to "
+            f"{2**31 - 1}; use fewer tasks or images in a call"
+        )
+
+
+def padded(size: int) -> int:
+    """A power of two that a matrix product takes."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def block(size: int, most: int = 64) -> int:
+    """Of `size` channels or filters, those that one program does."""
+    return min(padded(size), most)
