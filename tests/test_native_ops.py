@@ -2,18 +2,24 @@
 threads and instruction sets.
 """
 
-from itertools import product
-
 import pytest
 import torch
 from torch import Tensor
 
 from kernels import native, plain
 from kernels.net import Net
+from tests.ops import (
+    EPS,
+    assert_close,
+    conv_results,
+    largest_error,
+    norm_results,
+    randn,
+    update_results,
+)
 
 pytestmark = pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
 
-EPS = 1e-5
 # tasks, images, channels, filters, side: vectors of every width with something left over, a chunk
 # of images and one more, the smallest sides.
 SIZES = [
@@ -29,66 +35,6 @@ SIZES = [
 ]
 ids = "x".join
 BY_SIZE = pytest.mark.parametrize("size", SIZES, ids=lambda size: ids(map(str, size)))
-
-
-def randn(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(
-        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).to(dtype)
-
-
-def assert_close(ours, expected, tolerance: float = 1e-11) -> None:
-    assert (ours is None) == (expected is None)
-    if ours is not None:
-        assert ours.shape == expected.shape and ours.dtype == expected.dtype
-        limit = tolerance * expected.abs().max().clamp(min=1.0)
-        assert (ours - expected).abs().max() <= limit
-
-
-def conv_results(conv, size, stride: int, dtype=torch.float64) -> list[Tensor | None]:
-    """All that the functions give, for every choice of operands."""
-    t, n, c, f, side = size
-    out = (side - 1) // stride + 1
-    x, x_dot = (randn(i, t, n, c, side, side, dtype=dtype) for i in (0, 1))
-    w, w_dot = (randn(i, t, f, c, 3, 3, dtype=dtype) for i in (2, 3))
-    dz, dz_dot = (randn(i, t, n, f, out, out, dtype=dtype) for i in (4, 5))
-    results = [conv.fwd(x, w, stride, 1)]
-    for need in ((True, True), (True, False), (False, True)):
-        results += conv.bwd(dz, x, w, stride, 1, need)
-    for a, b, g in product((None, x_dot), (None, w_dot), (None, dz_dot)):
-        results.append(conv.tan_fwd(x, w, a, b, stride, 1))
-        for need in ((True, True), (False, True)):
-            results += conv.tan_bwd(dz, g, x, w, a, b, stride, 1, need)
-    return results
-
-
-def norm_results(norm_act, size, slope, pooled, given, dtype=torch.float64) -> list[Tensor | None]:
-    t, n, _, c, side = size
-    small = side // 2 if pooled else side
-    z, z_dot = (randn(i, t, n, c, side, side, dtype=dtype) for i in (0, 1))
-    gain, bias, gain_dot, bias_dot = (randn(i, t, c, dtype=dtype) for i in (2, 3, 4, 5))
-    gain[0, 0] = 0.0
-    dy, dy_dot = (randn(i, t, n, c, small, small, dtype=dtype) for i in (6, 7))
-    statistics = (randn(8, t, c, dtype=dtype), 1 + randn(9, t, c, dtype=dtype) ** 2)
-    y, saved = norm_act.fwd(z, gain, bias, EPS, slope, pooled, statistics if given else None)
-    results = [y, saved.mean, saved.var, *norm_act.bwd(saved, gain, dy)]
-    for a, b, g, d in product((None, z_dot), (None, gain_dot), (None, bias_dot), (None, dy_dot)):
-        y_dot, tangent = norm_act.tan_fwd(saved, gain, a, b, g)
-        results += [y_dot, *norm_act.tan_bwd(saved, tangent, gain, dy, d, b)]
-    return results
-
-
-def update_results(update, tasks: int, sizes, dtype=torch.float64) -> list[Tensor | None]:
-    p = sum(sizes)
-    theta, grad, theta_dot, grad_dot = (randn(i, tasks, p, dtype=dtype) for i in range(4))
-    rates, rates_dot = (randn(i, len(sizes), dtype=dtype) for i in (4, 5))
-    shared = theta[:1].expand(tasks, -1)
-    results = [update.fwd(a, grad, rates, sizes) for a in (theta, shared, theta.mT.contiguous().mT)]
-    results += update.bwd(theta, grad, rates, sizes)
-    for a, b, r in product((None, theta_dot), (None, grad_dot), (None, rates_dot)):
-        results.append(update.tan_fwd(grad, rates, a, b, r, sizes))
-        results += update.tan_bwd(theta, b, r, sizes)
-    return results
 
 
 @BY_SIZE
@@ -138,15 +84,6 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, threads) 
         runs.append([r for r in everything() if r is not None])
     for others in runs[1:]:
         assert all(map(torch.equal, others, runs[0]))
-
-
-def largest_error(ours, plains, exact) -> tuple[float, float]:
-    """Relative to the scale of each result: of the native float32, and of plain's."""
-    errors = [(0.0, 0.0)]
-    for a, p, e in zip(ours, plains, exact, strict=True):
-        if e is not None and e.norm():
-            errors.append(tuple(((t - e).norm() / e.norm()).item() for t in (a, p)))
-    return tuple(map(max, zip(*errors, strict=True)))
 
 
 @pytest.mark.parametrize("size", LARGE, ids=str)

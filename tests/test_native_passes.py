@@ -18,10 +18,14 @@ from tests.passes import (
     Problem,
     Results,
     assert_close,
+    away_from_ties,
+    budget,
     composed,
-    margins,
+    error,
     named,
     native_pass,
+    often_equal,
+    on_a_grid,
     problem,
 )
 
@@ -90,26 +94,9 @@ def test_random_passes(
         native.module.limit_isa(native.module.Isa.amx)
 
 
-def on_a_grid(values: Tensor, step: float) -> Tensor:
-    return (values / step).round() * step
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_the_first_of_equal_values_wins(seed: int, isa) -> None:
-    # All values are multiples of powers of two, and μ = 0, 1/√(σ² + ε) = 1: exact in any order of
-    # summation, and often equal.
-    model = Backbone(1, 16, 6, 3, 4, "pool", 0.5, norm_eps=2.0**-17)
-    made = problem(model, images=4, tasks=1, seed=seed)
-    mean = torch.zeros(model.stat_width, dtype=torch.float64)
-    gains = torch.tensor([1.0, -1.0, 0.0, 2.0, -2.0, 0.5], dtype=torch.float64)
-    row = on_a_grid(made.row, 0.25).view(3, 2, 6)
-    row[:, 0] = gains
-    exact = made._replace(
-        x=(made.x > 0.5).double(),
-        theta=on_a_grid(made.theta, 0.25),
-        row=row.flatten(),
-        statistics=Moments(mean, 1 - 2.0**-17 + mean),
-    )
+    exact = often_equal(Backbone(1, 16, 6, 3, 4, "pool", 0.5, norm_eps=2.0**-17), 4, seed)
     assert_close(native_pass(exact), composed(exact), 1e-14)
 
 
@@ -123,28 +110,10 @@ def test_constant_images_of_which_each_window_s_first_wins(value: float, isa) ->
     assert_close(native_pass(constant), composed(constant))
 
 
-def away_from_ties(model: Backbone, images: int) -> Problem:
-    """In float32, with the same winners and slopes in every precision: the first seed that gives
-    margins of 25 units of rounding.
-    """
-    tries = (problem(model, images, 1, seed=seed).to(torch.float32) for seed in range(2, 40))
-    return next(made for made in tries if margins(made.to(torch.float64)) > 3e-6)
-
-
 @cache
-def budget(sizes: tuple[int, ...], images: int) -> tuple[Problem, dict, dict]:
-    """The problem, its exact results, and what error each may have: twice that of plain torch and
-    one unit of rounding.
-    """
+def problem_and_budget(sizes: tuple[int, ...], images: int) -> tuple[Problem, tuple[dict, dict]]:
     made = away_from_ties(Backbone(*sizes), images)
-    exact = named(made.model, composed(made.to(torch.float64)))
-    plain = named(made.model, composed(made))
-    eps = torch.finfo(torch.float32).eps
-    return made, exact, {name: 2 * error(plain[name], e) + eps for name, e in exact.items()}
-
-
-def error(ours: Tensor, exact: Tensor) -> float:
-    return ((ours - exact).abs().max() / exact.abs().max()).item()
+    return made, budget(made)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +122,7 @@ def error(ours: Tensor, exact: Tensor) -> float:
     ids=["mini", "omniglot"],
 )
 def test_float32_error_is_within_twice_that_of_torch(sizes, images: int, isa) -> None:
-    made, exact, allowed = budget(sizes, images)
+    made, (exact, allowed) = problem_and_budget(sizes, images)
     for name, ours in named(made.model, native_pass(made)).items():
         assert error(ours, exact[name]) <= allowed[name], name
 

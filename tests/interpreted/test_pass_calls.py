@@ -1,0 +1,167 @@
+"""What every pass keeps to: the same bits whatever runs beside it, winners, and input that does not
+fit.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+import kernels
+from engine.model import Backbone
+from engine.passes import Moments
+from kernels import triton
+from kernels.triton import passes
+from tests.passes import Problem, Results, composed, error, fused, named, often_equal, problem
+
+MODEL = Backbone(1, 7, 3, 2, 3)
+MODELS = {"pool": MODEL, "stride": Backbone(2, 5, 3, 2, 3, "stride")}
+
+
+def triton_pass(made: Problem) -> Results:
+    return fused(triton.passes, made)
+
+
+def small(model: Backbone = MODEL, images: int = 2, tasks: int = 1, given=None) -> Problem:
+    return problem(model, images, tasks, given).to(torch.float32)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_outputs_are_written_in_full_and_have_the_same_bits_again(model, request) -> None:
+    made = small(model)
+    expected, unwritten = triton_pass(made), request.getfixturevalue("unwritten")
+    assert all(map(torch.equal, triton_pass(made), expected)) and unwritten
+
+
+def test_a_task_does_not_depend_on_its_batch() -> None:
+    made = small(tasks=3, given="each")
+    together, part = triton_pass(made), slice(1, 2)
+    statistics = Moments(*(s[part] for s in made.statistics))
+    alone = triton_pass(made.of(part)._replace(statistics=statistics))
+    assert all(torch.equal(a, b[part]) for a, b in zip(alone, together, strict=True))
+
+
+def test_any_layout_gives_the_same_bits() -> None:
+    made = small(tasks=2, given="each")
+    made = made._replace(theta=made.theta[:1].expand(2, -1))
+
+    def spread(values: Tensor) -> Tensor:
+        return torch.stack([values, -values], -1)[..., 0]
+
+    moved = made._replace(
+        **{name: spread(getattr(made, name)) for name in ("x", "theta", "row", "direction")},
+        labels=spread(made.labels),
+        statistics=Moments(*map(spread, made.statistics)),
+    )
+    assert all(map(torch.equal, triton_pass(moved), triton_pass(made)))
+
+
+def test_what_is_not_asked_for_changes_nothing_else() -> None:
+    made = small()
+    images = passes.prepare(MODEL.net, made.x)
+    kept = passes.run(images, made.theta, made.row, made.labels, None, True)
+    lost = passes.run(images, made.theta, made.row, made.labels)
+    alone = passes.run(images, made.theta, made.row)
+    assert kept.kept is not None and lost.kept is None
+    assert all(map(torch.equal, lost[:-1], kept[:-1]))
+    assert alone.loss is alone.gradient is alone.norm_gradient is None
+    for name in ("logits", "mean", "var"):
+        assert torch.equal(getattr(alone, name), getattr(kept, name))
+
+
+def test_the_first_of_equal_values_wins() -> None:
+    made = often_equal(Backbone(1, 8, 6, 3, 4, "pool", 0.5, norm_eps=2.0**-17), 3)
+    exact, ours = composed(made), triton_pass(made.to(torch.float32))
+    for name, value in named(made.model, ours).items():
+        assert error(value, named(made.model, exact)[name]) < 1e-6, name
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, for what is not a number
+@pytest.mark.parametrize("where", ["image", "first", "last"])
+def test_what_is_not_a_number_wins_its_window(where: str) -> None:
+    made = small(Backbone(1, 8, 3, 2, 3), given="shared" if where == "last" else None)
+    if where == "image":
+        made.x[0, 1, 0, 3, 4] = torch.nan
+    else:
+        made.theta[0, 0 if where == "first" else made.model.sizes[0]] = torch.nan
+    ours, expected = triton_pass(made), composed(made)
+    for name, a, e in zip(Results._fields, ours, expected, strict=True):
+        assert torch.equal(a.isnan(), e.isnan()), name
+    assert expected.loss.isnan().all()
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_the_loss_of_a_label_that_is_no_class_is_not_a_number(label: int) -> None:
+    made = small(tasks=2)
+    made.labels[1, 0] = label
+    images = passes.prepare(MODEL.net, made.x)
+    loss = passes.run(images, made.theta, made.row, made.labels).loss
+    assert loss.isnan().tolist() == [False, True]
+
+
+def test_precisions() -> None:
+    x = torch.zeros(1)
+    for precision in ("fp32", "tf32", "tf32x3", "bf16"):
+        assert kernels.passes(x, precision) is passes
+    with pytest.raises(kernels.BackendError, match="not in bf16x3; ask for tf32x3; ask for 'auto'"):
+        kernels.passes(x, "bf16x3")
+    assert kernels.fastest_precision(x) == "tf32"
+    with pytest.raises(kernels.BackendError, match="triton takes float32, not float64"):
+        kernels.passes(x.double())
+
+
+MADE = small(tasks=2, given="each")
+ROW, STATISTICS = MADE.row, MADE.statistics
+
+
+def prepared(x=None, **sizes) -> passes.Images:
+    return passes.prepare(MODEL.net._replace(**sizes), MADE.x if x is None else x)
+
+
+def changed(**arguments) -> kernels.net.Result:
+    # Of the images' shape, without the launches that prepare them.
+    images = passes.Images(passes.Plan.of(MODEL.net, 2, 2), MADE.x, None)
+    made = MADE._replace(**arguments)
+    return passes.run(images, made.theta, made.row, made.labels, made.statistics, True)
+
+
+def against(direction: Tensor) -> tuple[Tensor, Tensor]:
+    images = passes.Images(passes.Plan.of(MODEL.net, 2, 2), MADE.x, None)
+    call = passes.Call(images, MADE.theta, ROW, None)
+    return passes.tangent(passes.Kept(call, [], None, None, ROW, ROW), direction)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: prepared(MADE.x[..., 1:]), r"images: got \(2, 2, 1, 7, 6\); .*1, 7, 7\]"),
+        (lambda: prepared(MADE.x[0]), r"images: got \(2, 1, 7, 7\)"),
+        (lambda: prepared(MADE.x[:, :0]), r"images: got \(2, 0, 1, 7, 7\); .*N ≥ 1"),
+        (lambda: prepared(MADE.x[:0]), r"images: got \(0, 2, 1, 7, 7\); .*T ≥ 1"),
+        (lambda: prepared(MADE.x.double()), "triton takes float32, not float64"),
+        (lambda: prepared(MADE.x.to("meta")), "triton runs on a CPU, .* not on meta"),
+        (lambda: prepared(stages=17, pool=False), "triton passes take 1 to 16 stages, got 17"),
+        (lambda: prepared(stages=0), "1 to 16 stages, got 0"),
+        (lambda: prepared(stages=3), "3 stages that pool a side of at least 8, got .*side=7"),
+        (lambda: prepared(filters=0), "sizes of at least 1, .*filters=0"),
+        (lambda: prepared(filters=2**25), "its kernels count to 2147483647"),
+        (lambda: prepared(precision="bf16x3"), "not in bf16x3; ask for tf32x3"),
+        (lambda: changed(theta=MADE.theta[:, 1:]), r"theta must be torch.float32 \[2, \d+\]"),
+        (lambda: changed(theta=MADE.theta[:1]), r"theta must be .*, got torch.float32 \[1, "),
+        (lambda: changed(theta=MADE.theta.double()), "theta must be .*, got torch.float64"),
+        (lambda: changed(theta=MADE.theta.to("meta")), "theta must be .* on cpu, got .* on meta"),
+        (lambda: changed(row=ROW[:-1]), r"row must be torch.float32 \[12\] .*, got .* \[11\]"),
+        (lambda: changed(statistics=STATISTICS._replace(mean=STATISTICS.mean[:1])), "mean must be"),
+        (lambda: changed(statistics=STATISTICS._replace(var=STATISTICS.var[0])), "var must be"),
+        (lambda: changed(statistics=Moments(ROW, ROW)), r"mean must be torch.float32 \[6\]"),
+        (lambda: changed(labels=MADE.labels[:, 1:]), r"labels must be torch.int64 \[2, 2\]"),
+        (lambda: changed(labels=MADE.labels.int()), "labels must be .*, got torch.int32"),
+        (lambda: changed(labels=MADE.labels.to("meta")), "labels must be .* on meta"),
+        (lambda: changed(labels=None), "keep needs labels"),
+        (lambda: against(MADE.direction[:1]), "direction must be"),
+        (lambda: against(MADE.direction.double()), "direction must be .*, got torch.float64"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_before_it_is_read(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)

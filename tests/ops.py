@@ -1,0 +1,87 @@
+"""All that the functions of a backend's single ops give, for random operands of a size."""
+
+from collections.abc import Iterable
+from itertools import product
+
+import torch
+from torch import Tensor
+
+EPS = 1e-5
+
+
+def randn(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
+
+
+def assert_close(ours, expected, tolerance: float = 1e-11) -> None:
+    assert (ours is None) == (expected is None)
+    if ours is not None:
+        assert ours.shape == expected.shape and ours.dtype == expected.dtype
+        limit = tolerance * expected.abs().max().clamp(min=1.0)
+        assert (ours - expected).abs().max() <= limit
+
+
+def given(every: bool, *dots: Tensor) -> Iterable[tuple[Tensor | None, ...]]:
+    """Directions, each of them given or not; or all of them."""
+    return product(*((None, dot) for dot in dots)) if every else [dots]
+
+
+def conv_results(
+    conv, size, stride: int, dtype=torch.float64, every: bool = True
+) -> list[Tensor | None]:
+    """All that the functions give; for `every` choice of directions."""
+    t, n, c, f, side = size
+    out = (side - 1) // stride + 1
+    x, x_dot = (randn(i, t, n, c, side, side, dtype=dtype) for i in (0, 1))
+    w, w_dot = (randn(i, t, f, c, 3, 3, dtype=dtype) for i in (2, 3))
+    dz, dz_dot = (randn(i, t, n, f, out, out, dtype=dtype) for i in (4, 5))
+    results = [conv.fwd(x, w, stride, 1)]
+    for need in ((True, True), (True, False), (False, True)):
+        results += conv.bwd(dz, x, w, stride, 1, need)
+    for a, b, g in given(every, x_dot, w_dot, dz_dot):
+        results.append(conv.tan_fwd(x, w, a, b, stride, 1))
+        for need in ((True, True), (False, True)):
+            results += conv.tan_bwd(dz, g, x, w, a, b, stride, 1, need)
+    return results
+
+
+def norm_results(
+    norm_act, size, slope, pooled, running, dtype=torch.float64, every: bool = True
+) -> list[Tensor | None]:
+    t, n, _, c, side = size
+    small = side // 2 if pooled else side
+    z, z_dot = (randn(i, t, n, c, side, side, dtype=dtype) for i in (0, 1))
+    gain, bias, gain_dot, bias_dot = (randn(i, t, c, dtype=dtype) for i in (2, 3, 4, 5))
+    gain[0, 0] = 0.0
+    dy, dy_dot = (randn(i, t, n, c, small, small, dtype=dtype) for i in (6, 7))
+    statistics = (randn(8, t, c, dtype=dtype), 1 + randn(9, t, c, dtype=dtype) ** 2)
+    y, saved = norm_act.fwd(z, gain, bias, EPS, slope, pooled, statistics if running else None)
+    results = [y, saved.mean, saved.var, *norm_act.bwd(saved, gain, dy)]
+    for a, b, g, d in given(every, z_dot, gain_dot, bias_dot, dy_dot):
+        y_dot, tangent = norm_act.tan_fwd(saved, gain, a, b, g)
+        results += [y_dot, *norm_act.tan_bwd(saved, tangent, gain, dy, d, b)]
+    return results
+
+
+def update_results(update, tasks: int, sizes, dtype=torch.float64) -> list[Tensor | None]:
+    p = sum(sizes)
+    theta, grad, theta_dot, grad_dot = (randn(i, tasks, p, dtype=dtype) for i in range(4))
+    rates, rates_dot = (randn(i, len(sizes), dtype=dtype) for i in (4, 5))
+    shared = theta[:1].expand(tasks, -1)
+    results = [update.fwd(a, grad, rates, sizes) for a in (theta, shared, theta.mT.contiguous().mT)]
+    results += update.bwd(theta, grad, rates, sizes)
+    for a, b, r in given(True, theta_dot, grad_dot, rates_dot):
+        results.append(update.tan_fwd(grad, rates, a, b, r, sizes))
+        results += update.tan_bwd(theta, b, r, sizes)
+    return results
+
+
+def largest_error(ours, plains, exact) -> tuple[float, float]:
+    """Relative to the scale of each result: of ours in float32, and of plain's."""
+    errors = [(0.0, 0.0)]
+    for a, p, e in zip(ours, plains, exact, strict=True):
+        if e is not None and e.norm():
+            errors.append(tuple(((t - e).norm() / e.norm()).item() for t in (a, p)))
+    return tuple(map(max, zip(*errors, strict=True)))
