@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "arguments.h"
 #include "cpu/team.h"
 #include "ops.h"
 
@@ -16,10 +17,6 @@ namespace mamlpp {
 namespace py = pybind11;
 
 using Blocks = std::vector<std::shared_ptr<Block>>;
-
-template <class T> T* at(uintptr_t address, ptrdiff_t offset) {
-    return address ? reinterpret_cast<T*>(address) + offset : nullptr;
-}
 
 inline Blocks new_blocks(int count, size_t bytes) {
     Blocks blocks;

@@ -1,18 +1,11 @@
-// The single ops in the Python module. Every operand is a matrix of one row a task, given as its
-// address and the distance of two rows in elements; address 0 where there is none.
+// The single ops in the Python module, their operands as arguments.h has them.
 #include "bindings.h"
 
 #include <array>
-#include <utility>
 
 namespace mamlpp {
 
 namespace {
-
-using Matrix = std::pair<uintptr_t, ptrdiff_t>;
-
-template <class T> T* row(const Matrix& m, int task) { return at<T>(m.first, task * m.second); }
-template <class T> Rows<T> rows(const Matrix& m) { return {at<T>(m.first, 0), m.second}; }
 
 // Below this many values a call is over before another thread would have woken up.
 constexpr ptrdiff_t worth_a_thread = 1 << 15;

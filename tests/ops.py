@@ -9,10 +9,11 @@ from torch import Tensor
 EPS = 1e-5
 
 
-def randn(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(
-        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).to(dtype)
+def randn(
+    seed: int, *shape: int, dtype: torch.dtype = torch.float64, device: str = "cpu"
+) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return values.to(device, dtype)
 
 
 def assert_close(ours, expected, tolerance: float = 1e-11) -> None:
@@ -48,15 +49,15 @@ def conv_results(
 
 
 def norm_results(
-    norm_act, size, slope, pooled, running, dtype=torch.float64, every: bool = True
+    norm_act, size, slope, pooled, running, dtype=torch.float64, every: bool = True, device="cpu"
 ) -> list[Tensor | None]:
     t, n, _, c, side = size
-    small = side // 2 if pooled else side
-    z, z_dot = (randn(i, t, n, c, side, side, dtype=dtype) for i in (0, 1))
-    gain, bias, gain_dot, bias_dot = (randn(i, t, c, dtype=dtype) for i in (2, 3, 4, 5))
+    small, like = side // 2 if pooled else side, {"dtype": dtype, "device": device}
+    z, z_dot = (randn(i, t, n, c, side, side, **like) for i in (0, 1))
+    gain, bias, gain_dot, bias_dot = (randn(i, t, c, **like) for i in (2, 3, 4, 5))
     gain[0, 0] = 0.0
-    dy, dy_dot = (randn(i, t, n, c, small, small, dtype=dtype) for i in (6, 7))
-    statistics = (randn(8, t, c, dtype=dtype), 1 + randn(9, t, c, dtype=dtype) ** 2)
+    dy, dy_dot = (randn(i, t, n, c, small, small, **like) for i in (6, 7))
+    statistics = (randn(8, t, c, **like), 1 + randn(9, t, c, **like) ** 2)
     y, saved = norm_act.fwd(z, gain, bias, EPS, slope, pooled, statistics if running else None)
     results = [y, saved.mean, saved.var, *norm_act.bwd(saved, gain, dy)]
     for a, b, g, d in given(every, z_dot, gain_dot, bias_dot, dy_dot):
@@ -65,10 +66,12 @@ def norm_results(
     return results
 
 
-def update_results(update, tasks: int, sizes, dtype=torch.float64) -> list[Tensor | None]:
-    p = sum(sizes)
-    theta, grad, theta_dot, grad_dot = (randn(i, tasks, p, dtype=dtype) for i in range(4))
-    rates, rates_dot = (randn(i, len(sizes), dtype=dtype) for i in (4, 5))
+def update_results(
+    update, tasks: int, sizes, dtype=torch.float64, device="cpu"
+) -> list[Tensor | None]:
+    p, like = sum(sizes), {"dtype": dtype, "device": device}
+    theta, grad, theta_dot, grad_dot = (randn(i, tasks, p, **like) for i in range(4))
+    rates, rates_dot = (randn(i, len(sizes), **like) for i in (4, 5))
     shared = theta[:1].expand(tasks, -1)
     results = [update.fwd(a, grad, rates, sizes) for a in (theta, shared, theta.mT.contiguous().mT)]
     results += update.bwd(theta, grad, rates, sizes)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from kernels import checks
 from kernels.native import module
-from kernels.native.tensors import expect, matrix, ops
+from kernels.native.tensors import expect, ops
 from kernels.plain.layout import empty_images, images, vectors
+from kernels.tensors import matrix
 from kernels.threads import threads
 
 SCOPE = checks.NORM_ACT_SCOPE

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from kernels import checks
 from kernels.native import module
-from kernels.native.tensors import address, expect, ops
+from kernels.native.tensors import expect, ops
 from kernels.net import Net, Result
 from kernels.plain.layout import channels_last, vectors
+from kernels.tensors import address
 from kernels.threads import threads
 
 MOST_STAGES = 16  # as csrc/cpu/pass.h

@@ -8,8 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.native.tensors import address, expect, matrix, ops
+from kernels.native.tensors import expect, ops
 from kernels.plain.layout import vectors
+from kernels.tensors import address, flat, matrix, update_rows
 from kernels.threads import threads
 
 
@@ -87,10 +88,10 @@ def _descend(
     if rates_dot is None:
         grad_dot = None
     like = grad if grad is not None else grad_dot
-    rows = _rows(like, sizes)
-    matrices = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
+    rows = update_rows("native", like, sizes)
     per_segment = {"rates": rates, "rates_dot": rates_dot}
-    _expect(like, rows, sizes, matrices, per_segment)
+    matrices = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
+    expect("update", like, **flat(rows, sizes, per_segment, **matrices))
     theta, grad, grad_dot = map(vectors, (theta, grad, grad_dot))
     rates, rates_dot = (None if r is None else r.contiguous() for r in (rates, rates_dot))
     out = torch.empty(rows, dtype=like.dtype)
@@ -114,8 +115,9 @@ def _gradients(
     """−d_theta·rates, and −Σ d_theta·grad of each task's segments; `None` for what misses an
     operand.
     """
-    rows = _rows(d_theta, sizes)
-    _expect(d_theta, rows, sizes, {"d_theta": d_theta, "grad": grad}, {"rates": rates})
+    rows = update_rows("native", d_theta, sizes)
+    operands = flat(rows, sizes, {"rates": rates}, d_theta=d_theta, grad=grad)
+    expect("update", d_theta, **operands)
     d_theta, grad = vectors(d_theta), vectors(grad)
     rates = None if rates is None else rates.contiguous()
     d_grad = None if rates is None else torch.empty(rows, dtype=d_theta.dtype)
@@ -131,15 +133,3 @@ def _gradients(
         matrix(d_rates),
     )
     return d_grad, d_rates
-
-
-def _rows(like: Tensor, sizes: tuple[int, ...]) -> tuple[int, int]:
-    if min(sizes, default=0) < 0:
-        raise ValueError(f"native update: sizes must not be negative, got {list(sizes)}")
-    return len(like), sum(sizes)
-
-
-def _expect(like, rows: tuple[int, int], sizes: tuple[int, ...], matrices: dict, vectors: dict):
-    shapes = {name: (m, rows) for name, m in matrices.items()}
-    shapes |= {name: (v, (len(sizes),)) for name, v in vectors.items()}
-    expect("update", like, **shapes)

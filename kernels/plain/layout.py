@@ -37,13 +37,16 @@ def vectors(rows: Tensor | None) -> Tensor | None:
     return rows if whole else rows.contiguous()
 
 
-def empty_images(like: Tensor, t: int, n: int, c: int, side: int) -> Tensor:
+def empty_images(
+    like: Tensor, t: int, n: int, c: int, side: int, dtype: torch.dtype | None = None
+) -> Tensor:
     """[T, N, C, side, side], unwritten, with NHWC memory; no view, which autograd would not let the
     caller write to.
     """
     image = side * side * c
     strides = (n * image, image, 1, side * c, c)
-    return torch.empty_strided((t, n, c, side, side), strides, dtype=like.dtype, device=like.device)
+    options = {"dtype": dtype or like.dtype, "device": like.device}
+    return torch.empty_strided((t, n, c, side, side), strides, **options)
 
 
 def total(*terms: Tensor | None) -> Tensor | None:
