@@ -128,7 +128,7 @@ class Config:
         free=True,
     )
     backend: str = _flag(
-        "of the kernels", ("auto", "native", "triton", "plain"), default="auto", free=True
+        "of the kernels", ("auto", "native", "triton", "cuda", "plain"), default="auto", free=True
     )
     no_graph: bool = _flag(
         "on a GPU, launch kernels one by one instead of as a CUDA graph", default=False, free=True

@@ -176,8 +176,9 @@ def machine(cfg: Config) -> Iterator[torch.device]:
             if cfg.backend != "auto":  # auto: the environment may choose
                 stack.enter_context(kernels.use(cfg.backend))
             probe = torch.empty(0, device=device)
-            kernels.passes(probe, "fp32" if cfg.precision == "auto" else cfg.precision)
-            for op in ("conv", "norm_act", "head", "update") if cfg.unroll == "autograd" else ():
+            fused = kernels.passes(probe, "fp32" if cfg.precision == "auto" else cfg.precision)
+            composed = cfg.unroll == "autograd" or fused is None
+            for op in ("conv", "norm_act", "head", "update") if composed else ():
                 kernels.backend(op, probe)
         except kernels.BackendError as error:
             raise UserError(str(error)) from error

@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from kernels import dispatch, native
+from kernels import cuda, dispatch, native
 
 
 def main() -> int:
@@ -32,6 +32,10 @@ def _print_table() -> None:
     else:
         granted = [name for name, present in native.module.cpu_features().items() if present]
         print(f"\nnative module: {native.module.version()}, CPU: {' '.join(granted) or 'portable'}")
+    if cuda.module is None:
+        print(f"cuda module: none ({cuda.reason})")
+    else:
+        print(f"cuda module: {cuda.module.version()}, GPU: {cuda.module.architectures()}")
     for device in devices:
         names = [name for name in dispatch.PRECISIONS if dispatch.refusal(name, device) is None]
         print(f"precision of passes on {device}: {', '.join(names) or 'none'}")

@@ -18,9 +18,9 @@ from torch import Tensor
 from kernels.threads import threads
 
 OPS = ("passes", "conv", "norm_act", "stem", "head", "update")
-BACKENDS = ("native", "triton", "plain")
+BACKENDS = ("native", "triton", "cuda", "plain")
 # Those that dispatch chooses from on a type of device, the preferred one first.
-CHOICES = {"cpu": ("native", "plain"), "cuda": ("triton", "plain")}
+CHOICES = {"cpu": ("native", "plain"), "cuda": ("triton", "cuda", "plain")}
 # How the products of whole passes over float32 images are taken: as they are; of operands rounded
 # to TF32 (10 bits of mantissa) or bfloat16 (7); of operands in two parts of either, as good as
 # float32. Sums are always float32.
@@ -31,6 +31,10 @@ LEFT_OUT = {
     ("native", "stem"): "native has no stem apart from its passes, which contain it",
     ("triton", "head"): "triton has no head apart from its passes, which contain it",
     ("triton", "stem"): "triton has no stem apart from its passes, which contain it",
+    ("cuda", "passes"): "cuda has no passes: it has the normalisation and the updates alone",
+    ("cuda", "conv"): "cuda has no conv: it has the normalisation and the updates alone",
+    ("cuda", "head"): "cuda has no head: as three small matrix products it gains nothing",
+    ("cuda", "stem"): "cuda has no stem: it has the normalisation and the updates alone",
     ("plain", "passes"): "plain has no passes: it composes them of single ops, in fp32",
 }
 

@@ -128,7 +128,7 @@ def test_dispatch_never_falls_back_from_an_explicit_request(monkeypatch) -> None
     monkeypatch.setenv("KERNELS_BACKEND", "nonesuch")
     with pytest.raises(
         kernels.BackendError,
-        match="'nonesuch' is not known; use one of auto, native, triton, plain",
+        match="'nonesuch' is not known; use one of auto, native, triton, cuda, plain",
     ):
         kernels.task_conv2d(x, w)
     table = subprocess.run([sys.executable, "-m", "kernels"], capture_output=True, text=True)
@@ -196,6 +196,12 @@ def test_ops_that_native_leaves_out_say_so() -> None:
     *inputs, labels = cases.head_inputs(cases.SMALL[0])
     with kernels.use("native"), pytest.raises(kernels.BackendError, match="native has no head: "):
         kernels.linear_cross_entropy(*inputs, labels)
+
+
+def test_ops_that_cuda_leaves_out_say_so() -> None:
+    for op in ("passes", "conv", "stem", "head"):
+        with kernels.use("cuda"), pytest.raises(kernels.BackendError, match=f"cuda has no {op}: "):
+            kernels.backend(op, torch.zeros(1))
 
 
 def test_the_table_of_backends_prints() -> None:

@@ -291,6 +291,14 @@ def test_a_backend_that_lacks_an_op_of_the_unroll_is_met_before_training(images)
     assert not folder.exists()
 
 
+def test_a_backend_that_lacks_an_op_of_the_passes_is_met_before_training(images):
+    folder = images.parent / "without"
+    code, _, err = call(TRAIN, *flags(images, folder, "--backend", "cuda"))
+    assert code == 2
+    one_line(err, "cuda has no conv", "auto")
+    assert not folder.exists()
+
+
 def test_missing_data(images):
     code, _, err = call(TRAIN, *flags(images / "nowhere", images.parent / "none"))
     assert code == 2

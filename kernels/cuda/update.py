@@ -1,0 +1,180 @@
+"""θ' = θ − α[segment]·g over flat buffers, and Adam; signatures as in `kernels.plain.update`. The
+sums behind the gradient of the rates are in float64 and in one order.
+"""
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels import cuda
+from kernels.cuda.tensors import expect, ops, stream
+from kernels.plain.layout import vectors
+from kernels.plain.update import corrected
+from kernels.tensors import address, flat, matrix, update_rows
+
+
+class Pieces(NamedTuple):
+    """The segments in pieces, as the module reads them."""
+
+    table: Tensor  # int32 [pieces, 3]: segment, from, to
+    first: Tensor  # int32 [L + 1]: pieces before each segment's own
+
+    def tables(self) -> tuple[int, int, int, int]:
+        return len(self.table), len(self.first) - 1, address(self.table), address(self.first)
+
+
+def fwd(
+    theta: Tensor,  # [T, P]
+    grad: Tensor,  # [T, P]
+    rates: Tensor,  # [L]
+    sizes: tuple[int, ...],
+) -> Tensor:  # [T, P]
+    return _descend(theta, rates, grad, None, None, sizes)
+
+
+def bwd(
+    d_theta: Tensor,  # [T, P] gradient of θ'; θ has the same
+    grad: Tensor,  # [T, P]
+    rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
+    sizes: tuple[int, ...],
+) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
+    return _gradients(d_theta, grad, rates, sizes)
+
+
+def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None:
+    if grad_dot is None and rates_dot is None:
+        return theta_dot
+    return _descend(theta_dot, rates, grad_dot, rates_dot, grad, sizes)
+
+
+def tan_bwd(d_theta, grad_dot, rates_dot, sizes) -> tuple[Tensor | None, Tensor | None]:
+    """Directions of both results of `bwd`, for a fixed `d_theta`."""
+    return _gradients(d_theta, grad_dot, rates_dot, sizes)
+
+
+def adam(
+    param: Tensor,
+    first: Tensor,
+    second: Tensor,
+    grad: Tensor,
+    lr: float | Tensor,  # [] on the device of param, where it is a tensor
+    beta1: float,
+    beta2: float,
+    step: int | Tensor,  # likewise
+    clamp: float = 0.0,
+    eps: float = 1e-8,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = param.shape
+    expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
+    operands = [t.contiguous() for t in (param, first, second, grad)]
+    scales = [_scale(s, param) for s in corrected(lr, beta1, beta2, step)]
+    results = tuple(torch.empty(shape, dtype=param.dtype, device=param.device) for _ in range(3))
+    ops(param.dtype).adam(
+        stream(param),
+        param.numel(),
+        *map(address, operands),
+        clamp or math.inf,
+        beta1,
+        beta2,
+        eps,
+        *((0.0, s.data_ptr()) if isinstance(s, Tensor) else (s, 0) for s in scales),
+        *map(address, results),
+    )
+    return results
+
+
+def _scale(value: float | Tensor, like: Tensor) -> float | Tensor:
+    if not isinstance(value, Tensor):
+        return value
+    if value.dim() or value.device != like.device:
+        raise ValueError(
+            f"cuda update: lr and step must be numbers, or [] on {like.device}, got "
+            f"{list(value.shape)} on {value.device}"
+        )
+    return value.double()
+
+
+def _descend(
+    theta: Tensor | None,  # None: 0
+    rates: Tensor,
+    grad: Tensor | None,
+    rates_dot: Tensor | None,
+    grad_dot: Tensor | None,
+    sizes: tuple[int, ...],
+) -> Tensor:
+    """theta − rates·grad − rates_dot·grad_dot, without a term that misses an operand."""
+    if grad is None:
+        rates = None
+    if rates_dot is None:
+        grad_dot = None
+    like = grad if grad is not None else grad_dot
+    rows = update_rows("cuda", like, sizes)
+    per_segment = {"rates": rates, "rates_dot": rates_dot}
+    matrices = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
+    expect("update", like, **flat(rows, sizes, per_segment, **matrices))
+    theta, grad, grad_dot = map(vectors, (theta, grad, grad_dot))
+    rates, rates_dot = (None if r is None else r.contiguous() for r in (rates, rates_dot))
+    out = torch.empty(rows, dtype=like.dtype, device=like.device)
+    ops(like.dtype).update_fwd(
+        stream(like),
+        rows[0],
+        _pieces(sizes, like.device).tables(),
+        matrix(theta),
+        address(rates),
+        matrix(grad),
+        address(rates_dot),
+        matrix(grad_dot),
+        matrix(out),
+    )
+    return out
+
+
+def _gradients(
+    d_theta: Tensor, grad: Tensor | None, rates: Tensor | None, sizes: tuple[int, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """−d_theta·rates, and −Σ d_theta·grad of each task's segments; `None` for what misses an
+    operand.
+    """
+    rows = update_rows("cuda", d_theta, sizes)
+    operands = flat(rows, sizes, {"rates": rates}, d_theta=d_theta, grad=grad)
+    expect("update", d_theta, **operands)
+    d_theta, grad = vectors(d_theta), vectors(grad)
+    rates = None if rates is None else rates.contiguous()
+    pieces, kind = _pieces(sizes, d_theta.device), {"device": d_theta.device}
+    d_grad = d_rates = shares = None
+    if rates is not None:
+        d_grad = torch.empty(rows, dtype=d_theta.dtype, **kind)
+    if grad is not None:
+        d_rates = torch.empty((rows[0], len(sizes)), dtype=d_theta.dtype, **kind)
+        shares = torch.empty((rows[0], len(pieces.table)), dtype=torch.float64, **kind)
+    ops(d_theta.dtype).update_bwd(
+        stream(d_theta),
+        rows[0],
+        pieces.tables(),
+        matrix(d_theta),
+        matrix(grad),
+        address(rates),
+        matrix(d_grad),
+        matrix(d_rates),
+        address(shares),
+    )
+    return d_grad, d_rates
+
+
+@cache
+def _pieces(sizes: tuple[int, ...], device: torch.device) -> Pieces:
+    """Made by the first call, which must not be under capture: the tables come from the host."""
+    most = cuda.module.piece_values
+    table, first, start = [], [0], 0
+    for segment, size in enumerate(sizes):
+        end = start + size
+        table += [(segment, at, min(at + most, end)) for at in range(start, end, most)]
+        first.append(len(table))
+        start = end
+    return Pieces(
+        torch.tensor(table, dtype=torch.int32, device=device).view(-1, 3),
+        torch.tensor(first, dtype=torch.int32, device=device),
+    )
