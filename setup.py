@@ -1,7 +1,8 @@
-"""Builds `kernels._native` by CMake, Ninja and pybind11. Everything else is in pyproject.toml.
+"""Builds the compiled modules by CMake, Ninja and pybind11. Everything else is in pyproject.toml.
 
-The module is optional: where it cannot be built the install succeeds, says so in one line, and
-leaves the reason beside the package for `kernels.native` to report.
+Each of them is optional: where it cannot be built the install succeeds, says so in one line, and
+leaves the reason beside the package for `kernels.extension` to report. MAMLPP_CUDA=OFF in the
+environment leaves the CUDA module out.
 """
 
 import os
@@ -16,7 +17,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-NOTE = "_native_missing.txt"
+WITHOUT = {
+    "_native": "no native module, a CPU runs everything in plain PyTorch",
+    "_cuda": "no CUDA module, a GPU runs everything by Triton or in plain PyTorch",
+}
 
 
 class BuildFailed(Exception):
@@ -58,8 +62,8 @@ def run(*command: str) -> None:
         raise BuildFailed(summary(result.stdout) or f"{command[0]} exited {result.returncode}")
 
 
-def build(output: Path) -> None:
-    """Configure and build in a temporary folder; the module is written to the folder `output`."""
+def build(module: str, folder: str, output: Path) -> None:
+    """Configure and build one module in `folder`; it is written to the folder `output`."""
     try:
         import pybind11
     except ImportError:
@@ -68,42 +72,48 @@ def build(output: Path) -> None:
     if cmake is None:
         raise BuildFailed("cmake was not found")
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
-    with tempfile.TemporaryDirectory(prefix="mamlpp-") as folder:
-        run(
-            cmake, "-S", str(ROOT), "-B", folder, *generator,
-            "-DCMAKE_BUILD_TYPE=Release",
-            f"-DMAMLPP_OUTPUT_DIR={output}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-        )  # fmt: skip
-        run(cmake, "--build", folder, "--parallel", "--config", "Release")
+    run(
+        cmake, "-S", str(ROOT), "-B", folder, *generator,
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DMAMLPP_OUTPUT_DIR={output}",
+        f"-DMAMLPP_CUDA={os.environ.get('MAMLPP_CUDA', 'AUTO')}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    )  # fmt: skip
+    left_out = Path(folder, f"{module}_left_out.txt")
+    if left_out.is_file():
+        raise BuildFailed(left_out.read_text(encoding="utf-8"))
+    run(cmake, "--build", folder, "--target", module, "--parallel", "--config", "Release")
 
 
-class BuildNative(build_ext):
+class BuildModules(build_ext):
     def run(self) -> None:
-        for ext in self.extensions:
-            self.build_extension(ext)
+        with tempfile.TemporaryDirectory(prefix="mamlpp-") as folder:
+            for ext in self.extensions:
+                self.build_module(ext, folder)
 
-    def build_extension(self, ext: Extension) -> None:
-        module = Path(self.get_ext_fullpath(ext.name)).resolve()
-        note = module.with_name(NOTE)
-        module.parent.mkdir(parents=True, exist_ok=True)
-        module.unlink(missing_ok=True)
+    def build_module(self, ext: Extension, folder: str) -> None:
+        name, file = ext.name.rpartition(".")[2], Path(self.get_ext_fullpath(ext.name)).resolve()
+        note = file.with_name(f"{name}_missing.txt")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
         note.unlink(missing_ok=True)
         try:
-            build(module.parent)
-            if not module.is_file():
-                raise BuildFailed(f"the build did not make {module.name}")
+            build(name, folder, file.parent)
+            if not file.is_file():
+                raise BuildFailed(f"the build did not make {file.name}")
         except BuildFailed as error:
             note.write_text(f"not built: {error}\n", encoding="utf-8")
-            print(f"mamlpp: no native module, everything runs in plain PyTorch ({error})")
+            print(f"mamlpp: {WITHOUT[name]} ({error})")
 
 
 SOURCES = ["CMakeLists.txt", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*"))]
 
 setup(
-    ext_modules=[Extension("kernels._native", sources=[], depends=SOURCES, optional=True)],
-    cmdclass={"build_ext": BuildNative},
+    ext_modules=[
+        Extension(f"kernels.{name}", sources=[], depends=SOURCES, optional=True) for name in WITHOUT
+    ],
+    cmdclass={"build_ext": BuildModules},
     # needed for the build alone, and only where the machine has none that works
     setup_requires=[name for name in ("cmake", "ninja") if find_tool(name) is None],
 )
