@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from engine.config import Config
+from engine.data import ClassBank, Dataset
 from engine.episodes import Episode
+from engine.run import on_device
 
 # The task and batch of each case; filters and image size are those of the data set's preset.
 CASES = {
@@ -130,7 +132,9 @@ def reduced(cfg: Config) -> Config:
     )
 
 
-def episode(cfg: Config, dtype: torch.dtype = torch.float32) -> Episode:
+def episode(
+    cfg: Config, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Episode:
     """A batch of noise: without ties, so that all implementations pool the same winners."""
     generator = torch.Generator().manual_seed(1)
 
@@ -144,7 +148,18 @@ def episode(cfg: Config, dtype: torch.dtype = torch.float32) -> Episode:
     def labels(samples: int) -> Tensor:  # [T, N], class-major
         return torch.arange(cfg.ways).repeat_interleave(samples).repeat(cfg.tasks, 1)
 
-    return Episode(images(cfg.shots), labels(cfg.shots), images(cfg.targets), labels(cfg.targets))
+    sets = images(cfg.shots), labels(cfg.shots), images(cfg.targets), labels(cfg.targets)
+    return on_device(Episode(*sets), device)
+
+
+def noise(cfg: Config, classes: int, images: int) -> Dataset:
+    """A data set of noise to draw tasks from, with so many images a class."""
+    size = (classes * images, cfg.image_size, cfg.image_size, cfg.channels)
+    values = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    starts = torch.arange(classes + 1) * images
+    bank = ClassBank(values, starts, tuple(f"class{i}" for i in range(classes)))
+    mean, std = ((value,) * cfg.channels for value in (0.5, 0.25))
+    return Dataset("noise", {"train": bank}, 1 / 255, mean, std, identity="noise")
 
 
 def cast(tree: Any, dtype: torch.dtype) -> Any:

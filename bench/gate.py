@@ -22,19 +22,19 @@ SINGLE = 1e-3  # float32, loss, on the size that is timed
 ROUNDED = 3e-2  # the same of products in bfloat16, which float64 has not
 
 
-def check_exact(cfg: Config, name: str) -> None:
+def check_exact(cfg: Config, name: str, device: torch.device | str = "cpu") -> None:
     """Loss and gradients of the first iteration of an implementation are ours, in float64."""
     if name in PRECISIONS:
         return
-    _check_exact(reduced(cfg), name)
+    _check_exact(reduced(cfg), name, device)
 
 
 @cache
-def _check_exact(cfg: Config, name: str) -> None:
+def _check_exact(cfg: Config, name: str, device: torch.device | str) -> None:
     if name == "JAX":  # compiles for minutes otherwise, longer than it is timed
         cfg = replace(cfg, steps=min(cfg.steps, 2))
     (loss, expected), (their_loss, gradients) = (
-        IMPLEMENTATIONS[each](cfg, torch.float64).checked() for each in ("ours", name)
+        IMPLEMENTATIONS[each](cfg, torch.float64, device).checked() for each in ("ours", name)
     )
     agree(f"{name}: loss", loss, their_loss, EXACT)
     for group, tensors in gradients.items():
@@ -45,9 +45,11 @@ def _check_exact(cfg: Config, name: str) -> None:
             agree(f"{name}: gradient of {group} {tensor_name}", a, b, EXACT)
 
 
-def check_single(ours: float, name: str, theirs: float) -> None:
-    """The first float32 losses on the size that is timed agree."""
-    agree(f"{name}: float32 loss", ours, theirs, ROUNDED if name == "ours, bf16" else SINGLE)
+def check_single(ours: float, name: str, theirs: float, rounded: bool = False) -> None:
+    """The first float32 losses on the size that is timed agree; `rounded` when either rounds the
+    operands of its products."""
+    rounded = rounded or name == "ours, bf16"
+    agree(f"{name}: float32 loss", ours, theirs, ROUNDED if rounded else SINGLE)
 
 
 @cache
@@ -60,10 +62,10 @@ def check_op(op: Op) -> None:
         parts = [ops.passes(cfg, each, torch.float64) for each in (op.backend, "plain")]
         pairs = [(parts[0][part](), parts[1][part]()) for part in parts[0]]
     else:
-        function, inputs = _public(op)
+        function, inputs = public(op)
         with kernels.use(op.backend):
-            results = _derivatives(lambda *t: function(kernels, *t), inputs)
-        expected = _derivatives(lambda *t: function(reference, *t), inputs)
+            results = derivatives(lambda *t: function(kernels, *t), inputs)
+        expected = derivatives(lambda *t: function(reference, *t), inputs)
         pairs = list(zip(results, expected, strict=True))
     for i, pair in enumerate(pairs):
         agree(f"{op}: result {i}", *pair, EXACT)
@@ -72,7 +74,7 @@ def check_op(op: Op) -> None:
     agree(f"{op}: float32 value", value, plain, SINGLE)
 
 
-def _public(op: Op) -> tuple[Callable, list[Tensor]]:
+def public(op: Op) -> tuple[Callable, list[Tensor]]:
     """function(ops, *inputs) of a public op, and its inputs, few."""
     if op.case in ops.STAGES:
         case = ops.STAGES[op.case]
@@ -89,7 +91,7 @@ def _public(op: Op) -> tuple[Callable, list[Tensor]]:
     return lambda o, *t: o.lslr_update(*t, sizes), inputs
 
 
-def _derivatives(function: Callable, inputs: list[Tensor]) -> list[Tensor]:
+def derivatives(function: Callable, inputs: list[Tensor]) -> list[Tensor]:
     """The value, its gradient, and that gradient's, each along fixed numbers."""
     inputs = [t.detach().requires_grad_() for t in inputs]
     value = function(*inputs)
@@ -101,11 +103,12 @@ def _derivatives(function: Callable, inputs: list[Tensor]) -> list[Tensor]:
 
 
 def _numbers(like: Tensor) -> Tensor:
-    return torch.linspace(-1, 1, like.numel(), dtype=like.dtype).view(like.shape)
+    values = torch.linspace(-1, 1, like.numel(), dtype=like.dtype, device=like.device)
+    return values.view(like.shape)
 
 
 def agree(what: str, a: Tensor | float, b: Tensor | float, bound: float) -> None:
-    a, b = (torch.as_tensor(v, dtype=torch.float64).detach().flatten() for v in (a, b))
+    a, b = (torch.as_tensor(v, dtype=torch.float64).detach().flatten().cpu() for v in (a, b))
     scale = torch.maximum(a.abs().max(), b.abs().max())
     error = ((a - b).abs().max() / scale).item() if scale != 0 else 0.0
     if not error <= bound:

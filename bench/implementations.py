@@ -1,8 +1,9 @@
 """The implementations of a row, made ready to run on it from the same parameters and batch.
 
-Each has `iteration()`, one outer iteration, which answers the mean loss over the tasks, and
-`checked()`, which also answers that iteration's gradients by group and name. Ours and the loop have
-`evaluation()`, which answers the target loss of the adapted networks.
+Each has `iterations(count)`, so many outer iterations, which answers the last one's mean loss over
+the tasks and waits for the device no more than the implementation itself does, `iteration()`, one
+of them, and `checked()`, which also answers that iteration's gradients by group and name. Ours and
+the loop have `evaluation()`, which answers the target loss of the adapted networks.
 """
 
 from abc import ABC, abstractmethod
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
+from bench.baselines.cudnn_graph import CudnnGraph
 from bench.baselines.loop import Loop
 from bench.baselines.outer import BaselineConfig
 from bench.baselines.vmap import Vmap
@@ -35,14 +37,23 @@ from kernels import native
 class Ours:
     """The engine: `meta_step` on a state that it carries on."""
 
-    def __init__(self, cfg: Config, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        cfg: Config,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
         self.cfg = cfg
-        self.state: State = cast(init_state(cfg), dtype)
-        self.batch = episode(cfg, dtype)
+        self.state: State = cast(init_state(cfg, device), dtype)
+        self.batch = episode(cfg, dtype, device)
+
+    def iterations(self, count: int) -> float:
+        for _ in range(count):
+            self.state, metrics = meta_step(self.state, self.batch, self.cfg)
+        return metrics.loss
 
     def iteration(self) -> float:
-        self.state, metrics = meta_step(self.state, self.batch, self.cfg)
-        return metrics.loss
+        return self.iterations(1)
 
     def checked(self) -> tuple[float, dict[str, dict[str, Tensor]]]:
         gradient = meta_gradient(self.state, self.batch, self.cfg).gradient
@@ -63,9 +74,9 @@ class Ours:
 class OursAvx2(Ours):
     """The engine on a processor without AVX-512, as far as the native kernels go."""
 
-    def iteration(self) -> float:
+    def iterations(self, count: int) -> float:
         with _limited_to_avx2():
-            return super().iteration()
+            return super().iterations(count)
 
     def checked(self) -> tuple[float, dict[str, dict[str, Tensor]]]:
         with _limited_to_avx2():
@@ -85,17 +96,22 @@ def _limited_to_avx2() -> Iterator[None]:
 class OursNarrow(Ours):
     """The engine with products in a precision of bfloat16."""
 
-    def __init__(self, precision: str, cfg: Config, dtype: torch.dtype = torch.float32):
-        super().__init__(replace(cfg, precision=precision), dtype)
+    def __init__(self, precision: str, cfg: Config, *placed):
+        super().__init__(replace(cfg, precision=precision), *placed)
 
 
 class Theirs(ABC):
     """A baseline from the same initial state, on the same batch in its own layout."""
 
-    def __init__(self, cfg: Config, dtype: torch.dtype = torch.float32):
-        state = cast(init_state(cfg), dtype)
+    def __init__(
+        self,
+        cfg: Config,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        state = cast(init_state(cfg, device), dtype)
         self.baseline = self.make(cfg, state)
-        batch = episode(cfg, dtype)
+        batch = episode(cfg, dtype, device)
         self.batch = (
             batch.support_x.contiguous(),
             batch.support_y,
@@ -107,8 +123,13 @@ class Theirs(ABC):
     def make(self, cfg: Config, state: State):
         """The baseline itself."""
 
+    def iterations(self, count: int) -> float:
+        for _ in range(count):
+            loss = self.baseline.step(*self.batch)
+        return float(loss)
+
     def iteration(self) -> float:
-        return self.baseline.iteration(*self.batch)
+        return self.iterations(1)
 
     def checked(self) -> tuple[float, dict[str, dict[str, Tensor]]]:
         return self.iteration(), self.baseline.gradients()
@@ -119,6 +140,8 @@ class Theirs(ABC):
 
 class TheLoop(Theirs):
     """With convolution biases, which batch norm cancels, at zero, and running statistics."""
+
+    kind = Loop
 
     def make(self, cfg: Config, state: State) -> Loop:
         network, norm, rates = starting_point(cfg, state)
@@ -132,7 +155,11 @@ class TheLoop(Theirs):
         }
         if cfg.norm_weights != "per-step":
             stats = {name: t[0] for name, t in stats.items()}
-        return Loop(baseline_config(cfg), network, norm, rates, stats)
+        return self.kind(baseline_config(cfg), network, norm, rates, stats)
+
+
+class TheCudnnGraph(TheLoop):
+    kind = CudnnGraph
 
 
 class TheVmap(Theirs):
@@ -159,7 +186,13 @@ class TheParallelMetalearn(Package):
 
 
 class TheJax(Package):
+    """JAX keeps the batch where it computes, the first of its own devices."""
+
     module, name = "jax_", "Jax"
+
+    def __init__(self, cfg: Config, dtype: torch.dtype = torch.float32, device: str = "cpu"):
+        super().__init__(cfg, dtype)
+        self.batch = self.baseline.placed(*self.batch)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Ours | Theirs]] = {
@@ -167,6 +200,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Ours | Theirs]] = {
     "ours, AVX2": OursAvx2,
     **{name: partial(OursNarrow, precision) for name, precision in PRECISIONS.items()},
     "loop": TheLoop,
+    "cuDNN graph": TheCudnnGraph,
     "vmap": TheVmap,
     "parallel-metalearn": TheParallelMetalearn,
     "JAX": TheJax,
@@ -180,8 +214,13 @@ def load(name: str) -> None:
         IMPLEMENTATIONS[name].load()
 
 
-def missing(name: str) -> str | None:
-    """Why an implementation cannot run here, in one line; `None` if it can."""
+def missing(name: str, device: torch.device | str = "cpu") -> str | None:
+    """Why an implementation cannot run on a device here, in one line; `None` if it can."""
+    on_gpu = torch.device(device).type == "cuda"
+    if name == "cuDNN graph" and not on_gpu:
+        return "it captures CUDA graphs, which needs a GPU"
+    if name in ("ours, AVX2", "parallel-metalearn") and on_gpu:
+        return "it runs on a CPU only"
     if name in PACKAGES and not versions()[PACKAGES[name]]:
         return f"the package {PACKAGES[name]} is not installed"
     if name == "ours, AVX2":
@@ -190,7 +229,7 @@ def missing(name: str) -> str | None:
         if native.module.isa() in (native.module.Isa.portable, native.module.Isa.avx2):
             return "this processor has no AVX-512 to do without"
     if name in PRECISIONS:
-        return kernels.refusal(PRECISIONS[name])
+        return kernels.refusal(PRECISIONS[name], device)
     return None
 
 

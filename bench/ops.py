@@ -36,8 +36,8 @@ class Op(NamedTuple):
         return "-".join(self)
 
 
-def available() -> list[Op]:
-    """Every op on every backend that runs it here, in float32."""
+def available(device: torch.device | str = "cpu") -> list[Op]:
+    """Every op on every backend that runs it on a device here, in float32."""
     names = dict.fromkeys(("conv", "norm_act"), STAGES)
     names |= dict.fromkeys(("head", "update", "passes"), DATA)
     return [
@@ -45,26 +45,26 @@ def available() -> list[Op]:
         for name, each in names.items()
         for case in each
         for backend in dispatch.BACKENDS
-        if _runs(name, backend)
+        if _runs(name, backend, torch.device(device))
     ]
 
 
-def _runs(op: str, backend: str) -> bool:
+def _runs(op: str, backend: str, device: torch.device) -> bool:
     with kernels.use(backend):
-        return dispatch.choose(op, torch.device("cpu"), torch.float32)[0] == backend
+        return dispatch.choose(op, device, torch.float32)[0] == backend
 
 
 Calls = dict[str, Callable[[], Any]]  # by part; each answers what the backend does
 
 
 @lru_cache(maxsize=1)  # the parts of an op are timed one after the other
-def calls(op: Op) -> Calls:
+def calls(op: Op, device: torch.device | str = "cpu") -> Calls:
     """In float32, on the size that is timed."""
     if op.name == "passes":
-        return passes(config(op), op.backend, torch.float32)
+        return passes(config(op), op.backend, torch.float32, device)
     impl = getattr(dispatch.space(op.backend), op.name)
     build = {"conv": _conv, "norm_act": _norm_act, "head": _head, "update": _update}[op.name]
-    return build(impl, STAGES[op.case] if op.case in STAGES else config(op))
+    return build(impl, STAGES[op.case] if op.case in STAGES else config(op), device)
 
 
 def work(op: Op, part: str) -> Work:
@@ -99,8 +99,8 @@ def config(op: Op) -> Config:
     return Row.of(DATA[op.case]).config()
 
 
-def _conv(impl, case: Case) -> Calls:
-    x, w = (channels_last(t) for t in cases.conv_inputs(case, torch.float32))
+def _conv(impl, case: Case, device) -> Calls:
+    x, w = (channels_last(t.to(device)) for t in cases.conv_inputs(case, torch.float32))
     first, geometry = case.channels != case.filters, (case.stride, 1)
     dz = channels_last(impl.fwd(x, w, *geometry).clone())
     x_dot, w_dot, dz_dot = (channels_last(t.flip(1)) for t in (x, w, dz))
@@ -116,8 +116,8 @@ def _conv(impl, case: Case) -> Calls:
     }
 
 
-def _norm_act(impl, case: Case) -> Calls:
-    z, *affine = cases.norm_inputs(case, 1, torch.float32)
+def _norm_act(impl, case: Case, device) -> Calls:
+    z, *affine = (t.to(device) for t in cases.norm_inputs(case, 1, torch.float32))
     z, (gain, bias) = channels_last(z), (row.expand(case.tasks, -1) for row in affine)
     arguments = z, gain, bias, 1e-5, case.negative_slope, case.pool, None
     y, saved = impl.fwd(*arguments)
@@ -134,10 +134,11 @@ def _norm_act(impl, case: Case) -> Calls:
     }
 
 
-def _head(impl, cfg: Config) -> Calls:
+def _head(impl, cfg: Config, device) -> Calls:
     width = Backbone.of(cfg).shapes["linear.weight"][1]
     case = Case("head", cfg.tasks, cfg.ways * cfg.shots, 1, width // 2, 1)  # D is twice its filters
-    h, w, c, labels = cases.head_inputs(case, cfg.ways, torch.float32)
+    inputs = cases.head_inputs(case, cfg.ways, torch.float32)
+    h, w, c, labels = (t.to(device) for t in inputs)
     loss, _, saved = impl.fwd(h, w, c, labels)
     ones, directions = torch.ones_like(loss), tuple(t.flip(1) for t in (h, w, c))
 
@@ -152,9 +153,10 @@ def _head(impl, cfg: Config) -> Calls:
     }
 
 
-def _update(impl, cfg: Config) -> Calls:
+def _update(impl, cfg: Config, device) -> Calls:
     sizes = Backbone.of(cfg).sizes
-    theta, grad, rates, _ = cases.update_inputs(cfg.tasks, sizes, torch.float32)
+    *inputs, _ = cases.update_inputs(cfg.tasks, sizes, torch.float32)
+    theta, grad, rates = (t.to(device) for t in inputs)
     theta_dot, grad_dot, rates_dot = theta.flip(1), grad.flip(1), rates.flip(0)
     return {
         "fwd": lambda: impl.fwd(theta, grad, rates, sizes),
@@ -166,14 +168,23 @@ def _update(impl, cfg: Config) -> Calls:
     }
 
 
-def passes(cfg: Config, backend: str, dtype: torch.dtype) -> Calls:
-    """Over the support sets, at the initial parameters, along a direction of their size."""
-    model, batch = Backbone.of(cfg), episode(cfg, dtype)
-    params = cast(init_state(cfg).params, dtype)
+def passes(
+    cfg: Config,
+    backend: str,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    images_of: str = "support",
+) -> Calls:
+    """Over the support or the target sets, at the initial parameters, along a direction of their
+    size.
+    """
+    model, batch = Backbone.of(cfg), episode(cfg, dtype, device)
+    params = cast(init_state(cfg, device).params, dtype)
     theta, row = params.theta.expand(cfg.tasks, -1), params.norm[0]
+    x, labels = (getattr(batch, f"{images_of}_{which}") for which in ("x", "y"))
     with kernels.use(backend):
-        images = model.prepare(batch.support_x, cfg.steps)
-        kept = images.loss_and_gradient(theta, row, batch.support_y, keep=True).kept
+        images = model.prepare(x, cfg.steps)
+        kept = images.loss_and_gradient(theta, row, labels, keep=True).kept
     direction = theta.flip(1).contiguous()
 
     def on_backend(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -185,6 +196,6 @@ def passes(cfg: Config, backend: str, dtype: torch.dtype) -> Calls:
 
     return {
         "fwd": on_backend(lambda: images.predict(theta, row)[0]),
-        "bwd": on_backend(lambda: images.loss_and_gradient(theta, row, batch.support_y).gradient),
+        "bwd": on_backend(lambda: images.loss_and_gradient(theta, row, labels).gradient),
         "tan": on_backend(lambda: kept.tangent(direction)[0]),
     }

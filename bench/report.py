@@ -9,11 +9,16 @@ import sys
 from pathlib import Path
 
 from bench import curves, results, roofline, tables, training
+from bench.gpu import report as gpu
 
 README = results.ROOT / "README.md"
 PICTURE = "roofline.svg"  # in the folder of the results
 MARKED = re.compile(r"<!-- benchmark: *(\S*?) *-->\n.*?<!-- /benchmark -->", re.DOTALL)
-KEPT = {"training": training, "curves": curves}  # what fills the part of the README marked so
+KEPT = {
+    "training": training,
+    "curves": curves,
+    "gpu": gpu,
+}  # what fills the part of the README marked so
 
 
 def shown(readme: str) -> str:

@@ -1,12 +1,13 @@
 """One implementation of one row in a process of its own, and the client that commands it.
 
-    python -m bench.worker '["mini 5w1s", "MAML++", "second", 5, "MSL", 2]' ours 2
+    python -m bench.worker '["mini 5w1s", "MAML++", "second", 5, "MSL", 2]' ours 2 cpu
 
 makes it ready with two threads, then reads commands from stdin, one a line, until it is closed:
 
-    iteration   runs one outer iteration, answers {"seconds": ..., "loss": ...}
-    evaluation  adapts to the tasks and classifies their targets, answers the same
-    peak        answers the bytes by which the peak memory exceeds what the imports left
+    iteration     runs one outer iteration, answers {"seconds": ..., "loss": ...}
+    iterations N  runs so many, answers the seconds of all of them and the last one's loss
+    evaluation    adapts to the tasks and classifies their targets, answers the same
+    peak          answers the bytes by which the peak memory exceeds what the imports left
 
 Between commands it sleeps in the read. The process is what the implementation's user would have:
 the engine sets its C allocator as its command line does, the others keep the system's settings.
@@ -48,15 +49,23 @@ class Worker:
     that it does not answer within `patience` seconds TimeoutError; `None` waits.
     """
 
-    def __init__(self, row: Row, implementation: str, threads: int, patience: float | None = None):
+    def __init__(
+        self,
+        row: Row,
+        implementation: str,
+        threads: int,
+        patience: float | None = None,
+        device: str = "cpu",
+    ):
         self.name, self.patience = f"worker {row} {implementation}", patience
-        arguments = json.dumps([*vars(row).values()]), implementation, str(threads)
+        arguments = json.dumps([*vars(row).values()]), implementation, str(threads), device
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.worker", *arguments],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            env=os.environ | _jax_on(device),
             start_new_session=True,  # Ctrl-C is for the client, which ends the worker
         )
 
@@ -89,6 +98,11 @@ class Worker:
         return json.loads(answer)
 
 
+def _jax_on(device: str) -> dict[str, str]:
+    """It takes its devices, and three quarters of a GPU's memory, by these alone."""
+    return {"JAX_PLATFORMS": device, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
 def peak_bytes() -> int:
     """Peak resident size of this process. Linux's own figure is taken where there is one, because
     ru_maxrss also counts the process that this one was forked from."""
@@ -99,29 +113,32 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def main(row: str, implementation: str, threads: str):
+def main(row: str, implementation: str, threads: str, device: str):
     limit_threads(implementation, int(threads))
     go_first_when_memory_ends()
     load(implementation)
     before = peak_bytes()
     if implementation.startswith("ours"):
         keep_freed_memory()
-    runner = IMPLEMENTATIONS[implementation](Row(*json.loads(row)).config())
+    cfg = Row(*json.loads(row)).config()
+    runner = IMPLEMENTATIONS[implementation](cfg, torch.float32, device)
 
-    def timed(work) -> dict:
+    def timed(work, *arguments: int) -> dict:
         start = time.perf_counter()
-        loss = work()
+        loss = work(*arguments)
         elapsed = time.perf_counter() - start
         time.sleep(REST)  # the others' turn begins when this process is quiet
         return {"seconds": elapsed, "loss": loss}
 
     commands = {
         "iteration": lambda: timed(runner.iteration),
+        "iterations": lambda count: timed(runner.iterations, int(count)),
         "evaluation": lambda: timed(runner.evaluation),
         "peak": lambda: peak_bytes() - before,
     }
     for line in sys.stdin:
-        print(json.dumps(commands[line.strip()]()), flush=True)
+        name, *arguments = line.split()
+        print(json.dumps(commands[name](*arguments)), flush=True)
 
 
 def go_first_when_memory_ends() -> None:

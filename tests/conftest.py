@@ -1,6 +1,5 @@
 """Fixtures: files that the repository does not hold, and what a test gets back as it was."""
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,27 +9,15 @@ import torch
 
 import kernels
 from kernels import native
-from tests.golden import Golden
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-FOLDERS = {"GOLDEN_DIR": "golden", "DATA_DIR": "data"}
+from tests.golden import Golden, files, shared_folder
 
 
-def shared_folder(variable: str) -> Path:
-    """Folder that the environment variable names, or its default beside the checkout."""
-    return Path(os.environ.get(variable) or SHARED / FOLDERS[variable])
-
-
-GOLDEN = shared_folder("GOLDEN_DIR")
-
-
-@pytest.fixture(
-    params=sorted(GOLDEN.glob("*.npz")) or [None], ids=lambda f: f.stem if f else "none"
-)
+@pytest.fixture(params=files() or [None], ids=lambda f: f.stem if f else "none")
 def golden(request) -> Golden:
     """Runs a test on each file of the reference implementation."""
     if request.param is None:
-        pytest.skip(f"no golden files in {GOLDEN}; set GOLDEN_DIR to their folder")
+        folder = shared_folder("GOLDEN_DIR")
+        pytest.skip(f"no golden files in {folder}; set GOLDEN_DIR to their folder")
     return Golden(request.param)
 
 

@@ -1,6 +1,7 @@
 """The reference implementation's files: one outer iteration each, under this project's names."""
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -8,7 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.model import Backbone, Params
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+FOLDERS = {"GOLDEN_DIR": "golden", "DATA_DIR": "data"}
 _STATISTIC = {"running_mean": "mean", "running_var": "var"}
+
+
+def shared_folder(variable: str) -> Path:
+    """Folder that the environment variable names, or its default beside the checkout."""
+    return Path(os.environ.get(variable) or SHARED / FOLDERS[variable])
+
+
+def files() -> list[Path]:
+    return sorted(shared_folder("GOLDEN_DIR").glob("*.npz"))
 
 
 class Golden:
@@ -58,6 +72,32 @@ def _our_name(name: str) -> tuple[str, str]:
         kind = "stats" if tensor in _STATISTIC else "norm"
         return kind, f"{layer.replace('conv', 'norm')}.{_STATISTIC.get(tensor, tensor)}"
     return "network", f"{layer}.{rest.removeprefix('conv.').replace('weights', 'weight')}"
+
+
+def model_of(golden: Golden) -> Backbone:
+    c = golden.config
+    return Backbone(
+        c["in_channels"],
+        c["image"],
+        c["filters"],
+        4,
+        c["ways"],
+        "pool" if c["max_pool"] else "stride",
+        c["negative_slope"],
+        c["bn_eps"],
+    )
+
+
+def params_of(golden: Golden, group: str) -> Params:
+    """Parameters, or their gradients, in the engine's flat layout; conv biases have none here."""
+    kinds, c = golden.groups[group], golden.config
+    names = list(model_of(golden).shapes)
+    norm = [kinds["norm"][f"norm{s}.{n}"] for s in range(4) for n in ("weight", "bias")]
+    return Params(
+        Backbone.flat([kinds["network"][name].unsqueeze(0) for name in names])[0],
+        torch.cat([rows.reshape(-1, c["filters"]) for rows in norm], 1),
+        torch.stack([kinds["rates"][name][: c["steps"]] for name in names], 1),
+    )
 
 
 def assert_close(actual: Tensor, expected: Tensor, what: str) -> None:

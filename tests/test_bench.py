@@ -52,7 +52,7 @@ def test_jax_computes_the_same():
 @pytest.mark.parametrize("change", [{"negative_slope": 0.02}, {"msl_epochs": 0}])
 def test_gate_sees_another_algorithm(kind, change: dict, monkeypatch: pytest.MonkeyPatch):
     cfg = Row.of("omniglot 20w1s", steps=2).config()
-    other = {"other": lambda c, dtype: kind(replace(c, **change), dtype)}
+    other = {"other": lambda c, *placed: kind(replace(c, **change), *placed)}
     monkeypatch.setattr(gate, "IMPLEMENTATIONS", IMPLEMENTATIONS | other)
     with pytest.raises(AssertionError, match="other: .*relative difference"):
         gate.check_exact(cfg, "other")
@@ -72,7 +72,7 @@ def test_gate_sees_a_float32_loss_that_bfloat16_does_not_explain(name: str):
 
 def test_gate_sees_first_order_in_the_gradient(monkeypatch: pytest.MonkeyPatch):
     cfg = Row.of("mini 5w1s", steps=2).config()
-    other = {"other": lambda c, dtype: TheLoop(replace(c, first_order_epochs=1), dtype)}
+    other = {"other": lambda c, *placed: TheLoop(replace(c, first_order_epochs=1), *placed)}
     monkeypatch.setattr(gate, "IMPLEMENTATIONS", IMPLEMENTATIONS | other)
     with pytest.raises(AssertionError, match="other: gradient of"):
         gate.check_exact(cfg, "other")
@@ -115,12 +115,12 @@ def test_ops_are_what_their_definitions_say(op: ops.Op):
 @pytest.mark.parametrize("name", ["conv", "norm_act", "head", "update"])
 def test_gate_sees_another_op(name: str, monkeypatch: pytest.MonkeyPatch):
     op = next(op for op in SMALLEST if op.name == name)
-    public, inputs = gate._public(op)
+    public, inputs = gate.public(op)
 
     def changed(of, *tensors):
         return public(of, *tensors) * (1 if of is reference else 1 + 1e-6)
 
-    monkeypatch.setattr(gate, "_public", lambda _: (changed, inputs))
+    monkeypatch.setattr(gate, "public", lambda _: (changed, inputs))
     with pytest.raises(AssertionError, match=f"{name}.*result 0"):
         gate.check_op.__wrapped__(op)
 

@@ -7,24 +7,9 @@ import kernels
 from engine import meta, unroll
 from engine.config import Config
 from engine.episodes import Episode
-from engine.model import Backbone, Params
 from engine.passes import Moments
 from kernels import reference
-from tests.golden import Golden, assert_close
-
-
-def model_of(golden: Golden) -> Backbone:
-    c = golden.config
-    return Backbone(
-        c["in_channels"],
-        c["image"],
-        c["filters"],
-        4,
-        c["ways"],
-        "pool" if c["max_pool"] else "stride",
-        c["negative_slope"],
-        c["bn_eps"],
-    )
+from tests.golden import Golden, assert_close, model_of, params_of
 
 
 def config_of(golden: Golden) -> Config:
@@ -36,18 +21,6 @@ def config_of(golden: Golden) -> Config:
         msl_epochs=c["msl_epochs"],
         stages=4,
         norm_momentum=c["bn_momentum"],
-    )
-
-
-def params_of(golden: Golden, group: str) -> Params:
-    """Parameters, or their gradients, in the engine's flat layout; conv biases have none here."""
-    kinds, c = golden.groups[group], golden.config
-    names = list(model_of(golden).shapes)
-    norm = [kinds["norm"][f"norm{s}.{n}"] for s in range(4) for n in ("weight", "bias")]
-    return Params(
-        Backbone.flat([kinds["network"][name].unsqueeze(0) for name in names])[0],
-        torch.cat([rows.reshape(-1, c["filters"]) for rows in norm], 1),
-        torch.stack([kinds["rates"][name][: c["steps"]] for name in names], 1),
     )
 
 

@@ -44,13 +44,18 @@ class Jax:
         self.moments, self.count = (zeros, zeros), 0
         self._step = jax.jit(partial(_step, cfg))
 
-    def iteration(self, support_x, support_y, target_x, target_y) -> float:
+    def placed(self, support_x, support_y, target_x, target_y) -> tuple[jax.Array, ...]:
+        """A batch as `step` takes it, on JAX's device."""
         images = (_numpy(x).transpose(0, 1, 3, 4, 2) for x in (support_x, target_x))
         support, target = zip(images, (_numpy(support_y), _numpy(target_y)), strict=True)
+        return tuple(jnp.asarray(array) for array in (*support, *target))
+
+    def step(self, *batch: jax.Array) -> jax.Array:
+        """One outer iteration on a batch from `placed`; answers the mean loss."""
         self.count += 1
         state = self.params, self.moments, self.count
-        loss, self.params, self.moments, self._gradients = self._step(*state, *support, *target)
-        return float(loss)
+        loss, self.params, self.moments, self._gradients = self._step(*state, *batch)
+        return loss
 
     def gradients(self) -> dict[str, dict[str, Tensor]]:
         """Of the last iteration, by group and name; only of what is learned."""

@@ -56,8 +56,8 @@ class Outer(ABC):
     def mean_loss(self, support_x, support_y, target_x, target_y) -> Tensor:
         """Weighted target loss after adapting to sets [T, N, ...], mean over the tasks."""
 
-    def iteration(self, support_x, support_y, target_x, target_y) -> float:
-        """One outer iteration: gradients of the loss, clamp, Adam."""
+    def step(self, support_x, support_y, target_x, target_y) -> Tensor:
+        """One outer iteration: gradients of the loss, clamp, Adam. Answers the mean loss."""
         loss = self.mean_loss(support_x, support_y, target_x, target_y)
         self.optimiser.zero_grad()
         loss.backward()
@@ -65,7 +65,7 @@ class Outer(ABC):
             for parameter in (*self.network.values(), *self.norm.values()):
                 parameter.grad.clamp_(-self.cfg.clamp, self.cfg.clamp)
         self.optimiser.step()
-        return loss.item()
+        return loss.detach()
 
     def gradients(self) -> dict[str, dict[str, Tensor]]:
         """Of the last iteration, by group and name; only of what is learned."""

@@ -104,7 +104,7 @@ class ParallelMetalearn:
             device=torch.device("cpu"),
         )
 
-    def iteration(self, support_x, support_y, target_x, target_y) -> float:
+    def step(self, support_x, support_y, target_x, target_y) -> float:
         batch = support_x, {"labels": support_y}, target_x, {"labels": target_y}
         loss, _ = self.algorithm.step(iter([batch]), training=True, epoch=0, epochs=1)
         return loss / self.scale

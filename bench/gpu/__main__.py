@@ -1,0 +1,97 @@
+"""Checks, tunes, times and trains on a GPU, and writes one JSON and one Markdown report.
+
+    python -m bench.gpu [--name NAME] [--part PART] [--quick] [--device cuda|cpu] [--minutes M]
+
+Everything is saved as it is found: the same command continues with what is missing, and after
+--limit minutes begins nothing new. Results lie in bench/results/gpu/NAME.json and NAME.md.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from engine.config import Parser
+from engine.errors import UserError, say
+from engine.interrupt import Interrupt, answered
+
+PARTS = (
+    "environment", "compile", "kernels", "gradients", "graph", "tune", "ops", "iterations",
+    "memory", "training",
+)  # fmt: skip
+
+
+def flags(argv: list[str]) -> dict[str, Any]:
+    parser = Parser(prog="python -m bench.gpu", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--name", metavar="NAME", help="of the results (default: the GPU's)")
+    add("--part", metavar="|".join(PARTS), help="repeat this one alone")
+    add("--quick", action="store_true", default=False, help="fewer and smaller cases")
+    add("--device", metavar="cuda|cpu", default="cuda", help="cpu: a dry run")
+    add("--minutes", type=float, metavar="M", default=3.0, help="of training in this call")
+    add("--limit", type=float, metavar="M", default=9.0, help="of this call, about")
+    add("--data", metavar="PATH", default=None, help="Omniglot (default: datasets/omniglot)")
+    add("--out", type=Path, metavar="PATH", default=None, help="where the results go")
+    given = vars(parser.parse_args(argv))
+    for name, known in (("part", PARTS), ("device", ("cuda", "cpu"))):
+        if given.get(name, known[0]) not in known:
+            raise UserError(f"--{name} is {given[name]!r}: choose one of {', '.join(known)}")
+    for name in ("minutes", "limit"):
+        if not 0 <= given[name] < 1e6:
+            raise UserError(f"--{name} is {given[name]}: give minutes, 0 or more")
+    if not Path(given.get("name") or "x").name == (given.get("name") or "x"):
+        raise UserError(f"--name is {given['name']!r}: give the name of a file, without a folder")
+    return given
+
+
+def run(argv: list[str], interrupt: Interrupt) -> None:
+    began, given = time.monotonic(), flags(argv)
+
+    import torch
+
+    from bench import results
+    from bench.gpu import report
+    from bench.gpu.parts import items
+    from bench.gpu.progress import Progress, Request, work_through
+
+    interrupt.phase = "unwind"
+    if given["device"] == "cuda" and not torch.cuda.is_available():
+        raise UserError("torch finds no CUDA device here; --device cpu makes a dry run")
+    device = torch.device(given["device"])
+    name = given.get("name") or _default_name(device)
+    folder = given["out"] or results.FOLDER / "gpu"
+    progress = Progress(
+        folder / f"{name}.json", {"name": name, "device": device.type, "quick": given["quick"]}
+    )
+    request = Request(
+        name, device, given["quick"], given["minutes"], given["data"], folder, interrupt, progress
+    )
+    chosen, whole = [given["part"]] if "part" in given else list(PARTS), True
+    ends = began + 60 * given["limit"]
+    if "part" in given:
+        progress.forget(given["part"])
+    try:
+        for part in chosen:
+            whole = work_through(part, items(part, request), request, ends) and whole
+    finally:
+        page = report.write(progress)
+    say(f"{'done' if whole else 'time is up, the same command continues'}; saved in {page}")
+
+
+def _default_name(device) -> str:
+    import torch
+
+    if device.type != "cuda":
+        return "dry-run"
+    return torch.cuda.get_device_name(device).lower().replace(" ", "-").replace("/", "-")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    again = "stopped; the same command continues"
+    return answered(lambda interrupt: run(argv, interrupt), stopped=again)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Compiles the Triton kernels of all passes beforehand, side by side on the processor's cores.
+
+Triton keeps what it compiled on disk; a later run only loads it.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from bench import ops
+from bench.cases import Row
+from bench.gpu.checks import passes_here, rows_of_networks
+from bench.gpu.progress import Items, LeftOut, Request
+from bench.gpu.rows import config
+
+MOST = 16  # threads
+
+
+def items(request: Request) -> Items:
+    request.need_gpu("what Triton compiles")
+    precisions = [p for p, backend in passes_here(request.device) if backend == "triton"]
+    if not precisions:
+        raise LeftOut("no precision of the passes runs by Triton here; see python -m kernels")
+    yield "passes", lambda: _all(precisions, request)
+
+
+def _all(precisions: list[str], request: Request) -> dict:
+    wanted = [
+        (row, precision, which)
+        for precision in precisions
+        for row in rows_of_networks(request)
+        for which in ("support", "target")
+    ]
+    began = time.monotonic()
+    failed = compile_all(lambda each: _run(*each, request), wanted)
+    seconds = time.monotonic() - began
+    words = f"{len(wanted)} passes in {seconds:.0f} s of {os.cpu_count()} cores"
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {words} failed, the first: {failed[0]}")
+    return {"passes": len(wanted), "seconds": seconds, "said": words}
+
+
+def compile_all(run: Callable, each: Iterable) -> list[Exception]:
+    """`run` of each at once, for what it compiles; answers what went wrong, which the same work
+    meets again when it counts.
+    """
+
+    def attempt(one) -> Exception | None:
+        try:
+            run(one)
+        except Exception as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(min(MOST, os.cpu_count() or 1)) as pool:
+        return [error for error in pool.map(attempt, each) if error is not None]
+
+
+def _run(row: Row, precision: str, which: str, request: Request) -> None:
+    cfg = config(row, precision, request.quick, request.device)
+    calls = ops.passes(cfg, "triton", torch.float32, request.device, which)
+    with torch.no_grad():
+        for call in calls.values():
+            call()

@@ -1,0 +1,47 @@
+"""Errors against float64, and how much of one a precision explains.
+
+The budget is not chosen: it is twice the error of ordinary float32 torch whose products' operands
+are rounded in the same way (`bench.gpu.replay.Replay`), and one unit in the last place.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+ULP = 2.0**-23
+
+
+def error(a: Tensor, exact: Tensor) -> float:
+    """‖a − exact‖ / ‖exact‖, or ‖a‖ where the exact value is 0; NaN where a has one."""
+    a, exact = a.detach().double().flatten(), exact.detach().double().flatten()
+    scale = exact.norm()
+    return ((a - exact).norm() / (scale if scale > 0 else 1.0)).item()
+
+
+def verdict(triples: Iterable[tuple[str, Tensor, Tensor, Tensor]]) -> dict:
+    """Of (name, ours, float32 torch, float64): the result that takes the largest share of its
+    budget, and whether all are within theirs.
+    """
+    found, within = None, True
+    for name, ours, torch32, exact in triples:
+        budget = 2 * error(torch32, exact) + ULP
+        share = error(ours, exact) / budget
+        within = within and share <= 1  # also not when it is NaN
+        if found is None or not share <= found[0]:
+            found = share, name, budget
+    share, name, budget = found
+    return {"error": share * budget, "budget": budget, "worst": name, "within": within}
+
+
+def said(parts: dict[str, dict], repeats: bool) -> str:
+    words = [
+        f"{part} {v['error']:.1e} of {v['budget']:.1e}{'' if v['within'] else ' TOO MUCH'}"
+        for part, v in parts.items()
+    ]
+    return "; ".join(words) + ("" if repeats else "; NOT THE SAME BITS TWICE")
+
+
+def same(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:
+    """Bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

@@ -1,0 +1,128 @@
+"""What a run has found so far: a JSON that is saved after every item, and continued."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from bench import results
+from engine.errors import UserError, say
+from engine.interrupt import Interrupt
+
+Items = Iterator[tuple[str, Callable[[], dict]]]  # names, and what measures them
+
+
+class LeftOut(Exception):
+    """Raised by a part or an item that cannot be done here; the message says why, in one line."""
+
+
+class Request(NamedTuple):
+    """What was asked for on the command line, as the parts see it."""
+
+    name: str
+    device: torch.device
+    quick: bool  # fewer and smaller cases
+    minutes: float  # of training in this call
+    data: str | None  # Omniglot
+    folder: Path  # of the results
+    interrupt: Interrupt
+    progress: "Progress"
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def need_gpu(self, what: str) -> None:
+        if not self.cuda:
+            raise LeftOut(f"{what} is a GPU's; this run is on {self.device.type}")
+
+
+class Progress:
+    """`data` is what the JSON holds: how the run was asked for, its calls, and by part and name
+    what every item found, or why it was left out or failed.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path = path
+        self.data = results.load(path) if path.is_file() else settings | {"calls": [], "parts": {}}
+        for name, value in settings.items():
+            if self.data.get(name) != value:
+                raise UserError(
+                    f"{path} was begun with {name} {self.data.get(name)}, not {value}; ask for the "
+                    "same, or give another --name"
+                )
+        about = results.describe(full=False)
+        call = {name: about[name] for name in ("date", "commit", "changed")}
+        self.data["calls"].append(call | {"seconds": 0.0})
+        self._began = time.monotonic()
+
+    def part(self, part: str) -> dict[str, dict]:
+        """What the items of a part found, by name."""
+        return self.data["parts"].setdefault(part, {})
+
+    def found(self, part: str) -> dict[str, dict]:
+        """The same without those that were left out or failed."""
+        return {n: f for n, f in self.part(part).items() if not f.keys() & {"left_out", "failed"}}
+
+    def done(self, part: str, name: str) -> bool:
+        """Items that failed or were cut short are tried again."""
+        item = self.part(part).get(name)
+        return item is not None and not ("failed" in item or item.get("unfinished"))
+
+    def forget(self, part: str) -> None:
+        self.data["parts"].pop(part, None)
+
+    def keep(self, part: str, name: str, item: dict) -> None:
+        self.part(part)[name] = item | {"call": len(self.data["calls"]) - 1}
+        self.data["calls"][-1]["seconds"] = round(time.monotonic() - self._began, 1)
+        results.save(self.data, self.path)
+
+
+def work_through(part: str, items: Items, request: Request, ends: float) -> bool:
+    """Does what is missing of a part, each item as long as the clock has not passed `ends`; answers
+    whether it came to the end.
+
+    An item that fails is kept with its reason, and the others go on; but not after an error of the
+    device itself, which leaves none of them a chance.
+    """
+    progress = request.progress
+    for name, measure in _listed(part, items, progress):
+        if progress.done(part, name):
+            continue
+        request.interrupt.check()
+        if time.monotonic() > ends:
+            return False
+        began = time.monotonic()
+        try:
+            item = measure()
+        except LeftOut as reason:
+            item = {"left_out": str(reason)}
+        except Exception as error:
+            item = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+            if "CUDA error" in str(error):
+                progress.keep(part, name, item)
+                raise
+        progress.keep(part, name, item)
+        say(f"{part}: {name}, {time.monotonic() - began:.1f} s{_outcome(item)}")
+    return True
+
+
+def _listed(part: str, items: Items, progress: Progress) -> Items:
+    """The items; a part that cannot be done here has one, which says so."""
+    before = progress.part(part).pop("all of it", None)
+    try:
+        yield from items
+    except LeftOut as reason:
+        item = {"left_out": str(reason)}
+        progress.keep(part, "all of it", item)
+        if before is None:
+            say(f"{part}{_outcome(item)}")
+
+
+def _outcome(item: dict) -> str:
+    for what, words in (("left_out", "left out"), ("failed", "FAILED")):
+        if what in item:
+            return f", {words}: {item[what]}"
+    return f", {item['said']}" if "said" in item else ""

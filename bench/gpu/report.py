@@ -1,0 +1,44 @@
+"""The Markdown of a run, and the README's part, both from the JSON alone."""
+
+from pathlib import Path
+
+from bench import results
+from bench.gpu import sections
+from bench.gpu.progress import Progress
+
+FOLDER = results.FOLDER / "gpu"
+NOT_YET = (
+    "Not measured yet: no GPU was at hand. `python -m bench.gpu` on a machine with one checks, "
+    "tunes, times and trains, and `python -m bench.report` then makes this section.\n"
+)
+
+
+def write(progress: Progress) -> Path:
+    """The page beside the JSON."""
+    path = progress.path.with_suffix(".md")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(progress.data), encoding="utf-8")
+    return path
+
+
+def page(run: dict) -> str:
+    """All of a run."""
+    parts = [f"# {run['name']}\n", sections.machine(run)]
+    for title, make in sections.ALL.items():
+        if text := make(run):
+            parts.append(f"## {title}\n\n{text}")
+    return "\n".join(parts)
+
+
+def text() -> str:
+    """For the README: of each kept run of a GPU what counts most, or that there is none."""
+    runs = [(path, results.load(path)) for path in sorted(FOLDER.glob("*.json"))]
+    shown = [_shown(path, run) for path, run in runs if run["device"] == "cuda"]
+    return "\n".join(shown) if shown else NOT_YET
+
+
+def _shown(path: Path, run: dict) -> str:
+    page = path.with_suffix(".md").relative_to(FOLDER.parents[2]).as_posix()
+    tables = [make(run) for make in (sections.verdict, sections.iterations, sections.training)]
+    rest = f"Errors, launches, rates, memory and what was left out: [{page}]({page}).\n"
+    return "\n".join([sections.machine(run), *filter(None, tables), rest])

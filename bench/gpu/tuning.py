@@ -1,0 +1,188 @@
+"""Chooses blocks, warps and stages of the Triton launches, and writes them where the kernels look.
+
+The launches of a pass are recorded once with what configured them; each is then replayed alone in a
+graph of many, under the default and under its neighbours. All that the benchmark knows of
+`kernels.triton.launch` and of how the passes launch is in this file.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from itertools import groupby
+from typing import NamedTuple
+from unittest.mock import patch
+
+import torch
+
+from bench import ops
+from bench.cases import Row
+from bench.gpu import clock
+from bench.gpu.compiling import compile_all
+from bench.gpu.progress import Items, LeftOut, Request
+from bench.gpu.rows import GOALS, config
+
+BETTER = 0.97  # of the default's time: less is within what two measurements differ by
+ROUNDS = 2  # of neighbours, each of the best so far
+MODULES = ("conv", "norm_act", "stem", "head")
+
+
+class Call(NamedTuple):
+    """One launch: kernel[grid](*arguments, **options)."""
+
+    kernel: object
+    grid: tuple
+    arguments: tuple
+    options: dict
+
+    def __call__(self) -> None:
+        self.kernel[self.grid](*self.arguments, **self.options)
+
+
+def items(request: Request) -> Items:
+    request.need_gpu("the launch table")
+    try:
+        launch = import_module("kernels.triton.launch")
+    except ImportError as error:
+        raise LeftOut(f"no kernels.triton.launch: {error}") from None
+    rows = list(GOALS)[:1] if request.quick else list(GOALS)
+    seen: set[str] = set()
+    for precision in ("tf32", "bf16"):
+        for row in rows:
+            for which in ("target", "support"):
+                calls = passes(row, precision, which, request)
+                for geometry in _asked(launch, calls):
+                    key = launch.key(geometry)
+                    if key not in seen:
+                        seen.add(key)
+                        yield key, lambda a=(launch, geometry, calls, request): tune(*a)
+
+
+def passes(row: Row, precision: str, which: str, request: Request) -> Callable[[], None]:
+    """A call that runs all launches of a pass, and of its tangent where training has one."""
+    cfg = config(row, precision, request.quick, request.device)
+    parts = ops.passes(cfg, "triton", torch.float32, request.device, which)
+
+    def run() -> None:
+        with torch.no_grad():
+            parts["bwd"]()
+            if which == "support":
+                parts["tan"]()
+
+    return run
+
+
+def _asked(launch, run: Callable[[], None]) -> list:
+    with launch.asked() as geometries:
+        run()
+    return list(geometries)
+
+
+def tune(launch, geometry, run: Callable[[], None], request: Request) -> dict:
+    key, best = launch.key(geometry), launch.default(geometry)
+    choices, times = launch.candidates(geometry), {}
+
+    def measured(chosen: dict) -> float:
+        name = json.dumps(chosen, sort_keys=True)
+        if name not in times:
+            times[name] = _seconds(launch, geometry, chosen, run, request.device)
+        return times[name]
+
+    first = measured(best)
+    for _ in range(ROUNDS):
+        tried = neighbours(best, choices)
+        compile_all(lambda c: _run_with(launch, key, c, run), tried)
+        better = min([best, *tried], key=measured)
+        if better == best:
+            break
+        best = better
+    gained = measured(best) < BETTER * first
+    write(launch, request.device, key, best if gained else None)
+    words = f"{1e6 * first:.1f} µs, best {1e6 * measured(best):.1f} µs of {len(times)}"
+    return {
+        "default": first,
+        "best": measured(best),
+        "config": best if gained else None,
+        "tried": len(times),
+        "said": words + (f": {best}" if gained else ", the default stays"),
+    }
+
+
+def neighbours(chosen: dict, choices: list[dict]) -> list[dict]:
+    """Those that differ from it in one value."""
+    return [c for c in choices if sum(c[name] != chosen[name] for name in chosen) == 1]
+
+
+def _run_with(launch, key: str, chosen: dict, run: Callable[[], None]) -> None:
+    with launch.trying({key: chosen}):
+        run()
+
+
+def _seconds(launch, geometry, chosen: dict, run, device) -> float:
+    """Of the launches of a geometry alone; infinite where the device cannot run them."""
+    try:
+        with recorded(launch) as groups:
+            _run_with(launch, launch.key(geometry), chosen, run)
+        calls = groups[geometry]
+        return clock.of_call(lambda: [call() for call in calls], device)
+    except Exception as error:
+        if "out of resource" in str(error) or "OutOfResources" in type(error).__name__:
+            return float("inf")
+        raise
+
+
+@contextmanager
+def recorded(launch) -> Iterator[dict]:
+    """The first launches of every geometry that is asked for inside the block: those between that
+    and the next question.
+    """
+    events: list = []
+    ask = launch.config
+
+    def asked(geometry, *rest):
+        events.append(geometry)
+        return ask(geometry, *rest)
+
+    groups: dict = {}
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(launch, "config", asked))
+        for name in MODULES:
+            module = import_module(f"kernels.triton.{name}")
+            for attribute in [a for a in vars(module) if a.endswith("_kernel")]:
+                kernel = getattr(module, attribute)
+                stack.enter_context(patch.object(module, attribute, _Recorder(kernel, events)))
+        yield groups
+    geometry = None
+    for is_call, group in groupby(events, key=lambda event: isinstance(event, Call)):
+        if not is_call:
+            geometry = list(group)[-1]
+        elif geometry is not None:
+            groups.setdefault(geometry, list(group))
+
+
+class _Recorder:
+    """In a kernel's place: notes its launches and makes them."""
+
+    def __init__(self, kernel, events: list):
+        self.kernel, self.events = kernel, events
+
+    def __getattr__(self, name: str):
+        return getattr(self.kernel, name)
+
+    def __getitem__(self, grid: tuple) -> Callable:
+        def launch(*arguments, **options) -> None:
+            call = Call(self.kernel, grid, arguments, options)
+            self.events.append(call)
+            call()
+
+        return launch
+
+
+def write(launch, device: torch.device, key: str, chosen: dict | None) -> None:
+    """Into the table that is read at start; `None` leaves a key to its default."""
+    table = json.loads(launch.TUNED.read_text()) if launch.TUNED.exists() else {}
+    own = table.setdefault(torch.cuda.get_device_name(device), {})
+    own.pop(key, None)
+    if chosen is not None:
+        own[key] = chosen
+    launch.TUNED.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
