@@ -11,7 +11,6 @@ from torch import Tensor
 from engine.config import Config
 from engine.data import ClassBank, Dataset
 from engine.episodes import Episode
-from engine.run import on_device
 
 # The task and batch of each case; filters and image size are those of the data set's preset.
 CASES = {
@@ -149,7 +148,14 @@ def episode(
         return torch.arange(cfg.ways).repeat_interleave(samples).repeat(cfg.tasks, 1)
 
     sets = images(cfg.shots), labels(cfg.shots), images(cfg.targets), labels(cfg.targets)
-    return on_device(Episode(*sets), device)
+    return moved(Episode(*sets), device)
+
+
+def moved(batch: Episode, to: torch.device | torch.dtype | str) -> Episode:
+    """To a device, or its images to a dtype."""
+    if isinstance(to, torch.dtype):
+        return Episode(**{name: cast(t, to) for name, t in vars(batch).items()})
+    return Episode(**{name: t.to(to) for name, t in vars(batch).items()})
 
 
 def noise(cfg: Config, classes: int, images: int) -> Dataset:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from bench.cases import cast, episode
+from bench.cases import cast, episode, moved
 from bench.gpu.checks import on, passes_here
 from bench.gpu.errors import error, said, same, verdict
 from bench.gpu.progress import Items, LeftOut, Request
@@ -19,7 +19,6 @@ from engine.config import Config
 from engine.episodes import Episode
 from engine.meta import loss_weights, second_order
 from engine.model import Backbone, Params
-from engine.run import on_device
 from engine.unroll import MetaGradient
 from kernels import reference
 from tests import golden
@@ -79,7 +78,10 @@ def check(p: Problem, backend: str) -> dict:
     ours, tape = adjoint(p, backend)
     repeats = same(_tensors(ours), _tensors(adjoint(p, backend)[0]))
     with exact_products():
-        torch32, exact = oracle(p, tape, p.model.precision), oracle(_wide(p), tape, "fp32")
+        torch32, exact = (
+            oracle(p, tape, p.model.precision),
+            oracle(_cast(p, torch.float64), tape, "fp32"),
+        )
     found = verdict(zip(_NAMES, *map(_tensors, (ours, torch32, exact)), strict=True))
     return {
         "parts": {"gradient": found},
@@ -95,9 +97,9 @@ def of_file(file, precision: str, backend: str, device: torch.device) -> dict:
     model = replace(golden.model_of(golden_file), precision=precision)
     weights = [w / golden_file.config["tasks"] for w in golden_file.loss_weights]
     params = Params(*(t.to(device) for t in golden.params_of(golden_file, "init")))
-    batch = on_device(Episode(*golden_file.sets), device)
+    batch = moved(Episode(*golden_file.sets), device)
     wide = Problem(model, params, batch, weights, golden_file.config["second_order"])
-    p = wide._replace(params=cast(params, torch.float32), episode=_cast(batch, torch.float32))
+    p = _cast(wide, torch.float32)
     found = check(p, backend)
     expected = torch.cat([t.flatten() for t in golden.params_of(golden_file, "grad")]).to(device)
     with exact_products():
@@ -134,9 +136,5 @@ def _flat(found: MetaGradient) -> torch.Tensor:
     return torch.cat([t.flatten() for t in found.gradient])
 
 
-def _wide(p: Problem) -> Problem:
-    return p._replace(params=cast(p.params, torch.float64), episode=_cast(p.episode, torch.float64))
-
-
-def _cast(batch: Episode, dtype: torch.dtype) -> Episode:
-    return Episode(**{name: cast(t, dtype) for name, t in vars(batch).items()})
+def _cast(p: Problem, dtype: torch.dtype) -> Problem:
+    return p._replace(params=cast(p.params, dtype), episode=moved(p.episode, dtype))

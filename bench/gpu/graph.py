@@ -1,8 +1,10 @@
 """The engine's captured iteration: the same bits as the eager one, and how much it launches.
 
-All that the benchmark knows of `engine.graph` is in `Stepping`.
+All that the benchmark knows of how the engine captures is in `Stepping`.
 """
 
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from importlib import import_module
 
 import torch
@@ -11,51 +13,46 @@ from torch import Tensor
 from bench.cases import Row, noise
 from bench.gpu.launches import Launches, profiled
 from bench.gpu.progress import Items, LeftOut, Request
-from bench.gpu.rows import ROWS, config, precisions
+from bench.gpu.rows import FOREVER, ROWS, config, precisions
 from engine.config import Config
+from engine.episodes import EpisodeSampler
 from engine.meta import State, init_state
 
 ITERATIONS = 5  # whose bits are compared
-CLASSES, IMAGES = 40, 20
+CLASSES, IMAGES = 40, 20  # of the noise that tasks are drawn from
 
 
-class Stepping:
-    """The engine's whole iteration, drawing of the tasks included, on a state that it carries on;
-    as `bench.implementations` has it.
+class Stepping(AbstractContextManager):
+    """The loop that a training on a device runs, drawing of the tasks included, on a state that it
+    carries on; as `bench.implementations` has it. Without `graph` it launches kernel by kernel.
     """
 
-    def __init__(self, cfg: Config, device: torch.device, graph: bool):
-        if reason := unavailable(device):
-            raise LeftOut(reason)
-        module = import_module("engine.graph")
+    def __init__(self, cfg: Config, device: torch.device, graph: bool = True):
+        try:
+            loop = import_module("engine.loop")
+        except ImportError as error:
+            raise LeftOut(f"no captured iteration: {error}") from None
+        cfg = replace(cfg, no_graph=not graph)
         data = noise(cfg, max(CLASSES, 2 * cfg.ways), max(IMAGES, cfg.shots + cfg.targets))
-        self.stepper = module.Stepper(cfg, data, device, graph=graph)
-        self.state, self.done = init_state(cfg, device), 0
+        sizes = {name: getattr(cfg, name) for name in ("ways", "shots", "targets", "rotations")}
+        tasks = EpisodeSampler(data, "train", seed=0, **sizes)
+        self.loop = loop.DeviceLoop(cfg, tasks, range(FOREVER), device)
+        self.state = init_state(cfg, device)
+
+    def __exit__(self, *exc: object) -> None:
+        self.loop.__exit__(*exc)
 
     def iterations(self, count: int) -> float:
         for _ in range(count):
-            self.state, metrics = self.stepper.step(self.state, self.done)
-            self.done += 1
-        return float(metrics.loss)
+            self.state = self.loop.step(self.state)
+        return self.loop.finished(wait=True)[-1].metrics.loss
 
     def iteration(self) -> float:
         return self.iterations(1)
 
 
-def unavailable(device: torch.device) -> str | None:
-    """Why there is no captured iteration here, in one line; `None` if there is."""
-    if device.type != "cuda":
-        return f"a CUDA graph is a GPU's; this run is on {device.type}"
-    try:
-        import_module("engine.graph")
-    except ImportError as error:
-        return f"no engine.graph: {error}"
-    return None
-
-
 def items(request: Request) -> Items:
-    if reason := unavailable(request.device):
-        raise LeftOut(reason)
+    request.need_gpu("a CUDA graph")
     for row in ROWS[:1] if request.quick else ROWS:
         for precision in precisions(request.device, "tf32", "bf16"):
             cfg = config(row, precision, request.quick, request.device)
@@ -65,11 +62,12 @@ def items(request: Request) -> Items:
 
 def bits(cfg: Config, device: torch.device, iterations: int = ITERATIONS) -> dict:
     """Whether graph and eager are in the same state, bit for bit, after each iteration."""
-    both = [Stepping(cfg, device, graph) for graph in (True, False)]
-    for i in range(iterations):
-        losses = [stepping.iteration() for stepping in both]
-        if odd := differences(*(stepping.state for stepping in both)):
-            return {"same": False, "said": f"NOT THE SAME after iteration {i + 1}: {odd}"}
+    with ExitStack() as stack:
+        both = [stack.enter_context(Stepping(cfg, device, graph)) for graph in (True, False)]
+        for i in range(iterations):
+            losses = [stepping.iteration() for stepping in both]
+            if odd := differences(*(stepping.state for stepping in both)):
+                return {"same": False, "said": f"NOT THE SAME after iteration {i + 1}: {odd}"}
     return {"same": True, "loss": losses[0], "said": f"the same bits over {iterations} iterations"}
 
 
@@ -92,9 +90,9 @@ def _launches(row: Row, request: Request) -> dict:
     found: dict[str, Launches] = {}
     cfg = config(row, "tf32", request.quick, request.device)
     for name, graph in (("graph", True), ("eager", False)):
-        stepping = Stepping(cfg, request.device, graph)
-        stepping.iterations(3)
-        found[name] = profiled(stepping.iteration)
+        with Stepping(cfg, request.device, graph) as stepping:
+            stepping.iterations(3)
+            found[name] = profiled(stepping.iteration)
     words = "; ".join(
         f"{name} {n.kernels} kernels, {n.copies} copies, busy {n.busy:.0f} of {n.span:.0f} µs"
         for name, n in found.items()

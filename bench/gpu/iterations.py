@@ -46,7 +46,7 @@ def _play(row: Row, other: str | None, request: Request) -> dict:
     cfg = config(row, precisions(request.device, "tf32")[0], request.quick, request.device)
     absent: dict[str, str] = {}
     with ExitStack() as stack:
-        players = _ours(row, request, absent, eager=other is None)
+        players = _ours(row, request, absent, stack, eager=other is None)
         if other:
             players[other] = _other(row, cfg, other, request, stack)
         turn, rounds = (QUICK_TURN, QUICK_ROUNDS) if request.quick else (TURN, ROUNDS)
@@ -61,13 +61,15 @@ def _play(row: Row, other: str | None, request: Request) -> dict:
     }
 
 
-def _ours(row: Row, request: Request, absent: dict[str, str], eager: bool) -> dict[str, Callable]:
+def _ours(
+    row: Row, request: Request, absent: dict[str, str], stack: ExitStack, eager: bool
+) -> dict[str, Callable]:
     """Ours in each precision; what is not the same bits as when run eagerly is not timed."""
     players, device = {}, request.device
     for precision in precisions(device, "tf32", "bf16"):
         cfg = config(row, precision, request.quick, device)
         try:
-            own = graph.Stepping(cfg, device, graph=True)
+            own = stack.enter_context(graph.Stepping(cfg, device))
             found = graph.bits(cfg, device, 2)
             if not found["same"]:
                 raise AssertionError(found["said"])
@@ -127,13 +129,14 @@ def _peak(row: Row, name: str, request: Request) -> dict:
     before = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     precision = name.rpartition(", ")[2] if name.startswith("ours") else "tf32"
     cfg = config(row, precision, request.quick, device)
-    runner = (
-        graph.Stepping(cfg, device, graph=True)
-        if name.startswith("ours")
-        else IMPLEMENTATIONS[name](cfg, torch.float32, device)
-    )
-    runner.iterations(2)
-    clock.wait(device)
+    with ExitStack() as stack:
+        runner = (
+            stack.enter_context(graph.Stepping(cfg, device))
+            if name.startswith("ours")
+            else IMPLEMENTATIONS[name](cfg, torch.float32, device)
+        )
+        runner.iterations(2)
+        clock.wait(device)
     peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
     allocated, reserved = (peak - was for peak, was in zip(peaks, before, strict=True))
     words = f"{allocated / 2**20:,.0f} MiB of tensors, {reserved / 2**20:,.0f} MiB reserved"

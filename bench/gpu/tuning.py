@@ -186,3 +186,4 @@ def write(launch, device: torch.device, key: str, chosen: dict | None) -> None:
     if chosen is not None:
         own[key] = chosen
     launch.TUNED.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    launch._tuned.cache_clear()  # what follows in this process runs by the new table
