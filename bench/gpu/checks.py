@@ -10,7 +10,7 @@ from torch import Tensor
 import kernels
 from bench import gate, ops
 from bench.cases import Row, cast, episode
-from bench.gpu.errors import said, same, verdict
+from bench.gpu.errors import item, same, verdict
 from bench.gpu.progress import Items, Request
 from bench.gpu.replay import Choices, Replay, choices, exact_products, stage
 from bench.gpu.rows import GOALS, config
@@ -86,7 +86,7 @@ def _op(op: Op, device: torch.device) -> dict:
         )
         for part in PARTS
     }
-    return _item(found, repeats)
+    return item(found, repeats)
 
 
 class _Public(NamedTuple):
@@ -150,11 +150,7 @@ def passes(cfg: Config, which: str, backend: str, device: torch.device) -> dict:
         part: verdict((n, results[n], torch32[n], exact[n]) for n in results if _part_of(n) == part)
         for part in PARTS
     }
-    return _item(found, repeats) | {"replayed": chosen is not None}
-
-
-def _item(parts: dict[str, dict], repeats: bool) -> dict:
-    return {"parts": parts, "repeats": repeats, "said": said(parts, repeats)}
+    return item(found, repeats, chosen is not None)
 
 
 class Problem(NamedTuple):

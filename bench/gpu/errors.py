@@ -30,12 +30,16 @@ def verdict(quadruples: Iterable[tuple[str, Tensor, Tensor, Tensor]]) -> dict:
     return {"error": largest, "budget": budget, "worst": worst, "within": largest <= budget}
 
 
-def said(parts: dict[str, dict], repeats: bool) -> str:
+def item(parts: dict[str, dict], repeats: bool, replayed: bool = True) -> dict:
+    """What is kept of a check. One whose winners could not be replayed is shown, not judged."""
     words = [
-        f"{part} {v['error']:.1e} of {v['budget']:.1e}{'' if v['within'] else ' TOO MUCH'}"
+        f"{part} {v['error']:.1e} of {v['budget']:.1e}"
+        + ("" if v["within"] or not replayed else " TOO MUCH")
         for part, v in parts.items()
     ]
-    return "; ".join(words) + ("" if repeats else "; NOT THE SAME BITS TWICE")
+    words += [] if replayed else ["its own winners"]
+    words += [] if repeats else ["NOT THE SAME BITS TWICE"]
+    return {"parts": parts, "repeats": repeats, "replayed": replayed, "said": "; ".join(words)}
 
 
 def same(a: Iterable[Tensor], b: Iterable[Tensor]) -> bool:

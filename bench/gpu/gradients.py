@@ -10,7 +10,7 @@ import torch
 
 from bench.cases import cast, episode, moved
 from bench.gpu.checks import on, passes_here
-from bench.gpu.errors import error, said, same, verdict
+from bench.gpu.errors import error, item, same, verdict
 from bench.gpu.progress import Items, LeftOut, Request
 from bench.gpu.replay import Recording, Replay, Tape, exact_products
 from bench.gpu.rows import ROWS, config
@@ -78,17 +78,10 @@ def check(p: Problem, backend: str) -> dict:
     ours, tape = adjoint(p, backend)
     repeats = same(_tensors(ours), _tensors(adjoint(p, backend)[0]))
     with exact_products():
-        torch32, exact = (
-            oracle(p, tape, p.model.precision),
-            oracle(_cast(p, torch.float64), tape, "fp32"),
-        )
+        torch32 = oracle(p, tape, p.model.precision)
+        exact = oracle(_cast(p, torch.float64), tape, "fp32")
     found = verdict(zip(_NAMES, *map(_tensors, (ours, torch32, exact)), strict=True))
-    return {
-        "parts": {"gradient": found},
-        "repeats": repeats,
-        "replayed": all(tape),
-        "said": said({"gradient": found}, repeats),
-    }
+    return item({"gradient": found}, repeats, all(tape))
 
 
 def of_file(file, precision: str, backend: str, device: torch.device) -> dict:

@@ -52,9 +52,9 @@ def checks(part: str) -> Callable[[dict], str]:
         body = [
             [
                 name,
-                *(_error(item["parts"].get(p)) for p in names),
+                *(_error(item["parts"].get(p), item["replayed"]) for p in names),
                 "yes" if item["repeats"] else "NO",
-                "yes" if item.get("replayed", True) else "no",
+                "yes" if item["replayed"] else "no",
                 f"{item['free']:.0e}" if "free" in item else "–",
             ]
             for name, item in found.items()
@@ -65,15 +65,21 @@ def checks(part: str) -> Callable[[dict], str]:
     return section
 
 
-def _error(part: dict | None) -> str:
+def _error(part: dict | None, judged: bool) -> str:
     if part is None:
         return "–"
-    return f"{part['error']:.0e} ({part['budget']:.0e}){'' if part['within'] else ' TOO MUCH'}"
+    verdict = " TOO MUCH" if judged and not part["within"] else ""
+    return f"{part['error']:.0e} ({part['budget']:.0e}){verdict}"
 
 
 def verdict(run: dict) -> str:
     """One line: how many results are within their budgets, and the same bits twice."""
-    found = [i for p in ("kernels", "gradients") for i in found_of(run, p).values() if "parts" in i]
+    found = [
+        item
+        for part in ("kernels", "gradients")
+        for item in found_of(run, part).values()
+        if item.get("replayed")
+    ]
     if not found:
         return ""
     right = [i for i in found if i["repeats"] and all(p["within"] for p in i["parts"].values())]
@@ -245,11 +251,11 @@ def not_done(run: dict) -> str:
         for what, words in (("left_out", ""), ("failed", "FAILED, "))
         if what in item
     ]
-    lines += [
-        f"- iterations, {name}: without {player}, {why}\n"
-        for name, item in found_of(run, "iterations").items()
+    lines += dict.fromkeys(
+        f"- iterations: {player}, {why}\n"
+        for item in found_of(run, "iterations").values()
         for player, why in item["absent"].items()
-    ]
+    )
     return "".join(lines)
 
 
