@@ -186,28 +186,28 @@ def run(p: Problem, backend: str) -> tuple[dict[str, Tensor], list[Choices] | No
 
 
 def oracle(p: Problem, chosen: list[Choices] | None, precision: str) -> dict[str, Tensor]:
-    """The same by autograd, in the problem's dtype."""
-    # A row of gains and biases for each task, to have the gradient of each.
-    theta, row = (t.detach().requires_grad_() for t in (p.theta, p.row.expand(len(p.x), -1)))
-    losses = []
-    for t in range(len(p.x)):
-        own = None if chosen is None else [[_of_task(c, t) for c in chosen]]
-        at = slice(t, t + 1)
-        replay = Replay(p.model, own, precision)
-        losses.append(replay.loss(theta[at], row[t], p.x[at], p.labels[at]))
-    loss, logits, moments = zip(*losses, strict=True)
-    gradient, norm_gradient = torch.autograd.grad(
-        torch.cat(loss).sum(), (theta, row), create_graph=True
-    )
-    along = (gradient * p.direction).sum()
-    products = torch.autograd.grad(along, (theta, row))
-    mean, var = (torch.cat(m) for m in zip(*moments, strict=True))
-    values = torch.cat(loss), torch.cat(logits), mean, var
-    return _named(p.model, *values, gradient, norm_gradient, *products)
+    """The same by autograd, in the problem's dtype, one task after the other."""
+    tasks = [_oracle_of(p, chosen, precision, t) for t in range(len(p.x))]
+    return _named(p.model, *(torch.cat(each) for each in zip(*tasks, strict=True)))
 
 
-def _of_task(chosen: Choices, task: int) -> Choices:
-    return Choices(*(None if c is None else c[task : task + 1] for c in chosen))
+def _oracle_of(p: Problem, chosen, precision: str, task: int) -> tuple[Tensor, ...]:
+    at = slice(task, task + 1)
+    tape = None if chosen is None else [[_of_task(c, at) for c in chosen]]
+    theta, row = (t.detach().requires_grad_() for t in (p.theta[at], p.row))
+    replay = Replay(p.model, tape, precision)
+    loss, logits, moments = replay.loss(theta, row, p.x[at], p.labels[at])
+    gradient, norm_gradient = torch.autograd.grad(loss.sum(), (theta, row), create_graph=True)
+    products = torch.autograd.grad((gradient * p.direction[at]).sum(), (theta, row))
+    rows = norm_gradient, products[1]
+    norm_gradient, norm_product = (r.detach().unsqueeze(0) for r in rows)
+    return (
+        loss.detach(), logits, *moments, gradient.detach(), norm_gradient, products[0], norm_product
+    )  # fmt: skip
+
+
+def _of_task(chosen: Choices, at: slice) -> Choices:
+    return Choices(*(None if c is None else c[at] for c in chosen))
 
 
 def _named(model, loss, logits, mean, var, gradient, norm_gradient, product, norm_product):

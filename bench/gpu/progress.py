@@ -100,7 +100,7 @@ def work_through(part: str, items: Items, request: Request, ends: float) -> bool
         except LeftOut as reason:
             item = {"left_out": str(reason)}
         except Exception as error:
-            item = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+            item = _failure(error)
             if "CUDA error" in str(error):
                 progress.keep(part, name, item)
                 raise
@@ -110,15 +110,24 @@ def work_through(part: str, items: Items, request: Request, ends: float) -> bool
 
 
 def _listed(part: str, items: Items, progress: Progress) -> Items:
-    """The items; a part that cannot be done here has one, which says so."""
+    """The items; a part that cannot be done here, or that fails to say what it has, has one, which
+    says why.
+    """
     before = progress.part(part).pop("all of it", None)
     try:
         yield from items
+        return
     except LeftOut as reason:
         item = {"left_out": str(reason)}
-        progress.keep(part, "all of it", item)
-        if before is None:
-            say(f"{part}{_outcome(item)}")
+    except Exception as error:
+        item = _failure(error)
+    progress.keep(part, "all of it", item)
+    if item.keys().isdisjoint(before or ()):
+        say(f"{part}{_outcome(item)}")
+
+
+def _failure(error: Exception) -> dict:
+    return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
 
 
 def _outcome(item: dict) -> str:

@@ -8,8 +8,8 @@ from bench.gpu.progress import Progress
 
 FOLDER = results.FOLDER / "gpu"
 NOT_YET = """\
-Not measured yet: no GPU was at hand. `python -m bench.gpu` on a machine with one checks, tunes, times and
-trains in under ten minutes a call, and `python -m bench.report` then makes this section.
+Not measured yet: no GPU was at hand. `python -m bench.gpu` on a machine with one checks, tunes,
+times and trains in under ten minutes a call, and `python -m bench.report` then makes this section.
 """
 
 
