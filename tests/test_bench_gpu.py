@@ -1,0 +1,257 @@
+"""The GPU benchmark without a GPU: its dry run, how it continues, and its logic with stand-ins."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import results
+from bench.gpu import clock, launches, training
+from bench.gpu.__main__ import PARTS, main
+from bench.gpu.launches import Work
+from bench.gpu.progress import LeftOut, Progress, Request, work_through
+from engine.config import Config
+from engine.interrupt import Interrupt, Stopped
+from tests import golden
+from tests.tiny import make_images
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def request_(tmp_path) -> Request:
+    progress = Progress(tmp_path / "made.json", {"name": "made", "device": "cpu", "quick": True})
+    return Request("made", CPU, True, 1.0, None, tmp_path, Interrupt(), progress)
+
+
+@pytest.fixture
+def one_golden_file(tmp_path, monkeypatch) -> None:
+    """The smallest one, if there are any."""
+    folder = tmp_path / "golden"
+    folder.mkdir()
+    for file in sorted(golden.files(), key=lambda f: f.stat().st_size)[:1]:
+        (folder / file.name).symlink_to(file)
+    monkeypatch.setenv("GOLDEN_DIR", str(folder))
+
+
+def test_a_dry_run_goes_through_every_part_and_continues(
+    tmp_path, monkeypatch, one_golden_file, capsys
+):
+    monkeypatch.chdir(tmp_path)  # no Omniglot in datasets/
+    command = ["--device", "cpu", "--quick", "--out", str(tmp_path), "--name", "dry"]
+    assert main(command) == 0
+    run = results.load(tmp_path / "dry.json")
+    assert list(run["parts"]) == list(PARTS)
+    items = {(part, n): item for part in PARTS for n, item in run["parts"][part].items()}
+    assert not [key for key, item in items.items() if "failed" in item]
+    for part in ("compile", "graph", "tune", "memory"):
+        assert "this run is on cpu" in items[part, "all of it"]["left_out"]
+    assert "no Omniglot at" in items["training", "all of it"]["left_out"]
+    judged = [i for (part, _), i in items.items() if part in ("kernels", "gradients")]
+    judged = [i for i in judged if i.get("replayed")]
+    assert len(judged) > 8 and all(item["repeats"] for item in judged)
+    assert all(part["within"] for item in judged for part in item["parts"].values())
+    played = {name for (part, _), i in items.items() for name in i.get("rounds", ())}
+    assert played == {"ours, fp32", "ours, fp32, eager", "loop", "vmap"}
+    page = (tmp_path / "dry.md").read_text()
+    for title in ("Outer iterations", "Ops and passes", "Errors of meta-gradients", "Left out"):
+        assert f"## {title}\n" in page
+
+    del run["parts"]["kernels"]["update-mini-plain"]
+    results.save(run, tmp_path / "dry.json")
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and said[0].startswith("kernels: update-mini-plain")
+    again = results.load(tmp_path / "dry.json")
+    assert again["parts"]["kernels"].pop("update-mini-plain")["call"] == 1
+    assert again["parts"]["kernels"] == run["parts"]["kernels"]
+    assert [call["commit"] for call in again["calls"]] == [run["calls"][0]["commit"]] * 2
+
+    assert main([*command, "--part", "environment"]) == 0
+    third = results.load(tmp_path / "dry.json")["parts"]
+    assert {item["call"] for item in third["environment"].values()} == {2}
+    assert third["ops"] == again["parts"]["ops"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--part", "all"], "--part is 'all': choose one of environment, compile,"),
+        (["--device", "tpu"], "--device is 'tpu': choose one of cuda, cpu"),
+        (["--minutes", "-1"], "--minutes is -1.0: give minutes, 0 or more"),
+        (["--limit", "nan"], "--limit is nan: give minutes, 0 or more"),
+        (["--minutes", "many"], "invalid float value: 'many'"),
+        (["--name", "a/b"], "--name is 'a/b': give the name of a file"),
+        (["--quik"], "unrecognized arguments: --quik"),
+    ],
+)
+def test_a_mistake_is_one_line(flags, message, capsys, tmp_path):
+    assert main([*flags, "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_asks_for_a_dry_run(capsys, tmp_path):
+    assert main(["--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: torch finds no CUDA device here; --device cpu makes a dry run\n"
+
+
+def test_another_kind_of_run_does_not_continue_a_file(request_, capsys):
+    request_.progress.keep("environment", "machine", {})
+    command = ["--device", "cpu", "--name", "made", "--out", str(request_.folder)]
+    assert main(command) == 2
+    assert "made.json was begun with quick True, not False" in capsys.readouterr().err
+
+
+def test_what_fails_is_kept_and_tried_again_and_the_rest_goes_on(request_, capsys):
+    asked = []
+
+    def item(name: str, *outcomes):
+        left = iter(outcomes)
+
+        def measure() -> dict:
+            asked.append(name)
+            outcome = next(left)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        return name, measure
+
+    items = [
+        item("fails", ValueError("no\nluck"), {"x": 1}),
+        item("left", LeftOut("not here")),
+        item("cut", {"unfinished": True}, {"x": 2}),
+        item("works", {"x": 3, "said": "well"}),
+    ]
+    for _ in range(2):
+        assert work_through("part", iter(items), request_, time.monotonic() + 60)
+    assert asked == ["fails", "left", "cut", "works", "fails", "cut"]
+    kept = results.load(request_.progress.path)["parts"]["part"]
+    assert {name: found.get("x") for name, found in kept.items()} == dict(
+        fails=1, left=None, cut=2, works=3
+    )
+    assert "part: fails, 0.0 s, FAILED: ValueError: no luck" in capsys.readouterr().out
+
+
+def test_a_broken_device_ends_the_run_and_time_ends_a_call(request_):
+    def broken() -> dict:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    later = time.monotonic() + 60
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        work_through("part", iter([("broken", broken), ("next", dict)]), request_, later)
+    assert list(request_.progress.part("part")) == ["broken"]
+    assert not work_through("part", iter([("next", dict)]), request_, time.monotonic() - 1)
+    assert not request_.progress.done("part", "next")
+
+
+def test_a_part_that_cannot_be_listed_says_why(request_, capsys):
+    def items(error: Exception):
+        yield "first", dict
+        raise error
+
+    for error in (LeftOut("no such thing"), LeftOut("no such thing"), KeyError("gone")):
+        assert work_through("part", items(error), request_, time.monotonic() + 60)
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:] == ["part, left out: no such thing", "part, FAILED: KeyError: 'gone'"]
+    assert request_.progress.found("part").keys() == {"first"}
+    assert work_through("part", iter([("first", dict)]), request_, time.monotonic() + 60)
+    assert request_.progress.part("part").keys() == {"first"}
+
+
+def test_launches_are_counted_and_gaps_are_where_nothing_runs():
+    done = [
+        Work("conv", 10.0, 14.0),
+        Work("conv", 0.0, 4.0),
+        Work("Memcpy HtoD", 5.0, 6.0),
+        Work("norm", 2.0, 5.0),  # on another stream
+        Work("sum", 11.0, 12.0),
+    ]
+    found = launches.count(done)
+    assert found == (4, 1, 14.0, 10.0, 4.0, {"conv": 2, "norm": 1, "sum": 1})
+    with pytest.raises(LeftOut, match="saw no work"):
+        launches.count([])
+
+
+def test_turns_are_taken_forth_and_back_with_as_much_as_fits_in_one():
+    played = []
+
+    def player(name: str, seconds: float):
+        def play(count: int) -> float:
+            played.append((name, count))
+            return count * seconds
+
+        return play
+
+    taken = clock.take_turns({"fast": player("fast", 0.25), "slow": player("slow", 4.0)}, 1.0, 3)
+    assert taken == {"fast": [0.25] * 3, "slow": [4.0] * 3}
+    once = [("fast", 1), ("fast", 1), ("slow", 1), ("slow", 1)]
+    forth, back = [("fast", 4), ("slow", 1)], [("slow", 1), ("fast", 4)]
+    assert played == once + forth + back + forth
+
+
+def test_a_call_is_timed_by_its_median(monkeypatch):
+    times = iter([0.02, 0.5, 0.02, 0.03, 0.01, 0.02])
+    monkeypatch.setattr(clock, "elapsed", lambda call, device: next(times))
+    assert clock.of_call(lambda: None, CPU) == 0.02
+
+
+@pytest.fixture
+def tiny_training(tmp_path, monkeypatch) -> Path:
+    images = make_images(tmp_path / "images")
+    sizes = dict(image_size=16, filters=4, stages=3, steps=2, tasks=2, targets=2, ways=3)
+    length = dict(epochs=2, iterations=3, eval_tasks=4, ensemble=2, log_every=1, threads=1)
+    places = dict(data=str(images), cache=str(tmp_path / "cache"), run=str(tmp_path / "run"))
+    cfg = Config.of("maml++", "folder", **sizes, **length, **places, device="cpu")
+    monkeypatch.setattr(training, "configuration", lambda seed, request: cfg)
+    return tmp_path / "run"
+
+
+def test_a_training_ends_in_time_and_continues(tiny_training, request_):
+    late = training.Until(request_.interrupt, time.monotonic() - 1)
+    assert training._seed(0, request_, late)["seconds"] == 0.0 and not tiny_training.exists()
+
+    class Soon(training.Until):
+        checks = 0
+
+        def check(self) -> None:
+            self.checks += 1
+            if self.checks > 2:
+                raise Stopped(signal.SIGALRM)
+
+    soon = Soon(request_.interrupt, time.monotonic() + 60)
+    item = training._seed(0, request_, soon)
+    assert item["unfinished"] and item["seconds"] > 0
+    request_.progress.keep("training", "seed 0", item)
+    log = (tiny_training / "log.jsonl").read_text().splitlines()
+    assert 1 <= len(log) < 6
+    whole = training._seed(0, request_, training.Until(request_.interrupt, time.monotonic() + 60))
+    assert whole["seconds"] > item["seconds"] and len(whole["validation"]) == 2
+    assert 0 <= whole["ensemble"]["accuracy"] <= 1 and "run" not in whole["settings"]
+    json.dumps(whole)
+
+
+def test_ctrl_c_in_a_training_is_no_end_of_time(tiny_training, request_):
+    class CtrlC(training.Until):
+        def check(self) -> None:
+            raise Stopped(signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        training._seed(0, request_, CtrlC(request_.interrupt, time.monotonic() + 60))
+    assert request_.progress.part("training")["seed 0"]["unfinished"]
+    assert not request_.progress.done("training", "seed 0")
+
+
+def test_the_paper_protocol_is_what_is_trained(request_):
+    cfg = training.configuration(1, request_._replace(quick=False))
+    assert cfg == Config.of(
+        "maml++", "omniglot", ways=20, shots=1, seed=1, device="cpu", run="runs/gpu/made/seed1"
+    )

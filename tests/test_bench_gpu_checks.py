@@ -1,0 +1,242 @@
+"""What the GPU benchmark judges by: the oracle that replays winners, emulated precisions, error
+budgets; and what of its peers and of its tuner can be tried without a GPU.
+"""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import kernels
+from bench import gate
+from bench.baselines import cudnn_graph
+from bench.cases import reduced
+from bench.gpu import checks, compiling, errors, gradients, graph, tuning
+from bench.gpu.products import convolution, parts
+from bench.gpu.replay import Choices, Recording, Replay, choices
+from bench.gpu.rows import ROWS, config
+from bench.implementations import IMPLEMENTATIONS, TheLoop, missing
+from engine.passes import FusedKept
+
+CPU = torch.device("cpu")
+CFG = replace(reduced(ROWS[0].config()), image_size=12, stages=2, steps=2, targets=1)
+
+
+@pytest.mark.parametrize(("stride", "side"), [(1, 5), (2, 6)])
+def test_the_oracle_s_convolution_is_differentiable_twice(stride: int, side: int):
+    x, w = (
+        torch.randn(*shape, dtype=torch.float64) for shape in ((2, 2, side, side), (3, 2, 3, 3))
+    )
+    x, w = x.requires_grad_(), w.requires_grad_()
+    assert torch.equal(convolution(x, w, stride), torch.conv2d(x, w, None, stride, 1))
+    assert torch.autograd.gradcheck(lambda *t: convolution(*t, stride), (x, w))
+    assert torch.autograd.gradgradcheck(lambda *t: convolution(*t, stride), (x, w))
+
+
+@pytest.mark.parametrize(
+    ("precision", "count", "bits"),
+    [("fp32", 1, 24), ("tf32", 1, 10), ("tf32x3", 2, 20), ("bf16", 1, 8), ("bf16x3", 2, 16)],
+)
+def test_parts_of_an_operand_hold_what_the_precision_holds(precision, count, bits):
+    x = torch.randn(1000)
+    found = parts(x, precision)
+    assert len(found) == count
+    apart = ((sum(found) - x).abs() / x.abs()).max().item()
+    assert apart <= 2.0**-bits and (precision == "fp32" or apart > 2.0 ** -(bits + 3))
+
+
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+def test_a_replayed_oracle_is_the_adjoint(downsample: str):
+    made = gradients.of_row(replace(CFG, downsample=downsample), CPU)
+    made = gradients._cast(made, torch.float64)
+    ours, tape = gradients.adjoint(made, "plain")
+    assert len(tape) == 2 * CFG.steps and all(tape)
+    for each in (tape, None):
+        exact = gradients.oracle(made, each, "fp32")
+        for a, b in zip(gradients._tensors(ours), gradients._tensors(exact), strict=True):
+            gate.agree("replayed", a, b, 1e-10)
+
+
+def test_another_winner_or_bend_is_another_gradient():
+    made = checks.problem(CFG, "support", CPU)
+    results_, chosen = checks.run(made, "plain")
+    same = checks.oracle(made, chosen, "fp32")
+    first = chosen[0]
+    for changed in (
+        Choices(3 - first.winners, first.positive),
+        Choices(first.winners, ~first.positive),
+    ):
+        other = checks.oracle(made, [changed, *chosen[1:]], "fp32")
+        for name in ("loss", "gradient conv0.weight", "product conv1.weight"):
+            assert errors.error(results_[name], same[name]) < 1e-5
+            assert errors.error(results_[name], other[name]) > 1e-2
+
+
+def test_choices_of_kept_stages_are_those_of_composed_ones():
+    """As a backend of whole passes keeps them: NHWC, and a code of two bits."""
+    made = checks.problem(CFG, "support", CPU)
+    with kernels.use("plain"):
+        images = made.model.prepare(made.x, 2)
+        kept = images.loss_and_gradient(made.theta, made.row, made.labels, keep=True).kept
+    expected = choices(made.model, made.row, kept)
+    stages = [
+        SimpleNamespace(
+            x_hat=stage.saved.x_hat.permute(0, 1, 3, 4, 2),
+            winners=own.winners.permute(0, 1, 3, 4, 2).to(torch.uint8),
+        )
+        for stage, own in zip(kept.stages, expected, strict=True)
+    ]
+    fused = FusedKept(None, SimpleNamespace(stages=stages))
+    for a, b in zip(choices(made.model, made.row, fused), expected, strict=True):
+        assert torch.equal(a.winners, b.winners) and torch.equal(a.positive, b.positive)
+    assert choices(made.model, made.row, FusedKept(None, SimpleNamespace())) is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "least", "most"), [("tf32", 1e-5, 5e-3), ("bf16", 1e-4, 5e-2)]
+)
+def test_an_emulated_precision_is_as_far_off_as_its_operands(precision, least, most):
+    made = checks.problem(CFG, "support", CPU)
+    _, chosen = checks.run(made, "plain")
+    exact, rounded = (checks.oracle(made, chosen, p) for p in ("fp32", precision))
+    name = "gradient conv1.weight"
+    assert least < errors.error(rounded[name], exact[name]) < most
+    assert torch.equal(rounded["mean"][:, :6], exact["mean"][:, :6])  # of the stem
+
+
+def test_a_recording_changes_nothing():
+    made = gradients.of_row(CFG, CPU)
+    recording = Recording(made.model)
+    with kernels.use("plain"):
+        for model in (recording, made.model):
+            images = model.prepare(made.episode.support_x, 2)
+            arguments = made.params.theta.expand(2, -1), made.params.norm[0]
+            found = images.loss_and_gradient(*arguments, made.episode.support_y)
+            assert found.kept is None
+    assert len(recording.tape) == 1
+    assert Replay(made.model).sizes == recording.sizes == made.model.sizes
+
+
+def test_a_verdict_is_within_twice_the_error_of_torch_or_not():
+    exact = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    torch32, ours = exact + torch.tensor([0.0, 1e-3]), exact + torch.tensor([3e-3, 0.0])
+    assert errors.error(torch32, exact) == pytest.approx(2e-4, rel=1e-3)
+    found = errors.verdict([("a", ours, torch32, exact), ("b", torch32, torch32, exact)])
+    assert not found["within"] and found["worst"] == "a"
+    assert found["error"] == pytest.approx(6e-4) and found["budget"] == pytest.approx(
+        4e-4, rel=1e-3
+    )
+    nan = torch.tensor([3.0, torch.nan])
+    found = errors.verdict([("a", ours, torch32, exact), ("b", nan, torch32, exact)])
+    assert not found["within"] and found["worst"] == "b"
+    assert errors.verdict([("a", torch32, torch32, exact)])["within"]
+    assert "TOO MUCH" in errors.item({"fwd": found}, True)["said"]
+    said = errors.item({"fwd": found}, repeats=False, replayed=False)["said"]
+    assert "TOO MUCH" not in said and said.endswith("its own winners; NOT THE SAME BITS TWICE")
+
+
+def test_the_device_s_loop_is_the_same_in_a_dry_run():
+    cfg = config(ROWS[0], "fp32", True, CPU)
+    assert graph.bits(cfg, CPU, 2)["same"]
+    with graph.Stepping(cfg, CPU) as one, graph.Stepping(replace(cfg, lr=0.5), CPU) as other:
+        for stepping in (one, other):
+            assert stepping.iterations(2) > 0
+        assert graph.differences(one.state, one.state) == ""
+        assert graph.differences(one.state, other.state) == "params, first, second, running"
+
+
+def test_a_captured_loop_over_cudnn_starts_where_the_loop_does(monkeypatch):
+    def captured(work):
+        for _ in range(3):
+            work()
+        return work
+
+    monkeypatch.setattr(cudnn_graph, "captured", captured)
+    assert "needs a GPU" in missing("cuDNN graph")
+    cfg = replace(CFG, image_size=16, stages=4, tasks=2)
+    ours, theirs = (IMPLEMENTATIONS[n](cfg, torch.float64) for n in ("ours", "cuDNN graph"))
+    (loss, expected), (their_loss, found) = ours.checked(), theirs.checked()
+    gate.agree("loss", loss, their_loss, gate.EXACT)
+    for group in ("network", "norm", "rates"):
+        for name, value in expected[group].items():
+            gate.agree(name, value, found[group][name], gate.EXACT)
+    loop = TheLoop(cfg, torch.float64)
+    loop.iteration()
+    for _ in range(2):
+        gate.agree("loss", loop.iteration(), theirs.iteration(), 1e-9)
+    for name, value in loop.baseline.stats.items():
+        gate.agree(name, value, theirs.baseline.stats[name], 1e-9)
+    theirs.batch = tuple(t.flip(0) for t in theirs.batch)  # another batch goes where it is read
+    gate.agree("loss", loop.iteration(), theirs.iteration(), 1e-9)
+
+
+def test_what_fails_to_compile_is_told():
+    def run(one: int) -> None:
+        if one % 2:
+            raise ValueError(str(one))
+
+    assert sorted(map(str, compiling.compile_all(run, range(4)))) == ["1", "3"]
+
+
+CHOICES = [dict(BM=bm, num_warps=w) for bm in (64, 32, 128) for w in (4, 8)]
+
+
+def launch_table(tmp_path) -> SimpleNamespace:
+    cache = SimpleNamespace(cache_clear=lambda: None)
+    return SimpleNamespace(
+        key=str,
+        default=lambda g: CHOICES[0],
+        candidates=lambda g: CHOICES,
+        trying=lambda table: kernels.use("auto"),
+        config=lambda g, device: CHOICES[0],
+        TUNED=tmp_path / "tuned.json",
+        _tuned=cache,
+    )
+
+
+@pytest.mark.parametrize(("best", "kept"), [(0.9, True), (0.98, False)])
+def test_the_tuner_keeps_what_is_clearly_better(best, kept, tmp_path, monkeypatch):
+    table, measured = launch_table(tmp_path), []
+
+    def seconds(launch, geometry, chosen, run, device) -> float:
+        measured.append(chosen)
+        return {(128, 4): 0.99, (128, 8): best}.get((chosen["BM"], chosen["num_warps"]), 1.0)
+
+    monkeypatch.setattr(tuning, "_seconds", seconds)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    item = tuning.tune(table, "conv", lambda: None, SimpleNamespace(device=CPU))
+    assert item["config"] == (dict(BM=128, num_warps=8) if kept else None)
+    assert item["tried"] == 5 and len(measured) == (7 if kept else 5)  # twice, when it is kept
+    assert json.loads(table.TUNED.read_text()) == {
+        "a GPU": {"conv": item["config"]} if kept else {}
+    }
+
+
+def test_launches_are_recorded_with_what_configured_them(tmp_path, monkeypatch):
+    table, launched = launch_table(tmp_path), []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: launched.append((grid, arguments, options))
+
+    module = SimpleNamespace(add_kernel=Kernel(), sum_kernel=Kernel())
+    empty = SimpleNamespace()
+    monkeypatch.setattr(
+        tuning, "import_module", lambda name: module if name.endswith("conv") else empty
+    )
+    with tuning.recorded(table) as groups:
+        module.add_kernel[(0,)]("before any question")
+        for geometry in ("unused", "first", "first", "second"):
+            blocks = table.config(geometry, CPU)
+            if geometry != "unused":
+                module.add_kernel[(1, 2)](geometry, **blocks)
+        module.sum_kernel[(3,)]("and its sum")
+    assert isinstance(module.add_kernel, Kernel) and len(launched) == 5
+    assert {g: [c.arguments[0] for c in calls] for g, calls in groups.items()} == {
+        "first": ["first"],
+        "second": ["second", "and its sum"],
+    }
+    groups["first"][0]()
+    assert launched[-1] == ((1, 2), ("first",), CHOICES[0])
