@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def request_(tmp_path) -> Request:
     progress = Progress(tmp_path / "made.json", {"name": "made", "device": "cpu", "quick": True})
-    return Request("made", CPU, True, 1.0, None, tmp_path, Interrupt(), progress)
+    return Request("made", CPU, True, 1.0, None, Interrupt(), progress, time.monotonic() + 600)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_without_a_gpu_it_asks_for_a_dry_run(capsys, tmp_path):
 
 def test_another_kind_of_run_does_not_continue_a_file(request_, capsys):
     request_.progress.keep("environment", "machine", {})
-    command = ["--device", "cpu", "--name", "made", "--out", str(request_.folder)]
+    command = ["--device", "cpu", "--name", "made", "--out", str(request_.progress.path.parent)]
     assert main(command) == 2
     assert "made.json was begun with quick True, not False" in capsys.readouterr().err
 

@@ -206,7 +206,7 @@ def test_the_tuner_keeps_what_is_clearly_better(best, kept, tmp_path, monkeypatc
 
     monkeypatch.setattr(tuning, "_seconds", seconds)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    item = tuning.tune(table, "conv", lambda: None, SimpleNamespace(device=CPU))
+    item = tuning.tune(table, "conv", lambda: None, CPU)
     assert item["config"] == (dict(BM=128, num_warps=8) if kept else None)
     assert item["tried"] == 5 and len(measured) == (7 if kept else 5)  # twice, when it is kept
     assert json.loads(table.TUNED.read_text()) == {

@@ -37,10 +37,11 @@ class CudnnGraph(Loop):
         group["capturable"] = learned[0].is_cuda
         kept = [*learned, *self.stats.values()]
         before = [t.detach().clone() for t in kept]
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32
-        ):
+        measured, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
             self.replay = captured(self._work)
+        finally:
+            torch.backends.cudnn.benchmark = measured
         moments = [m for state in self.optimiser.state.values() for m in state.values()]
         with torch.no_grad():
             for tensor, value in zip(kept, before, strict=True):

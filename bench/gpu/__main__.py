@@ -17,8 +17,10 @@ from engine.interrupt import Interrupt, answered
 
 PARTS = (
     "environment", "compile", "kernels", "gradients", "graph", "tune", "ops", "iterations",
-    "memory", "training",
+    "memory", "training", "peers",
 )  # fmt: skip
+# Seconds of a call that a part takes at most, unless it is asked for alone: the next call goes on.
+SHARES = {"tune": 100.0}
 
 
 def flags(argv: list[str]) -> dict[str, Any]:
@@ -64,14 +66,16 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         folder / f"{name}.json", {"name": name, "device": device.type, "quick": given["quick"]}
     )
     request = Request(
-        name, device, given["quick"], given["minutes"], given["data"], folder, interrupt, progress
-    )
-    chosen, whole = [given["part"]] if "part" in given else list(PARTS), True
-    ends = began + 60 * given["limit"]
+        name, device, given["quick"], given["minutes"], given["data"], interrupt, progress,
+        began + 60 * given["limit"],
+    )  # fmt: skip
+    shares, whole = {} if "part" in given else SHARES, True
     if "part" in given:
         progress.forget(given["part"])
     try:
-        for part in chosen:
+        for part in [given["part"]] if "part" in given else PARTS:
+            share = time.monotonic() + shares.get(part, float("inf"))
+            ends = min(share, request.ends)
             whole = work_through(part, items(part, request), request, ends) and whole
     finally:
         page = report.write(progress)

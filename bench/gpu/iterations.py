@@ -20,7 +20,8 @@ from bench.gpu.rows import ROWS, config, precisions
 from bench.implementations import IMPLEMENTATIONS, Ours, missing
 from bench.worker import Worker
 
-OTHERS = {"second": ("loop", "cuDNN graph", "vmap", "JAX"), "first": ("loop", "cuDNN graph")}
+OTHERS = ("loop", "cuDNN graph")
+PEERS = ("vmap", "JAX")  # slow, or slow to compile: in a part of their own, second order alone
 ALONE = "ours alone"
 TURN, ROUNDS = 0.15, 6  # seconds of a turn, and rounds
 QUICK_TURN, QUICK_ROUNDS = 0.02, 2
@@ -30,8 +31,15 @@ PATIENCE = 150.0  # seconds for JAX to compile
 def items(request: Request) -> Items:
     for row in _rows(request):
         yield f"{row} {ALONE}", lambda r=row: _play(r, None, request)
-        for other in OTHERS[row.order]:
+        for other in OTHERS:
             yield f"{row} {other}", lambda r=row, o=other: _play(r, o, request)
+
+
+def peers(request: Request) -> Items:
+    for other in PEERS:
+        for row in _rows(request):
+            if row.order == "second":
+                yield f"{row} {other}", lambda r=row, o=other: _play(r, o, request)
 
 
 def _rows(request: Request) -> tuple[Row, ...]:
@@ -74,7 +82,9 @@ def _ours(
             if not found["same"]:
                 raise AssertionError(found["said"])
             players[f"ours, {precision}"] = timed(own.iterations, device)
-        except (LeftOut, AssertionError) as reason:
+        except (LeftOut, AssertionError, RuntimeError) as reason:
+            if "CUDA error" in str(reason):
+                raise
             absent[f"ours, {precision}"] = str(reason)
         if eager or not players:
             players[f"ours, {precision}, eager"] = timed(

@@ -16,6 +16,7 @@ HOMES = {
     "iterations": ("iterations", "items"),
     "memory": ("iterations", "memory"),
     "training": ("training", "items"),
+    "peers": ("iterations", "peers"),
 }
 
 

@@ -26,9 +26,9 @@ class Request(NamedTuple):
     quick: bool  # fewer and smaller cases
     minutes: float  # of training in this call
     data: str | None  # Omniglot
-    folder: Path  # of the results
     interrupt: Interrupt
     progress: "Progress"
+    ends: float  # of the call, by the monotonic clock
 
     @property
     def cuda(self) -> bool:

@@ -22,7 +22,7 @@ def items(request: Request) -> Items:
             continue
         for row in rows_of_networks(request):
             for which in ("support", "target"):
-                name = f"passes {backend} {precision} {row.case} {row.loss} {which}"
+                name = f"passes {backend} {precision} {row.case} {which}"
                 arguments = row, precision, backend, which, request
                 yield name, lambda a=arguments: _passes(*a)
     for op in ops.available(request.device):

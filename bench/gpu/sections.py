@@ -154,7 +154,7 @@ def _rate(time: dict, best: dict[str, float], precision: str) -> str:
 def iterations(run: dict) -> str:
     """Milliseconds an iteration, and the speed-ups of ours by turns with each of the others."""
     rows: dict[Row, list[dict]] = {}
-    for item in found_of(run, "iterations").values():
+    for item in _played(run):
         rows.setdefault(Row(**item["row"]), []).append(item)
     names = list(dict.fromkeys(n for items in rows.values() for i in items for n in i["rounds"]))
     body = [[_name(row), *(_milliseconds(items, n) for n in names)] for row, items in rows.items()]
@@ -164,6 +164,10 @@ def iterations(run: dict) -> str:
         head = ["goal of an H200", "measured", "to be", "reached"]
         parts += [table(head, goals)] if goals else []
     return "\n".join(parts)
+
+
+def _played(run: dict) -> list[dict]:
+    return [item for p in ("iterations", "peers") for item in found_of(run, p).values()]
 
 
 def _name(row: Row) -> str:
@@ -253,7 +257,7 @@ def not_done(run: dict) -> str:
     ]
     lines += dict.fromkeys(
         f"- iterations: {player}, {why}\n"
-        for item in found_of(run, "iterations").values()
+        for item in _played(run)
         for player, why in item["absent"].items()
     )
     return "".join(lines)

@@ -44,7 +44,8 @@ def items(request: Request) -> Items:
     place = Path(request.data) if request.data else default_path("omniglot")
     if not place.exists():
         raise LeftOut(f"no Omniglot at {place}; name it with --data, or fetch it")
-    until = Until(request.interrupt, time.monotonic() + 60 * request.minutes)
+    ends = min(time.monotonic() + 60 * request.minutes, request.ends)
+    until = Until(request.interrupt, ends)
     for seed in SEEDS[:1] if request.quick else SEEDS:
         yield f"seed {seed}", lambda s=seed: _seed(s, request, until)
 

@@ -18,9 +18,10 @@ import torch
 from bench import ops
 from bench.cases import Row
 from bench.gpu import clock
+from bench.gpu.checks import rows_of_networks
 from bench.gpu.compiling import compile_all
 from bench.gpu.progress import Items, LeftOut, Request
-from bench.gpu.rows import GOALS, config
+from bench.gpu.rows import config
 
 BETTER = 0.97  # of the default's time: less is within what two measurements differ by
 ROUNDS = 2  # of neighbours, each of the best so far
@@ -45,17 +46,22 @@ def items(request: Request) -> Items:
         launch = import_module("kernels.triton.launch")
     except ImportError as error:
         raise LeftOut(f"no kernels.triton.launch: {error}") from None
-    rows = list(GOALS)[:1] if request.quick else list(GOALS)
-    seen: set[str] = set()
     for precision in ("tf32", "bf16"):
-        for row in rows:
+        for row in rows_of_networks(request):
             for which in ("target", "support"):
-                calls = passes(row, precision, which, request)
-                for geometry in _asked(launch, calls):
-                    key = launch.key(geometry)
-                    if key not in seen:
-                        seen.add(key)
-                        yield key, lambda a=(launch, geometry, calls, request): tune(*a)
+                run = passes(row, precision, which, request)
+                for geometry in worthwhile(launch, run, request.device):
+                    arguments = launch, geometry, run, request.device
+                    yield launch.key(geometry), lambda a=arguments: tune(*a)
+
+
+def worthwhile(launch, run: Callable[[], None], device: torch.device) -> list:
+    """The geometries of a pass whose launches take a hundredth of it or more, the longest first."""
+    with recorded(launch) as groups:
+        run()
+    seconds = {g: _of_calls(calls, device) for g, calls in groups.items()}
+    least = sum(seconds.values()) / 100
+    return sorted((g for g in groups if seconds[g] >= least), key=lambda g: -seconds[g])
 
 
 def passes(row: Row, precision: str, which: str, request: Request) -> Callable[[], None]:
@@ -72,20 +78,14 @@ def passes(row: Row, precision: str, which: str, request: Request) -> Callable[[
     return run
 
 
-def _asked(launch, run: Callable[[], None]) -> list:
-    with launch.asked() as geometries:
-        run()
-    return list(geometries)
-
-
-def tune(launch, geometry, run: Callable[[], None], request: Request) -> dict:
+def tune(launch, geometry, run: Callable[[], None], device: torch.device) -> dict:
     key, best = launch.key(geometry), launch.default(geometry)
     choices, times = launch.candidates(geometry), {}
 
     def measured(chosen: dict) -> float:
         name = json.dumps(chosen, sort_keys=True)
         if name not in times:
-            times[name] = _seconds(launch, geometry, chosen, run, request.device)
+            times[name] = _seconds(launch, geometry, chosen, run, device)
         return times[name]
 
     first = measured(best)
@@ -100,7 +100,7 @@ def tune(launch, geometry, run: Callable[[], None], request: Request) -> dict:
     if gained:  # the best of many is so by chance, too: once more, both of them
         times.clear()
         gained = measured(best) < BETTER * measured(launch.default(geometry))
-    write(launch, request.device, key, best if gained else None)
+    write(launch, device, key, best if gained else None)
     words = f"{1e6 * first:.1f} µs, best of {tries} {1e6 * measured(best):.1f} µs"
     return {
         "default": first,
@@ -126,12 +126,15 @@ def _seconds(launch, geometry, chosen: dict, run, device) -> float:
     try:
         with recorded(launch) as groups:
             _run_with(launch, launch.key(geometry), chosen, run)
-        calls = groups[geometry]
-        return clock.of_call(lambda: [call() for call in calls], device)
+        return _of_calls(groups[geometry], device)
     except Exception as error:
         if "out of resource" in str(error) or "OutOfResources" in type(error).__name__:
             return float("inf")
         raise
+
+
+def _of_calls(calls: list[Call], device: torch.device) -> float:
+    return clock.of_call(lambda: [call() for call in calls], device)
 
 
 @contextmanager
