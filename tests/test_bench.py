@@ -149,7 +149,7 @@ def test_the_short_run_has_the_targets_a_first_order_and_a_row_of_our_own_varian
 
 def test_workers_run_a_row_and_measure_themselves():
     with Worker(TINY, "ours", 1) as ours, Worker(TINY, "loop", 1) as loop:
-        for command in ("evaluation", "iteration"):
+        for command in ("evaluation", "iteration", "iterations 2"):
             answers = [worker.run(command) for worker in (ours, loop)]
             gate.check_single(answers[0].loss, "loop", answers[1].loss)
             assert all(answer.seconds > 0 for answer in answers)

@@ -196,6 +196,8 @@ def test_turns_are_taken_forth_and_back_with_as_much_as_fits_in_one():
     once = [("fast", 1), ("fast", 1), ("slow", 1), ("slow", 1)]
     forth, back = [("fast", 4), ("slow", 1)], [("slow", 1), ("fast", 4)]
     assert played == once + forth + back + forth
+    taken = clock.take_turns({"slow": player("slow", 6.0)}, 1.0, 3)
+    assert taken == {"slow": [6.0]}
 
 
 def test_a_call_is_timed_by_its_median(monkeypatch):

@@ -3,6 +3,7 @@ budgets; and what of its peers and of its tuner can be tried without a GPU.
 """
 
 import json
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -214,6 +215,13 @@ def test_the_tuner_keeps_what_is_clearly_better(best, kept, tmp_path, monkeypatc
     }
 
 
+def test_neighbours_differ_in_as_little_as_any():
+    assert tuning.neighbours(CHOICES[0], CHOICES) == [CHOICES[i] for i in (1, 2, 4)]
+    off = dict(BM=16, num_warps=2)
+    assert tuning.neighbours(off, CHOICES) == CHOICES
+    assert tuning.neighbours(off, [off]) == []
+
+
 def test_launches_are_recorded_with_what_configured_them(tmp_path, monkeypatch):
     table, launched = launch_table(tmp_path), []
 
@@ -221,15 +229,12 @@ def test_launches_are_recorded_with_what_configured_them(tmp_path, monkeypatch):
         def __getitem__(self, grid):
             return lambda *arguments, **options: launched.append((grid, arguments, options))
 
-    module = SimpleNamespace(add_kernel=Kernel(), sum_kernel=Kernel())
-    empty = SimpleNamespace()
-    monkeypatch.setattr(
-        tuning, "import_module", lambda name: module if name.endswith("conv") else empty
-    )
+    module = SimpleNamespace(add_kernel=Kernel(), sum_kernel=Kernel(), config=table.config)
+    monkeypatch.setitem(sys.modules, "kernels.triton.made", module)
     with tuning.recorded(table) as groups:
         module.add_kernel[(0,)]("before any question")
         for geometry in ("unused", "first", "first", "second"):
-            blocks = table.config(geometry, CPU)
+            blocks = module.config(geometry, CPU)
             if geometry != "unused":
                 module.add_kernel[(1, 2)](geometry, **blocks)
         module.sum_kernel[(3,)]("and its sum")

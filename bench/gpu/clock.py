@@ -11,6 +11,7 @@ from bench.graphs import captured
 LAUNCHES = 20  # of a call in one graph: the gap between two graphs counts little then
 BUDGET = 0.05  # seconds of measuring a call
 FEWEST, MOST = 5, 200  # rounds
+SLOW = 5.0  # seconds of an iteration
 
 
 def wait(device: torch.device) -> None:
@@ -49,12 +50,15 @@ def take_turns(
     """Seconds an iteration in each round, of all players, one after the other, in one order and
     then in the other, so that what else the machine does meets all of them.
 
-    A turn is as many iterations as fit in the budget; who takes more for one plays one.
+    A turn is as many iterations as fit in the budget; who takes more for one plays one, and if
+    that is slow, all play one round only.
     """
-    counts = {}
+    once = {}
     for name, play in players.items():
         play(1)
-        counts[name] = max(1, int(budget / max(play(1), 1e-6)))
+        once[name] = max(play(1), 1e-6)
+    counts = {name: max(1, int(budget / seconds)) for name, seconds in once.items()}
+    rounds = 1 if max(once.values()) > SLOW else rounds
     taken: dict[str, list[float]] = {name: [] for name in players}
     for r in range(rounds):
         for name in list(players)[:: -1 if r % 2 else 1]:

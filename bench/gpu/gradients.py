@@ -54,9 +54,7 @@ def items(request: Request) -> Items:
 
 def _needed(files: list) -> list:
     if not files:
-        raise LeftOut(
-            f"no files of the reference in {golden.shared_folder('GOLDEN_DIR')}; set GOLDEN_DIR"
-        )
+        raise LeftOut("no files of the reference implementation; name their folder by GOLDEN_DIR")
     return files
 
 

@@ -6,6 +6,7 @@ graph of many, under the default and under its neighbours. All that the benchmar
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -25,7 +26,7 @@ from bench.gpu.rows import config
 
 BETTER = 0.97  # of the default's time: less is within what two measurements differ by
 ROUNDS = 2  # of neighbours, each of the best so far
-MODULES = ("conv", "norm_act", "stem", "head")
+PACKAGE = "kernels.triton."  # whose modules launch, each kernel under a name of its own
 
 
 class Call(NamedTuple):
@@ -112,8 +113,10 @@ def tune(launch, geometry, run: Callable[[], None], device: torch.device) -> dic
 
 
 def neighbours(chosen: dict, choices: list[dict]) -> list[dict]:
-    """Those that differ from it in one value."""
-    return [c for c in choices if sum(c[name] != chosen[name] for name in chosen) == 1]
+    """Those that differ from it in one value, or in as few as any of them does."""
+    apart = [sum(c[name] != chosen[name] for name in chosen) for c in choices]
+    least = min((n for n in apart if n), default=0)
+    return [c for c, n in zip(choices, apart, strict=True) if n and n == least]
 
 
 def _run_with(launch, key: str, chosen: dict, run: Callable[[], None]) -> None:
@@ -151,12 +154,15 @@ def recorded(launch) -> Iterator[dict]:
 
     groups: dict = {}
     with ExitStack() as stack:
-        stack.enter_context(patch.object(launch, "config", asked))
-        for name in MODULES:
-            module = import_module(f"kernels.triton.{name}")
-            for attribute in [a for a in vars(module) if a.endswith("_kernel")]:
-                kernel = getattr(module, attribute)
-                stack.enter_context(patch.object(module, attribute, _Recorder(kernel, events)))
+        for module in [m for name, m in sys.modules.items() if name.startswith(PACKAGE)]:
+            for name, value in [*vars(module).items()]:
+                if name.endswith("_kernel"):
+                    value = _Recorder(value, events)
+                elif value is ask:
+                    value = asked
+                else:
+                    continue
+                stack.enter_context(patch.object(module, name, value))
         yield groups
     geometry = None
     for is_call, group in groupby(events, key=lambda event: isinstance(event, Call)):
