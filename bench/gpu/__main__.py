@@ -27,7 +27,7 @@ def flags(argv: list[str]) -> dict[str, Any]:
     parser = Parser(prog="python -m bench.gpu", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--name", metavar="NAME", help="of the results (default: the GPU's)")
-    add("--part", metavar="|".join(PARTS), help="repeat this one alone")
+    add("--part", metavar="PART", help=f"repeat this one alone, of {', '.join(PARTS)}")
     add("--quick", action="store_true", default=False, help="fewer and smaller cases")
     add("--device", metavar="cuda|cpu", default="cuda", help="cpu: a dry run")
     add("--minutes", type=float, metavar="M", default=3.0, help="of training in this call")
