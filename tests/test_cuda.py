@@ -253,7 +253,10 @@ X, G = torch.ones(2, 1, 3, 4, 4), torch.ones(2, 3)
         (lambda: cuda.update.fwd(G, G[:, :2], torch.ones(1), (3,)), "grad must be"),
         (lambda: cuda.update.fwd(G, G, torch.ones(2), (4, -1)), "sizes must not be negative"),
         (lambda: cuda.update.bwd(G, G, torch.ones(1, dtype=torch.float64), (3,)), "rates must"),
-        (lambda: cuda.update.adam(G, G, G, G, torch.ones(1), 0.9, 0.9, 1), "lr and step must be numbers"),
+        (
+            lambda: cuda.update.adam(G, G, G, G, torch.ones(1), 0.9, 0.9, 1),
+            "lr and step must be numbers",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_it_is_read(call, message: str, emulation) -> None:
