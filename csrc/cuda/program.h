@@ -15,7 +15,7 @@
 #define MAMLPP_UNROLL _Pragma("unroll")
 #else
 #define MAMLPP_DEVICE inline
-#define MAMLPP_UNROLL _Pragma("GCC unroll 8")
+#define MAMLPP_UNROLL
 #endif
 
 namespace mamlpp {
