@@ -65,7 +65,8 @@ def test_a_dry_run_goes_through_every_part_and_continues(
     capsys.readouterr()
     assert main(command) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2 and said[0].startswith("kernels: update-mini-plain")
+    assert len(said) == 3 and said[0].startswith("kernels: update-mini-plain")
+    assert said[1].startswith(f"{len(judged)} of {len(judged)} ops, passes and meta-gradients")
     again = results.load(tmp_path / "dry.json")
     assert again["parts"]["kernels"].pop("update-mini-plain")["call"] == 1
     assert again["parts"]["kernels"] == run["parts"]["kernels"]
@@ -110,6 +111,19 @@ def test_another_kind_of_run_does_not_continue_a_file(request_, capsys):
     assert "made.json was begun with quick True, not False" in capsys.readouterr().err
 
 
+def test_a_damaged_file_is_told(tmp_path, capsys):
+    (tmp_path / "half.json").write_text('{"parts": {')
+    assert main(["--device", "cpu", "--name", "half", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "half.json is no JSON: " in said and said.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["--device", "cpu", "--quick", "--out", str(tmp_path / "file" / "below")]) == 2
+    assert "error: cannot write results to " in capsys.readouterr().err
+
+
 def test_what_fails_is_kept_and_tried_again_and_the_rest_goes_on(request_, capsys):
     asked = []
 
@@ -131,8 +145,8 @@ def test_what_fails_is_kept_and_tried_again_and_the_rest_goes_on(request_, capsy
         item("cut", {"unfinished": True}, {"x": 2}),
         item("works", {"x": 3, "said": "well"}),
     ]
-    for _ in range(2):
-        assert work_through("part", iter(items), request_, time.monotonic() + 60)
+    for whole in (False, True):
+        assert work_through("part", iter(items), request_, time.monotonic() + 60) == whole
     assert asked == ["fails", "left", "cut", "works", "fails", "cut"]
     kept = results.load(request_.progress.path)["parts"]["part"]
     assert {name: found.get("x") for name, found in kept.items()} == dict(
@@ -162,7 +176,7 @@ def test_a_part_that_cannot_be_listed_says_why(request_, capsys):
         assert work_through("part", items(error), request_, time.monotonic() + 60)
     said = capsys.readouterr().out.splitlines()
     assert said[1:] == ["part, left out: no such thing", "part, FAILED: KeyError: 'gone'"]
-    assert request_.progress.found("part").keys() == {"first"}
+    assert request_.progress.part("part").keys() == {"first", "all of it"}
     assert work_through("part", iter([("first", dict)]), request_, time.monotonic() + 60)
     assert request_.progress.part("part").keys() == {"first"}
 

@@ -127,6 +127,12 @@ def test_errors_are_judged_by_their_budgets_and_bits():
     assert said.endswith("; 1 of 1 captured iterations are the eager ones.\n")
 
 
+def test_the_console_is_told_the_verdict_and_what_failed():
+    found = gpu.summary(RUN)
+    assert found == [sections.verdict(RUN).strip(), "1 failed; the same command tries again"]
+    assert gpu.summary(RUN | {"parts": {}}) == []
+
+
 def test_iterations_are_held_against_their_goals():
     rows = cells(sections.iterations(RUN))
     mini, last = (f"mini 5w1s, 4 tasks, {loss}, second order" for loss in ("MSL", "last"))

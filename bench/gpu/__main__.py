@@ -3,7 +3,8 @@
     python -m bench.gpu [--name NAME] [--part PART] [--quick] [--device cuda|cpu] [--minutes M]
 
 Everything is saved as it is found: the same command continues with what is missing, and after
---limit minutes begins nothing new. Results lie in bench/results/gpu/NAME.json and NAME.md.
+--limit minutes begins nothing new. Results lie in bench/results/gpu/NAME.json and NAME.md, the
+launch table in kernels/triton/tuned.json, trainings, which continue too, in runs/gpu/NAME.
 """
 
 import sys
@@ -79,6 +80,8 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
             whole = work_through(part, items(part, request), request, ends) and whole
     finally:
         page = report.write(progress)
+    for line in report.summary(progress.data):
+        say(line)
     say(f"{'done' if whole else 'time is up, the same command continues'}; saved in {page}")
 
 

@@ -11,7 +11,7 @@ import kernels
 from bench import gate, ops
 from bench.cases import Row, cast, episode
 from bench.gpu.errors import item, same, verdict
-from bench.gpu.progress import Items, Request
+from bench.gpu.progress import Items, LeftOut, Request
 from bench.gpu.replay import Choices, Replay, choices, exact_products, stage
 from bench.gpu.rows import GOALS, config
 from bench.ops import Op
@@ -65,7 +65,7 @@ def _op(op: Op, device: torch.device) -> dict:
     inputs = [t.to(device) for t in public.inputs]
 
     def run() -> list[Tensor]:
-        with on(op.backend):
+        with on(op.backend), refusals_left_out():
             return gate.derivatives(lambda *t: public.call(kernels, None, *t), inputs)
 
     results = run()
@@ -101,6 +101,14 @@ def on(backend: str) -> Iterator[None]:
     """Plain ops are checked as what they are meant to be: on a GPU torch would round to TF32."""
     with kernels.use(backend), exact_products() if backend == "plain" else nullcontext():
         yield
+
+
+@contextmanager
+def refusals_left_out() -> Iterator[None]:
+    try:
+        yield
+    except kernels.BackendError as error:
+        raise LeftOut(str(error)) from None
 
 
 def _public(op: Op) -> _Public:

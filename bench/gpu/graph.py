@@ -5,17 +5,17 @@ All that the benchmark knows of how the engine captures is in `Stepping`.
 
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from bench.cases import Row, noise
 from bench.gpu.launches import Launches, profiled
-from bench.gpu.progress import Items, LeftOut, Request
+from bench.gpu.progress import Items, Request
 from bench.gpu.rows import FOREVER, ROWS, config
 from engine.config import Config
 from engine.episodes import EpisodeSampler
+from engine.loop import DeviceLoop
 from engine.meta import State, init_state
 
 ITERATIONS = 5  # whose bits are compared
@@ -28,15 +28,11 @@ class Stepping(AbstractContextManager):
     """
 
     def __init__(self, cfg: Config, device: torch.device, graph: bool = True):
-        try:
-            loop = import_module("engine.loop")
-        except ImportError as error:
-            raise LeftOut(f"no captured iteration: {error}") from None
         cfg = replace(cfg, no_graph=not graph)
         data = noise(cfg, max(CLASSES, 2 * cfg.ways), max(IMAGES, cfg.shots + cfg.targets))
         sizes = {name: getattr(cfg, name) for name in ("ways", "shots", "targets", "rotations")}
         tasks = EpisodeSampler(data, "train", seed=0, **sizes)
-        self.loop = loop.DeviceLoop(cfg, tasks, range(FOREVER), device)
+        self.loop = DeviceLoop(cfg, tasks, range(FOREVER), device)
         self.state = init_state(cfg, device)
 
     def __exit__(self, *exc: object) -> None:

@@ -8,6 +8,7 @@ import gc
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from statistics import median
 from time import perf_counter
 
 import torch
@@ -59,13 +60,13 @@ def _play(row: Row, other: str | None, request: Request) -> dict:
             players[other] = _other(row, cfg, other, request, stack)
         turn, rounds = (QUICK_TURN, QUICK_ROUNDS) if request.quick else (TURN, ROUNDS)
         taken = clock.take_turns(players, turn, rounds)
-    best = {name: min(each) for name, each in taken.items()}
+    usual = {name: median(each) for name, each in taken.items()}
     return {
         "row": vars(row),
         "rounds": taken,
         "absent": absent,
         "flops": flops.iteration(cfg).all,
-        "said": ", ".join(f"{name} {1e3 * s:,.3f} ms" for name, s in best.items()),
+        "said": ", ".join(f"{name} {1e3 * s:,.3f} ms" for name, s in usual.items()),
     }
 
 

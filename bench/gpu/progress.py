@@ -1,5 +1,6 @@
 """What a run has found so far: a JSON that is saved after every item, and continued."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bench import results
-from engine.errors import UserError, say
+from engine.errors import UserError, explained, say
 from engine.interrupt import Interrupt
 
 Items = Iterator[tuple[str, Callable[[], dict]]]  # names, and what measures them
@@ -46,7 +47,7 @@ class Progress:
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         self.path = path
-        self.data = results.load(path) if path.is_file() else settings | {"calls": [], "parts": {}}
+        self.data = _loaded(path) if path.is_file() else settings | {"calls": [], "parts": {}}
         for name, value in settings.items():
             if self.data.get(name) != value:
                 raise UserError(
@@ -62,10 +63,6 @@ class Progress:
         """What the items of a part found, by name."""
         return self.data["parts"].setdefault(part, {})
 
-    def found(self, part: str) -> dict[str, dict]:
-        """The same without those that were left out or failed."""
-        return {n: f for n, f in self.part(part).items() if not f.keys() & {"left_out", "failed"}}
-
     def done(self, part: str, name: str) -> bool:
         """Items that failed or were cut short are tried again."""
         item = self.part(part).get(name)
@@ -77,17 +74,27 @@ class Progress:
     def keep(self, part: str, name: str, item: dict) -> None:
         self.part(part)[name] = item | {"call": len(self.data["calls"]) - 1}
         self.data["calls"][-1]["seconds"] = round(time.monotonic() - self._began, 1)
-        results.save(self.data, self.path)
+        folder, temporary = self.path.parent, self.path.with_suffix(".tmp")
+        with explained(f"cannot write results to {folder}", "make room there, or give --out"):
+            results.save(self.data, temporary)
+            os.replace(temporary, self.path)  # so that it is whole wherever the run is ended
+
+
+def _loaded(path: Path) -> dict:
+    try:
+        return results.load(path)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}; remove it, or give another --name") from None
 
 
 def work_through(part: str, items: Items, request: Request, ends: float) -> bool:
     """Does what is missing of a part, each item as long as the clock has not passed `ends`; answers
-    whether it came to the end.
+    whether nothing is left to be continued.
 
     An item that fails is kept with its reason, and the others go on; but not after an error of the
     device itself, which leaves none of them a chance.
     """
-    progress = request.progress
+    progress, whole = request.progress, True
     for name, measure in _listed(part, items, progress):
         if progress.done(part, name):
             continue
@@ -105,8 +112,9 @@ def work_through(part: str, items: Items, request: Request, ends: float) -> bool
                 progress.keep(part, name, item)
                 raise
         progress.keep(part, name, item)
+        whole = whole and not item.get("unfinished")
         say(f"{part}: {name}, {time.monotonic() - began:.1f} s{_outcome(item)}")
-    return True
+    return whole
 
 
 def _listed(part: str, items: Items, progress: Progress) -> Items:

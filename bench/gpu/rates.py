@@ -8,7 +8,7 @@ from bench import flops, ops
 from bench.cases import Row
 from bench.flops import PARTS, Work
 from bench.gpu import clock
-from bench.gpu.checks import passes_here, rows_of_networks
+from bench.gpu.checks import passes_here, refusals_left_out, rows_of_networks
 from bench.gpu.progress import Items, Request
 from bench.gpu.rows import config
 from bench.ops import Op
@@ -41,7 +41,8 @@ def _passes(row: Row, precision: str, backend: str, which: str, request: Request
 
 
 def _op(op: Op, request: Request) -> dict:
-    calls = ops.calls(op, request.device)
+    with refusals_left_out():
+        calls = ops.calls(op, request.device)
     work = {part: ops.work(op, part) for part in PARTS}
     about = {"op": op.name, "case": op.case, "shape": ops.shape(op), "backend": op.backend}
     return about | {"precision": "fp32"} | _times(calls, work, request, op.backend != "plain")

@@ -30,6 +30,13 @@ def page(run: dict) -> str:
     return "\n".join(parts)
 
 
+def summary(run: dict) -> list[str]:
+    """For the console: what the checks found, and how much failed."""
+    lines = sections.verdict(run).splitlines()
+    failed = sum("failed" in item for part in run["parts"].values() for item in part.values())
+    return lines + ([f"{failed} failed; the same command tries again"] if failed else [])
+
+
 def text() -> str:
     """For the README: of each kept run of a GPU what counts most, or that there is none."""
     runs = [(path, results.load(path)) for path in sorted(FOLDER.glob("*.json"))]

@@ -9,6 +9,8 @@ from bench.gpu.rows import GOALS
 from bench.gpu.training import GOAL, SECONDS
 from bench.tables import MIB, table
 
+CHECKED = ("kernels", "tune", "gradients")  # parts with errors
+
 
 def machine(run: dict) -> str:
     """Where it was measured, and what that machine does at best."""
@@ -43,11 +45,11 @@ def found_of(run: dict, part: str) -> dict[str, dict]:
     return {name: item for name, item in items if not item.keys() & {"left_out", "failed"}}
 
 
-def checks(part: str) -> Callable[[dict], str]:
-    """Errors of the items of a part."""
+def checks(*parts: str) -> Callable[[dict], str]:
+    """Errors of the items of some parts."""
 
     def section(run: dict) -> str:
-        found = {n: i for n, i in found_of(run, part).items() if "parts" in i}
+        found = {n: i for p in parts for n, i in found_of(run, p).items() if "parts" in i}
         names = list(dict.fromkeys(p for item in found.values() for p in item["parts"]))
         body = [
             [
@@ -75,10 +77,7 @@ def _error(part: dict | None, judged: bool) -> str:
 def verdict(run: dict) -> str:
     """One line: how many results are within their budgets, and the same bits twice."""
     found = [
-        item
-        for part in ("kernels", "gradients")
-        for item in found_of(run, part).values()
-        if item.get("replayed")
+        item for part in CHECKED for item in found_of(run, part).values() if item.get("replayed")
     ]
     if not found:
         return ""
@@ -116,7 +115,7 @@ def _launches(n: dict) -> list[str]:
 
 
 def tuned(run: dict) -> str:
-    found = found_of(run, "tune")
+    found = {n: i for n, i in found_of(run, "tune").items() if "default" in i}
     rows = [
         [
             key,
@@ -271,7 +270,7 @@ ALL: dict[str, Callable[[dict], str]] = {
     "Ops and passes": rates,
     "The captured iteration": graph,
     "Launch table": tuned,
-    "Errors of ops and passes": checks("kernels"),
+    "Errors of ops and passes": checks("kernels", "tune"),
     "Errors of meta-gradients": checks("gradients"),
     "Left out": not_done,
 }

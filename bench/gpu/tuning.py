@@ -18,13 +18,14 @@ import torch
 
 from bench import ops
 from bench.cases import Row
-from bench.gpu import clock
+from bench.gpu import checks, clock
 from bench.gpu.checks import rows_of_networks
 from bench.gpu.compiling import compile_all
 from bench.gpu.progress import Items, LeftOut, Request
 from bench.gpu.rows import config
 
 BETTER = 0.97  # of the default's time: less is within what two measurements differ by
+PRECISIONS = ("tf32", "bf16")  # that training runs in
 ROUNDS = 2  # of neighbours, each of the best so far
 PACKAGE = "kernels.triton."  # whose modules launch, each kernel under a name of its own
 
@@ -47,13 +48,25 @@ def items(request: Request) -> Items:
         launch = import_module("kernels.triton.launch")
     except ImportError as error:
         raise LeftOut(f"no kernels.triton.launch: {error}") from None
-    for precision in ("tf32", "bf16"):
+    for precision in PRECISIONS:
         for row in rows_of_networks(request):
             for which in ("target", "support"):
                 run = passes(row, precision, which, request)
                 for geometry in worthwhile(launch, run, request.device):
                     arguments = launch, geometry, run, request.device
                     yield launch.key(geometry), lambda a=arguments: tune(*a)
+    yield from _checks(request)
+
+
+def _checks(request: Request) -> Items:
+    """Of the passes by the new table."""
+    for precision in PRECISIONS:
+        for row in rows_of_networks(request):
+            for which in ("target", "support"):
+                cfg = config(row, precision, request.quick, request.device)
+                arguments = cfg, which, "triton", request.device
+                name = f"passes triton {precision} {row.case} {which}, tuned"
+                yield name, lambda a=arguments: checks.passes(*a)
 
 
 def worthwhile(launch, run: Callable[[], None], device: torch.device) -> list:
