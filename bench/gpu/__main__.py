@@ -79,7 +79,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
             ends = min(share, request.ends)
             whole = work_through(part, items(part, request), request, ends) and whole
     finally:
-        page = report.write(progress)
+        page = report.write_page(progress)
     for line in report.summary(progress.data):
         say(line)
     say(f"{'done' if whole else 'time is up, the same command continues'}; saved in {page}")

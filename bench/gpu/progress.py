@@ -1,5 +1,6 @@
 """What a run has found so far: a JSON that is saved after every item, and continued."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -74,10 +75,16 @@ class Progress:
     def keep(self, part: str, name: str, item: dict) -> None:
         self.part(part)[name] = item | {"call": len(self.data["calls"]) - 1}
         self.data["calls"][-1]["seconds"] = round(time.monotonic() - self._began, 1)
-        folder, temporary = self.path.parent, self.path.with_suffix(".tmp")
-        with explained(f"cannot write results to {folder}", "make room there, or give --out"):
-            results.save(self.data, temporary)
-            os.replace(temporary, self.path)  # so that it is whole wherever the run is ended
+        write(self.path, json.dumps(self.data, indent=1) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """So that the file is whole wherever the run is ended."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with explained(f"cannot write results to {path.parent}", "make room there, or give --out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def _loaded(path: Path) -> dict:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench import results
 from bench.gpu import sections
-from bench.gpu.progress import Progress
+from bench.gpu.progress import Progress, write
 
 FOLDER = results.FOLDER / "gpu"
 NOT_YET = """\
@@ -13,11 +13,10 @@ times and trains in under ten minutes a call, and `python -m bench.report` then 
 """
 
 
-def write(progress: Progress) -> Path:
-    """The page beside the JSON."""
+def write_page(progress: Progress) -> Path:
+    """Beside the JSON."""
     path = progress.path.with_suffix(".md")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(progress.data), encoding="utf-8")
+    write(path, page(progress.data))
     return path
 
 
