@@ -16,7 +16,8 @@ from kernels.triton.conv_kernels import (
     conv_fwd_kernel,
     conv_wgrad_kernel,
 )
-from kernels.triton.tensors import block, countable, expect
+from kernels.triton.launch import SPLITS, Geometry, config
+from kernels.triton.tensors import countable, expect
 
 SCOPE = checks.CONV_SCOPE
 
@@ -58,19 +59,21 @@ def tan_bwd(
     return _gradients(products, x, w, stride, padding, need)
 
 
-def conv_blocks(depth: int, width: int) -> dict[str, int]:
-    """Pixels, channels of the result, and channels summed over at once, of a program."""
-    return {"BM": 64, "BN": block(width), "BK": 32 if depth % 32 == 0 else 16}
-
-
-def wgrad_blocks(pixels: int, filters: int, channels: int) -> tuple[tuple[int, int], int, dict]:
-    """Programs for the parts of the pixels and for the filters' taps, the pixels of a part, and
-    the blocks of a program.
+def wgrad_grid(g: Geometry, device: torch.device) -> tuple[tuple[int, int, int], dict[str, int]]:
+    """Programs for the splits of the pixels, for the filters' blocks and rows of taps, and for the
+    tasks; and the configuration.
     """
-    bp, bf, bc = 32, block(filters), block(channels)
-    per_split = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 4 * bp), 16)), bp) * bp
-    tiles = triton.cdiv(filters, bf) * triton.cdiv(channels, bc)
-    return (triton.cdiv(pixels, per_split), 9 * tiles), per_split, {"BF": bf, "BC": bc, "BP": bp}
+    blocks = config(g, device)
+    tiles = triton.cdiv(g.filters, blocks["BF"]) * triton.cdiv(g.channels, blocks["BC"])
+    return (triton.cdiv(g.pixels, blocks["per_split"]), 3 * tiles, g.tasks), blocks
+
+
+def add_splits(part: Tensor, out: Tensor, step: int) -> None:
+    """Σ over the splits of [T, splits, ...] → the first values of rows of `out`, `step` apart."""
+    t, splits, size = *part.shape[:2], part[0, 0].numel()
+    add_splits_kernel[(triton.cdiv(size, SPLITS["BLOCK"]), t)](
+        part, out, splits, size, step, **SPLITS
+    )
 
 
 def _value(products: tuple, x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
@@ -82,12 +85,13 @@ def _value(products: tuple, x: Tensor, w: Tensor, stride: int, padding: int) -> 
     (x, w_dot), (x_dot, w) = products[0], products[-1]
     x, x_dot, w, w_dot = channels_last(x), channels_last(x_dot), images(w), images(w_dot)
     z = empty_images(x, *shape[:4])
-    blocks = conv_blocks(c, f)
+    dual = len(products) == 2
+    blocks = config(Geometry("conv_fwd", t, n, out_side, c, f, _precision(), dual), z.device)
     grid = triton.cdiv(n * out_side**2, blocks["BM"]), t, triton.cdiv(f, blocks["BN"])
     conv_fwd_kernel[grid](
         x, x_dot, x, x, w, w_dot, z, z, z, z,
         n, side, out_side, c, f, w.stride(0), w_dot.stride(0), 1.0,
-        STRIDE=stride, ACT=False, DUAL=len(products) == 2, DOT_IN=len(products) == 2, SUMS=False,
+        STRIDE=stride, ACT=False, DUAL=dual, DOT_IN=dual, SUMS=False,
         PRECISION=_precision(), **blocks,
     )  # fmt: skip
     return z
@@ -116,7 +120,8 @@ def _dgrad(products: list[tuple[Tensor, Tensor]], sizes: tuple[int, ...], stride
     t, n, c, side, f, dense = sizes
     (w_dot, dz), (w, dz_dot) = products[0], products[-1]
     dx = empty_images(dz, t, n, c, side)
-    blocks = conv_blocks(f, c)
+    geometry = Geometry("conv_bwd", t, n, side, c, f, _precision(), len(products) == 2)
+    blocks = config(geometry, dx.device)
     conv_bwd_kernel[(triton.cdiv(n * side**2, blocks["BM"]), t, triton.cdiv(c, blocks["BN"]))](
         dz, dz_dot, dz, dz, dz, dz, w, w_dot, dz, dz, dz, dz, dz, dx, dz,
         n, side, dense, dense, c, f, w.stride(0), w_dot.stride(0), 1.0,
@@ -130,16 +135,18 @@ def _wgrad(products: list[tuple[Tensor, Tensor]], sizes: tuple[int, ...], stride
     t, n, c, side, f, dense = sizes
     (x_dot, dz), (x, dz_dot) = products[0], products[-1]
     dw = empty_images(x, t, f, c, 3)
-    (splits, taps), per_split, blocks = wgrad_blocks(n * dense**2, f, c)
-    part = torch.empty((t, splits, f * 9 * c), dtype=x.dtype, device=x.device)
-    conv_wgrad_kernel[(splits, taps, t)](
+    dual = len(products) == 2
+    grid, blocks = wgrad_grid(
+        Geometry("conv_wgrad", t, n, dense, c, f, _precision(), dual), dw.device
+    )
+    part = torch.empty((t, grid[0], f * 9 * c), dtype=x.dtype, device=x.device)
+    conv_wgrad_kernel[grid](
         x, x_dot, x, x, dz, dz_dot, dz, dz, dz, dz, part,
-        n, side, dense, dense, c, f, 1.0, per_split,
-        STRIDE=stride, POOL=False, BUILD=False, ACT=False, DUAL=len(products) == 2,
-        DOT_IN=len(products) == 2, PRECISION=_precision(), **blocks,
+        n, side, dense, dense, c, f, 1.0,
+        STRIDE=stride, POOL=False, BUILD=False, ACT=False, DUAL=dual,
+        DOT_IN=dual, PRECISION=_precision(), **blocks,
     )  # fmt: skip
-    size = f * 9 * c
-    add_splits_kernel[(triton.cdiv(size, 1024), t)](part, dw, splits, size, size, BLOCK=1024)
+    add_splits(part, dw, f * 9 * c)
     return dw
 
 

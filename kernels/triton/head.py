@@ -1,13 +1,14 @@
 """Linear classifier and mean cross-entropy behind the last stage, and their tangent.
 
 Features are the activation, filter by filter [F][pixels], or with MEAN each filter's mean; they are
-built from x̂ [T, N, pixels, F] when they are loaded. One program a task for the logits, one a task
-and pixel behind them.
+built from x̂ [T, N, pixels, F] when they are loaded. One program a few images for the logits, one a
+task and pixel behind them.
 """
 
 import triton
 import triton.language as tl
 
+from kernels.triton.launch import COUNTS
 from kernels.triton.operands import slope_at
 
 
@@ -46,19 +47,26 @@ def load_classes(w, k, f, p, ways, filters, pixels, MEAN: tl.constexpr):
 
 
 @triton.jit
+def load_residual(residual, rows, k, valid, ways):
+    """[images, ways]"""
+    both = valid[:, None] & (k < ways)[None, :]
+    return tl.load(residual + rows[:, None] * ways + k[None, :], mask=both, other=0.0)
+
+
+@triton.jit(do_not_specialize=COUNTS)
 def head_kernel(
     x_hat, x_hat_dot, gain, bias,
     w, w_dot,  # [ways, D] then [ways] of a task, the next `w_step`, `w_dot_step` further on
     labels,  # int64 [T, N]
     logits, softmax, residual,  # [T, N, ways]; residual = (softmax − one-hot) / N
-    loss,  # [T]
+    losses,  # [T, N]
     images, pixels, filters, ways, w_step, w_dot_step, slope,
     MEAN: tl.constexpr, LABELS: tl.constexpr, DUAL: tl.constexpr,
     BN: tl.constexpr, BF: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """DUAL: `logits` and `residual` get their directions; softmax is then read."""
     task = tl.program_id(0)
-    n, k = tl.arange(0, BN), tl.arange(0, BW)
+    n, k = tl.program_id(1) * BN + tl.arange(0, BN), tl.arange(0, BW)
     rows, valid = task * images + n, n < images
     w += task * w_step
     w_dot += task * w_dot_step
@@ -98,15 +106,16 @@ def head_kernel(
         tl.store(softmax + at, p, mask=both)
         tl.store(residual + at, (p - tl.where(right, 1.0, 0.0)) / images, mask=both)
         chosen = tl.sum(tl.where(right, value, 0.0), 1)
-        each = tl.where(valid, tl.log(total) + top - chosen, 0.0)
+        each = tl.log(total) + top - chosen
         each = tl.where((label >= 0) & (label < ways), each, float("nan"))
-        tl.store(loss + task, tl.sum(each, 0) / images)
+        tl.store(losses + rows, each, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def head_bwd_kernel(
     x_hat, x_hat_dot, gain, bias, w, w_dot,
     residual, residual_dot,  # [T, N, ways]
+    losses, loss,  # [T, N] → [T], without DUAL
     delta,  # of the last stage [T, N, pixels, F]: written, with DUAL read
     delta_dot,  # written with DUAL
     part,  # [T, pixels, 2, F] Σδ and Σδx̂ over the images, or their directions
@@ -116,55 +125,64 @@ def head_bwd_kernel(
     BN: tl.constexpr, BF: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """δ = slope·residual·w, and the classifier's gradient; a program does a block of filters at one
-    pixel, with MEAN at all of them.
+    pixel, with MEAN at all of them, a few images at a time.
     """
-    task = tl.program_id(0)
-    n, k = tl.arange(0, BN), tl.arange(0, BW)
+    task, k = tl.program_id(0), tl.arange(0, BW)
     f = tl.program_id(2) * BF + tl.arange(0, BF)
-    rows, valid = task * images + n, n < images
+    real = f < filters
     w += task * w_step
     w_dot += task * w_dot_step
     gradient += task * out_step
-    real = f < filters
-    at = rows[:, None] * ways + k[None, :]
-    both = valid[:, None] & (k < ways)[None, :]
-    r = tl.load(residual + at, mask=both, other=0.0)
-    r_dot = tl.load(residual_dot + at, mask=both, other=0.0) if DUAL else r
     scale = 1.0 / pixels if MEAN else 1.0
     width = filters if MEAN else filters * pixels
     first = 0 if MEAN else tl.program_id(1)
     last = pixels if MEAN else first + 1
     dw = tl.zeros((BW, BF), tl.float32)
     for p in range(first, last):
-        h, bend = load_features(x_hat, gain, bias, slope, rows, p, f, valid, pixels, filters)
+        s1 = tl.zeros((BF,), tl.float32)
+        s2 = tl.zeros((BF,), tl.float32)
         classes = tl.trans(load_classes(w, k, f, p, ways, filters, pixels, MEAN))
-        dh = tl.dot(r_dot, classes, input_precision="ieee")
-        dw = tl.dot(tl.trans(r_dot), h, dw, input_precision="ieee")
-        where = (rows[:, None] * pixels + p) * filters + f[None, :]
-        inside = valid[:, None] & real[None, :]
-        below = tl.load(x_hat + where, mask=inside, other=0.0)
-        if DUAL:
-            classes = tl.trans(load_classes(w_dot, k, f, p, ways, filters, pixels, MEAN))
-            dh = tl.dot(r, classes, dh, input_precision="ieee")
-            h_dot = load_features_dot(x_hat_dot, gain, bend, rows, p, f, valid, pixels, filters)
-            dw = tl.dot(tl.trans(r), h_dot, dw, input_precision="ieee")
-        d = tl.where(inside, dh * bend * scale, 0.0)
-        products = d * below
-        if DUAL:
-            products += tl.load(delta + where, mask=inside, other=0.0) * tl.load(
-                x_hat_dot + where, mask=inside, other=0.0
-            )
-            tl.store(delta_dot + where, d, mask=inside)
-        else:
-            tl.store(delta + where, d, mask=inside)
+        for start in range(0, images, BN):
+            n = start + tl.arange(0, BN)
+            rows, valid = task * images + n, n < images
+            r = load_residual(residual, rows, k, valid, ways)
+            r_dot = load_residual(residual_dot, rows, k, valid, ways) if DUAL else r
+            h, bend = load_features(x_hat, gain, bias, slope, rows, p, f, valid, pixels, filters)
+            dh = tl.dot(r_dot, classes, input_precision="ieee")
+            dw = tl.dot(tl.trans(r_dot), h, dw, input_precision="ieee")
+            if DUAL:
+                other = tl.trans(load_classes(w_dot, k, f, p, ways, filters, pixels, MEAN))
+                dh = tl.dot(r, other, dh, input_precision="ieee")
+                h_dot = load_features_dot(x_hat_dot, gain, bend, rows, p, f, valid, pixels, filters)
+                dw = tl.dot(tl.trans(r), h_dot, dw, input_precision="ieee")
+            where = (rows[:, None] * pixels + p) * filters + f[None, :]
+            inside = valid[:, None] & real[None, :]
+            d = tl.where(inside, dh * bend * scale, 0.0)
+            products = d * tl.load(x_hat + where, mask=inside, other=0.0)
+            if DUAL:
+                products += tl.load(delta + where, mask=inside, other=0.0) * tl.load(
+                    x_hat_dot + where, mask=inside, other=0.0
+                )
+                tl.store(delta_dot + where, d, mask=inside)
+            else:
+                tl.store(delta + where, d, mask=inside)
+            s1 += tl.sum(d, 0)
+            s2 += tl.sum(products, 0)
         sums = part + (task * pixels + p) * 2 * filters + f
-        tl.store(sums, tl.sum(d, 0), mask=real)
-        tl.store(sums + filters, tl.sum(products, 0), mask=real)
-    if not MEAN:
-        p = tl.program_id(1)
-        out = k[:, None] * width + (f * pixels + p)[None, :]
-    else:
-        out = k[:, None] * width + f[None, :]
+        tl.store(sums, s1, mask=real)
+        tl.store(sums + filters, s2, mask=real)
+    out = k[:, None] * width + column(f, first, pixels, MEAN)[None, :]
     tl.store(gradient + out, dw * scale, mask=(k < ways)[:, None] & real[None, :])
     if tl.program_id(1) == 0 and tl.program_id(2) == 0:
-        tl.store(gradient + ways * width + k, tl.sum(r_dot, 0), mask=k < ways)
+        source = residual_dot if DUAL else residual
+        constant = tl.zeros((BW,), tl.float32)
+        total = tl.zeros((BN,), tl.float32)
+        for start in range(0, images, BN):
+            n = start + tl.arange(0, BN)
+            rows, valid = task * images + n, n < images
+            constant += tl.sum(load_residual(source, rows, k, valid, ways), 0)
+            if not DUAL:
+                total += tl.load(losses + rows, mask=valid, other=0.0)
+        tl.store(gradient + ways * width + k, constant, mask=k < ways)
+        if not DUAL:
+            tl.store(loss + task, tl.sum(total, 0) / images)

@@ -7,12 +7,10 @@ import triton
 from torch import Tensor
 
 from kernels.triton import conv_kernels, head, norm_act_kernels, sums
-from kernels.triton.conv import conv_blocks, wgrad_blocks
+from kernels.triton.conv import add_splits, wgrad_grid
+from kernels.triton.launch import Geometry
 from kernels.triton.operands import COEFFICIENTS
 from kernels.triton.plan import Call, Dot, Kept, StageKept
-from kernels.triton.tensors import block
-
-BT = 32  # tiles whose sums are merged at once
 
 
 def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Tensor) -> StageKept:
@@ -20,8 +18,8 @@ def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Te
     stage, (t, n, f, new), net = plan.stages[s], call.sizes, plan.net
     x = below.x_hat if below else call.images.x
     w, (gain, bias) = theta[:, stage.theta :], call.affine(max(s - 1, 0))
-    blocks, bf = conv_blocks(stage.channels, f), block(f)
-    grid = call.grid(stage.dense, blocks["BM"])
+    blocks = call.blocks("conv_fwd", stage, stage.dense)
+    grid = call.grid(stage.dense, blocks["BM"], blocks["BN"])
     z, part = new(t, n, stage.dense, stage.dense, f), new(t, grid[0], 2, f)
     conv_kernels.conv_fwd_kernel[grid](
         x, x, gain, bias, w, w, z, z, z, part,
@@ -31,18 +29,20 @@ def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Te
     )  # fmt: skip
     coef, rstd = new(t, COEFFICIENTS, f), new(t, f)
     given_mean, given_var, step = call.statistics(s)
-    sums.moments_kernel[(t, triton.cdiv(f, bf))](
+    merge = call.merge_blocks(grid[0])
+    sums.moments_kernel[(t, triton.cdiv(f, merge["BF"]))](
         part, given_mean, given_var, coef, rstd, mean[:, s * f :], var[:, s * f :],
         grid[0], blocks["BM"], n * stage.dense**2, f, step, mean.shape[1], net.eps,
-        GIVEN=call.given is not None, BT=BT, BF=bf,
+        GIVEN=call.given is not None, **merge,
     )  # fmt: skip
     shape = t, n, stage.pooled, stage.pooled, f
     x_hat = new(shape)
     winners = new(shape if net.pool else (1,), dtype=torch.uint8)
-    norm_act_kernels.normalise_kernel[call.grid(stage.pooled, 32)](
+    blocks = call.map_blocks(stage.pooled)
+    norm_act_kernels.normalise_kernel[call.grid(stage.pooled, blocks["BM"], blocks["BF"])](
         z, *call.affine(s), coef, rstd, x_hat, winners, x_hat,
         n, stage.dense, stage.pooled, f, 0, net.negative_slope,
-        POOL=net.pool, ACT=False, BM=32, BF=bf,
+        POOL=net.pool, ACT=False, **blocks,
     )  # fmt: skip
     return StageKept(z, x_hat, winners, coef, rstd)
 
@@ -50,19 +50,22 @@ def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Te
 def head_fwd(
     call: Call, last: StageKept, labels: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits, softmax, (softmax − one-hot) / N, and the loss; without labels the logits alone."""
+    """Logits, softmax, (softmax − one-hot) / N, and the loss of each image; without labels the
+    logits alone.
+    """
     plan, theta = call.plan, call.theta
     (t, n, f, new), net = call.sizes, plan.net
-    logits, loss = new(t, n, net.ways), new(t)
+    logits, losses = new(t, n, net.ways), new(t, n)
     softmax, residual = torch.empty_like(logits), torch.empty_like(logits)
     w = theta[:, plan.theta_head :]
-    head.head_kernel[(t,)](
+    blocks = call.head_blocks("head")
+    head.head_kernel[(t, triton.cdiv(n, blocks["BN"]))](
         last.x_hat, last.x_hat, *call.affine(net.stages - 1), w, w,
-        logits if labels is None else labels, logits, softmax, residual, loss,
+        logits if labels is None else labels, logits, softmax, residual, losses,
         n, plan.last_pixels, f, net.ways, theta.stride(0), 0, net.negative_slope,
-        MEAN=not net.pool, LABELS=labels is not None, DUAL=False, **plan.head_blocks,
+        MEAN=not net.pool, LABELS=labels is not None, DUAL=False, **blocks,
     )  # fmt: skip
-    return logits, softmax, residual, loss
+    return logits, softmax, residual, losses
 
 
 def head_dot(kept: Kept, direction: Tensor, last_dot: Dot) -> Tensor:
@@ -70,13 +73,14 @@ def head_dot(kept: Kept, direction: Tensor, last_dot: Dot) -> Tensor:
     call, plan = kept.call, kept.call.plan
     (t, n, f, _), net, theta = call.sizes, plan.net, call.theta
     logits_dot, residual_dot = torch.empty_like(kept.softmax), torch.empty_like(kept.softmax)
-    head.head_kernel[(t,)](
+    blocks = call.head_blocks("head")
+    head.head_kernel[(t, triton.cdiv(n, blocks["BN"]))](
         kept.stages[-1].x_hat, last_dot.x_hat, *call.affine(net.stages - 1),
         theta[:, plan.theta_head :], direction[:, plan.theta_head :],
         logits_dot, logits_dot, kept.softmax, residual_dot, logits_dot,
         n, plan.last_pixels, f, net.ways, theta.stride(0), direction.stride(0),
         net.negative_slope,
-        MEAN=not net.pool, LABELS=False, DUAL=True, **plan.head_blocks,
+        MEAN=not net.pool, LABELS=False, DUAL=True, **blocks,
     )  # fmt: skip
     return residual_dot
 
@@ -85,38 +89,39 @@ def head_bwd(
     call: Call,
     last: StageKept,
     residual: Tensor,
+    losses: Tensor,  # [T, N]; with `dots` not read
     gradient: Tensor,  # [T, P], of which the classifier's is written
     direction: Tensor | None = None,
     dots: tuple[Dot, Tensor] | None = None,  # of the last stage and of the residual
-) -> tuple[Tensor, Tensor]:
-    """δ of the last stage, and the parts of its sums."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """δ of the last stage, and the parts of its sums; the loss [T], with `dots` not written."""
     plan, theta = call.plan, call.theta
     (t, n, f, new), net = call.sizes, plan.net
     last_dot, residual_dot = dots or (last, residual)
     w = theta[:, plan.theta_head :]
     w_dot = w if direction is None else direction[:, plan.theta_head :]
-    delta, part = torch.empty_like(last.x_hat), new(t, plan.last_pixels, 2, f)
-    blocks = plan.head_blocks
+    delta, part, loss = torch.empty_like(last.x_hat), new(t, plan.last_pixels, 2, f), new(t)
+    blocks = call.head_blocks("head_bwd")
     grid = t, plan.last_pixels if net.pool else 1, triton.cdiv(f, blocks["BF"])
     head.head_bwd_kernel[grid](
         last.x_hat, last_dot.x_hat, *call.affine(net.stages - 1), w, w_dot,
-        residual, residual_dot, last.delta if dots else delta, delta, part,
+        residual, residual_dot, losses, loss, last.delta if dots else delta, delta, part,
         gradient[:, plan.theta_head :],
         n, plan.last_pixels, f, net.ways, theta.stride(0), w_dot.stride(0), gradient.stride(0),
         net.negative_slope, MEAN=not net.pool, DUAL=dots is not None, **blocks,
     )  # fmt: skip
-    return delta, part
+    return delta, part, loss
 
 
 def norm_bwd(call: Call, kept: StageKept, s: int, part: Tensor, norm_gradient: Tensor) -> Tensor:
     """Σδ and Σδx̂ of a stage, also as the gradient of its bias and gain; the coefficients of dz."""
     plan, (t, n, f, new) = call.plan, call.sizes
-    result = new(t, 2, f)
-    sums.bwd_sums_kernel[(t, triton.cdiv(f, block(f)))](
+    result, blocks = new(t, 2, f), call.merge_blocks(part.shape[1])
+    sums.bwd_sums_kernel[(t, triton.cdiv(f, blocks["BF"]))](
         part, kept.coef, kept.rstd, call.affine(s)[0], result,
         *plan.norm_gradient(norm_gradient, s),
         part.shape[1], n * plan.stages[s].dense ** 2, f, 0, norm_gradient.stride(0),
-        GIVEN=call.given is not None, BT=BT, BF=block(f),
+        GIVEN=call.given is not None, **blocks,
     )  # fmt: skip
     return result
 
@@ -125,12 +130,12 @@ def norm_bwd_dot(
     call: Call, kept: StageKept, dot: Dot, s: int, part: Tensor, norm_product: Tensor
 ) -> Tensor:
     plan, (t, n, f, new) = call.plan, call.sizes
-    result = new(t, 2, f)
-    sums.tan_bwd_sums_kernel[(t, triton.cdiv(f, block(f)))](
+    result, blocks = new(t, 2, f), call.merge_blocks(part.shape[1])
+    sums.tan_bwd_sums_kernel[(t, triton.cdiv(f, blocks["BF"]))](
         part, kept.coef, kept.rstd, dot.q, kept.sums, kept.rstd, result,
         *plan.norm_gradient(norm_product, s),
         part.shape[1], n * plan.stages[s].dense ** 2, f, norm_product.stride(0),
-        GIVEN=call.given is not None, GAIN_DOT=False, BT=BT, BF=block(f),
+        GIVEN=call.given is not None, GAIN_DOT=False, **blocks,
     )  # fmt: skip
     return result
 
@@ -148,8 +153,8 @@ def dgrad(
     own, dot_below = (dots[s], dots[s - 1]) if dots else (kept, below)
     w = theta[:, stage.theta :]
     w_dot = w if direction is None else direction[:, stage.theta :]
-    blocks = conv_blocks(f, stage.channels)
-    grid = call.grid(stage.side, blocks["BM"])
+    blocks = call.blocks("conv_bwd", stage, stage.side, dual=dots is not None)
+    grid = call.grid(stage.side, blocks["BM"], blocks["BN"])
     out, part = torch.empty_like(below.x_hat), new(t, grid[0], 2, f)
     conv_kernels.conv_bwd_kernel[grid](
         kept.z, own.z, kept.delta, own.delta, kept.winners, kept.coef, w, w_dot,
@@ -173,28 +178,25 @@ def wgrad(
     kept, c = stages[s], stage.channels
     x = stages[s - 1].x_hat if s else call.images.x
     x_dot, own = (dots[s - 1].x_hat if s else x, dots[s]) if dots else (x, kept)
-    (splits, taps), per_split, blocks = wgrad_blocks(n * stage.dense**2, f, c)
-    size = f * 9 * c
-    part = new(t, splits, size)
-    conv_kernels.conv_wgrad_kernel[(splits, taps, t)](
+    geometry = Geometry("conv_wgrad", t, n, stage.dense, c, f, plan.precision, dots is not None)
+    grid, blocks = wgrad_grid(geometry, gradient.device)
+    part = new(t, grid[0], f * 9 * c)
+    conv_kernels.conv_wgrad_kernel[grid](
         x, x_dot, *call.affine(max(s - 1, 0)),
         kept.z, own.z, kept.delta, own.delta, kept.winners, kept.coef, part,
-        n, stage.side, stage.dense, stage.pooled, c, f, plan.net.negative_slope, per_split,
+        n, stage.side, stage.dense, stage.pooled, c, f, plan.net.negative_slope,
         STRIDE=plan.stride, POOL=plan.net.pool, BUILD=True, ACT=s > 0, DUAL=dots is not None,
         DOT_IN=s > 0, PRECISION=plan.precision, **blocks,
     )  # fmt: skip
-    out = gradient[:, stage.theta :]
-    conv_kernels.add_splits_kernel[(triton.cdiv(size, 1024), t)](
-        part, out, splits, size, gradient.stride(0), BLOCK=1024
-    )
+    add_splits(part, gradient[:, stage.theta :], gradient.stride(0))
 
 
 def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:
     call, own, plan = kept.call, kept.stages[s], kept.call.plan
     stage, (t, n, f, new), net = plan.stages[s], call.sizes, plan.net
     x = kept.stages[s - 1].x_hat if s else call.images.x
-    blocks, bf = conv_blocks(stage.channels, f), block(f)
-    grid = call.grid(stage.dense, blocks["BM"])
+    blocks = call.blocks("conv_fwd", stage, stage.dense, dual=True)
+    grid = call.grid(stage.dense, blocks["BM"], blocks["BN"])
     z_dot, part, q = torch.empty_like(own.z), new(t, grid[0], 2, f), new(t, f)
     conv_kernels.conv_fwd_kernel[grid](
         x, below.x_hat if below else x, *call.affine(max(s - 1, 0)),
@@ -204,13 +206,15 @@ def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:
         STRIDE=plan.stride, ACT=s > 0, DUAL=True, DOT_IN=s > 0, SUMS=True,
         PRECISION=plan.precision, **blocks,
     )  # fmt: skip
-    sums.tan_fwd_sums_kernel[(t, triton.cdiv(f, bf))](
+    merge = call.merge_blocks(grid[0])
+    sums.tan_fwd_sums_kernel[(t, triton.cdiv(f, merge["BF"]))](
         part, own.coef, own.rstd, q, grid[0], n * stage.dense**2, f,
-        GIVEN=call.given is not None, BT=BT, BF=bf,
+        GIVEN=call.given is not None, **merge,
     )  # fmt: skip
     x_hat_dot = torch.empty_like(own.x_hat)
-    norm_act_kernels.normalise_dot_kernel[call.grid(stage.pooled, 32)](
+    blocks = call.map_blocks(stage.pooled)
+    norm_act_kernels.normalise_dot_kernel[call.grid(stage.pooled, blocks["BM"], blocks["BF"])](
         z_dot, own.x_hat, own.winners, own.coef, own.rstd, q, x_hat_dot,
-        n, stage.dense, stage.pooled, f, POOL=net.pool, BM=32, BF=bf,
+        n, stage.dense, stage.pooled, f, POOL=net.pool, **blocks,
     )  # fmt: skip
     return Dot(z_dot, x_hat_dot, q)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels import checks
 from kernels.plain.layout import channels_last, empty_images
+from kernels.triton.launch import block
 from kernels.triton.norm_act_kernels import (
     activation_dot_kernel,
     delta_kernel,
@@ -28,7 +29,7 @@ from kernels.triton.sums import (
     tan_bwd_sums_kernel,
     tan_fwd_sums_kernel,
 )
-from kernels.triton.tensors import block, countable, expect
+from kernels.triton.tensors import countable, expect
 
 SCOPE = checks.NORM_ACT_SCOPE
 TILE = 64  # pixels of a program

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from kernels.triton.launch import COUNTS
 from kernels.triton.operands import load_dz, load_dz_dot, pixels_of, slope_at
 from kernels.triton.sums import row_of, store_delta, store_moments
 
@@ -30,7 +31,7 @@ def _better(z, z_key, z_position: tl.constexpr, key, value, position):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def normalise_kernel(
     z, gain, bias,  # [T, N, H, W, F], [F] of a task, the next `gain_step` further on
     coef, rstd,  # [T, 8, F], [T, F]
@@ -70,7 +71,7 @@ def normalise_kernel(
         tl.store(out + where, (value * g + b) * slope_at(value, g, b, slope), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def normalise_dot_kernel(
     z_dot, x_hat, winners, coef, rstd, q,
     x_hat_dot,  # [T, N, h, w, F]
@@ -99,7 +100,7 @@ def normalise_dot_kernel(
     tl.store(x_hat_dot + out, value * r, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def dense_sums_kernel(
     value,  # z, or with DUAL its direction [T, N, H, W, F]
     z, coef,  # with DUAL
@@ -118,7 +119,7 @@ def dense_sums_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def delta_kernel(
     dy,  # or with DUAL its direction [T, N, h, w, F]
     x_hat, x_hat_dot, delta,  # the last two with DUAL
@@ -139,7 +140,7 @@ def delta_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def dz_kernel(
     z, z_dot, delta, delta_dot, winners, coef,
     out,  # [T, N, H, W, F]
@@ -167,7 +168,7 @@ def dz_kernel(
     tl.store(out + (task * pixels + m)[:, None] * filters + f[None, :], value, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def activation_dot_kernel(
     x_hat, x_hat_dot,  # [T, N, h, w, F]
     gain, bias, gain_dot, bias_dot,  # [T, F]

@@ -17,8 +17,10 @@ COEFFICIENTS = 8  # rows a0, a1, a2, μ, b1, b2, b4, μ_dot
 def dot(a, b, sum, PRECISION: tl.constexpr):
     """sum + a·b; `PRECISION` is bf16 or what `tl.dot` calls its input precision."""
     if PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), sum)
-    return tl.dot(a, b, sum, input_precision=PRECISION)
+        sum = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), sum)
+    else:
+        sum = tl.dot(a, b, sum, input_precision=PRECISION)
+    return sum
 
 
 @triton.jit
@@ -80,9 +82,10 @@ def load_scattered(values, winners, n, y, x, f, inside, filters, dense, pooled, 
     inside = inside & (py < pooled) & (px < pooled)
     valid = inside[:, None] & (f < filters)[None, :]
     where = (((n * pooled + py) * pooled + px) * filters)[:, None] + f[None, :]
-    winner = tl.load(winners + where, mask=valid, other=4)
-    valid = valid & (winner == (y % 2 * 2 + x % 2)[:, None])
-    return tl.load(values + where, mask=valid, other=0.0)
+    winner = tl.load(winners + where, mask=valid, other=0)
+    # Not in the mask of the load, which would then wait for the winners and be scalar.
+    value = tl.load(values + where, mask=valid, other=0.0)
+    return tl.where(winner == (y % 2 * 2 + x % 2)[:, None], value, 0.0)
 
 
 @triton.jit

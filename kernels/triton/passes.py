@@ -8,10 +8,11 @@ from torch import Tensor
 
 from kernels import checks
 from kernels.net import Net, Result
-from kernels.plain.layout import channels_last, vectors
+from kernels.plain.layout import channels_last
 from kernels.triton import launches, stem_launches
 from kernels.triton.patches import patches
 from kernels.triton.plan import PRECISIONS, Call, Images, Kept, Plan
+from kernels.triton.rows import aligned, new_rows
 from kernels.triton.tensors import countable, expect
 
 MOST_STAGES = 16
@@ -66,7 +67,7 @@ def run(
     operands = theta, row, labels, statistics, keep
     checks.pass_operands("triton passes", net, images.x, t, plan.images, *operands)
     given = None if statistics is None else tuple(s.contiguous() for s in statistics)
-    call = Call(images, vectors(theta), row.contiguous(), given)
+    call = Call(images, aligned(theta), row.contiguous(), given)
     mean, var = (row.new_empty(t, stats) for _ in range(2))
     stages, projected = [], None
     for s, stage in enumerate(plan.stages):
@@ -76,11 +77,11 @@ def run(
             kept = launches.stage_fwd(call, stages[-1] if s else None, s, mean, var)
         stages.append(kept)
     labels = None if labels is None else labels.contiguous()
-    logits, softmax, residual, loss = launches.head_fwd(call, stages[-1], labels)
+    logits, softmax, residual, losses = launches.head_fwd(call, stages[-1], labels)
     if labels is None:
         return Result(None, logits, None, None, mean, var, None)
-    gradient, norm_gradient = row.new_empty(theta.shape), row.new_empty(t, 2 * stats)
-    delta, part = launches.head_bwd(call, stages[-1], residual, gradient)
+    gradient, norm_gradient = new_rows(theta, *theta.shape), row.new_empty(t, 2 * stats)
+    delta, part, loss = launches.head_bwd(call, stages[-1], residual, losses, gradient)
     outer = None
     for s in reversed(range(net.stages)):
         sums = launches.norm_bwd(call, stages[s], s, part, norm_gradient)
@@ -103,8 +104,8 @@ def tangent(
     call, stages = kept.call, kept.stages
     plan, net = call.plan, call.plan.net
     expect("passes", call.images.x, direction=(direction, call.theta.shape))
-    direction = vectors(direction)
-    product = direction.new_empty(direction.shape)
+    direction = aligned(direction)
+    product = new_rows(direction, *direction.shape)
     norm_product = direction.new_empty(plan.tasks, 2 * net.stages * net.filters)
     dots = []
     for s, stage in enumerate(plan.stages):
@@ -113,8 +114,8 @@ def tangent(
         else:
             dots.append(launches.stage_dot(kept, dots[-1] if s else None, s, direction))
     residual_dot = launches.head_dot(kept, direction, dots[-1])
-    delta_dot, part = launches.head_bwd(
-        call, stages[-1], kept.residual, product, direction, (dots[-1], residual_dot)
+    delta_dot, part, _ = launches.head_bwd(
+        call, stages[-1], kept.residual, kept.softmax, product, direction, (dots[-1], residual_dot)
     )
     for s in reversed(range(net.stages)):
         sums_dot = launches.norm_bwd_dot(call, stages[s], dots[s], s, part, norm_product)

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.triton.launch import COUNTS, padded
 from kernels.triton.operands import pixels_of
 from kernels.triton.stem import load_patches
-from kernels.triton.tensors import padded
 
 
 class Patches(NamedTuple):
@@ -31,7 +31,7 @@ def add(value, total, lost):
     return new, (new - total) - value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def patch_sums_kernel(
     images,
     part,  # [T, splits, KP + 1, KP] Σ patch·patchᵀ, then Σ patch
@@ -56,7 +56,7 @@ def patch_sums_kernel(
     tl.store(out + KP * KP + k, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def patch_moments_kernel(
     part, mean_out, cov,  # [T, splits, KP + 1, KP], [T, KP], [T, KP, KP]
     splits, pixels, KP: tl.constexpr,

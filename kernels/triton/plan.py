@@ -6,8 +6,8 @@ import triton
 from torch import Tensor
 
 from kernels.net import Net
+from kernels.triton.launch import Geometry, config, padded
 from kernels.triton.patches import Patches
-from kernels.triton.tensors import block, padded
 
 # What `operands.dot` calls them.
 PRECISIONS = {"fp32": "ieee", "tf32": "tf32", "tf32x3": "tf32x3", "bf16": "bf16"}
@@ -63,11 +63,6 @@ class Plan(NamedTuple):
     def last_pixels(self) -> int:
         return self.stages[-1].pooled ** 2
 
-    @property
-    def head_blocks(self) -> dict[str, int]:
-        net = self.net
-        return {"BN": padded(self.images), "BF": block(net.filters), "BW": padded(net.ways)}
-
     def norm_gradient(self, rows: Tensor, s: int) -> tuple[Tensor, Tensor]:
         """Of a stage's gain and bias in rows of gradients [T, G], [F] of each task."""
         f = self.net.filters
@@ -100,10 +95,38 @@ class Call(NamedTuple):
         plan = self.plan
         return plan.tasks, plan.images, plan.net.filters, self.row.new_empty
 
-    def grid(self, side: int, pixels: int) -> tuple[int, int, int]:
-        """Programs for images of a side with all filters, `pixels` each."""
+    def blocks(
+        self,
+        kernel: str,
+        stage: Stage,
+        side: int,
+        *,
+        dual: bool = False,
+        precision: str | None = None,
+    ) -> dict[str, int]:
+        """Configuration of a launch over images of a side."""
+        plan = self.plan
+        sizes = plan.tasks, plan.images, side, stage.channels, plan.net.filters
+        return config(Geometry(kernel, *sizes, precision or plan.precision, dual), self.row.device)
+
+    def map_blocks(self, side: int) -> dict[str, int]:
+        """The same of a launch without products."""
         t, n, f, _ = self.sizes
-        return triton.cdiv(n * side**2, pixels), t, triton.cdiv(f, block(f))
+        return config(Geometry("normalise", t, n, side, f, f), self.row.device)
+
+    def merge_blocks(self, tiles: int) -> dict[str, int]:
+        """The same of one that merges the sums of tiles."""
+        t, _, f, _ = self.sizes
+        return config(Geometry("merge", t, tiles, 1, f, f), self.row.device)
+
+    def head_blocks(self, kernel: str) -> dict[str, int]:
+        stage, ways = self.plan.stages[-1], padded(self.plan.net.ways)
+        return {"BW": ways} | self.blocks(kernel, stage, stage.pooled, precision="ieee")
+
+    def grid(self, side: int, pixels: int, filters: int) -> tuple[int, int, int]:
+        """Programs for images of a side, so many pixels and filters each."""
+        t, n, f, _ = self.sizes
+        return triton.cdiv(n * side**2, pixels), t, triton.cdiv(f, filters)
 
     def affine(self, s: int) -> tuple[Tensor, Tensor]:
         """Gain and bias of a stage, [F] each."""

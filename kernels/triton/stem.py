@@ -8,6 +8,7 @@ C]. A patch is [C][9], padded to KP values.
 import triton
 import triton.language as tl
 
+from kernels.triton.launch import COUNTS
 from kernels.triton.norm_act_kernels import winner_of
 from kernels.triton.operands import dot, pixels_of
 
@@ -29,7 +30,7 @@ def load_stem_filters(w, k, f, filters, channels):
     return tl.load(w + at, mask=(k < 9 * channels)[:, None] & (f < filters)[None, :], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def stem_moments_kernel(
     w,  # [F, 9, C] of a task, the next `w_step` further on
     patch_mean, cov, pivot,  # [T, KP], [T, KP, KP], [T, KP] the images' own mean at each value
@@ -37,7 +38,7 @@ def stem_moments_kernel(
     projected,  # [T, KP, F] cov·w
     coef, rstd,  # [T, 8, F], [T, F]
     mean_out, var_out,  # tasks `out_step` apart
-    channels, filters, w_step, given_step, out_step, eps,
+    channels: tl.constexpr, filters: tl.constexpr, w_step, given_step, out_step, eps,
     GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     task = tl.program_id(0)
@@ -63,11 +64,11 @@ def stem_moments_kernel(
     tl.store(rstd + task * filters + f, tl.div_rn(1.0, tl.sqrt_rn(var + eps)), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def stem_fwd_kernel(
     images, w, gain, coef, rstd,
     x_hat, winners,  # [T, N, h, w, F]
-    count, side, pooled, channels, filters, w_step,
+    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, w_step,
     PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     task = tl.program_id(1)
@@ -103,42 +104,45 @@ def stem_fwd_kernel(
     tl.store(winners + at, position.to(tl.uint8), mask=both)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def stem_outer_kernel(
     images, values, winners,  # values and winners [T, N, h, w, F]
     part,  # [T, splits, KP, F] Σ values·patch over the winners of a split
-    count, side, pooled, channels, filters, per_split,
+    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, per_split,
     PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
+    """A split is of pixels, window by window: the four of one read the same values."""
     split, task = tl.program_id(0), tl.program_id(1)
-    windows = count * pooled * pooled
+    pixels = 4 * count * pooled * pooled
     k, f = tl.arange(0, KP), tl.program_id(2) * BF + tl.arange(0, BF)
-    acc = tl.zeros((KP, BF), tl.float32)
-    for start in range(split * per_split, tl.minimum((split + 1) * per_split, windows), BM):
+    acc = tl.zeros((BF, KP), tl.float32)  # wgmma takes 64 rows or more, and KP is 16 or 32
+    end = tl.minimum((split + 1) * per_split, pixels)
+    for start in range(split * per_split, end, BM):
         m = start + tl.arange(0, BM)
-        n, y, x = pixels_of(m, pooled, pooled)
+        window, position = m // 4, m % 4
+        n, y, x = pixels_of(window, pooled, pooled)
         n += task * count
-        valid = m < windows
-        at = (task * windows + m)[:, None] * filters + f[None, :]
+        valid = m < end
+        at = (task * (pixels // 4) + window)[:, None] * filters + f[None, :]
         both = valid[:, None] & (f < filters)[None, :]
         value = tl.load(values + at, mask=both, other=0.0)
-        winner = tl.load(winners + at, mask=both, other=4)
-        for position in tl.static_range(4):
-            patches = load_patches(
-                images, n, 2 * y + position // 2, 2 * x + position % 2, k, valid, side, channels
-            )
-            spike = tl.where(winner == position, value, 0.0)
-            acc = dot(tl.trans(patches), spike, acc, PRECISION)
-    out = ((task * tl.num_programs(0) + split) * KP + k[:, None]) * filters + f[None, :]
-    tl.store(part + out, acc, mask=(f < filters)[None, :])
+        winner = tl.load(winners + at, mask=both, other=0)
+        spike = tl.where(winner == position[:, None], value, 0.0)
+        patches = load_patches(
+            images, n, 2 * y + position // 2, 2 * x + position % 2, k, valid, side, channels
+        )
+        acc = dot(tl.trans(spike), patches, acc, PRECISION)
+    row = (task * tl.num_programs(0) + split) * KP
+    out = (row + k[None, :]) * filters + f[:, None]
+    tl.store(part + out, acc, mask=(f < filters)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def stem_wgrad_kernel(
     outer, patch_mean, pivot, projected,  # [T, KP, F], [T, KP], [T, KP], [T, KP, F]
     gain, rstd, sums,  # [F], [T, F], [T, 2, F]
     gradient,  # [F, 9, C], tasks `out_step` apart
-    channels, filters, out_step,
+    channels: tl.constexpr, filters: tl.constexpr, out_step,
     GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """gain·r·(A − s₁m − s₂r·Gw)"""
@@ -161,12 +165,12 @@ def stem_wgrad_kernel(
     tl.store(gradient + task * out_step + where, scale * a, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def stem_tan_moments_kernel(
     w_dot,  # [F, 9, C] of a task, the next `w_step` further on
     patch_mean, pivot, projected, rstd,
     coef, q,  # [T, 8, F], [T, F]
-    channels, filters, w_step,
+    channels: tl.constexpr, filters: tl.constexpr, w_step,
     GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """The shift of z_dot, and q = mean(x̂·z_dot) = r·wᵀG·w_dot."""
@@ -186,11 +190,11 @@ def stem_tan_moments_kernel(
     tl.store(q + task * filters + f, slope, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def stem_dot_kernel(
     images, w_dot, x_hat, winners, coef, rstd, q,
     x_hat_dot,  # [T, N, h, w, F]
-    count, side, pooled, channels, filters, w_step,
+    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, w_step,
     PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """x̂_dot = r(w_dot·patch − shift − x̂q) at the winners."""
@@ -219,12 +223,12 @@ def stem_dot_kernel(
     tl.store(x_hat_dot + at, value * r, mask=both)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def stem_tan_wgrad_kernel(
     w_dot, outer, outer_dot, patch_mean, cov, pivot, projected,
     gain, rstd, q, sums, sums_dot,
     product,  # [F, 9, C], tasks `out_step` apart
-    channels, filters, w_step, out_step,
+    channels: tl.constexpr, filters: tl.constexpr, w_step, out_step,
     GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """The direction of gain·r·(A − s₁m − s₂r·Gw), r_dot = −r²q."""

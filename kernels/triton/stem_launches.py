@@ -5,31 +5,34 @@ import triton
 from torch import Tensor
 
 from kernels.triton import stem
-from kernels.triton.conv_kernels import add_splits_kernel
+from kernels.triton.conv import add_splits
 from kernels.triton.operands import COEFFICIENTS
 from kernels.triton.plan import Call, Dot, Kept, StageKept
-from kernels.triton.tensors import block
 
 
 def stem_fwd(call: Call, mean: Tensor, var: Tensor) -> tuple[StageKept, Tensor]:
     """The stem, and its covariance times its filters."""
     plan, patches, theta = call.plan, call.images.patches, call.theta
     stage, (t, n, f, new) = plan.stages[0], call.sizes
-    kp, bf = patches.mean.shape[1], block(f)
+    kp, small, blocks = (
+        patches.mean.shape[1],
+        _blocks(call, "stem_small"),
+        _blocks(call, "stem_fwd"),
+    )
     coef, rstd, projected = new(t, COEFFICIENTS, f), new(t, f), new(t, kp, f)
     given_mean, given_var, step = call.statistics(0)
-    stem.stem_moments_kernel[(t, triton.cdiv(f, bf))](
+    stem.stem_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
         theta, patches.mean, patches.cov, patches.pivot, given_mean, given_var,
         projected, coef, rstd, mean, var,
         stage.channels, f, theta.stride(0), step, mean.shape[1], plan.net.eps,
-        GIVEN=call.given is not None, KP=kp, BF=bf,
+        GIVEN=call.given is not None, KP=kp, **small,
     )  # fmt: skip
     shape = t, n, stage.pooled, stage.pooled, f
     x_hat, winners = new(shape), new(shape, dtype=torch.uint8)
-    stem.stem_fwd_kernel[call.grid(stage.pooled, 64)](
+    stem.stem_fwd_kernel[call.grid(stage.pooled, blocks["BM"], blocks["BF"])](
         call.images.x, theta, call.affine(0)[0], coef, rstd, x_hat, winners,
         n, stage.side, stage.pooled, stage.channels, f, theta.stride(0),
-        PRECISION=plan.stem_precision, KP=kp, BM=64, BF=bf,
+        PRECISION=plan.stem_precision, KP=kp, **blocks,
     )  # fmt: skip
     return StageKept(None, x_hat, winners, coef, rstd), projected
 
@@ -43,10 +46,11 @@ def stem_bwd(
     """Σ δ·patch over the winners [T, KP, F]."""
     stage, (t, _, f, _) = call.plan.stages[0], call.sizes
     patches, outer = call.images.patches, _outer(call, kept.winners, kept.delta)
-    stem.stem_wgrad_kernel[(t, triton.cdiv(f, block(f)))](
+    small = _blocks(call, "stem_small")
+    stem.stem_wgrad_kernel[(t, triton.cdiv(f, small["BF"]))](
         outer, patches.mean, patches.pivot, projected, call.affine(0)[0], kept.rstd, kept.sums,
         gradient, stage.channels, f, gradient.stride(0),
-        GIVEN=call.given is not None, KP=outer.shape[1], BF=block(f),
+        GIVEN=call.given is not None, KP=outer.shape[1], **small,
     )  # fmt: skip
     return outer
 
@@ -54,16 +58,17 @@ def stem_bwd(
 def stem_dot(kept: Kept, direction: Tensor) -> Dot:
     call, own, patches = kept.call, kept.stages[0], kept.call.images.patches
     plan, stage, (t, n, f, new) = call.plan, call.plan.stages[0], call.sizes
-    kp, bf, step, q = patches.mean.shape[1], block(f), direction.stride(0), new(t, f)
-    stem.stem_tan_moments_kernel[(t, triton.cdiv(f, bf))](
+    kp, step, q = patches.mean.shape[1], direction.stride(0), new(t, f)
+    small, blocks = _blocks(call, "stem_small"), _blocks(call, "stem_dot")
+    stem.stem_tan_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
         direction, patches.mean, patches.pivot, kept.projected, own.rstd, own.coef, q,
-        stage.channels, f, step, GIVEN=call.given is not None, KP=kp, BF=bf,
+        stage.channels, f, step, GIVEN=call.given is not None, KP=kp, **small,
     )  # fmt: skip
     x_hat_dot = torch.empty_like(own.x_hat)
-    stem.stem_dot_kernel[call.grid(stage.pooled, 64)](
+    stem.stem_dot_kernel[call.grid(stage.pooled, blocks["BM"], blocks["BF"])](
         call.images.x, direction, own.x_hat, own.winners, own.coef, own.rstd, q, x_hat_dot,
         n, stage.side, stage.pooled, stage.channels, f, step,
-        PRECISION=plan.stem_precision, KP=kp, BM=64, BF=bf,
+        PRECISION=plan.stem_precision, KP=kp, **blocks,
     )  # fmt: skip
     return Dot(None, x_hat_dot, q)
 
@@ -73,26 +78,30 @@ def stem_bwd_dot(
 ) -> None:
     call, own, patches = kept.call, kept.stages[0], kept.call.images.patches
     stage, (t, _, f, _) = call.plan.stages[0], call.sizes
-    outer_dot = _outer(call, own.winners, dot.delta)
-    stem.stem_tan_wgrad_kernel[(t, triton.cdiv(f, block(f)))](
+    outer_dot, small = _outer(call, own.winners, dot.delta), _blocks(call, "stem_small")
+    stem.stem_tan_wgrad_kernel[(t, triton.cdiv(f, small["BF"]))](
         direction, kept.outer, outer_dot, patches.mean, patches.cov, patches.pivot,
         kept.projected, call.affine(0)[0], own.rstd, dot.q, own.sums, sums_dot,
         product, stage.channels, f, direction.stride(0), product.stride(0),
-        GIVEN=call.given is not None, KP=outer_dot.shape[1], BF=block(f),
+        GIVEN=call.given is not None, KP=outer_dot.shape[1], **small,
     )  # fmt: skip
 
 
 def _outer(call: Call, winners: Tensor, values: Tensor) -> Tensor:
     """Σ values·patch over the winners [T, KP, F]."""
     plan, stage, (t, n, f, new) = call.plan, call.plan.stages[0], call.sizes
-    kp, bm, windows = call.images.patches.mean.shape[1], 32, n * stage.pooled**2
-    per_split = triton.cdiv(triton.cdiv(windows, min(triton.cdiv(windows, 4 * bm), 32)), bm) * bm
-    splits, size = triton.cdiv(windows, per_split), kp * f
+    kp, blocks = call.images.patches.mean.shape[1], _blocks(call, "stem_outer")
+    splits = triton.cdiv(4 * n * stage.pooled**2, blocks["per_split"])
     part, outer = new(t, splits, kp, f), new(t, kp, f)
-    stem.stem_outer_kernel[(splits, t, triton.cdiv(f, block(f)))](
+    stem.stem_outer_kernel[(splits, t, triton.cdiv(f, blocks["BF"]))](
         call.images.x, values, winners, part,
-        n, stage.side, stage.pooled, stage.channels, f, per_split,
-        PRECISION=plan.stem_precision, KP=kp, BM=bm, BF=block(f),
+        n, stage.side, stage.pooled, stage.channels, f,
+        PRECISION=plan.stem_precision, KP=kp, **blocks,
     )  # fmt: skip
-    add_splits_kernel[(triton.cdiv(size, 1024), t)](part, outer, splits, size, size, BLOCK=1024)
+    add_splits(part, outer, kp * f)
     return outer
+
+
+def _blocks(call: Call, kernel: str) -> dict[str, int]:
+    plan, stage = call.plan, call.plan.stages[0]
+    return call.blocks(kernel, stage, stage.pooled, precision=plan.stem_precision)

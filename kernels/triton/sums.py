@@ -8,6 +8,7 @@ program a task and block of filters; they also leave the coefficients that the o
 import triton
 import triton.language as tl
 
+from kernels.triton.launch import COUNTS
 from kernels.triton.operands import slope_at
 
 
@@ -78,7 +79,7 @@ def merged(part, task, tiles, f, filters, BT: tl.constexpr):
     return first, second
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def moments_kernel(
     part,  # [T, tiles, 2, F] mean and M2 of `per_tile` pixels each, the last one of what is left
     given_mean, given_var,  # [F] of a task, the next `given_step` further on
@@ -116,7 +117,7 @@ def moments_kernel(
     tl.store(rstd + task * filters + f, tl.div_rn(1.0, tl.sqrt_rn(var + eps)), mask=f < filters)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def bwd_sums_kernel(
     part,  # [T, tiles, 2, F] Σδ, Σδx̂
     coef, rstd,  # [T, 8, F], [T, F]
@@ -142,7 +143,7 @@ def bwd_sums_kernel(
     tl.store(row_of(coef, 2, task, f, filters), -a0 * s1 * share, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def tan_fwd_sums_kernel(
     part,  # [T, tiles, 2, F] Σ z_dot, Σ z_dot(z − μ)
     coef, rstd, q,  # [T, 8, F], [T, F], [T, F]
@@ -159,7 +160,7 @@ def tan_fwd_sums_kernel(
     tl.store(q + task * filters + f, second * r * share, mask=f < filters)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def tan_bwd_sums_kernel(
     part,  # [T, tiles, 2, F] Σδ_dot, Σ(δ_dot·x̂ + δ·x̂_dot)
     coef, rstd, q, sums,  # [T, 8, F], [T, F], [T, F], [T, 2, F]

@@ -2,7 +2,6 @@
 
 import math
 
-import triton
 from torch import Tensor
 
 from kernels import checks
@@ -26,13 +25,3 @@ def countable(op: str, *shapes: tuple[int, ...]) -> None:
             f"triton {op}: {list(largest)} are {math.prod(largest)} values, its kernels count to "
             f"{2**31 - 1}; use fewer tasks or images in a call"
         )
-
-
-def padded(size: int) -> int:
-    """A power of two that a matrix product takes."""
-    return max(16, triton.next_power_of_2(size))
-
-
-def block(size: int, most: int = 64) -> int:
-    """Of `size` channels or filters, those that one program does."""
-    return min(padded(size), most)

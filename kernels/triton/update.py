@@ -11,12 +11,14 @@ from torch import Tensor
 
 from kernels.plain.layout import vectors
 from kernels.plain.update import corrected
+from kernels.triton.launch import COUNTS
+from kernels.triton.rows import new_rows
 from kernels.triton.tensors import expect
 
 PIECE = 1024  # values of one segment that a program updates
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def descend_kernel(
     theta, grad, grad_dot, out,  # [T, P] each, rows `..._step` apart
     rates, rates_dot,  # [L], of grad and of grad_dot
@@ -40,7 +42,7 @@ def descend_kernel(
     tl.store(out + task * out_step + i, value, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def rates_kernel(
     d_theta, grad, d_grad,  # [T, P] each, rows `..._step` apart
     rates,  # [L]
@@ -61,7 +63,7 @@ def rates_kernel(
         tl.store(part + task * tl.num_programs(0) + piece, -tl.sum(products, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def segments_kernel(part, first, d_rates, pieces, BLOCK: tl.constexpr):
     """Σ of a segment's pieces [T, pieces] → [T, L], `first` [L + 1] being where they begin."""
     segment, task = tl.program_id(0), tl.program_id(1)
@@ -73,7 +75,7 @@ def segments_kernel(part, first, d_rates, pieces, BLOCK: tl.constexpr):
     tl.store(d_rates + task * tl.num_programs(0) + segment, tl.sum(total, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def adam_kernel(
     param, first, second, grad, param_out, first_out, second_out,
     rate, correction,  # [] each: lr / (1 − beta1ᵗ), 1 / √(1 − beta2ᵗ)
@@ -166,7 +168,7 @@ def _descend(
     rows = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
     _expect(like, sizes, rows, {"rates": rates, "rates_dot": rates_dot})
     pieces, _ = _pieces(sizes, like.device)
-    out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    out = new_rows(like, *like.shape)
     theta, grad, grad_dot = operands = [vectors(x) for x in rows.values()]
     rates, rates_dot = (None if r is None else r.contiguous() for r in (rates, rates_dot))
     operands = [like if x is None else x for x in operands]
@@ -191,7 +193,7 @@ def _gradients(
     (pieces, first), tasks = _pieces(sizes, d_theta.device), len(d_theta)
     d_theta, grad = vectors(d_theta), vectors(grad)
     shape, options = d_theta.shape, {"dtype": d_theta.dtype, "device": d_theta.device}
-    d_grad = None if rates is None else torch.empty(shape, **options)
+    d_grad = None if rates is None else new_rows(d_theta, *shape)
     d_rates = None if grad is None else torch.empty((tasks, len(sizes)), **options)
     part = torch.empty((tasks, len(pieces)), **options)
     rows = [d_theta if x is None else x for x in (d_theta, grad, d_grad)]

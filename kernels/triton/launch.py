@@ -1,0 +1,230 @@
+"""Blocks, warps and pipeline stages of every launch, said in one place.
+
+`config` starts from defaults in code. `tuned.json` beside this file overrides them for a device's
+name and a launch's key: {"NVIDIA H200": {"conv_fwd 48x48 side 42 rows 2^19 dual tf32": {"BM": 32}}}
+Nothing is ever measured here: tuning inside a captured graph would break it, and eager runs launch
+what graphs replay.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+TUNED = Path(__file__).with_name("tuned.json")
+# The defaults aim at this many programs: two for each of the 132 multiprocessors of an H200.
+PROGRAMS = 264
+# Of `add_splits_kernel`, wherever it runs: all splits of the default are loaded at once.
+SPLITS = {"BS": 16, "BLOCK": 256, "num_warps": 4, "num_stages": 1}
+
+# Arguments of kernels that no address is a multiple of: Triton would compile each kernel again for
+# numbers that 16 divides.
+COUNTS = (
+    "images", "count", "side", "out_side", "dense", "pooled", "pixels", "tiles", "per_tile",
+    "splits", "per_split", "ways", "pieces",
+)  # fmt: skip
+
+_trial: ContextVar[dict[str, dict[str, int]]] = ContextVar("launch_trial")
+_asked: ContextVar[dict] = ContextVar("launch_asked")
+
+
+class Geometry(NamedTuple):
+    """What the best configuration of a launch follows from."""
+
+    kernel: str  # one of KERNELS
+    tasks: int
+    images: int  # a task
+    side: int  # of the images that the programs share out
+    channels: int
+    filters: int
+    precision: str = "ieee"
+    dual: bool = False
+
+    @property
+    def pixels(self) -> int:
+        """Of a task."""
+        return self.images * self.side**2
+
+
+def key(g: Geometry) -> str:
+    """Name of a class of launches in `tuned.json`: rows of all tasks count by powers of two."""
+    rows = (g.tasks * g.pixels - 1).bit_length()
+    kind = "dual" if g.dual else "single"
+    shape = f"{g.channels}x{g.filters} side {g.side} rows 2^{rows}"
+    return f"{g.kernel} {shape} {kind} {g.precision}"
+
+
+def config(g: Geometry, device: torch.device) -> dict[str, int]:
+    """Keyword arguments of a launch: the kernel's block sizes, `num_warps` and `num_stages`, and
+    for one that splits a sum `per_split`.
+    """
+    _asked.get({})[g] = None
+    own = _trial.get({}).get(key(g)) or _tuned().get(_name(device), {}).get(key(g), {})
+    return default(g) | own
+
+
+@cache
+def default(g: Geometry) -> dict[str, int]:
+    return KERNELS[g.kernel][0](g)
+
+
+def candidates(g: Geometry) -> list[dict[str, int]]:
+    """Configurations worth measuring, the default first. Some may not fit a device."""
+    first = default(g)
+    choices = {
+        name: [v for v in values if v <= _most(g, name)] for name, values in KERNELS[g.kernel][1]
+    }
+    found = [first]
+    for values in product(*choices.values()):
+        made = first | dict(zip(choices, values, strict=True))
+        if made not in found:
+            found.append(made)
+    return found
+
+
+@contextmanager
+def trying(table: dict[str, dict[str, int]]) -> Iterator[None]:
+    """Configurations by key that launches inside the block use before any other."""
+    token = _trial.set(table)
+    try:
+        yield
+    finally:
+        _trial.reset(token)
+
+
+@contextmanager
+def asked() -> Iterator[dict[Geometry, None]]:
+    """The geometries of the launches inside the block, in order, each once."""
+    token = _asked.set({})
+    try:
+        yield _asked.get()
+    finally:
+        _asked.reset(token)
+
+
+def padded(size: int) -> int:
+    """The power of two that a matrix product takes for `size`."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def block(size: int, most: int = 64) -> int:
+    """Of `size` channels or filters, those that one program does: 48 pad to 64."""
+    return min(padded(size), most)
+
+
+@cache
+def _tuned() -> dict[str, dict[str, dict[str, int]]]:
+    return json.loads(TUNED.read_text()) if TUNED.exists() else {}
+
+
+@cache
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _most(g: Geometry, name: str) -> int:
+    """Beyond this a block size is only padding."""
+    limits = {"BN": max(g.channels, g.filters), "BK": min(g.channels, g.filters)}
+    return padded(limits[name]) if name in limits else 1 << 30
+
+
+def _conv(g: Geometry) -> dict[str, int]:
+    """Of conv_fwd and conv_bwd: pixels × width, `depth` a tap."""
+    depth, width = (g.channels, g.filters) if g.kernel == "conv_fwd" else (g.filters, g.channels)
+    # 64 rows are the fewest that wgmma takes, of four warps; where products follow one another,
+    # eight warps on them would lay the sum out anew between two. With enough rows 128 halve the
+    # loads of filters. Small launches, the support sets of the late stages, share out the filters.
+    tiles = g.tasks * -(-g.pixels // 64)
+    bm, bn = (128 if tiles >= 2 * PROGRAMS else 64), block(width)
+    if tiles < PROGRAMS // 2:
+        bn = min(bn, 32)
+    bk = 32 if depth % 32 == 0 else 16
+    warps = 8 if bm == 128 or g.precision == "ieee" else 4
+    return {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": 3}
+
+
+def _wgrad(g: Geometry) -> dict[str, int]:
+    # Three accumulators, besides two parts of each operand (tf32x3) or scalar products, which are
+    # unrolled (ieee).
+    bc = 64
+    if g.precision in ("tf32x3", "ieee"):
+        bc = 16 if g.dual else 32
+    # Three programs a split: enough come from few splits, which their sum then reads again.
+    return {
+        "BF": block(g.filters), "BC": block(g.channels, bc), "BP": 16,
+        "per_split": _per_split(g.pixels, 32, 16), "num_warps": 4, "num_stages": 2,
+    }  # fmt: skip
+
+
+def _per_split(pixels: int, block: int, most: int) -> int:
+    """Pixels of a split, a multiple of `block` and at least four of it where there are as many."""
+    splits = min(-(-pixels // (4 * block)), most)
+    return -(-pixels // (splits * block)) * block
+
+
+def _stem(g: Geometry) -> dict[str, int]:
+    """Four products at once, of the pixels of a window."""
+    return {"BM": 64, "BF": block(g.filters, 32), "num_warps": 4, "num_stages": 2}
+
+
+def _stem_outer(g: Geometry) -> dict[str, int]:
+    return {
+        "BM": 32, "BF": block(g.filters), "per_split": _per_split(4 * g.pixels, 64, 32),
+        "num_warps": 4, "num_stages": 2,
+    }  # fmt: skip
+
+
+def _stem_small(g: Geometry) -> dict[str, int]:
+    """Of one tile a task: more programs by fewer filters each."""
+    return {"BF": 16, "num_warps": 4, "num_stages": 1}
+
+
+def _merge(g: Geometry) -> dict[str, int]:
+    """Of a merge of `pixels` partial sums: a program a task and a few filters waits for one load
+    after another, so that it takes as many sums at once as it can.
+    """
+    return {"BT": 256 if g.pixels > 64 else 32, "BF": 16, "num_warps": 4, "num_stages": 1}
+
+
+def _map(g: Geometry) -> dict[str, int]:
+    return {"BM": 32, "BF": block(g.filters), "num_warps": 4, "num_stages": 1}
+
+
+def _head(g: Geometry) -> dict[str, int]:
+    """Its scalar products are unrolled, so that larger blocks do not fit the registers. A program
+    goes through all pixels, of the gradient through all images.
+    """
+    if g.kernel == "head":
+        return {"BN": 16, "BF": block(g.filters), "num_warps": 4, "num_stages": 3}
+    return {"BN": 16, "BF": 32, "num_warps": 8, "num_stages": 3}
+
+
+_WARPS = ("num_warps", (4, 8))
+_STAGES = ("num_stages", (2, 3, 4))
+_CONV = (("BM", (32, 64, 128)), ("BN", (16, 32, 64)), ("BK", (16, 32)), _WARPS, _STAGES)
+_WGRAD = (("BP", (32, 64)), ("per_split", (128, 256, 512, 1024, 2048)), _WARPS, _STAGES)
+_STEM = (("BM", (32, 64, 128)), ("BF", (32, 64)), _WARPS)
+_OUTER = (("BM", (32, 64, 128)), ("per_split", (256, 512, 1024, 4096)), _WARPS, _STAGES)
+_MERGE = (("BT", (32, 128, 256)), ("BF", (16, 32, 64)), _WARPS)
+_MAP = (("BM", (8, 16, 32, 64)), _WARPS)
+_HEAD = (_WARPS, _STAGES)
+# Each kernel's default, and what a tuner varies of it.
+KERNELS = {
+    "conv_fwd": (_conv, _CONV),
+    "conv_bwd": (_conv, _CONV),
+    "conv_wgrad": (_wgrad, _WGRAD),
+    "stem_fwd": (_stem, _STEM),
+    "stem_dot": (_stem, _STEM),
+    "stem_outer": (_stem_outer, _OUTER),
+    "stem_small": (_stem_small, (("BF", (16, 32, 64)), _WARPS)),
+    "merge": (_merge, _MERGE),
+    "normalise": (_map, _MAP),
+    "head": (_head, _HEAD),
+    "head_bwd": (_head, _HEAD),
+}

@@ -1,0 +1,83 @@
+"""The table of launch configurations; it needs neither Triton nor a GPU."""
+
+import json
+
+import pytest
+import torch
+
+from kernels.triton import launch
+from kernels.triton.launch import Geometry
+
+CPU = torch.device("cpu")
+MINI = Geometry("conv_fwd", 4, 5, 42, 48, 48, "tf32")
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """Gives a function that puts a table in the place of the committed one."""
+
+    def put(content: dict) -> None:
+        path = tmp_path / "tuned.json"
+        path.write_text(json.dumps(content))
+        monkeypatch.setattr(launch, "TUNED", path)
+        launch._tuned.cache_clear()
+
+    yield put
+    monkeypatch.undo()
+    launch._tuned.cache_clear()
+
+
+def test_key_names_the_class_of_a_launch():
+    assert launch.key(MINI) == "conv_fwd 48x48 side 42 rows 2^16 single tf32"
+    assert launch.key(MINI._replace(images=6)) == launch.key(MINI)
+    assert launch.key(MINI._replace(images=10)) != launch.key(MINI)
+    assert launch.key(MINI._replace(dual=True)) != launch.key(MINI)
+
+
+def test_tuned_values_override_defaults_of_their_device_alone(table):
+    table({"cpu": {launch.key(MINI): {"num_warps": 8}}, "other": {launch.key(MINI): {"BM": 16}}})
+    assert launch.config(MINI, CPU) == launch.default(MINI) | {"num_warps": 8}
+    assert launch.config(MINI._replace(side=21), CPU) == launch.default(MINI._replace(side=21))
+
+
+def test_trial_comes_before_the_table_and_ends_with_its_block(table):
+    table({"cpu": {launch.key(MINI): {"num_warps": 8}}})
+    with launch.trying({launch.key(MINI): {"BM": 32}}):
+        assert launch.config(MINI, CPU) == launch.default(MINI) | {"BM": 32}
+    assert launch.config(MINI, CPU)["num_warps"] == 8
+
+
+def test_without_a_table_defaults_hold(monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "TUNED", tmp_path / "none.json")
+    launch._tuned.cache_clear()
+    assert launch.config(MINI, CPU) == launch.default(MINI)
+    launch._tuned.cache_clear()
+
+
+def test_asked_collects_each_geometry_once():
+    with launch.asked() as geometries:
+        for g in (MINI, MINI._replace(dual=True), MINI):
+            launch.config(g, CPU)
+    assert list(geometries) == [MINI, MINI._replace(dual=True)]
+
+
+@pytest.mark.parametrize("kernel", launch.KERNELS)
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3", "bf16"])
+@pytest.mark.parametrize("channels", [1, 48, 64])
+def test_candidates_begin_with_the_default_and_are_powers_of_two(kernel, precision, channels):
+    g = MINI._replace(kernel=kernel, precision=precision, channels=channels)
+    found = launch.candidates(g)
+    assert found[0] == launch.default(g)
+    assert 1 < len(found) == len({tuple(c.items()) for c in found}) < 200
+    for made in found:
+        assert made.keys() == found[0].keys()
+        powers = [v for name, v in made.items() if name not in ("per_split", "num_stages")]
+        assert all(v & (v - 1) == 0 for v in powers)
+
+
+def test_committed_table_names_known_kernels_and_parameters():
+    for entries in launch._tuned().values():
+        for name, values in entries.items():
+            kernel = name.split()[0]
+            assert kernel in launch.KERNELS
+            assert values.keys() <= launch.default(MINI._replace(kernel=kernel)).keys()
