@@ -14,11 +14,7 @@ def stem_fwd(call: Call, mean: Tensor, var: Tensor) -> tuple[StageKept, Tensor]:
     """The stem, and its covariance times its filters."""
     plan, patches, theta = call.plan, call.images.patches, call.theta
     stage, (t, n, f, new) = plan.stages[0], call.sizes
-    kp, small, blocks = (
-        patches.mean.shape[1],
-        _blocks(call, "stem_small"),
-        _blocks(call, "stem_fwd"),
-    )
+    kp, small = patches.mean.shape[1], _blocks(call, "stem_small")
     coef, rstd, projected = new(t, COEFFICIENTS, f), new(t, f), new(t, kp, f)
     given_mean, given_var, step = call.statistics(0)
     stem.stem_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
@@ -29,6 +25,7 @@ def stem_fwd(call: Call, mean: Tensor, var: Tensor) -> tuple[StageKept, Tensor]:
     )  # fmt: skip
     shape = t, n, stage.pooled, stage.pooled, f
     x_hat, winners = new(shape), new(shape, dtype=torch.uint8)
+    blocks = _blocks(call, "stem_fwd")
     stem.stem_fwd_kernel[call.grid(stage.pooled, blocks["BM"], blocks["BF"])](
         call.images.x, theta, call.affine(0)[0], coef, rstd, x_hat, winners,
         n, stage.side, stage.pooled, stage.channels, f, theta.stride(0),
@@ -59,12 +56,13 @@ def stem_dot(kept: Kept, direction: Tensor) -> Dot:
     call, own, patches = kept.call, kept.stages[0], kept.call.images.patches
     plan, stage, (t, n, f, new) = call.plan, call.plan.stages[0], call.sizes
     kp, step, q = patches.mean.shape[1], direction.stride(0), new(t, f)
-    small, blocks = _blocks(call, "stem_small"), _blocks(call, "stem_dot")
+    small = _blocks(call, "stem_small")
     stem.stem_tan_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
         direction, patches.mean, patches.pivot, kept.projected, own.rstd, own.coef, q,
         stage.channels, f, step, GIVEN=call.given is not None, KP=kp, **small,
     )  # fmt: skip
     x_hat_dot = torch.empty_like(own.x_hat)
+    blocks = _blocks(call, "stem_dot")
     stem.stem_dot_kernel[call.grid(stage.pooled, blocks["BM"], blocks["BF"])](
         call.images.x, direction, own.x_hat, own.winners, own.coef, own.rstd, q, x_hat_dot,
         n, stage.side, stage.pooled, stage.channels, f, step,
