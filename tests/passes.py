@@ -84,9 +84,8 @@ def native_pass(p: Problem) -> Results:
 
 
 def fused(backend, p: Problem) -> Results:
-    """By a backend of whole passes, in float32 where the model leaves it the choice."""
-    precision = "fp32" if p.model.precision == "auto" else p.model.precision
-    images = backend.prepare(p.model.net._replace(precision=precision), p.x)
+    """By a backend of whole passes."""
+    images = backend.prepare(p.model.net._replace(precision=p.model.precision), p.x)
     *results, kept = backend.run(images, p.theta, p.row, p.labels, p.statistics, True)
     return Results(*results, *backend.tangent(kept, p.direction))
 

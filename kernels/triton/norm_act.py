@@ -32,7 +32,7 @@ from kernels.triton.sums import (
 from kernels.triton.tensors import countable, expect
 
 SCOPE = checks.NORM_ACT_SCOPE
-TILE = 64  # pixels of a program
+TILE = 32  # pixels of a program
 
 
 class Saved(NamedTuple):
