@@ -191,7 +191,7 @@ def launch_table(tmp_path) -> SimpleNamespace:
         default=lambda g: CHOICES[0],
         candidates=lambda g: CHOICES,
         trying=lambda table: kernels.use("auto"),
-        config=lambda g, device: CHOICES[0],
+        config=lambda g, device: CHOICES[1] if g == "third" else CHOICES[0],
         TUNED=tmp_path / "tuned.json",
         _tuned=cache,
     )
@@ -233,15 +233,19 @@ def test_launches_are_recorded_with_what_configured_them(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kernels.triton.made", module)
     with tuning.recorded(table) as groups:
         module.add_kernel[(0,)]("before any question")
-        for geometry in ("unused", "first", "first", "second"):
+        for geometry in ("unused", "first", "first"):
             blocks = module.config(geometry, CPU)
             if geometry != "unused":
                 module.add_kernel[(1, 2)](geometry, **blocks)
+        third, second = module.config("third", CPU), module.config("second", CPU)
+        module.add_kernel[(1, 2)]("third", **third)
+        module.add_kernel[(1, 2)]("second", **second)
         module.sum_kernel[(3,)]("and its sum")
-    assert isinstance(module.add_kernel, Kernel) and len(launched) == 5
+    assert isinstance(module.add_kernel, Kernel) and len(launched) == 6
     assert {g: [c.arguments[0] for c in calls] for g, calls in groups.items()} == {
         "first": ["first"],
         "second": ["second", "and its sum"],
+        "third": ["third"],
     }
     groups["first"][0]()
     assert launched[-1] == ((1, 2), ("first",), CHOICES[0])

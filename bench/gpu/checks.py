@@ -37,16 +37,13 @@ def items(request: Request) -> Items:
 
 
 def passes_here(device: torch.device) -> Iterator[tuple[str, str]]:
-    """Precision and backend of all whole passes that run on a device."""
-    probe = torch.empty(0, device=device)
+    """Precision and backend of all whole passes that run on a device; plain composes its own."""
     for backend in dispatch.BACKENDS:
         for precision in kernels.PRECISIONS:
             with kernels.use(backend):
-                try:
-                    kernels.passes(probe, precision)
-                except kernels.BackendError:
-                    continue
-            yield precision, backend
+                chosen, _ = dispatch.choose("passes", device, torch.float32, precision)
+            if chosen or (backend, precision) == ("plain", "fp32"):
+                yield precision, backend
 
 
 def rows_of_networks(request: Request) -> list[Row]:

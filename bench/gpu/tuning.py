@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from itertools import groupby
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -40,6 +39,13 @@ class Call(NamedTuple):
 
     def __call__(self) -> None:
         self.kernel[self.grid](*self.arguments, **self.options)
+
+
+class Asked(NamedTuple):
+    """A question for the options of a launch, and the answer."""
+
+    geometry: object
+    options: dict
 
 
 def items(request: Request) -> Items:
@@ -155,15 +161,13 @@ def _of_calls(calls: list[Call], device: torch.device) -> float:
 
 @contextmanager
 def recorded(launch) -> Iterator[dict]:
-    """The first launches of every geometry that is asked for inside the block: those between that
-    and the next question.
-    """
-    events: list = []
+    """The first launches by each geometry that is asked for inside the block."""
+    events: list[Call | Asked] = []
     ask = launch.config
 
     def asked(geometry, *rest):
-        events.append(geometry)
-        return ask(geometry, *rest)
+        events.append(Asked(geometry, ask(geometry, *rest)))
+        return dict(events[-1].options)
 
     groups: dict = {}
     with ExitStack() as stack:
@@ -177,12 +181,27 @@ def recorded(launch) -> Iterator[dict]:
                     continue
                 stack.enter_context(patch.object(module, name, value))
         yield groups
-    geometry = None
-    for is_call, group in groupby(events, key=lambda event: isinstance(event, Call)):
-        if not is_call:
-            geometry = list(group)[-1]
-        elif geometry is not None:
-            groups.setdefault(geometry, list(group))
+    groups.update(grouped(events))
+
+
+def grouped(events: list) -> dict[object, list[Call]]:
+    """Launches by the geometry that configured them: the one last asked for whose options they
+    have; those without any, as the sum of the parts that another launch made, go with that.
+    """
+    groups: dict[object, list[Call]] = {}
+    waiting: list[Asked] = []
+    current: list[Call] = []
+    for event in events:
+        if isinstance(event, Asked):
+            waiting.append(event)
+            continue
+        own = (a for a in reversed(waiting) if a.options.items() <= event.options.items())
+        if asked := next(own, None):
+            waiting.remove(asked)
+            current = []
+            groups.setdefault(asked.geometry, current)
+        current.append(event)
+    return groups
 
 
 class _Recorder:
