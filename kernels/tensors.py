@@ -2,6 +2,9 @@
 next. They trust both.
 """
 
+from functools import cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -63,3 +66,27 @@ def flat(
     """What `expect` is to find in the operands of the update."""
     vectors = {name: (v, (len(sizes),)) for name, v in per_segment.items()}
     return vectors | {name: (m, rows) for name, m in matrices.items()}
+
+
+class Pieces(NamedTuple):
+    """The segments of the flat buffers in pieces, so that programs have equal shares."""
+
+    table: Tensor  # int32 [pieces, 3]: segment, from, to
+    first: Tensor  # int32 [L + 1]: pieces before each segment's own
+
+
+@cache
+def pieces(sizes: tuple[int, ...], most: int, device: torch.device) -> Pieces:
+    """Of `most` values each. Made by the first call, which must not be under capture: the tables
+    come from the host.
+    """
+    table, first, start = [], [0], 0
+    for segment, size in enumerate(sizes):
+        end = start + size
+        table += [(segment, at, min(at + most, end)) for at in range(start, end, most)]
+        first.append(len(table))
+        start = end
+    return Pieces(
+        torch.tensor(table, dtype=torch.int32, device=device).view(-1, 3),
+        torch.tensor(first, dtype=torch.int32, device=device),
+    )

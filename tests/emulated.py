@@ -68,7 +68,6 @@ def in_place(file: Path) -> Iterator[None]:
 def _forget() -> None:
     """What the functions made of another module."""
     norm_act._shape.cache_clear()
-    update._pieces.cache_clear()
 
 
 @contextmanager

@@ -3,8 +3,6 @@ sums behind the gradient of the rates are in float64 and in one order.
 """
 
 import math
-from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,17 +11,7 @@ from kernels import cuda
 from kernels.cuda.tensors import expect, ops, stream
 from kernels.plain.layout import vectors
 from kernels.plain.update import corrected
-from kernels.tensors import address, flat, matrix, update_rows
-
-
-class Pieces(NamedTuple):
-    """The segments in pieces, as the module reads them."""
-
-    table: Tensor  # int32 [pieces, 3]: segment, from, to
-    first: Tensor  # int32 [L + 1]: pieces before each segment's own
-
-    def tables(self) -> tuple[int, int, int, int]:
-        return len(self.table), len(self.first) - 1, address(self.table), address(self.first)
+from kernels.tensors import Pieces, address, flat, matrix, pieces, update_rows
 
 
 def fwd(
@@ -121,7 +109,7 @@ def _descend(
     ops(like.dtype).update_fwd(
         stream(like),
         rows[0],
-        _pieces(sizes, like.device).tables(),
+        _tables(_pieces(sizes, like)),
         matrix(theta),
         address(rates),
         matrix(grad),
@@ -143,17 +131,17 @@ def _gradients(
     expect("update", d_theta, **operands)
     d_theta, grad = vectors(d_theta), vectors(grad)
     rates = None if rates is None else rates.contiguous()
-    pieces, kind = _pieces(sizes, d_theta.device), {"device": d_theta.device}
+    found, kind = _pieces(sizes, d_theta), {"device": d_theta.device}
     d_grad = d_rates = shares = None
     if rates is not None:
         d_grad = torch.empty(rows, dtype=d_theta.dtype, **kind)
     if grad is not None:
         d_rates = torch.empty((rows[0], len(sizes)), dtype=d_theta.dtype, **kind)
-        shares = torch.empty((rows[0], len(pieces.table)), dtype=torch.float64, **kind)
+        shares = torch.empty((rows[0], len(found.table)), dtype=torch.float64, **kind)
     ops(d_theta.dtype).update_bwd(
         stream(d_theta),
         rows[0],
-        pieces.tables(),
+        _tables(found),
         matrix(d_theta),
         matrix(grad),
         address(rates),
@@ -164,17 +152,10 @@ def _gradients(
     return d_grad, d_rates
 
 
-@cache
-def _pieces(sizes: tuple[int, ...], device: torch.device) -> Pieces:
-    """Made by the first call, which must not be under capture: the tables come from the host."""
-    most = cuda.module.piece_values
-    table, first, start = [], [0], 0
-    for segment, size in enumerate(sizes):
-        end = start + size
-        table += [(segment, at, min(at + most, end)) for at in range(start, end, most)]
-        first.append(len(table))
-        start = end
-    return Pieces(
-        torch.tensor(table, dtype=torch.int32, device=device).view(-1, 3),
-        torch.tensor(first, dtype=torch.int32, device=device),
-    )
+def _pieces(sizes: tuple[int, ...], like: Tensor) -> Pieces:
+    return pieces(sizes, cuda.module.piece_values, like.device)
+
+
+def _tables(found: Pieces) -> tuple[int, int, int, int]:
+    """As the module reads them."""
+    return len(found.table), len(found.first) - 1, address(found.table), address(found.first)

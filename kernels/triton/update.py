@@ -2,8 +2,6 @@
 `kernels.plain.update`. Sums behind the rates are in one order: pieces of a segment, then segments.
 """
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from kernels.plain.layout import vectors
 from kernels.plain.update import corrected
+from kernels.tensors import pieces
 from kernels.triton.launch import COUNTS
 from kernels.triton.rows import new_rows
 from kernels.triton.tensors import expect
@@ -167,14 +166,14 @@ def _descend(
     like = grad if grad is not None else grad_dot
     rows = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
     _expect(like, sizes, rows, {"rates": rates, "rates_dot": rates_dot})
-    pieces, _ = _pieces(sizes, like.device)
+    table, _ = pieces(sizes, PIECE, like.device)
     out = new_rows(like, *like.shape)
     theta, grad, grad_dot = operands = [vectors(x) for x in rows.values()]
     rates, rates_dot = (None if r is None else r.contiguous() for r in (rates, rates_dot))
     operands = [like if x is None else x for x in operands]
-    descend_kernel[(len(pieces), len(like))](
+    descend_kernel[(len(table), len(like))](
         *operands, out, like if rates is None else rates, like if rates_dot is None else rates_dot,
-        pieces, *(x.stride(0) for x in operands), out.stride(0),
+        table, *(x.stride(0) for x in operands), out.stride(0),
         THETA=theta is not None, GRAD=grad is not None, GRAD_DOT=grad_dot is not None,
         BLOCK=PIECE,
     )  # fmt: skip
@@ -190,20 +189,20 @@ def _gradients(
     _expect(d_theta, sizes, {"d_theta": d_theta, "grad": grad}, {"rates": rates})
     if grad is rates is None:
         return None, None
-    (pieces, first), tasks = _pieces(sizes, d_theta.device), len(d_theta)
+    (table, first), tasks = pieces(sizes, PIECE, d_theta.device), len(d_theta)
     d_theta, grad = vectors(d_theta), vectors(grad)
     shape, options = d_theta.shape, {"dtype": d_theta.dtype, "device": d_theta.device}
     d_grad = None if rates is None else new_rows(d_theta, *shape)
     d_rates = None if grad is None else torch.empty((tasks, len(sizes)), **options)
-    part = torch.empty((tasks, len(pieces)), **options)
+    part = torch.empty((tasks, len(table)), **options)
     rows = [d_theta if x is None else x for x in (d_theta, grad, d_grad)]
-    rates_kernel[(len(pieces), tasks)](
-        *rows, d_theta if rates is None else rates.contiguous(), pieces, part,
+    rates_kernel[(len(table), tasks)](
+        *rows, d_theta if rates is None else rates.contiguous(), table, part,
         *(x.stride(0) for x in rows),
         GRAD=grad is not None, RATES=rates is not None, BLOCK=PIECE,
     )  # fmt: skip
     if grad is not None:
-        segments_kernel[(len(sizes), tasks)](part, first, d_rates, len(pieces), BLOCK=128)
+        segments_kernel[(len(sizes), tasks)](part, first, d_rates, len(table), BLOCK=128)
     return d_grad, d_rates
 
 
@@ -216,18 +215,3 @@ def _expect(like: Tensor, sizes: tuple[int, ...], matrices: dict, vectors: dict)
     shapes = {name: (m, rows) for name, m in matrices.items()}
     shapes |= {name: (v, (len(sizes),)) for name, v in vectors.items()}
     expect("update", like, **shapes)
-
-
-@cache
-def _pieces(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Segment and bounds of every piece [pieces, 3], and each segment's first piece [L + 1]."""
-    pieces, first, start = [], [0], 0
-    for segment, size in enumerate(sizes):
-        end = start + size
-        pieces += [(segment, at, min(at + PIECE, end)) for at in range(start, end, PIECE)]
-        first.append(len(pieces))
-        start = end
-    return (
-        torch.tensor(pieces, dtype=torch.int32, device=device),
-        torch.tensor(first, dtype=torch.int32, device=device),
-    )
