@@ -1,7 +1,10 @@
 """Blocks, warps and pipeline stages of every launch, said in one place.
 
 `config` starts from defaults in code. `tuned.json` beside this file overrides them for a device's
-name and a launch's key: {"NVIDIA H200": {"conv_fwd 48x48 side 42 rows 2^19 dual tf32": {"BM": 32}}}
+name and a launch's key, as in
+
+    {"NVIDIA H200": {"conv_fwd 48x48 side 42 rows 2^19 dual tf32": {"BM": 64, "num_warps": 4}}}
+
 Nothing is ever measured here: tuning inside a captured graph would break it, and eager runs launch
 what graphs replay.
 """
@@ -131,6 +134,7 @@ def _name(device: torch.device) -> str:
 def _most(g: Geometry, name: str) -> int:
     """Beyond this a block size is only padding."""
     limits = {"BN": max(g.channels, g.filters), "BK": min(g.channels, g.filters)}
+    limits["BC"] = g.channels
     return padded(limits[name]) if name in limits else 1 << 30
 
 
@@ -209,7 +213,9 @@ def _head(g: Geometry) -> dict[str, int]:
 _WARPS = ("num_warps", (4, 8))
 _STAGES = ("num_stages", (2, 3, 4))
 _CONV = (("BM", (32, 64, 128)), ("BN", (16, 32, 64)), ("BK", (16, 32)), _WARPS, _STAGES)
-_WGRAD = (("BP", (32, 64)), ("per_split", (128, 256, 512, 1024, 2048)), _WARPS, _STAGES)
+_WGRAD = (
+    ("BP", (16, 32)), ("BC", (16, 32, 64)), ("per_split", (128, 256, 512, 2048)), _WARPS, _STAGES,
+)  # fmt: skip
 _STEM = (("BM", (32, 64, 128)), ("BF", (32, 64)), _WARPS)
 _OUTER = (("BM", (32, 64, 128)), ("per_split", (256, 512, 1024, 4096)), _WARPS, _STAGES)
 _MERGE = (("BT", (32, 128, 256)), ("BF", (16, 32, 64)), _WARPS)
