@@ -156,9 +156,9 @@ def _conv(g: Geometry) -> dict[str, int]:
 def _wgrad(g: Geometry) -> dict[str, int]:
     # Three accumulators, besides two parts of each operand (tf32x3) or scalar products, which are
     # unrolled (ieee).
-    bc = 64
+    bc = 32 if g.dual else 64
     if g.precision in ("tf32x3", "ieee"):
-        bc = 16 if g.dual else 32
+        bc //= 2
     # Three programs a split: enough come from few splits, which their sum then reads again.
     return {
         "BF": block(g.filters), "BC": block(g.channels, bc), "BP": 16,

@@ -77,7 +77,7 @@ def fwd(
     mean, var, rstd, coef = (_new(z, t, *shape) for shape in ((c,), (c,), (c,), (COEFFICIENTS, c)))
     part = _parts(z, side)
     dense_sums_kernel[_grid(z, side)](
-        z, z, z, part, n * side**2, c, DUAL=False, BM=TILE, BF=block(c)
+        z, z, z, part, n * side**2, c, DUAL=False, BM=TILE, BF=block(c), num_warps=8
     )
     given = (s.contiguous() for s in statistics or (mean, var))
     moments_kernel[_grid_of_sums(z)](
@@ -90,7 +90,8 @@ def fwd(
     winners = _new(z, t, n, small, small, c, dtype=torch.uint8) if pooled else None
     normalise_kernel[_grid(z, small)](
         z, gain, bias, coef, rstd, x_hat, x_hat if winners is None else winners, y,
-        n, side, small, c, c, negative_slope, POOL=pooled, ACT=True, BM=TILE, BF=block(c),
+        n, side, small, c, c, negative_slope, POOL=pooled, ACT=True,
+        BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     count = n * side * side if statistics is None else 0
     return y, Saved(z, bias, mean, var, coef, rstd, x_hat, winners, negative_slope, count)
@@ -131,7 +132,7 @@ def tan_fwd(
         gain if gain_dot is None else gain_dot, gain if bias_dot is None else bias_dot, y_dot,
         n * small**2, c, saved.negative_slope,
         X_DOT=z_dot is not None, GAIN_DOT=gain_dot is not None, BIAS_DOT=bias_dot is not None,
-        BM=TILE, BF=block(c),
+        BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     return y_dot, tangent
 
@@ -168,7 +169,7 @@ def _normalised_dot(saved: Saved, z_dot: Tensor) -> Tangent:
     t, n, c, side, _ = z_dot.shape
     part, coef, q = _parts(z_dot, side), saved.coef.clone(), _new(z_dot, t, c)
     dense_sums_kernel[_grid(z_dot, side)](
-        z_dot, saved.z, coef, part, n * side**2, c, DUAL=True, BM=TILE, BF=block(c)
+        z_dot, saved.z, coef, part, n * side**2, c, DUAL=True, BM=TILE, BF=block(c), num_warps=8
     )
     tan_fwd_sums_kernel[_grid_of_sums(z_dot)](
         part, coef, saved.rstd, q, part.shape[1], n * side**2, c,
@@ -178,7 +179,7 @@ def _normalised_dot(saved: Saved, z_dot: Tensor) -> Tangent:
     x_hat_dot = empty_images(z_dot, t, n, c, small)
     normalise_dot_kernel[_grid(z_dot, small)](
         z_dot, saved.x_hat, _winners(saved), coef, saved.rstd, q, x_hat_dot,
-        n, side, small, c, POOL=saved.winners is not None, BM=TILE, BF=block(c),
+        n, side, small, c, POOL=saved.winners is not None, BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     return Tangent(z_dot, coef, q, x_hat_dot)
 
@@ -202,7 +203,8 @@ def _bent(saved: Saved, gain: Tensor, dy: Tensor, dual: tuple | None = None) -> 
     out, part = empty_images(dy, t, n, c, small), _parts(saved.z, small)
     delta_kernel[_grid(saved.z, small)](
         dy, saved.x_hat, x_hat_dot, delta, gain, saved.bias, out, part,
-        n * small**2, c, saved.negative_slope, DUAL=dual is not None, BM=TILE, BF=block(c),
+        n * small**2, c, saved.negative_slope, DUAL=dual is not None,
+        BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     return out, part
 
@@ -215,7 +217,7 @@ def _dz(saved: Saved, coef: Tensor, delta: Tensor, dual: tuple | None = None) ->
     dz_kernel[_grid(saved.z, side)](
         saved.z, z_dot, delta, delta_dot, _winners(saved), coef, out,
         n, side, delta.shape[3], c,
-        POOL=saved.winners is not None, DUAL=dual is not None, BM=TILE, BF=block(c),
+        POOL=saved.winners is not None, DUAL=dual is not None, BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     return out
 
