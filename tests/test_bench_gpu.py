@@ -231,28 +231,29 @@ def tiny_training(tmp_path, monkeypatch) -> Path:
     return tmp_path / "run"
 
 
-def test_a_training_ends_in_time_and_continues(tiny_training, request_):
-    late = training.Until(request_.interrupt, time.monotonic() - 1)
-    assert training._seed(0, request_, late)["seconds"] == 0.0 and not tiny_training.exists()
+def test_a_training_ends_in_time_and_continues(tiny_training, request_, monkeypatch):
+    def until(seconds: float) -> training.Until:
+        return training.Until(request_.interrupt, time.monotonic() + seconds)
 
-    class Soon(training.Until):
-        checks = 0
+    assert training._seed(0, request_, until(-1))["seconds"] == 0.0 and not tiny_training.exists()
+    soon, checks = until(60), iter([True, True, False])
+    check = soon.check
 
-        def check(self) -> None:
-            self.checks += 1
-            if self.checks > 2:
-                raise Stopped(signal.SIGALRM)
+    def ends() -> None:
+        check()
+        if not next(checks):
+            raise Stopped(signal.SIGALRM)
 
-    soon = Soon(request_.interrupt, time.monotonic() + 60)
+    monkeypatch.setattr(soon, "check", ends)
     item = training._seed(0, request_, soon)
     assert item["unfinished"] and item["seconds"] > 0
-    request_.progress.keep("training", "seed 0", item)
     log = (tiny_training / "log.jsonl").read_text().splitlines()
     assert 1 <= len(log) < 6
-    whole = training._seed(0, request_, training.Until(request_.interrupt, time.monotonic() + 60))
+    whole = training._seed(0, request_, until(60))
     assert whole["seconds"] > item["seconds"] and len(whole["validation"]) == 2
     assert 0 <= whole["ensemble"]["accuracy"] <= 1 and "run" not in whole["settings"]
     json.dumps(whole)
+    assert training._seed(0, request_, until(60)) == whole  # showing a result takes no time
 
 
 def test_ctrl_c_in_a_training_is_no_end_of_time(tiny_training, request_):

@@ -175,6 +175,8 @@ def test_a_training_is_to_be_fast_and_as_good_as_the_paper(seconds, accuracy, re
     (row,) = cells(sections.training(RUN | {"parts": {"training": {"seed 0": seed}}}))[2:]
     tests = [f"{100 * accuracy:.2f} ± 0.20 %"] * 2
     assert row == ["seed 0", *tests, f"{seconds:.0f}", reached]
+    quick = RUN | {"quick": True, "parts": {"training": {"seed 0": seed}}}
+    assert cells(sections.training(quick))[2][-1] == "shortened"
 
 
 def test_unfinished_trainings_are_shown_as_such():

@@ -6,8 +6,8 @@ import signal
 import time
 from pathlib import Path
 
-from bench import training
-from bench.gpu.progress import Items, LeftOut, Request
+from bench import results, training
+from bench.gpu.progress import Items, LeftOut, Request, write
 from engine.config import Config
 from engine.data import default_path
 from engine.interrupt import Interrupt, Stopped
@@ -21,10 +21,11 @@ SECONDS = 300  # a seed, at most
 
 
 class Until:
-    """An interrupt that also comes when the time is over."""
+    """An interrupt that also comes when the time is over, and moves a clock's hand meanwhile."""
 
     def __init__(self, interrupt: Interrupt, ends: float):
         self.interrupt, self.ends = interrupt, ends
+        self.clock: Spent | None = None
 
     @property
     def phase(self) -> str:
@@ -35,9 +36,33 @@ class Until:
         self.interrupt.phase = phase
 
     def check(self) -> None:
+        if self.clock is not None:
+            self.clock.move()
         self.interrupt.check()
         if time.monotonic() > self.ends:
             raise Stopped(signal.SIGALRM)
+
+
+class Spent:
+    """Wall-clock seconds of a training over all its calls, in a file beside its folder, so that a
+    call that is killed counts too. What a finished training takes to say so does not count.
+    """
+
+    def __init__(self, run: Path):
+        self.file = run.with_name(f"{run.name}-seconds.json")
+        begun = run.is_dir() and self.file.is_file()
+        self.seconds = results.load(self.file) if begun else 0.0
+        self.stands = (run / "result.json").is_file()
+        self.seen = self.written = time.monotonic()
+
+    def move(self, every: float = 5.0) -> None:
+        """To now; the file is written when it is `every` seconds old."""
+        now = time.monotonic()
+        if not self.stands:
+            self.seconds, self.seen = self.seconds + now - self.seen, now
+            if now - self.written >= every:
+                write(self.file, f"{self.seconds}\n")
+                self.written = now
 
 
 def items(request: Request) -> Items:
@@ -65,25 +90,29 @@ def configuration(seed: int, request: Request) -> Config:
 
 
 def _seed(seed: int, request: Request, until: Until) -> dict:
-    """Wall-clock seconds count everything: start, validations and the final test too."""
+    """Its seconds count everything: start, validations and the final test too."""
     cfg, name = configuration(seed, request), f"seed {seed}"
-    before = request.progress.part("training").get(name, {}).get("seconds", 0.0)
+    spent, phase = Spent(Path(cfg.run)), until.phase
     if time.monotonic() > until.ends:
-        return {"unfinished": True, "seconds": before, "said": "no time left for it in this call"}
-    began, phase = time.monotonic(), until.phase
+        return _unfinished(spent)
+    until.clock = spent
     try:
         train(cfg, until)
     except Stopped as stopped:
-        seconds = before + time.monotonic() - began
-        words = f"unfinished after {seconds:.0f} s of training"
-        item = {"unfinished": True, "seconds": seconds, "said": words}
+        spent.move(0)
         if stopped.code != 128 + signal.SIGALRM:
-            request.progress.keep("training", name, item)
+            request.progress.keep("training", name, _unfinished(spent))
             raise
-        return item
+        return _unfinished(spent)
     finally:
-        until.phase = phase
-    return _result(cfg, before + time.monotonic() - began)
+        until.phase, until.clock = phase, None
+    spent.move(0)
+    return _result(cfg, spent.seconds)
+
+
+def _unfinished(spent: Spent) -> dict:
+    words = f"unfinished after {spent.seconds:.0f} s"
+    return {"unfinished": True, "seconds": spent.seconds, "said": words}
 
 
 def _result(cfg: Config, seconds: float) -> dict:
