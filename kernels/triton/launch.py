@@ -148,7 +148,8 @@ def _conv(g: Geometry) -> dict[str, int]:
     bm, bn = (128 if tiles >= 2 * PROGRAMS else 64), block(width)
     if tiles < PROGRAMS // 2:
         bn = min(bn, 32)
-    bk = 32 if depth % 32 == 0 and g.precision != "tf32x3" else 16  # whose parts take registers
+    # The parts of tf32x3 and the unrolled products of ieee take the registers of a deeper step.
+    bk = 32 if depth % 32 == 0 and g.precision in ("tf32", "bf16") else 16
     warps = 8 if bm == 128 or g.precision == "ieee" else 4
     return {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": 3}
 
