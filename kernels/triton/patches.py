@@ -87,6 +87,6 @@ def patches(x: Tensor) -> Patches:  # [T, N, H, W, C]
     part, patch_mean = x.new_empty(t, splits, kp + 1, kp), x.new_empty(t, kp)
     cov = x.new_empty(t, kp, kp)
     patch_sums_kernel[(splits, t)](images, part, n, side, c, per_split, KP=kp, BM=bm)
-    patch_moments_kernel[(t,)](part, patch_mean, cov, splits, pixels, KP=kp)
+    patch_moments_kernel[(t,)](part, patch_mean, cov, splits, pixels, KP=kp, num_warps=8)
     pivot = F.pad(mean.repeat_interleave(9, 1), (0, kp - 9 * c))
     return Patches(images, patch_mean, cov, pivot)
