@@ -92,7 +92,7 @@ class DeviceLoop(contextlib.AbstractContextManager):
 
     def step(self, state: State) -> State:
         if self._state is None:
-            self._state = State(*(type(g)(*map(torch.clone, g)) for g in state[:-1]), 0)
+            self._state = _cloned(state)
         elif any(a is not b for a, b in zip(_tensors(state), _tensors(self._state), strict=True)):
             _copy(state, self._state)
         if not self._free:
@@ -121,7 +121,7 @@ class DeviceLoop(contextlib.AbstractContextManager):
         """The iteration with these target passes, captured when first asked for."""
         key = wanted, second_order
         if key not in self._replays:
-            before = State(*(type(g)(*map(torch.clone, g)) for g in self._state[:-1]), 0)
+            before = _cloned(self._state)
             body = self._body(*key)
             self._replays[key] = body if self._cfg.no_graph else graph.capture(body, self._device)
             _copy(before, self._state)
@@ -185,6 +185,11 @@ class _Slot:
 
 def _tensors(state: State) -> list[Tensor]:
     return [tensor for group in state[:-1] for tensor in group]
+
+
+def _cloned(state: State) -> State:
+    groups = (type(group)(*map(torch.clone, group)) for group in state[:-1])
+    return State(*groups, state.iteration)
 
 
 def _copy(source: State, to: State) -> None:
