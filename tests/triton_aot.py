@@ -198,10 +198,11 @@ def compiled(launch: Launch, arch: int) -> Code:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
-        sass, usage = _cuobjdump("-sass", file.name), _cuobjdump("-res-usage", file.name)
+        command = [TOOLS / "cuobjdump", "-sass", "-res-usage", file.name]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # /*0050*/   @!P0 LDG.E.128 R4, [R2.64] ;
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
-    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
+    registers = int(re.search(r"REG:(\d+)", code)[1])
     return Code(registers, made.metadata.shared, Counter(opcodes), _products(made), seconds)
 
 
@@ -224,11 +225,6 @@ def _products(made) -> set[str]:
         precision = re.search(r"inputPrecision = (\w+)", line)
         found.add("bf16" if "xbf16" in line else precision[1] if precision else "ieee")
     return found
-
-
-def _cuobjdump(*args: str) -> str:
-    done = subprocess.run([TOOLS / "cuobjdump", *args], capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
 
 
 def distinct(precisions, archs) -> Iterator[tuple[Launch, int]]:

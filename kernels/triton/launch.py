@@ -146,12 +146,15 @@ def _conv(g: Geometry) -> dict[str, int]:
     # loads of filters. Small launches, the support sets of the late stages, share out the filters.
     tiles = g.tasks * -(-g.pixels // 64)
     bm, bn = (128 if tiles >= 2 * PROGRAMS else 64), block(width)
+    stages = 3
     if tiles < PROGRAMS // 2:
         bn = min(bn, 32)
+        # Nothing but its own loads ahead hides a program's latency there; gradients load more.
+        stages = 5 if g.kernel == "conv_fwd" and g.precision != "ieee" else 3
     # The parts of tf32x3 and the unrolled products of ieee take the registers of a deeper step.
     bk = 32 if depth % 32 == 0 and g.precision in ("tf32", "bf16") else 16
     warps = 8 if bm == 128 or g.precision == "ieee" else 4
-    return {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": 3}
+    return {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": stages}
 
 
 def _wgrad(g: Geometry) -> dict[str, int]:
@@ -163,7 +166,9 @@ def _wgrad(g: Geometry) -> dict[str, int]:
     # Three programs a split: enough come from few splits, which their sum then reads again.
     return {
         "BF": block(g.filters), "BC": block(g.channels, bc), "BP": 16,
-        "per_split": _per_split(g.pixels, 32, 16), "num_warps": 4, "num_stages": 2,
+        "per_split": _per_split(g.pixels, 32, 16),
+        "num_warps": 8 if g.precision == "ieee" else 4,
+        "num_stages": 3 if g.precision in ("tf32", "bf16") else 2,
     }  # fmt: skip
 
 
@@ -206,9 +211,8 @@ def _head(g: Geometry) -> dict[str, int]:
     """Its scalar products are unrolled, so that larger blocks do not fit the registers. A program
     goes through all pixels, of the gradient through all images.
     """
-    if g.kernel == "head":
-        return {"BN": 16, "BF": block(g.filters), "num_warps": 4, "num_stages": 3}
-    return {"BN": 16, "BF": 32, "num_warps": 8, "num_stages": 3}
+    stages = 4 if g.kernel == "head" else 3
+    return {"BN": 16, "BF": 32, "num_warps": 8, "num_stages": stages}
 
 
 _WARPS = ("num_warps", (4, 8))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels import checks
 from kernels.plain.layout import channels_last, empty_images
-from kernels.triton.launch import block
+from kernels.triton.launch import Geometry, block, config
 from kernels.triton.norm_act_kernels import (
     activation_dot_kernel,
     delta_kernel,
@@ -80,10 +80,11 @@ def fwd(
         z, z, z, part, n * side**2, c, DUAL=False, BM=TILE, BF=block(c), num_warps=8
     )
     given = (s.contiguous() for s in statistics or (mean, var))
-    moments_kernel[_grid_of_sums(z)](
+    grid, blocks = _merge(z, part)
+    moments_kernel[grid](
         part, *given, coef, rstd, mean, var,
         part.shape[1], TILE, n * side**2, c, c, c, eps,
-        GIVEN=statistics is not None, BT=32, BF=block(c),
+        GIVEN=statistics is not None, **blocks,
     )  # fmt: skip
     small = side // 2 if pooled else side
     y, x_hat = (empty_images(z, t, n, c, small) for _ in range(2))
@@ -157,10 +158,11 @@ def tan_bwd(
     delta_dot, part = _bent(saved, gain, dy_dot, (tangent.x_hat_dot, delta))
     (t, n, c, side, _), c_dot = saved.z.shape, None if gain_dot is None else gain_dot.contiguous()
     d_gain_dot, d_bias_dot = (_new(saved.z, t, c) for _ in range(2))
-    tan_bwd_sums_kernel[_grid_of_sums(saved.z)](
+    grid, blocks = _merge(saved.z, part)
+    tan_bwd_sums_kernel[grid](
         part, coef, saved.rstd, tangent.q, sums, sums if c_dot is None else c_dot,
         torch.empty_like(sums), d_gain_dot, d_bias_dot, part.shape[1], n * side**2, c, c,
-        GIVEN=not saved.count, GAIN_DOT=c_dot is not None, BT=32, BF=block(c),
+        GIVEN=not saved.count, GAIN_DOT=c_dot is not None, **blocks,
     )  # fmt: skip
     return _dz(saved, coef, delta, (tangent.z_dot, delta_dot)), d_gain_dot, d_bias_dot
 
@@ -171,9 +173,10 @@ def _normalised_dot(saved: Saved, z_dot: Tensor) -> Tangent:
     dense_sums_kernel[_grid(z_dot, side)](
         z_dot, saved.z, coef, part, n * side**2, c, DUAL=True, BM=TILE, BF=block(c), num_warps=8
     )
-    tan_fwd_sums_kernel[_grid_of_sums(z_dot)](
+    grid, blocks = _merge(z_dot, part)
+    tan_fwd_sums_kernel[grid](
         part, coef, saved.rstd, q, part.shape[1], n * side**2, c,
-        GIVEN=not saved.count, BT=32, BF=block(c),
+        GIVEN=not saved.count, **blocks,
     )  # fmt: skip
     small = saved.x_hat.shape[3]
     x_hat_dot = empty_images(z_dot, t, n, c, small)
@@ -189,9 +192,10 @@ def _delta(saved: Saved, gain: Tensor, dy: Tensor, coef: Tensor) -> tuple[Tensor
     delta, part = _bent(saved, gain, dy)
     t, n, c, side, _ = saved.z.shape
     sums, d_gain, d_bias = _new(dy, t, 2, c), _new(dy, t, c), _new(dy, t, c)
-    bwd_sums_kernel[_grid_of_sums(saved.z)](
+    grid, blocks = _merge(saved.z, part)
+    bwd_sums_kernel[grid](
         part, coef, saved.rstd, gain, sums, d_gain, d_bias, part.shape[1], n * side**2, c, c, c,
-        GIVEN=not saved.count, BT=32, BF=block(c),
+        GIVEN=not saved.count, **blocks,
     )  # fmt: skip
     return delta, sums, d_gain, d_bias
 
@@ -247,5 +251,8 @@ def _grid(like: Tensor, side: int) -> tuple[int, int, int]:
     return triton.cdiv(n * side**2, TILE), t, triton.cdiv(c, block(c))
 
 
-def _grid_of_sums(like: Tensor) -> tuple[int, int]:
-    return len(like), triton.cdiv(like.shape[2], block(like.shape[2]))
+def _merge(like: Tensor, part: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
+    """Programs and configuration of a merge of `part` [T, tiles, 2, C]."""
+    t, _, c = like.shape[:3]
+    blocks = config(Geometry("merge", t, part.shape[1], 1, c, c), like.device)
+    return (t, triton.cdiv(c, blocks["BF"])), blocks
