@@ -239,17 +239,14 @@ def distinct(precisions, archs) -> Iterator[tuple[Launch, int]]:
                 yield launch, arch
 
 
-def part() -> Iterator[tuple[Launch, int]]:
-    """Each kernel once, and once for the tangent, alternately for either architecture and of each
-    precision.
-    """
-    by_precision = {p: [r for case in CASES for r in recorded(case, p)] for p in PRECISIONS}
-    kinds = dict.fromkeys((r.name, r.kwargs.get("DUAL")) for r in by_precision["tf32"])
-    turns = [(arch, p) for p in PRECISIONS for arch in ARCHS]
-    for i, kind in enumerate(kinds):
-        arch, precision = turns[i % len(turns)]
-        launches = by_precision[precision] + by_precision["tf32"]  # single ops lack a precision
-        yield next(r for r in launches if (r.name, r.kwargs.get("DUAL")) == kind), arch
+def part(precisions, archs) -> Iterator[tuple[Launch, int]]:
+    """The first of each kernel, its tangent apart, in each precision and on each architecture."""
+    seen = set()
+    for launch, arch in distinct(precisions, archs):
+        kind = launch.name, launch.kwargs.get("DUAL"), launch.kwargs.get("PRECISION"), arch
+        if kind not in seen:
+            seen.add(kind)
+            yield launch, arch
 
 
 def main() -> int:
@@ -257,10 +254,12 @@ def main() -> int:
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=ARCHS)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--only", default="", help="kernels whose name contains this")
-    parser.add_argument("--part", action="store_true", help="each kernel once")
+    parser.add_argument(
+        "--part", action="store_true", help="one launch of each kernel, precision and architecture"
+    )
     args = parser.parse_args()
     failed = 0
-    for launch, arch in part() if args.part else distinct(args.precision, args.arch):
+    for launch, arch in (part if args.part else distinct)(args.precision, args.arch):
         if args.only not in launch.name:
             continue
         code = compiled(launch, arch)
