@@ -8,7 +8,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import kernels
-from kernels import cases, native, plain, reference
+from kernels import cases, native, plain, reference, triton
 
 
 def ones(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -216,3 +216,14 @@ def test_the_table_of_backends_prints() -> None:
 def test_kernels_does_not_import_the_engine() -> None:
     code = "import sys, kernels; sys.exit(any(m.split('.')[0] == 'engine' for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_triton_refuses_a_gpu_that_is_not_the_current_one(monkeypatch):
+    if triton.reason:
+        pytest.skip(triton.reason)
+    monkeypatch.setattr(triton, "interpreted", False)
+    assert triton.refuses(torch.device("cuda"), torch.float32) is None
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert triton.refuses(torch.device("cuda:0"), torch.float32) is None
+    refused = triton.refuses(torch.device("cuda:1"), torch.float32)
+    assert refused == "triton runs on the current GPU, not on cuda:1; use torch.cuda.device"

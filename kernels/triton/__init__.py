@@ -26,6 +26,9 @@ def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != ("cpu" if interpreted else "cuda"):
         where = "a CPU, as TRITON_INTERPRET=1 is set" if interpreted else "a GPU"
         return f"triton runs on {where}, not on {device.type}"
+    # Launches go there, wherever their tensors are.
+    if device.index is not None and not interpreted and device.index != torch.cuda.current_device():
+        return f"triton runs on the current GPU, not on {device}; use torch.cuda.device"
     if dtype != torch.float32:
         return f"triton takes float32, not {str(dtype)[6:]}"
     return None
