@@ -77,7 +77,7 @@ class DeviceLoop(contextlib.AbstractContextManager):
         self._cfg, self._device = cfg, device
         self._feed = Feed(tasks, tasks.bank.to(device), cfg.tasks)
         self._draws = prefetch(lambda t: tasks.draw(t, cfg.tasks), iterations, cfg.prefetch)
-        # Loss weights of the steps, learning rate, Adam's step: what changes between replays.
+        # Loss weights of the steps, Adam's scales: what changes between replays.
         self._numbers = torch.zeros(cfg.steps + 2, dtype=torch.float64, device=device)
         self._measured = torch.zeros(2 + len(meta.CHECKED), device=device)
         self._state: State | None = None  # where the iterations find it and leave it
@@ -100,7 +100,7 @@ class DeviceLoop(contextlib.AbstractContextManager):
         slot, schedule = self._free.pop(), Schedule.of(state.iteration, self._cfg)
         wanted = tuple(weight != 0 for weight in schedule.loss_weights)
         slot.iteration = state.iteration + 1
-        slot.write([*schedule.loss_weights, schedule.lr, schedule.step])
+        slot.write([*schedule.loss_weights, *schedule.adam])
         self._feed.load(next(self._draws), slot.indices)
         self._numbers.copy_(slot.numbers, non_blocking=True)
         self._replay(wanted, schedule.second_order)()
@@ -135,7 +135,7 @@ class DeviceLoop(contextlib.AbstractContextManager):
             episode = self._feed.episode()
             weights = numbers[: cfg.steps].to(theta.dtype)
             chosen = [weights[k] if want else 0.0 for k, want in enumerate(wanted)]
-            schedule = Schedule(chosen, second_order, numbers[-2], numbers[-1])
+            schedule = Schedule(chosen, second_order, numbers[cfg.steps :].unbind())
             with kernels.only_kernels():
                 gradient = meta.meta_gradient(state, episode, cfg, schedule)
                 self._measured.copy_(meta.measure(gradient, episode, cfg))

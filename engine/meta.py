@@ -88,22 +88,29 @@ def learning_rate(epoch: int, cfg: Config) -> float:
     return cfg.min_lr + (cfg.lr - cfg.min_lr) * (1 + math.cos(math.pi * epoch / cfg.epochs)) / 2
 
 
+def adam_scales(lr: float, beta1: float, beta2: float, step: int) -> tuple[float, float]:
+    """lr / (1 − beta1ᵗ) and 1 / √(1 − beta2ᵗ): what Adam's step t, 1 for the first, scales its
+    moments by (Kingma & Ba 2015, §2).
+    """
+    return lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
+
+
 class Schedule(NamedTuple):
     """What the epoch says about an iteration: numbers, or tensors that a captured one reads."""
 
-    loss_weights: Sequence[float | Tensor]  # K; the number 0 skips that target pass
+    loss_weights: Sequence[float | Tensor]  # K, of a task; the number 0 skips that target pass
     second_order: bool
-    lr: float | Tensor
-    step: int | Tensor  # of Adam, 1 for the first
+    adam: Sequence[float | Tensor]  # its scales
 
     @classmethod
     def of(cls, iteration: int, cfg: Config) -> "Schedule":
         epoch = iteration // cfg.iterations
+        per_task = cfg.tasks if cfg.task_reduction == "mean" else 1
+        lr = learning_rate(epoch, cfg)
         return cls(
-            loss_weights(epoch, cfg),
+            [weight / per_task for weight in loss_weights(epoch, cfg)],
             second_order(epoch, cfg),
-            learning_rate(epoch, cfg),
-            iteration + 1,
+            adam_scales(lr, cfg.beta1, cfg.beta2, iteration + 1),
         )
 
 
@@ -114,12 +121,9 @@ def meta_gradient(
     order; by the schedule of the state's iteration unless one is given.
     """
     schedule = schedule or Schedule.of(state.iteration, cfg)
-    weights = schedule.loss_weights
-    if cfg.task_reduction == "mean":
-        weights = [w / len(episode.support_x) for w in weights]
     running = state.running if cfg.train_norm_statistics == "running" else None
     differentiate = unroll.adjoint if cfg.unroll == "adjoint" else unroll.autograd
-    model, second = Backbone.of(cfg), schedule.second_order
+    model, (weights, second, _) = Backbone.of(cfg), schedule
     parts = over_tasks(
         lambda block: differentiate(model, state.params, block, weights, second, running),
         episode,
@@ -141,8 +145,9 @@ def measure(meta: unroll.MetaGradient, episode: Episode, cfg: Config) -> Tensor:
     """Loss, accuracy, and for each of `CHECKED` 1 if it is finite, [2 + 4]."""
     per_task = 1 if cfg.task_reduction == "mean" else len(episode.support_x)
     correct = (meta.logits.argmax(2) == episode.target_y).to(meta.loss.dtype).mean()
-    finite = [tensor.isfinite().all().to(meta.loss) for tensor in (meta.loss, *meta.gradient)]
-    return torch.stack([meta.loss / per_task, correct, *finite])
+    largest = [torch.linalg.vector_norm(t, torch.inf) for t in (meta.loss, *meta.gradient)]
+    finite = torch.stack(largest).isfinite().to(meta.loss.dtype)
+    return torch.cat([torch.stack([meta.loss / per_task, correct]), finite])
 
 
 def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Schedule) -> State:
@@ -150,8 +155,7 @@ def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Sche
     gradient = meta.gradient
     if cfg.rates == "fixed":
         gradient = gradient._replace(rates=torch.zeros_like(gradient.rates))
-    adam_options = schedule.lr, cfg.beta1, cfg.beta2, schedule.step, cfg.clamp
-    params, first, second = adam(state, gradient, *adam_options)
+    params, first, second = adam(state, gradient, *schedule.adam, cfg.beta1, cfg.beta2, cfg.clamp)
     running = update_running(state.running, meta.rows, meta.moments, cfg.norm_momentum)
     return State(params, first, second, running, state.iteration + 1)
 
@@ -159,19 +163,19 @@ def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Sche
 def adam(
     state: State,
     gradient: Params,
-    lr: float | Tensor,
+    rate: float | Tensor,
+    correction: float | Tensor,
     beta1: float,
     beta2: float,
-    step: int | Tensor,  # 1 for the first
     clamp: float = 0.0,
 ) -> tuple[Params, Params, Params]:
-    """Adam (Kingma & Ba 2015, algorithm 1) from state to state; `clamp` bounds each entry of the
-    network's gradient, not of the rates'.
+    """Adam (Kingma & Ba 2015, algorithm 1) from state to state, by `adam_scales`; `clamp` bounds
+    each entry of the network's gradient, not of the rates'.
     """
     update = kernels.backend("update", gradient.theta)
     bounds = Params(clamp, clamp, 0.0)
     groups = [
-        update.adam(*tensors, lr, beta1, beta2, step, bound)
+        update.adam(*tensors, rate, correction, beta1, beta2, bound)
         for *tensors, bound in zip(*state[:3], gradient, bounds, strict=True)
     ]
     return tuple(Params(*group) for group in zip(*groups, strict=True))

@@ -38,12 +38,16 @@ def total(blocks: Sequence[MetaGradient]) -> MetaGradient:
     """
     losses, logits, gradients, rows, moments = zip(*blocks, strict=True)
     return MetaGradient(
-        torch.cat(losses).sum(),
-        torch.cat(logits),
-        Params(*(torch.cat(g).sum(0) for g in zip(*gradients, strict=True))),
+        _joined(losses).sum(),
+        _joined(logits),
+        Params(*(_joined(g).sum(0) for g in zip(*gradients, strict=True))),
         rows[0],
-        Moments(*(torch.cat(m) for m in zip(*moments, strict=True))),
+        Moments(*(_joined(m) for m in zip(*moments, strict=True))),
     )
+
+
+def _joined(blocks: Sequence[Tensor]) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 class _Step(NamedTuple):
@@ -120,7 +124,7 @@ def adjoint(
     images = model.prepare(episode.target_x, sum(wanted))
     norm, rates = (p.new_zeros((len(p), tasks, p.shape[1])) for p in params[1:])  # steps first
     loss, logits, record = norm.new_zeros(tasks), None, _Record(model)
-    steps, direct, branch = [], [], Branch(episode.target_x.device)
+    steps, direct, branch = [], {}, Branch(episode.target_x.device)
     for step in inner_loop(
         model,
         params,
@@ -130,17 +134,17 @@ def adjoint(
         running,
         second_order,
     ):
-        k, weight = step.index, loss_weights[step.index]
+        k = step.index
         record.add(k, step.support.moments, episode.support_x.shape[1])
-        direct.append(None)
         if wanted[k]:
+            weight = torch.as_tensor(loss_weights[k], dtype=loss.dtype, device=loss.device)
             with branch.on():
                 target = images.loss_and_gradient(
                     step.adapted, step.row, labels, _running_at(running, k)
                 )
-                loss, logits = loss + weight * target.loss, target.logits
-                direct[k] = weight * target.gradient
-                at_step(norm, k).add_(weight * target.norm_gradient)
+                loss, logits = torch.addcmul(loss, weight, target.loss), target.logits
+                at_step(norm, k).addcmul_(weight, target.norm_gradient)
+                direct[k] = weight, target.gradient
             record.add(k, target.moments, targets)
         steps.append(step)
 
@@ -149,8 +153,8 @@ def adjoint(
     carry = torch.zeros_like(step.adapted)  # gradient of the loss in the parameters after a step
     while steps:
         step = steps.pop()
-        if direct[step.index] is not None:
-            carry += direct[step.index]
+        if step.index in direct:
+            carry.addcmul_(*direct[step.index])
         # Only the second derivatives need d_support.
         d_support, rates[step.index] = update.bwd(
             carry, step.support.gradient, step.rates if second_order else None, model.sizes

@@ -1,4 +1,4 @@
-"""Adam of every backend that a CPU has: a rate and a step as numbers, and as tensors."""
+"""Adam of every backend that a CPU has: its scales as numbers, and as tensors."""
 
 import pytest
 import torch
@@ -16,10 +16,11 @@ def test_tensors_give_what_numbers_give(name: str, dtype: torch.dtype, clamp: fl
         pytest.skip(refused)
     operands = [randn(i, 3, 70, dtype=dtype) for i in range(4)]
     operands[2] = operands[2].square()
-    lr, step = torch.tensor(3e-3, dtype=torch.float64), torch.tensor(4)
-    ours = backend.update.adam(*operands, lr, 0.9, 0.99, step, clamp)
-    numbers = backend.update.adam(*operands, 3e-3, 0.9, 0.99, 4, clamp)
-    exact = plain.update.adam(*(t.double() for t in operands), 3e-3, 0.9, 0.99, 4, clamp)
+    options = 3e-3, 1.7, 0.9, 0.99, clamp
+    scales = torch.tensor(options[:2], dtype=torch.float64)
+    ours = backend.update.adam(*operands, *scales, *options[2:])
+    numbers = backend.update.adam(*operands, *options)
+    exact = plain.update.adam(*(t.double() for t in operands), *options)
     for a, b, e in zip(ours, numbers, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=torch.finfo(dtype).eps, atol=0)
         torch.testing.assert_close(a, e.to(dtype))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import kernels
+from engine import meta
 from kernels import cases, cuda, plain
 from kernels.cuda import tensors
 from tests import emulated
@@ -83,15 +84,11 @@ def test_adam_is_that_of_plain(dtype: torch.dtype, held: str, clamp: float, devi
     for step in (1, 2, 30_000):
         grad = randn(step, 1_000, dtype=dtype, device=device)
         grad[0] = torch.nan
-        numbers = {"lr": 1e-3, "step": step}
-        given = dict(numbers)
+        given = numbers = meta.adam_scales(1e-3, 0.9, 0.999, step)
         if held == "tensors":
-            given["lr"] = torch.tensor(1e-3, dtype=torch.float64, device=device)
-            given["step"] = torch.tensor(step, device=device)
-        ours = cuda.update.adam(*ours, grad, beta1=0.9, beta2=0.999, clamp=clamp, **given)
-        expected = plain.update.adam(
-            *expected, grad, beta1=0.9, beta2=0.999, clamp=clamp, **numbers
-        )
+            given = torch.tensor(numbers, dtype=torch.float64, device=device)
+        ours = cuda.update.adam(*ours, grad, *given, 0.9, 0.999, clamp)
+        expected = plain.update.adam(*expected, grad, *numbers, 0.9, 0.999, clamp)
         for a, b in zip(ours, expected, strict=True):
             assert a[0].isnan() and b[0].isnan()
             assert_close(a[1:], b[1:], 1e-6 if dtype == torch.float32 else 1e-14)
@@ -223,19 +220,19 @@ def test_a_graph_replays_with_another_rate(device) -> None:
     if device == "cpu":
         pytest.skip("a CPU has no CUDA graphs")
     param, first, second, grad = (randn(i, 999, device=device) ** 2 for i in range(4))
-    lr, step = torch.tensor(0.5, device=device), torch.tensor(1, device=device)
+    scales = torch.ones(2, dtype=torch.float64, device=device)
     adam = partial(cuda.update.adam, param, first, second, grad, beta1=0.9, beta2=0.999)
     side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        everything(device), adam(lr=lr, step=step)  # makes what later calls find
+        everything(device), adam(rate=scales[0], correction=scales[1])  # as later calls find it
     torch.cuda.current_stream().wait_stream(side)
     with torch.cuda.graph(graph):
-        stepped = adam(lr=lr, step=step)
-    for rate, count in ((0.5, 1), (0.25, 7)):
-        lr.fill_(rate), step.fill_(count)
+        stepped = adam(rate=scales[0], correction=scales[1])
+    for rate, correction in ((0.5, 1.0), (0.25, 7.0)):
+        scales[0], scales[1] = rate, correction
         graph.replay()
-        for ours, expected in zip(stepped, adam(lr=rate, step=count), strict=True):
+        for ours, expected in zip(stepped, adam(rate=rate, correction=correction), strict=True):
             assert_close(ours, expected, 1e-14)
 
 
@@ -254,8 +251,8 @@ X, G = torch.ones(2, 1, 3, 4, 4), torch.ones(2, 3)
         (lambda: cuda.update.fwd(G, G, torch.ones(2), (4, -1)), "sizes must not be negative"),
         (lambda: cuda.update.bwd(G, G, torch.ones(1, dtype=torch.float64), (3,)), "rates must"),
         (
-            lambda: cuda.update.adam(G, G, G, G, torch.ones(1), 0.9, 0.9, 1),
-            "lr and step must be numbers",
+            lambda: cuda.update.adam(G, G, G, G, torch.ones(1), 1.0, 0.9, 0.9),
+            "rate and correction must be numbers",
         ),
     ],
 )
@@ -269,7 +266,7 @@ def test_tensors_of_a_cpu_are_refused_in_one_line() -> None:
     for call in (
         lambda: cuda.norm_act.fwd(X, G, G, EPS, 0.0, True, None),
         lambda: cuda.update.fwd(G, G, torch.ones(1), (3,)),
-        lambda: cuda.update.adam(G, G, G, G, 0.1, 0.9, 0.9, 1),
+        lambda: cuda.update.adam(G, G, G, G, 0.1, 1.0, 0.9, 0.9),
     ):
         with pytest.raises(ValueError, match="takes float32 and float64 on a GPU, got") as error:
             call()

@@ -70,7 +70,8 @@ def test_adam_is_that_of_torch(clamp: float, backend: str) -> None:
         for p in theirs[:2] if clamp else ():
             p.grad.clamp_(-clamp, clamp)
         optimizer.step()
-        groups = meta.adam(state, gradient, 3e-3, 0.9, 0.99, state.iteration + 1, clamp)
+        scales = meta.adam_scales(3e-3, 0.9, 0.99, state.iteration + 1)
+        groups = meta.adam(state, gradient, *scales, 0.9, 0.99, clamp)
         state = meta.State(*groups, state.running, state.iteration + 1)
     for ours, expected in zip(state.params, theirs, strict=True):
         torch.testing.assert_close(ours, expected.detach(), rtol=1e-5, atol=1e-7)

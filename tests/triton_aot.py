@@ -159,7 +159,8 @@ def _passes(case: Case, precision: str) -> None:
         update.tan_fwd(result.gradient, rates, None, theta, rates, model.sizes)
         update.tan_bwd(theta, result.gradient, rates, model.sizes)
     for clamp in (0.0, 10.0):
-        update.adam(*4 * (torch.empty(size),), 1e-3, 0.9, 0.999, 1, clamp)
+        scales = torch.empty(2, dtype=torch.float64)
+        update.adam(*4 * (torch.empty(size),), *scales, 0.9, 0.999, clamp)
 
 
 def _ops(case: Case, precision: str) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from kernels import cuda
 from kernels.cuda.tensors import expect, ops, stream
 from kernels.plain.layout import vectors
-from kernels.plain.update import corrected
 from kernels.tensors import Pieces, address, flat, matrix, pieces, update_rows
 
 
@@ -48,17 +47,17 @@ def adam(
     first: Tensor,
     second: Tensor,
     grad: Tensor,
-    lr: float | Tensor,  # [] on the device of param, where it is a tensor
+    rate: float | Tensor,  # [] on the device of param, where it is a tensor
+    correction: float | Tensor,  # likewise
     beta1: float,
     beta2: float,
-    step: int | Tensor,  # likewise
     clamp: float = 0.0,
     eps: float = 1e-8,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = param.shape
     expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
     operands = [t.contiguous() for t in (param, first, second, grad)]
-    scales = [_scale(s, param) for s in corrected(lr, beta1, beta2, step)]
+    scales = [_scale(s, param) for s in (rate, correction)]
     results = tuple(torch.empty(shape, dtype=param.dtype, device=param.device) for _ in range(3))
     ops(param.dtype).adam(
         stream(param),
@@ -79,7 +78,7 @@ def _scale(value: float | Tensor, like: Tensor) -> float | Tensor:
         return value
     if value.dim() or value.device != like.device:
         raise ValueError(
-            f"cuda update: lr and step must be numbers, or [] on {like.device}, got "
+            f"cuda update: rate and correction must be numbers, or [] on {like.device}, got "
             f"{list(value.shape)} on {value.device}"
         )
     return value.double()

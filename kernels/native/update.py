@@ -48,14 +48,14 @@ def adam(
     first: Tensor,
     second: Tensor,
     grad: Tensor,
-    lr: float | Tensor,
+    rate: float | Tensor,
+    correction: float | Tensor,
     beta1: float,
     beta2: float,
-    step: int | Tensor,
     clamp: float = 0.0,
     eps: float = 1e-8,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    shape, lr, step = param.shape, float(lr), int(step)
+    shape = param.shape
     expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
     operands = [t.contiguous() for t in (param, first, second, grad)]
     results = tuple(torch.empty(shape, dtype=param.dtype) for _ in range(3))
@@ -66,8 +66,8 @@ def adam(
         clamp or math.inf,
         beta1,
         beta2,
-        lr / (1 - beta1**step),
-        1 / math.sqrt(1 - beta2**step),
+        float(rate),
+        float(correction),
         eps,
         *map(address, results),
     )

@@ -2,8 +2,6 @@
 and the outer one.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -60,27 +58,16 @@ def adam(
     first: Tensor,  # moments
     second: Tensor,
     grad: Tensor,
-    lr: float | Tensor,  # [] on the device of param, where it is a tensor
+    rate: float | Tensor,  # lr / (1 − beta1ᵗ); [] on the device of param, where it is a tensor
+    correction: float | Tensor,  # 1 / √(1 − beta2ᵗ); likewise
     beta1: float,
     beta2: float,
-    step: int | Tensor,  # 1 for the first one; likewise
     clamp: float = 0.0,  # bound on each entry of grad, 0: none
     eps: float = 1e-8,
 ) -> tuple[Tensor, Tensor, Tensor]:  # param, first, second
-    """Adam (Kingma & Ba 2015, algorithm 1), as `torch.optim.Adam`, from state to state."""
+    """Adam's step t (Kingma & Ba 2015, algorithm 1), as `torch.optim.Adam`, from state to state."""
     grad = grad.clamp(-clamp, clamp) if clamp else grad
     first = torch.lerp(first, grad, 1 - beta1)
     second = torch.addcmul(second * beta2, grad, grad, value=1 - beta2)
-    rate, correction = corrected(lr, beta1, beta2, step)
     scale = second.sqrt().mul_(correction).add_(eps)
     return torch.addcdiv(param, first * -rate, scale), first, second
-
-
-def corrected(lr, beta1: float, beta2: float, step) -> tuple:
-    """lr / (1 − beta1ᵗ) and 1 / √(1 − beta2ᵗ): numbers, or tensors [] if `lr` or `step` is one,
-    which is then not waited for.
-    """
-    if isinstance(step, Tensor):
-        step = step.double()  # 1 − beta2ᵗ cancels
-        return lr / (1 - beta1**step), (1 - beta2**step).rsqrt()
-    return lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)

@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.plain.layout import vectors
-from kernels.plain.update import corrected
 from kernels.tensors import pieces
 from kernels.triton.launch import COUNTS
 from kernels.triton.rows import new_rows
@@ -77,7 +76,7 @@ def segments_kernel(part, first, d_rates, pieces, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=COUNTS)
 def adam_kernel(
     param, first, second, grad, param_out, first_out, second_out,
-    rate, correction,  # [] each: lr / (1 − beta1ᵗ), 1 / √(1 − beta2ᵗ)
+    rate, correction,  # [] each
     n, fresh1, beta2, fresh2, clamp, eps,  # 1 − beta1, beta2, 1 − beta2
     CLAMP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -89,8 +88,8 @@ def adam_kernel(
     m = tl.load(first + i, mask=valid, other=0.0)
     m += fresh1 * (g - m)
     v = beta2 * tl.load(second + i, mask=valid, other=0.0) + fresh2 * g * g
-    scale = tl.sqrt_rn(v) * tl.load(correction) + eps
-    step = tl.div_rn(tl.load(rate) * m, scale)
+    scale = tl.sqrt_rn(v) * tl.load(correction).to(tl.float32) + eps
+    step = tl.div_rn(tl.load(rate).to(tl.float32) * m, scale)
     value = tl.load(param + i, mask=valid, other=0.0) - step
     tl.store(param_out + i, value, mask=valid)
     tl.store(first_out + i, m, mask=valid)
@@ -131,19 +130,16 @@ def adam(
     first: Tensor,
     second: Tensor,
     grad: Tensor,
-    lr: float | Tensor,  # [] on the device of param, where it is a tensor
+    rate: float | Tensor,  # lr / (1 − beta1ᵗ); [] on the device of param, where it is a tensor
+    correction: float | Tensor,  # 1 / √(1 − beta2ᵗ); likewise
     beta1: float,
     beta2: float,
-    step: int | Tensor,  # 1 for the first one; likewise
     clamp: float = 0.0,
     eps: float = 1e-8,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = param.shape
     expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
-    scales = (
-        s.to(param.dtype) if isinstance(s, Tensor) else param.new_full((), s)
-        for s in corrected(lr, beta1, beta2, step)
-    )
+    scales = (s if isinstance(s, Tensor) else param.new_full((), s) for s in (rate, correction))
     results = tuple(torch.empty(shape, dtype=param.dtype, device=param.device) for _ in range(3))
     adam_kernel[(triton.cdiv(param.numel(), PIECE),)](
         *(t.contiguous() for t in (param, first, second, grad)), *results, *scales,

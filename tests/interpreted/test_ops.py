@@ -101,14 +101,14 @@ def test_public_update_to_second_order() -> None:
 def test_adam(clamp: float) -> None:
     tensors = [randn(i, 3, 700) for i in range(4)]
     tensors[2] = tensors[2].square()
-    options = 3e-3, 0.9, 0.99, 4, clamp
+    options = 3e-3, 1.7, 0.9, 0.99, clamp
     exact = plain.update.adam(*tensors, *options)
     singles = [t.float() for t in tensors]
     results = triton.update.adam(*singles, *options)
     for ours, expected in zip(results, exact, strict=True):
         torch.testing.assert_close(ours.double(), expected, rtol=4 * UNIT, atol=UNIT)
-    lr, step = torch.tensor(3e-3, dtype=torch.float64), torch.tensor(4)
-    again = triton.update.adam(*singles, lr, 0.9, 0.99, step, clamp)
+    scales = torch.tensor(options[:2], dtype=torch.float64)
+    again = triton.update.adam(*singles, *scales, *options[2:])
     assert all(map(torch.equal, again, results))
 
 
