@@ -10,13 +10,9 @@ from torch import Tensor
 
 from kernels import checks
 from kernels.plain.layout import channels_last, empty_images, images
-from kernels.triton.conv_kernels import (
-    add_splits_kernel,
-    conv_bwd_kernel,
-    conv_fwd_kernel,
-    conv_wgrad_kernel,
-)
-from kernels.triton.launch import SPLITS, Geometry, config
+from kernels.triton.conv_kernels import conv_bwd_kernel, conv_fwd_kernel, conv_wgrad_kernel
+from kernels.triton.launch import Geometry, config
+from kernels.triton.splits import Parts, Segment
 from kernels.triton.tensors import countable, expect
 
 SCOPE = checks.CONV_SCOPE
@@ -66,14 +62,6 @@ def wgrad_grid(g: Geometry, device: torch.device) -> tuple[tuple[int, int, int],
     blocks = config(g, device)
     tiles = triton.cdiv(g.filters, blocks["BF"]) * triton.cdiv(g.channels, blocks["BC"])
     return (triton.cdiv(g.pixels, blocks["per_split"]), 3 * tiles, g.tasks), blocks
-
-
-def add_splits(part: Tensor, out: Tensor, step: int) -> None:
-    """Σ over the splits of [T, splits, ...] → the first values of rows of `out`, `step` apart."""
-    t, splits, size = *part.shape[:2], part[0, 0].numel()
-    add_splits_kernel[(triton.cdiv(size, SPLITS["BLOCK"]), t)](
-        part, out, splits, size, step, **SPLITS
-    )
 
 
 def _value(products: tuple, x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
@@ -139,14 +127,14 @@ def _wgrad(products: list[tuple[Tensor, Tensor]], sizes: tuple[int, ...], stride
     grid, blocks = wgrad_grid(
         Geometry("conv_wgrad", t, n, dense, c, f, _precision(), dual), dw.device
     )
-    part = torch.empty((t, grid[0], f * 9 * c), dtype=x.dtype, device=x.device)
+    parts = Parts.of(dw, t, Segment(grid[0], f * 9 * c))
     conv_wgrad_kernel[grid](
-        x, x_dot, x, x, dz, dz_dot, dz, dz, dz, dz, part,
+        x, x_dot, x, x, dz, dz_dot, dz, dz, dz, dz, parts.segment(0),
         n, side, dense, dense, c, f, 1.0,
         STRIDE=stride, POOL=False, BUILD=False, ACT=False, DUAL=dual,
         DOT_IN=dual, PRECISION=_precision(), **blocks,
     )  # fmt: skip
-    add_splits(part, dw, f * 9 * c)
+    parts.add(dw, f * 9 * c)
     return dw
 
 

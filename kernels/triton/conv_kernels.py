@@ -222,19 +222,3 @@ def conv_wgrad_kernel(
     tl.store(at, left, mask=valid)
     tl.store(at + channels, middle, mask=valid)
     tl.store(at + 2 * channels, right, mask=valid)
-
-
-@triton.jit(do_not_specialize=COUNTS)
-def add_splits_kernel(part, out, splits, size, out_step, BS: tl.constexpr, BLOCK: tl.constexpr):
-    """Σ over the splits, `BS` of them loaded at once: part [T, splits, size] → rows of `out`,
-    `out_step` apart.
-    """
-    task = tl.program_id(1)
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, splits, BS):
-        s = start + tl.arange(0, BS)
-        at = part + (task * splits + s)[:, None] * size + i[None, :]
-        values = tl.load(at, mask=(s < splits)[:, None] & (i < size)[None, :], other=0.0)
-        total += tl.sum(values, 0)
-    tl.store(out + task * out_step + i, total, mask=i < size)

@@ -7,10 +7,11 @@ import triton
 from torch import Tensor
 
 from kernels.triton import conv_kernels, head, norm_act_kernels, sums
-from kernels.triton.conv import add_splits, wgrad_grid
+from kernels.triton.conv import wgrad_grid
 from kernels.triton.launch import Geometry
 from kernels.triton.operands import COEFFICIENTS
 from kernels.triton.plan import Call, Dot, Kept, StageKept
+from kernels.triton.splits import Parts, Segment
 
 
 def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Tensor) -> StageKept:
@@ -167,28 +168,36 @@ def dgrad(
     return out, part
 
 
-def wgrad(
+def wgrads(
     call: Call,
     stages: list[StageKept],
-    s: int,
-    gradient: Tensor,  # [T, P], of which the stage's filters' is written
+    gradient: Tensor,  # [T, P], of which the filters' is written, but for a stem's
     dots: list[Dot] | None = None,
 ) -> None:
-    plan, stage, (t, n, f, new) = call.plan, call.plan.stages[s], call.sizes
-    kept, c = stages[s], stage.channels
-    x = stages[s - 1].x_hat if s else call.images.x
-    x_dot, own = (dots[s - 1].x_hat if s else x, dots[s]) if dots else (x, kept)
-    geometry = Geometry("conv_wgrad", t, n, stage.dense, c, f, plan.precision, dots is not None)
-    grid, blocks = wgrad_grid(geometry, gradient.device)
-    part = new(t, grid[0], f * 9 * c)
-    conv_kernels.conv_wgrad_kernel[grid](
-        x, x_dot, *call.affine(max(s - 1, 0)),
-        kept.z, own.z, kept.delta, own.delta, kept.winners, kept.coef, part,
-        n, stage.side, stage.dense, stage.pooled, c, f, plan.net.negative_slope,
-        STRIDE=plan.stride, POOL=plan.net.pool, BUILD=True, ACT=s > 0, DUAL=dots is not None,
-        DOT_IN=s > 0, PRECISION=plan.precision, **blocks,
-    )  # fmt: skip
-    add_splits(part, gradient[:, stage.theta :], gradient.stride(0))
+    plan, (t, n, f, _), dual = call.plan, call.sizes, dots is not None
+    planned, segments = [], []
+    for s, stage in enumerate(plan.stages):
+        if not stage.stem:
+            sizes = t, n, stage.dense, stage.channels, f
+            geometry = Geometry("conv_wgrad", *sizes, plan.precision, dual)
+            grid, blocks = wgrad_grid(geometry, gradient.device)
+            planned.append((s, grid, blocks))
+            segments.append(Segment(grid[0], f * 9 * stage.channels, stage.theta))
+    if not planned:
+        return
+    parts = Parts.of(gradient, t, *segments)
+    for i, (s, grid, blocks) in enumerate(planned):
+        kept, stage = stages[s], plan.stages[s]
+        x = stages[s - 1].x_hat if s else call.images.x
+        x_dot, own = (dots[s - 1].x_hat if s else x, dots[s]) if dots else (x, kept)
+        conv_kernels.conv_wgrad_kernel[grid](
+            x, x_dot, *call.affine(max(s - 1, 0)),
+            kept.z, own.z, kept.delta, own.delta, kept.winners, kept.coef, parts.segment(i),
+            n, stage.side, stage.dense, stage.pooled, stage.channels, f, plan.net.negative_slope,
+            STRIDE=plan.stride, POOL=plan.net.pool, BUILD=True, ACT=s > 0, DUAL=dual,
+            DOT_IN=s > 0, PRECISION=plan.precision, **blocks,
+        )  # fmt: skip
+    parts.add(gradient, gradient.stride(0))
 
 
 def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:

@@ -88,10 +88,9 @@ def run(
         stages[s] = stages[s]._replace(delta=delta, sums=sums)
         if plan.stages[s].stem:
             outer = stem_launches.stem_bwd(call, stages[s], projected, gradient)
-            break
-        launches.wgrad(call, stages, s, gradient)
-        if s:
+        elif s:
             delta, part = launches.dgrad(call, stages, s)
+    launches.wgrads(call, stages, gradient)
     kept = Kept(call, stages, projected, outer, softmax, residual) if keep else None
     return Result(loss, logits, gradient, norm_gradient, mean, var, kept)
 
@@ -122,8 +121,7 @@ def tangent(
         dots[s] = dots[s]._replace(delta=delta_dot)
         if plan.stages[s].stem:
             stem_launches.stem_bwd_dot(kept, direction, dots[s], sums_dot, product)
-            break
-        launches.wgrad(call, stages, s, product, dots)
-        if s:
+        elif s:
             delta_dot, part = launches.dgrad(call, stages, s, direction, dots)
+    launches.wgrads(call, stages, product, dots)
     return product, norm_product

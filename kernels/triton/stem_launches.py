@@ -5,9 +5,9 @@ import triton
 from torch import Tensor
 
 from kernels.triton import stem
-from kernels.triton.conv import add_splits
 from kernels.triton.operands import COEFFICIENTS
 from kernels.triton.plan import Call, Dot, Kept, StageKept
+from kernels.triton.splits import Parts, Segment
 
 
 def stem_fwd(call: Call, mean: Tensor, var: Tensor) -> tuple[StageKept, Tensor]:
@@ -90,13 +90,14 @@ def _outer(call: Call, winners: Tensor, values: Tensor) -> Tensor:
     plan, stage, (t, n, f, new) = call.plan, call.plan.stages[0], call.sizes
     kp, blocks = call.images.patches.mean.shape[1], _blocks(call, "stem_outer")
     splits = triton.cdiv(4 * n * stage.pooled**2, blocks["per_split"])
-    part, outer = new(t, splits, kp, f), new(t, kp, f)
+    outer = new(t, kp, f)
+    parts = Parts.of(outer, t, Segment(splits, kp * f))
     stem.stem_outer_kernel[(splits, t, triton.cdiv(f, blocks["BF"]))](
-        call.images.x, values, winners, part,
+        call.images.x, values, winners, parts.segment(0),
         n, stage.side, stage.pooled, stage.channels, f,
         PRECISION=plan.stem_precision, KP=kp, **blocks,
     )  # fmt: skip
-    add_splits(part, outer, kp * f)
+    parts.add(outer, kp * f)
     return outer
 
 
