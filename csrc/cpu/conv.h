@@ -7,6 +7,7 @@
 #pragma once
 
 #include "products.h"
+#include "transpose.h"
 
 namespace mamlpp {
 namespace MAMLPP_ISA {

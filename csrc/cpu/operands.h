@@ -8,6 +8,7 @@
 // A pair is two values that follow each other in a sum.
 #pragma once
 
+#include "bf16.h"
 #include "simd.h"
 
 namespace mamlpp {

@@ -1,6 +1,7 @@
 // Blocks of both products in registers: `register_rows` scalars against up to `max_columns`
 // vectors.
 #include "products.h"
+#include "bf16.h"
 
 namespace mamlpp {
 namespace MAMLPP_ISA {

@@ -114,44 +114,6 @@ MAMLPP_INLINE Vec<double> pick(const double* p, Lane<double> lane) {
     return {_mm512_permutexvar_pd(lane.v, _mm512_loadu_pd(p))};
 }
 
-#ifdef __AVX512BF16__
-
-// Two bfloat16, the first one in the low half.
-struct Bf16Pair {
-    uint32_t bits;
-};
-template <> struct Vec<Bf16Pair> {
-    static constexpr int lanes = 16;
-    __m512i v;
-    static MAMLPP_INLINE Vec load(const Bf16Pair* p) { return {_mm512_loadu_si512(p)}; }
-    static MAMLPP_INLINE Vec all(Bf16Pair x) {
-        return {_mm512_set1_epi32(static_cast<int>(x.bits))};
-    }
-    MAMLPP_INLINE void store(Bf16Pair* p) const { _mm512_storeu_si512(p, v); }
-};
-// c + the sum over each pair of a·b
-MAMLPP_INLINE Vec<float> fma(Vec<Bf16Pair> a, Vec<Bf16Pair> b, Vec<float> c) {
-    return {_mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)b.v)};
-}
-
-struct Bf16 { // as many bfloat16 as a vector has floats
-    __m256i v;
-    MAMLPP_INLINE void store(Bf16Pair* p) const {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
-    }
-    MAMLPP_INLINE Vec<float> wide() const {
-        return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16))};
-    }
-};
-// To the nearest, ties to even.
-MAMLPP_INLINE Bf16 round_bf16(Vec<float> x) { return {(__m256i)_mm512_cvtneps_pbh(x.v)}; }
-MAMLPP_INLINE Vec<Bf16Pair> interleave(Bf16 even, Bf16 odd) {
-    return {_mm512_or_si512(_mm512_cvtepu16_epi32(even.v),
-                            _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd.v), 16))};
-}
-
-#endif
-
 #elif defined(__AVX2__)
 
 constexpr int register_rows[] = {0, 8, 6, 4, 2};
@@ -351,59 +313,6 @@ template <class T> MAMLPP_INLINE Vec<T> pick(const T* p, Lane<T> lane) {
     for (int i = 0; i < Vec<T>::lanes; ++i)
         result.v[i] = p[lane.v[i]];
     return result;
-}
-
-#endif
-
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector) && (defined(__AVX512F__) || defined(__AVX2__))
-#define MAMLPP_SHUFFLES
-#endif
-#endif
-#ifdef MAMLPP_SHUFFLES
-
-template <int... I> struct Indices {};
-template <int N, int... I> struct Count : Count<N - 1, N - 1, I...> {};
-template <int... I> struct Count<0, I...> {
-    using type = Indices<I...>;
-};
-
-// Swaps the upper right and the lower left S×S block of every 2S×2S one.
-template <int S, class T, int... I>
-MAMLPP_INLINE void swap_blocks(Vec<T>& a, Vec<T>& b, Indices<I...>) {
-    constexpr int L = sizeof...(I);
-    const auto x = a.v, y = b.v;
-    a.v = __builtin_shufflevector(x, y, (I & S ? L + I - S : I)...);
-    b.v = __builtin_shufflevector(x, y, (I & S ? L + I : I + S)...);
-}
-template <int S, class T, int L> MAMLPP_INLINE void transpose_from(Vec<T> (&rows)[L]) {
-    if constexpr (S < L) {
-#pragma GCC unroll 16
-        for (int i = 0; i < L; ++i)
-            if (!(i & S))
-                swap_blocks<S>(rows[i], rows[i + S], typename Count<L>::type{});
-        transpose_from<2 * S>(rows);
-    }
-}
-template <class T> MAMLPP_INLINE void transpose(Vec<T> (&rows)[Vec<T>::lanes]) {
-    transpose_from<1>(rows);
-}
-
-#else
-
-template <class T> MAMLPP_INLINE void transpose(Vec<T> (&rows)[Vec<T>::lanes]) {
-    constexpr int L = Vec<T>::lanes;
-    T values[L][L];
-    for (int i = 0; i < L; ++i)
-        rows[i].store(values[i]);
-    for (int i = 0; i < L; ++i)
-        for (int j = 0; j < i; ++j) {
-            const T value = values[i][j];
-            values[i][j] = values[j][i];
-            values[j][i] = value;
-        }
-    for (int i = 0; i < L; ++i)
-        rows[i] = Vec<T>::load(values[i]);
 }
 
 #endif

@@ -1,6 +1,7 @@
 // Both products of bfloat16 pairs by AMX. Tiles 0 to 3 hold sums, 16 rows of 16 columns each; 4 and
 // 5 the two operands of 16 pairs, 6 and 7 those of what is left of a sum behind the last 16.
 #include "tiles.h"
+#include "bf16.h"
 #include "products.h"
 
 namespace mamlpp {
