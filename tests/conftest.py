@@ -10,6 +10,7 @@ import torch
 import kernels
 from kernels import native
 from tests.golden import Golden, files, shared_folder
+from tests.tiny import make_images
 
 
 @pytest.fixture(params=files() or [None], ids=lambda f: f.stem if f else "none")
@@ -27,6 +28,12 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no Omniglot and Caltech archives in {folder}; set DATA_DIR to their folder")
     return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A data set in a folder; what runs leave beside it is the module's."""
+    return make_images(tmp_path_factory.mktemp("images") / "tiny")
 
 
 @pytest.fixture(params=["native", "plain"])

@@ -13,11 +13,6 @@ from tests.tiny import flags, make_images
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp("images") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def run(images):
     """A trained run folder."""
     folder = images.parent / "run"

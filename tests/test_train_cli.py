@@ -1,16 +1,12 @@
 """``python -m engine.train`` as its users meet it: a process, its streams, files and exit code."""
 
 import contextlib
-import fcntl
 import json
 import os
 import pty
 import select
 import shutil
 import signal
-import struct
-import termios
-import threading
 import time
 from pathlib import Path
 
@@ -20,16 +16,10 @@ import torch
 from engine import train
 from engine.report import cut_log
 from engine.run import Run
-from kernels import native
-from tests.tiny import call, finish, flags, make_images, same, small_disk, start
+from tests.tiny import call, finish, flags, make_images, one_line, same, small_disk, start, wait_for
 
 TRAIN = "engine.train"
 FILES = {"latest.pt", "config.json", "log.jsonl", "result.json"}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    return make_images(tmp_path_factory.mktemp("images") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +39,6 @@ def rows(folder: Path, kind: str | None = None) -> list[dict]:
 
 def timeless(entries: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in entries]
-
-
-def wait_for(process, words: str) -> None:
-    """Reads stdout up to the first line with these words."""
-    for line in process.stdout:
-        if words in line:
-            return
-    raise AssertionError(f"{words!r} never came: {process.stderr.read()}")
-
-
-def one_line(err: str, *words: str) -> None:
-    assert err.startswith("error: ") and err.count("\n") == 1, err
-    assert all(word in err for word in words), err
 
 
 def test_a_run_leaves_its_files_its_curve_and_both_test_results(straight):
@@ -251,75 +228,6 @@ def test_other_data_is_refused(straight, images):
     one_line(err, "was trained on folder:tiny", "--fresh", "--run")
 
 
-def test_a_damaged_checkpoint_is_named(images):
-    folder = images.parent / "damaged"
-    folder.mkdir()
-    (folder / "latest.pt").write_bytes(b"PK")
-    code, _, err = call(TRAIN, *flags(images, folder))
-    assert code == 2
-    one_line(err, "latest.pt is damaged", "--fresh")
-
-
-def test_two_processes_do_not_train_into_one_folder(images):
-    folder = images.parent / "shared"
-    long = flags(images, folder, "--iterations", 100000)
-    first = start(TRAIN, *long)
-    wait_for(first, "iteration 1/")
-    code, _, err = call(TRAIN, *long)
-    assert code == 2
-    one_line(err, "another process", "--run")
-    first.kill()
-    finish(first)
-
-
-def test_too_few_classes_in_any_part_are_met_before_training(images):
-    folder = images.parent / "few"
-    code, _, err = call(TRAIN, *flags(images, folder, "--ways", 7))
-    assert code == 2
-    one_line(err, "7", "6")
-    assert not folder.exists()
-
-
-@pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
-def test_a_backend_that_lacks_an_op_of_the_unroll_is_met_before_training(images):
-    folder = images.parent / "headless"
-    code, _, err = call(
-        TRAIN, *flags(images, folder, "--backend", "native", "--unroll", "autograd")
-    )
-    assert code == 2
-    one_line(err, "native has no head", "auto")
-    assert not folder.exists()
-
-
-def test_a_backend_that_lacks_an_op_of_the_passes_is_met_before_training(images):
-    folder = images.parent / "without"
-    code, _, err = call(TRAIN, *flags(images, folder, "--backend", "cuda"))
-    assert code == 2
-    one_line(err, "cuda has no conv", "auto")
-    assert not folder.exists()
-
-
-def test_missing_data(images):
-    code, _, err = call(TRAIN, *flags(images / "nowhere", images.parent / "none"))
-    assert code == 2
-    one_line(err, "nowhere", "--data")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_device_that_is_not_there(images):
-    code, _, err = call(TRAIN, *flags(images, images.parent / "none", "--device", "cuda"))
-    assert code == 2
-    one_line(err, "--device is cuda", "cpu")
-
-
-def test_a_run_folder_that_cannot_be_written(images):
-    # a file in its place: unlike permissions it stops the superuser, too
-    (images.parent / "file").write_text("")
-    code, _, err = call(TRAIN, *flags(images, images.parent / "file" / "run"))
-    assert code == 2
-    one_line(err, "cannot write run folder", "--run")
-
-
 def test_a_full_disk_stops_the_run_and_the_last_good_checkpoint_survives(images):
     with small_disk(images.parent / "disk") as disk:
         folder, filler = disk / "run", disk / "filler"
@@ -340,56 +248,6 @@ def test_a_full_disk_stops_the_run_and_the_last_good_checkpoint_survives(images)
         wait_for(process, f"epoch {reached + 1}/1000  validation")
         process.kill()
         finish(process)
-
-
-def test_on_a_terminal_a_bar_shows_loss_accuracy_speed_and_time_left(images):
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))  # rows, columns
-    shown = []
-
-    def read():
-        with contextlib.suppress(OSError):
-            while piece := os.read(ours, 4096):
-                shown.append(piece)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    process = start(TRAIN, *flags(images, images.parent / "bar"), stderr=theirs)
-    os.close(theirs)
-    code, out, _ = finish(process)
-    reader.join()
-    os.close(ours)
-    text = b"".join(shown).decode()
-    assert code == 0
-    assert all(words in text for words in ("loss ", "accuracy ", "s/iteration", "left", "12/12"))
-    assert "iteration 3/12" not in out and "validation" in out
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_console_that_cannot_be_written_is_a_line(images):
-    with open("/dev/full", "w") as full:
-        process = start(TRAIN, *flags(images, images.parent / "mute"), stdout=full)
-        code, _, err = finish(process)
-    assert code == 2
-    one_line(err, "standard output", "No space left")
-
-
-def test_a_closed_pipe_is_a_line_and_the_same_command_continues(images):
-    folder = images.parent / "piped"
-    process = start(TRAIN, *flags(images, folder))
-    process.stdout.readline()
-    process.stdout.close()
-    with process.stderr:
-        err = process.stderr.read()
-    assert process.wait(60) == 2
-    one_line(err, "standard output", "Broken pipe")
-    assert call(TRAIN, *flags(images, folder))[0] == 0
-
-
-def test_a_console_without_the_characters_shows_others(images, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    code, out, err = call(TRAIN, *flags(images, images.parent / "ascii"))
-    assert (code, err) == (0, "") and " ? is the 95 % interval" in out
 
 
 def test_a_damaged_result_or_log_is_made_again(straight, images):

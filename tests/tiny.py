@@ -77,6 +77,19 @@ def call(module: str, *argv: object, **options) -> tuple[int, str, str]:
     return finish(start(module, *argv, **options))
 
 
+def wait_for(process, words: str) -> None:
+    """Reads stdout up to the first line with these words."""
+    for line in process.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"{words!r} never came: {process.stderr.read()}")
+
+
+def one_line(err: str, *words: str) -> None:
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+
+
 def tensors(value) -> list[torch.Tensor]:
     """Of nested dicts, lists and tuples, in order."""
     if isinstance(value, torch.Tensor):
