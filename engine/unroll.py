@@ -142,7 +142,9 @@ def adjoint(
                 target = images.loss_and_gradient(
                     step.adapted, step.row, labels, _running_at(running, k)
                 )
-                loss, logits = torch.addcmul(loss, weight, target.loss), target.logits
+                logits = target.logits
+                # In place: what the branch reads is not freed before it is joined.
+                loss.addcmul_(weight, target.loss)
                 at_step(norm, k).addcmul_(weight, target.norm_gradient)
                 direct[k] = weight, target.gradient
             record.add(k, target.moments, targets)
