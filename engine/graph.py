@@ -28,13 +28,18 @@ def capture(body: Callable[[], None], device: torch.device) -> Callable[[], None
         for _ in range(WARM_UPS):
             body()
     torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
     try:
-        # Other threads may go on using CUDA: one of them draws episodes.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # Other threads may go on using CUDA: one of them draws episodes. Where the end of a capture
+        # fails, torch does not give the stream back.
+        with (
+            torch.cuda.stream(current),
+            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        ):
             body()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        # The end of a capture that the body broke fails too, and says only that.
+        reason = str(error.__context__ or error).strip().splitlines()[0]
         say(f"no CUDA graph, kernels are launched one by one: {reason}")
         torch.cuda.synchronize(device)
         return body

@@ -91,6 +91,8 @@ class DeviceLoop(contextlib.AbstractContextManager):
         self._draws.close()
 
     def step(self, state: State) -> State:
+        if not self._begun:  # the time until now, a validation's perhaps, was no iteration's
+            self._seen = time.monotonic()
         if self._state is None:
             self._state = _cloned(state)
         elif any(a is not b for a, b in zip(_tensors(state), _tensors(self._state), strict=True)):

@@ -180,6 +180,10 @@ def machine(cfg: Config) -> Iterator[torch.device]:
             composed = cfg.unroll == "autograd" or fused is None
             for op in ("conv", "norm_act", "head", "update") if composed else ():
                 kernels.backend(op, probe)
+            if composed and cfg.precision == "fp32":  # torch's convolutions on a GPU are TF32 else
+                cudnn = torch.backends.cudnn
+                stack.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
+                cudnn.allow_tf32 = False
         except kernels.BackendError as error:
             raise UserError(str(error)) from error
         stack.callback(torch.set_num_threads, torch.get_num_threads())

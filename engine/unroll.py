@@ -190,7 +190,7 @@ def autograd(
         record.add(k, moments, episode.support_x.shape[1])
         (step_gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
         theta = ops.lslr_update(theta, step_gradient, at_step(leaves.rates, k), model.sizes)
-        if weight:
+        if isinstance(weight, Tensor) or weight != 0:
             loss, logits, moments = model.loss(
                 theta, row, episode.target_x, episode.target_y, given, ops
             )

@@ -2,11 +2,17 @@
 changes the algebra.
 """
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import kernels
 from engine import unroll
 from engine.episodes import Episode
 from engine.model import Backbone, Params
@@ -65,6 +71,46 @@ WEIGHTS = {
     4: [0.0, 0.0, 0.0, 1.0],
     5: [0.1, 0.0, 0.2, 0.3, 0.4],
 }
+
+
+class Lifetimes(TorchDispatchMode):
+    """What work inside `branch` reads of the memory that was made outside, each once."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.read, self.inside = {}, {}, False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        read, made = tree_leaves((args, kwargs)), func(*args, **kwargs or {})
+        for found, leaves in ((self.read, read), (self.made, tree_leaves(made))):
+            if self.inside == (found is self.read):
+                storages = (t.untyped_storage() for t in leaves if isinstance(t, torch.Tensor))
+                found |= {s._cdata: StorageWeakRef(s) for s in storages}
+        return made
+
+
+@pytest.mark.parametrize("second_order", [True, False], ids=["second", "first"])
+def test_what_a_branch_reads_is_held_until_it_is_joined(second_order: bool, monkeypatch) -> None:
+    """A stream of a GPU would read memory that another already writes to."""
+    lifetimes, joined = Lifetimes(), []
+
+    class Watched(unroll.Branch):
+        @contextmanager
+        def on(self):
+            lifetimes.inside = True
+            yield
+            lifetimes.inside = False
+
+        def join(self):
+            read = lifetimes.read.keys() & lifetimes.made.keys()
+            joined.extend(lifetimes.made[key].expired() for key in read)
+
+    monkeypatch.setattr(unroll, "Branch", Watched)
+    model = Backbone(2, 14, 4, 2, 3)
+    params, episode, _ = random_problem(model, 3, 2, 3)
+    with kernels.use("plain"), lifetimes:
+        unroll.adjoint(model, params, episode, [0.2, 0.3, 0.5], second_order)
+    assert len(joined) > 3 and not any(joined)
 
 
 @pytest.mark.parametrize("second_order", [True, False], ids=["second", "first"])

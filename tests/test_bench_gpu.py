@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import results
-from bench.gpu import clock, launches, training
+from bench.gpu import clock, launches, progress, training
 from bench.gpu.__main__ import PARTS, main
 from bench.gpu.launches import Work
 from bench.gpu.progress import LeftOut, Progress, Request, work_through
@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def request_(tmp_path) -> Request:
-    progress = Progress(tmp_path / "made.json", {"name": "made", "device": "cpu", "quick": True})
-    return Request("made", CPU, True, 1.0, None, Interrupt(), progress, time.monotonic() + 600)
+    saved = Progress(tmp_path / "made.json", {"name": "made", "device": "cpu", "quick": True})
+    return Request("made", CPU, True, 1.0, None, Interrupt(), saved, time.monotonic() + 600)
 
 
 @pytest.fixture
@@ -155,14 +155,17 @@ def test_what_fails_is_kept_and_tried_again_and_the_rest_goes_on(request_, capsy
     assert "part: fails, 0.0 s, FAILED: ValueError: no luck" in capsys.readouterr().out
 
 
-def test_a_broken_device_ends_the_run_and_time_ends_a_call(request_):
+def test_a_broken_device_ends_the_run_and_time_ends_a_call(request_, monkeypatch):
     def broken() -> dict:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
 
     later = time.monotonic() + 60
-    with pytest.raises(RuntimeError, match="CUDA error"):
+    monkeypatch.setattr(progress, "lost", lambda device: True)
+    with pytest.raises(RuntimeError, match="illegal memory"):
         work_through("part", iter([("broken", broken), ("next", dict)]), request_, later)
     assert list(request_.progress.part("part")) == ["broken"]
+    monkeypatch.undo()
+    assert work_through("part", iter([("broken", broken)]), request_, later)  # and goes on
     assert not work_through("part", iter([("next", dict)]), request_, time.monotonic() - 1)
     assert not request_.progress.done("part", "next")
 

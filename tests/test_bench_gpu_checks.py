@@ -233,19 +233,18 @@ def test_launches_are_recorded_with_what_configured_them(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kernels.triton.made", module)
     with tuning.recorded(table) as groups:
         module.add_kernel[(0,)]("before any question")
-        for geometry in ("unused", "first", "first"):
-            blocks = module.config(geometry, CPU)
-            if geometry != "unused":
-                module.add_kernel[(1, 2)](geometry, **blocks)
+        for geometry in ("first", "first"):
+            module.add_kernel[(1, 2)](geometry, **module.config(geometry, CPU))
+        module.sum_kernel[(3,)]("the first one's sum")
         third, second = module.config("third", CPU), module.config("second", CPU)
         module.add_kernel[(1, 2)]("third", **third)
         module.add_kernel[(1, 2)]("second", **second)
-        module.sum_kernel[(3,)]("and its sum")
-    assert isinstance(module.add_kernel, Kernel) and len(launched) == 6
+        module.sum_kernel[(3,)]("their sum")
+    assert isinstance(module.add_kernel, Kernel) and len(launched) == 7
     assert {g: [c.arguments[0] for c in calls] for g, calls in groups.items()} == {
-        "first": ["first"],
-        "second": ["second", "and its sum"],
-        "third": ["third"],
+        "first": ["first", "the first one's sum"],
+        "second": ["second", "their sum"],
+        "third": ["third", "their sum"],
     }
     groups["first"][0]()
     assert launched[-1] == ((1, 2), ("first",), CHOICES[0])

@@ -3,6 +3,7 @@ nothing that a capture forbids, nothing that moves or grows.
 """
 
 import gc
+import time
 from contextlib import nullcontext
 
 import numpy as np
@@ -128,8 +129,9 @@ def test_a_feed_gathers_what_the_host_does(data, rotations) -> None:
         {"rates": "fixed", "task_reduction": "mean", "clamp": 1e-3},
         {"norm_weights": "shared", "norm_stats": "shared", "rotations": "classes"},
         {"train_norm_statistics": "running"},
+        {"unroll": "autograd"},
     ],
-    ids=["paper", "mean", "shared", "running"],
+    ids=["paper", "mean", "shared", "running", "autograd"],
 )
 def test_a_device_goes_through_the_states_of_the_host(data, captures, changes, backend) -> None:
     cfg = config(**changes)
@@ -173,6 +175,17 @@ def test_replays_can_be_captured_and_neither_move_nor_grow(
 def count_tensors() -> int:
     gc.collect()
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def test_time_between_iterations_is_not_theirs(data, captures) -> None:
+    cfg = config()
+    with DeviceLoop(cfg, sampler(cfg, data), range(3), CPU) as steps:
+        state = steps.step(init_state(cfg))
+        steps.finished(wait=True)
+        time.sleep(0.5)
+        steps.step(state)
+        (found,) = steps.finished(wait=True)
+    assert found.seconds < 0.5
 
 
 def test_another_state_is_taken_up(data, captures) -> None:

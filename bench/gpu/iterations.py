@@ -9,14 +9,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from statistics import median
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import torch
 
 from bench import flops, gate
 from bench.cases import Row
 from bench.gpu import clock, graph
-from bench.gpu.progress import Items, LeftOut, Request
+from bench.gpu.progress import Items, LeftOut, Request, lost
 from bench.gpu.rows import ROWS, config, precisions
 from bench.implementations import IMPLEMENTATIONS, Ours, missing
 from bench.worker import Worker
@@ -84,7 +84,7 @@ def _ours(
                 raise AssertionError(found["said"])
             players[f"ours, {precision}"] = timed(own.iterations, device)
         except (LeftOut, AssertionError, RuntimeError) as reason:
-            if "CUDA error" in str(reason):
+            if lost(device):
                 raise
             absent[f"ours, {precision}"] = str(reason)
         if eager or not players:
@@ -101,6 +101,8 @@ def _other(row: Row, cfg, name: str, request: Request, stack: ExitStack) -> Call
         raise LeftOut("it takes minutes to compile; a whole run on a GPU has it")
     ours = Ours(cfg, device=device)
     if name == "JAX":  # in a process of its own: it would take this one's memory
+        if monotonic() + PATIENCE > request.ends + 60:
+            raise RuntimeError("too late in this call to compile it; the next one tries")
         threads = torch.get_num_threads()
         worker = stack.enter_context(Worker(row, name, threads, PATIENCE, device.type))
         for _ in range(3):  # an Adam step tells a wrong gradient

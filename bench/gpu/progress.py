@@ -115,13 +115,23 @@ def work_through(part: str, items: Items, request: Request, ends: float) -> bool
             item = {"left_out": str(reason)}
         except Exception as error:
             item = _failure(error)
-            if "CUDA error" in str(error):
+            if lost(request.device):
                 progress.keep(part, name, item)
                 raise
         progress.keep(part, name, item)
         whole = whole and not item.get("unfinished")
         say(f"{part}: {name}, {time.monotonic() - began:.1f} s{_outcome(item)}")
     return whole
+
+
+def lost(device: torch.device) -> bool:
+    """Whether the device answers nothing any more, as after an address that it could not read."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _listed(part: str, items: Items, progress: Progress) -> Items:

@@ -45,7 +45,8 @@ def _op(op: Op, request: Request) -> dict:
         calls = ops.calls(op, request.device)
     work = {part: ops.work(op, part) for part in PARTS}
     about = {"op": op.name, "case": op.case, "shape": ops.shape(op), "backend": op.backend}
-    return about | {"precision": "fp32"} | _times(calls, work, request, op.backend != "plain")
+    precision = "tf32" if op.name == "conv" and request.cuda else "fp32"  # torch's default
+    return about | {"precision": precision} | _times(calls, work, request, op.backend != "plain")
 
 
 def _times(

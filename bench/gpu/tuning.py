@@ -185,22 +185,27 @@ def recorded(launch) -> Iterator[dict]:
 
 
 def grouped(events: list) -> dict[object, list[Call]]:
-    """Launches by the geometry that configured them: the one last asked for whose options they
-    have; those without any, as the sum of the parts that another launch made, go with that.
+    """Launches by the geometry that configured them: the first one asked for whose options they
+    have. Those without any, as the sum of the parts that others made, go with all the launches of
+    one kernel just before.
     """
     groups: dict[object, list[Call]] = {}
     waiting: list[Asked] = []
-    current: list[Call] = []
+    current: list[list[Call]] = []  # of the launches of one kernel that follow one another
     for event in events:
         if isinstance(event, Asked):
             waiting.append(event)
             continue
-        own = (a for a in reversed(waiting) if a.options.items() <= event.options.items())
+        own = (a for a in waiting if a.options.items() <= event.options.items())
         if asked := next(own, None):
             waiting.remove(asked)
-            current = []
-            groups.setdefault(asked.geometry, current)
-        current.append(event)
+            if current and current[-1][-1].kernel is not event.kernel:
+                current = []
+            current.append([event])
+            groups.setdefault(asked.geometry, current[-1])
+        else:
+            for calls in current:
+                calls.append(event)
     return groups
 
 

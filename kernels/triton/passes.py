@@ -43,7 +43,8 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     t, n = x.shape[:2]
     plan = Plan.of(net, t, n)
     bordered = t, n, net.side + 2, net.side + 2, net.channels
-    countable("passes", bordered, *((t, n, s.dense, s.dense, net.filters) for s in plan.stages))
+    sides = (s.pooled if s.stem else s.dense for s in plan.stages)  # a stem writes no z
+    countable("passes", bordered, *((t, n, side, side, net.filters) for side in sides))
     x = channels_last(x).permute(0, 1, 3, 4, 2)
     if not plan.stages[0].stem:
         return Images(plan, x, None)
