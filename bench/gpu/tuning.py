@@ -20,7 +20,7 @@ from bench.cases import Row
 from bench.gpu import checks, clock
 from bench.gpu.checks import rows_of_networks
 from bench.gpu.compiling import compile_all
-from bench.gpu.progress import Items, LeftOut, Request
+from bench.gpu.progress import Items, LeftOut, Request, lost
 from bench.gpu.rows import config
 
 BETTER = 0.97  # of the default's time: less is within what two measurements differ by
@@ -144,15 +144,15 @@ def _run_with(launch, key: str, chosen: dict, run: Callable[[], None]) -> None:
 
 
 def _seconds(launch, geometry, chosen: dict, run, device) -> float:
-    """Of the launches of a geometry alone; infinite where the device cannot run them."""
+    """Of the launches of a geometry alone; infinite where these cannot be compiled or run."""
     try:
         with recorded(launch) as groups:
             _run_with(launch, launch.key(geometry), chosen, run)
         return _of_calls(groups[geometry], device)
-    except Exception as error:
-        if "out of resource" in str(error) or "OutOfResources" in type(error).__name__:
-            return float("inf")
-        raise
+    except Exception:
+        if chosen == launch.default(geometry) or lost(device):
+            raise
+        return float("inf")
 
 
 def _of_calls(calls: list[Call], device: torch.device) -> float:
