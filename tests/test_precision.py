@@ -14,6 +14,7 @@ from engine.config import Config
 from engine.errors import UserError
 from engine.model import Backbone
 from engine.passes import Moments
+from engine.run import machine
 from kernels import native
 from kernels.native import passes
 from tests.passes import Problem, composed, margins, named, native_pass, problem
@@ -154,3 +155,12 @@ def test_auto_is_as_good_as_float32() -> None:
 def test_autograd_has_no_products_in_bfloat16() -> None:
     with pytest.raises(UserError, match="--precision is bf16 with --unroll autograd"):
         Config.of(precision="bf16", unroll="autograd")
+
+
+@pytest.mark.parametrize(("precision", "rounds"), [("fp32", False), ("auto", True)])
+def test_composed_passes_in_fp32_switch_tf32_off(precision: str, rounds: bool, monkeypatch) -> None:
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    with machine(config(backend="plain", precision=precision, device="cpu")):
+        assert cudnn.allow_tf32 == rounds
+    assert cudnn.allow_tf32
