@@ -68,6 +68,30 @@ def flat(
     return vectors | {name: (m, rows) for name, m in matrices.items()}
 
 
+class Saved(NamedTuple):
+    """Of the normalisation's forward pass."""
+
+    z: Tensor  # [T, N, C, H, H] the input
+    bias: Tensor  # [T, C]
+    mean: Tensor  # [T, C] of the batch
+    var: Tensor  # [T, C] of the batch, biased
+    centre: Tensor  # [T, C] what was subtracted
+    rstd: Tensor  # [T, C]
+    x_hat: Tensor  # [T, N, C, h, h] normalised input at the pooling winners
+    winners: Tensor | None  # [T, N, ...] as the module writes them, None without pooling
+    shape: object  # the module's sizes
+    count: int  # elements behind each statistic; 0: the statistics were given and are constants
+
+
+class Tangent(NamedTuple):
+    """Of the normalisation's tangent, forward."""
+
+    z_dot: Tensor | None  # [T, N, C, H, H]
+    mean_dot: Tensor | None  # [T, C]
+    q: Tensor | None  # [T, C] mean of x̂·ż
+    x_hat_dot: Tensor | None  # [T, N, C, h, h]
+
+
 class Pieces(NamedTuple):
     """The segments of the flat buffers in pieces, so that programs have equal shares."""
 

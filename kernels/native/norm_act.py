@@ -6,7 +6,6 @@ follows from x̂, and a winner is two bits.
 """
 
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,30 +14,10 @@ from kernels import checks
 from kernels.native import module
 from kernels.native.tensors import expect, ops
 from kernels.plain.layout import empty_images, images, vectors
-from kernels.tensors import matrix
+from kernels.tensors import Saved, Tangent, matrix
 from kernels.threads import threads
 
 SCOPE = checks.NORM_ACT_SCOPE
-
-
-class Saved(NamedTuple):
-    z: Tensor  # [T, N, C, H, H] the input
-    bias: Tensor  # [T, C]
-    mean: Tensor  # [T, C] of the batch
-    var: Tensor  # [T, C] of the batch, biased
-    centre: Tensor  # [T, C] what was subtracted
-    rstd: Tensor  # [T, C]
-    x_hat: Tensor  # [T, N, C, h, h] normalised input at the pooling winners
-    winners: Tensor | None  # int16 [T, N, words] in the order of the module, None without pooling
-    shape: object  # the module's sizes
-    count: int  # elements behind each statistic; 0: the statistics were given and are constants
-
-
-class Tangent(NamedTuple):
-    z_dot: Tensor | None  # [T, N, C, H, H]
-    mean_dot: Tensor | None  # [T, C]
-    q: Tensor | None  # [T, C] mean of x̂·ż
-    x_hat_dot: Tensor | None  # [T, N, C, h, h]
 
 
 def refusal(z_shape) -> str | None:
