@@ -77,6 +77,14 @@ def default(g: Geometry) -> dict[str, int]:
     return KERNELS[g.kernel][0](g)
 
 
+def merge(
+    tasks: int, tiles: int, filters: int, device: torch.device
+) -> tuple[tuple[int, int], dict[str, int]]:
+    """Programs and configuration of a launch that merges the sums of tiles."""
+    blocks = config(Geometry("merge", tasks, tiles, 1, filters, filters), device)
+    return (tasks, -(-filters // blocks["BF"])), blocks
+
+
 def candidates(g: Geometry) -> list[dict[str, int]]:
     """Configurations worth measuring, the default first. Some may not fit a device."""
     first = default(g)

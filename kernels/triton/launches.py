@@ -30,8 +30,8 @@ def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Te
     )  # fmt: skip
     coef, rstd = new(t, COEFFICIENTS, f), new(t, f)
     given_mean, given_var, step = call.statistics(s)
-    merge = call.merge_blocks(grid[0])
-    sums.moments_kernel[(t, triton.cdiv(f, merge["BF"]))](
+    programs, merge = call.merge(grid[0])
+    sums.moments_kernel[programs](
         part, given_mean, given_var, coef, rstd, mean[:, s * f :], var[:, s * f :],
         grid[0], blocks["BM"], n * stage.dense**2, f, step, mean.shape[1], net.eps,
         GIVEN=call.given is not None, **merge,
@@ -117,8 +117,8 @@ def head_bwd(
 def norm_bwd(call: Call, kept: StageKept, s: int, part: Tensor, norm_gradient: Tensor) -> Tensor:
     """Σδ and Σδx̂ of a stage, also as the gradient of its bias and gain; the coefficients of dz."""
     plan, (t, n, f, new) = call.plan, call.sizes
-    result, blocks = new(t, 2, f), call.merge_blocks(part.shape[1])
-    sums.bwd_sums_kernel[(t, triton.cdiv(f, blocks["BF"]))](
+    result, (grid, blocks) = new(t, 2, f), call.merge(part.shape[1])
+    sums.bwd_sums_kernel[grid](
         part, kept.coef, kept.rstd, call.affine(s)[0], result,
         *plan.norm_gradient(norm_gradient, s),
         part.shape[1], n * plan.stages[s].dense ** 2, f, 0, norm_gradient.stride(0),
@@ -131,8 +131,8 @@ def norm_bwd_dot(
     call: Call, kept: StageKept, dot: Dot, s: int, part: Tensor, norm_product: Tensor
 ) -> Tensor:
     plan, (t, n, f, new) = call.plan, call.sizes
-    result, blocks = new(t, 2, f), call.merge_blocks(part.shape[1])
-    sums.tan_bwd_sums_kernel[(t, triton.cdiv(f, blocks["BF"]))](
+    result, (grid, blocks) = new(t, 2, f), call.merge(part.shape[1])
+    sums.tan_bwd_sums_kernel[grid](
         part, kept.coef, kept.rstd, dot.q, kept.sums, kept.rstd, result,
         *plan.norm_gradient(norm_product, s),
         part.shape[1], n * plan.stages[s].dense ** 2, f, norm_product.stride(0),
@@ -215,8 +215,8 @@ def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:
         STRIDE=plan.stride, ACT=s > 0, DUAL=True, DOT_IN=s > 0, SUMS=True,
         PRECISION=plan.precision, **blocks,
     )  # fmt: skip
-    merge = call.merge_blocks(grid[0])
-    sums.tan_fwd_sums_kernel[(t, triton.cdiv(f, merge["BF"]))](
+    programs, merge = call.merge(grid[0])
+    sums.tan_fwd_sums_kernel[programs](
         part, own.coef, own.rstd, q, grid[0], n * stage.dense**2, f,
         GIVEN=call.given is not None, **merge,
     )  # fmt: skip

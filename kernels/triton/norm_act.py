@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels import checks
 from kernels.plain.layout import channels_last, empty_images
-from kernels.triton.launch import Geometry, block, config
+from kernels.triton.launch import block, merge
 from kernels.triton.norm_act_kernels import (
     activation_dot_kernel,
     delta_kernel,
@@ -253,6 +253,4 @@ def _grid(like: Tensor, side: int) -> tuple[int, int, int]:
 
 def _merge(like: Tensor, part: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     """Programs and configuration of a merge of `part` [T, tiles, 2, C]."""
-    t, _, c = like.shape[:3]
-    blocks = config(Geometry("merge", t, part.shape[1], 1, c, c), like.device)
-    return (t, triton.cdiv(c, blocks["BF"])), blocks
+    return merge(len(like), part.shape[1], like.shape[2], like.device)

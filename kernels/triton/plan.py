@@ -6,7 +6,7 @@ import triton
 from torch import Tensor
 
 from kernels.net import Net
-from kernels.triton.launch import Geometry, config, padded
+from kernels.triton.launch import Geometry, config, merge, padded
 from kernels.triton.patches import Patches
 
 # What `operands.dot` calls them.
@@ -114,10 +114,10 @@ class Call(NamedTuple):
         t, n, f, _ = self.sizes
         return config(Geometry("normalise", t, n, side, f, f), self.row.device)
 
-    def merge_blocks(self, tiles: int) -> dict[str, int]:
-        """The same of one that merges the sums of tiles."""
+    def merge(self, tiles: int) -> tuple[tuple[int, int], dict[str, int]]:
+        """Programs and configuration of a launch that merges the sums of tiles."""
         t, _, f, _ = self.sizes
-        return config(Geometry("merge", t, tiles, 1, f, f), self.row.device)
+        return merge(t, tiles, f, self.row.device)
 
     def head_blocks(self, kernel: str) -> dict[str, int]:
         stage, ways = self.plan.stages[-1], padded(self.plan.net.ways)

@@ -51,6 +51,10 @@ class Segment(NamedTuple):
     size: int
     to: int = 0  # its first value in the rows of the results
 
+    def values(self, tasks: int) -> int:
+        """Of its parts of all tasks."""
+        return tasks * self.splits * self.size
+
 
 class Parts(NamedTuple):
     """Room for the parts of several sums of each task."""
@@ -61,15 +65,13 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, like: Tensor, tasks: int, *segments: Segment) -> Parts:
-        values = sum(tasks * s.splits * s.size for s in segments)
+        values = sum(s.values(tasks) for s in segments)
         return cls(tasks, segments, torch.empty(values, dtype=like.dtype, device=like.device))
 
     def segment(self, index: int) -> Tensor:
         """[T, splits, size]"""
-        start = sum(self.tasks * s.splits * s.size for s in self.segments[:index])
-        splits, size, _ = self.segments[index]
-        values = self.buffer[start : start + self.tasks * splits * size]
-        return values.view(self.tasks, splits, size)
+        values = self.buffer.split([s.values(self.tasks) for s in self.segments])[index]
+        return values.view(self.tasks, *self.segments[index][:2])
 
     def add(self, out: Tensor, step: int) -> None:
         """The sums, into rows of `out`, `step` apart."""
@@ -87,8 +89,8 @@ def _table(segments: tuple[Segment, ...], tasks: int, device: torch.device) -> T
     host.
     """
     rows, start = [], 0
-    for splits, size, to in segments:
-        firsts = range(0, size, SPLITS["BLOCK"])
-        rows += [(start, splits, size, first, to) for first in firsts]
-        start += tasks * splits * size
+    for s in segments:
+        firsts = range(0, s.size, SPLITS["BLOCK"])
+        rows += [(start, s.splits, s.size, first, s.to) for first in firsts]
+        start += s.values(tasks)
     return torch.tensor(rows, dtype=torch.int64, device=device)
