@@ -5,6 +5,7 @@ memory, with no Python between them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -22,12 +23,7 @@ def capture(body: Callable[[], None], device: torch.device) -> Callable[[], None
     """
     if device.type != "cuda":
         return body
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):
-            body()
-    torch.cuda.current_stream(device).wait_stream(side)
+    warm_up(body, device, WARM_UPS)
     graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
     try:
         # Other threads may go on using CUDA: one of them draws episodes. Where the end of a capture
@@ -44,3 +40,19 @@ def capture(body: Callable[[], None], device: torch.device) -> Callable[[], None
         torch.cuda.synchronize(device)
         return body
     return graph.replay
+
+
+def warm_up(body: Callable[[], object], device: torch.device, times: int) -> None:
+    """On a stream of its own, as torch wants it before a capture."""
+    side = _side(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(times):
+            body()
+    torch.cuda.current_stream(device).wait_stream(side)
+
+
+@cache
+def _side(device: torch.device) -> torch.cuda.Stream:
+    """One for all: torch has 32 of them, and a captured body branches to one of those."""
+    return torch.cuda.Stream(device)
