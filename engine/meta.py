@@ -133,7 +133,7 @@ def meta_gradient(
 
 
 def meta_step(state: State, episode: Episode, cfg: Config) -> tuple[State, Metrics]:
-    """One outer iteration: the meta-gradient over the episode's tasks, and Adam."""
+    """One outer iteration: the meta-gradient over the episode's `cfg.tasks` tasks, and Adam."""
     schedule = Schedule.of(state.iteration, cfg)
     with kernels.only_kernels():
         meta = meta_gradient(state, episode, cfg, schedule)

@@ -105,6 +105,11 @@ def inner_loop(
         theta = adapted
 
 
+def _wanted(weight: float | Tensor) -> bool:
+    """A tensor is not looked at: a device would be waited for."""
+    return isinstance(weight, Tensor) or weight != 0
+
+
 @torch.inference_mode()
 def adjoint(
     model,
@@ -120,7 +125,7 @@ def adjoint(
     parameter.
     """
     labels, (tasks, targets) = episode.target_y, episode.target_x.shape[:2]
-    wanted = [isinstance(w, Tensor) or w != 0 for w in loss_weights]
+    wanted = [_wanted(weight) for weight in loss_weights]
     images = model.prepare(episode.target_x, sum(wanted))
     norm, rates = (p.new_zeros((len(p), tasks, p.shape[1])) for p in params[1:])  # steps first
     loss, logits, record = norm.new_zeros(tasks), None, _Record(model)
@@ -190,7 +195,7 @@ def autograd(
         record.add(k, moments, episode.support_x.shape[1])
         (step_gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
         theta = ops.lslr_update(theta, step_gradient, at_step(leaves.rates, k), model.sizes)
-        if isinstance(weight, Tensor) or weight != 0:
+        if _wanted(weight):
             loss, logits, moments = model.loss(
                 theta, row, episode.target_x, episode.target_y, given, ops
             )
