@@ -1,65 +1,272 @@
-"""What the ops' autograd Functions share.
+"""What the ops' autograd Functions share, and the Functions of those that are differentiable twice.
 
-An op has a Function whose backward is a second Function, over the backend's `bwd`, whose backward
-is the backend's tangent. That is as far as the closed forms go: a third derivative raises.
+Such an op is a `Call`: what one call of it does with tensors, by the functions of a backend. Its
+derivatives are written once, here, for autograd, forward mode and `torch.func` alike. With
+Φ = ⟨dy, y⟩ `Grad` is the gradient of Φ; the Hessian of Φ is symmetric, so that its product with a
+direction is the tangent of `Grad` along it, whichever way it is asked for. That is as far as the
+closed forms go: a third derivative raises.
+
+`vmap` folds the mapped axis into the task axis: an op mapped over tasks is its own batched kernel.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import wraps
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import Function
+
+from kernels import autocast
 
 
-def keep(ctx, inputs: tuple[Tensor, ...], saved: NamedTuple) -> None:
-    """Save inputs and what a backend's `fwd` saved where autograd frees it after the last use and
-    sees whether somebody wrote to it since.
+class Call:
+    """One call of an op, differentiable twice in the first `inputs` of its tensors; the others are
+    constants. Tensors are [T, ...], but for those at the places `shared`, which may be vectors that
+    all tasks share. A subclass calls the backend.
     """
-    tensors = {name: v for name, v in saved._asdict().items() if isinstance(v, Tensor)}
-    ctx.save_for_backward(*inputs, *tensors.values())
-    ctx.names, ctx.rest = tuple(tensors), saved._replace(**dict.fromkeys(tensors))
+
+    name: str  # of the public op
+    inputs: int
+    outputs: int  # of `fwd`
+    shared: tuple[int, ...] = ()
+    # Of what the backend saved: the tensors' names, and where they are among the arguments and the
+    # outputs of `held`; what else there is.
+    names: tuple[str, ...] = ()
+    places: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
+    rest: tuple | None = None
+
+    def fwd(self, *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], tuple]:
+        """The outputs, of which the first is differentiable, and what the backend saved."""
+        raise NotImplementedError
+
+    def bwd(self, saved: tuple, tensors: tuple, dy: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of ⟨dy, y⟩ in every input."""
+        raise NotImplementedError
+
+    def dot(self, saved: tuple, tensors: tuple, dots: tuple) -> Tensor:
+        """The direction of y along those of the inputs, of which not all are None."""
+        raise NotImplementedError
+
+    def grad_dot(
+        self, saved: tuple, tensors: tuple, dots: tuple, dy: Tensor, dy_dot: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """The directions of y and of the gradients along those of the inputs and of dy."""
+        raise NotImplementedError
+
+    def keep(self, saved: tuple, tensors: tuple, outputs: tuple) -> tuple[Tensor, ...]:
+        """Outputs of the Function: `outputs`, and what else of `saved` are tensors. Autograd is to
+        hold them: it frees them after the last use, sees whether somebody wrote to them since, and
+        has hooks. What are no tensors stays here.
+        """
+        everything, found = [*tensors, *outputs], {}
+        at = {id(t): i for i, t in enumerate(everything) if t is not None}
+        for name, value in saved._asdict().items():
+            if isinstance(value, Tensor):
+                if id(value) not in at:
+                    at[id(value)] = len(everything)
+                    everything.append(value)
+                found[name] = at[id(value)]
+        count = len(tensors)
+        self.held = tuple(sorted({i - count for i in found.values() if i >= count}))
+        shift = {count + i: count + place for place, i in enumerate(self.held)}
+        self.names, self.places = tuple(found), tuple(shift.get(i, i) for i in found.values())
+        self.rest = saved._replace(**dict.fromkeys(found))
+        return tuple(everything[count:])
+
+    def split(self, tensors: tuple) -> tuple[tuple, tuple]:
+        """What the backend saved, and the arguments of `fwd`, of these followed by what is held."""
+        saved = zip(self.names, (tensors[i] for i in self.places), strict=True)
+        end = len(tensors) - len(self.held)
+        return self.rest and self.rest._replace(**dict(saved)), tensors[:end]
 
 
-def kept(ctx) -> tuple[tuple[Tensor, ...], NamedTuple]:
-    """The inputs and `saved` of `keep`."""
-    inputs = len(ctx.saved_tensors) - len(ctx.names)
-    tensors = (t.detach() for t in ctx.saved_tensors[inputs:])
-    return ctx.saved_tensors[:inputs], ctx.rest._replace(
-        **dict(zip(ctx.names, tensors, strict=True))
-    )
+class Batched(Function):
+    """A Function of a call and tensors, in this order: `lead` that come first, the arguments of
+    `Call.fwd`, what is held, and with `dots` a direction of every input. The outputs from `first`
+    on belong to the inputs.
+    """
+
+    lead, dots, first = 0, False, None
+
+    @classmethod
+    def apply(cls, *args):
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        # `super().apply` looks up the signature of `forward`, which takes as long as a small op.
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))
+
+    @classmethod
+    def vmap(cls, info, in_dims, call, *tensors):
+        size, dims = info.batch_size, in_dims[1:]
+        shared = [cls.lead + i for i in call.shared]
+        vectors = [i for i in shared if tensors[i].dim() - (dims[i] is not None) == 1]
+        also = [len(tensors) - call.inputs - cls.lead + i for i in vectors] if cls.dots else []
+        outputs = cls.apply(call, *fold(size, dims, tensors, [*vectors, *also]))
+        outputs = [unfold(size, t) for t in outputs]
+        if cls.first is not None:
+            for i in (cls.first + place - cls.lead for place in vectors):
+                outputs[i] = None if outputs[i] is None else outputs[i].sum(1)
+        return tuple(outputs), tuple(None if t is None else 0 for t in outputs)
 
 
-def last_derivative(op: str, results: tuple, sources: tuple) -> tuple:
-    """Second derivatives, through which a third one raises if any of `sources` wants it."""
-    wanted = [t for t in sources if t is not None and t.requires_grad]
-    if not (torch.is_grad_enabled() and wanted):
-        return results
-    present = [r for r in results if r is not None]
-    guarded = iter(_Refuse.apply(op, len(present), *present, *wanted))
-    return tuple(None if r is None else next(guarded) for r in results)
+def fold(size: int, dims: tuple, tensors: tuple, vectors: list[int] | tuple = ()) -> list:
+    """Tensors with the mapped axis in the task axis, which those at `vectors` have not yet."""
+
+    def in_front(tensor: Tensor, dim: int | None) -> Tensor:
+        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+    moved = [None if t is None else in_front(t, d) for t, d in zip(tensors, dims, strict=True)]
+    tasks = moved[0].shape[1]
+    for i in vectors:
+        moved[i] = None if moved[i] is None else moved[i].unsqueeze(1).expand(-1, tasks, -1)
+    return [None if t is None else t.flatten(0, 1) for t in moved]
 
 
-class _Refuse(torch.autograd.Function):
+def unfold(size: int, tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.unflatten(0, (size, -1))
+
+
+def as_it_is(forward: Callable) -> Callable:
+    """A `forward` without autocast: the public ops have cast what is to be cast."""
+
+    @wraps(forward)
+    def run(call, *tensors):
+        if not autocast.enabled(tensors[0]):
+            return forward(call, *tensors)
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return forward(call, *tensors)
+
+    return run
+
+
+class Value(Batched):
     @staticmethod
-    def forward(ctx, op, count, *tensors):
-        ctx.op = op
-        return tuple(t.detach() for t in tensors[:count])
+    @as_it_is
+    def forward(call, *tensors):
+        outputs, saved = call.fwd(*tensors)
+        return call.keep(saved, tensors, outputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.call, *tensors = inputs
+        hold(ctx, *tensors, *(output[i] for i in ctx.call.held))
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.others = len(output) - 1
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        tensors = ctx.saved_tensors
+        return padded(ctx, None, *(() if dy is None else Grad.apply(ctx.call, dy, *tensors)))
+
+    @staticmethod
+    def jvp(ctx, _, *dots):
+        dots = dots[: ctx.call.inputs]
+        y_dot = None if _all_zero(dots) else Dot.apply(ctx.call, *ctx.saved_tensors, *dots)[0]
+        return y_dot, *[None] * ctx.others
+
+
+class Grad(Batched):
+    """dy, ... → the gradient in every input."""
+
+    lead, first = 1, 0
+
+    @staticmethod
+    @as_it_is
+    def forward(call, dy, *tensors):
+        return tuple(call.bwd(*call.split(tensors), dy))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.call, *tensors = inputs
+        hold(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx, *dots):
+        if _all_zero(dots):
+            return padded(ctx)
+        dy, *tensors = ctx.saved_tensors
+        return padded(ctx, None, *GradDot.apply(ctx.call, dy, None, *tensors, *dots))
+
+    @staticmethod
+    def jvp(ctx, _, dy_dot, *dots):
+        call, dots = ctx.call, dots[: ctx.call.inputs]
+        if dy_dot is None and _all_zero(dots):
+            return (None,) * call.inputs
+        dy, *tensors = ctx.saved_tensors
+        return GradDot.apply(call, dy, dy_dot, *tensors, *dots)[1:]
+
+
+class Dot(Batched):
+    """... and directions of the inputs → the direction of y, in forward mode."""
+
+    dots = True
+
+    @staticmethod
+    @as_it_is
+    def forward(call, *tensors):
+        tensors, dots = tensors[: -call.inputs], tensors[-call.inputs :]
+        return (call.dot(*call.split(tensors), dots),)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.call, *tensors = inputs
+        hold(ctx, *tensors)
+
+    @staticmethod
+    def backward(ctx, dy_dot):
+        """⟨w, ẏ⟩ is the derivative of ⟨w, y⟩ along the directions."""
+        call, tensors = ctx.call, ctx.saved_tensors
+        _, *d_inputs = GradDot.apply(call, dy_dot, None, *tensors)
+        d_dots = Grad.apply(call, dy_dot, *tensors[: -call.inputs])
+        rest = [None] * (len(tensors) - 2 * call.inputs)
+        return None, *d_inputs, *rest, *d_dots
+
+    @staticmethod
+    def jvp(ctx, *_):
+        raise RuntimeError(
+            f"{ctx.call.name}: a forward derivative of a forward derivative is not implemented; "
+            f"take one of them in reverse, as torch.func.hessian does, or use "
+            f"kernels.reference.{ctx.call.name}"
+        )
+
+
+class GradDot(Batched):
+    """dy, its direction, ... and directions of the inputs → those of y and of the gradients."""
+
+    lead, dots, first = 2, True, 1
+
+    @staticmethod
+    @as_it_is
+    def forward(call, dy, dy_dot, *tensors):
+        tensors, dots = tensors[: -call.inputs], tensors[-call.inputs :]
+        return tuple(call.grad_dot(*call.split(tensors), dots, dy, dy_dot))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.name = inputs[0].name
 
     @staticmethod
     def backward(ctx, *_):
         raise RuntimeError(
-            f"{ctx.op}: the third derivative is not implemented; use kernels.reference.{ctx.op}, "
-            "which has every order"
+            f"{ctx.name}: the third derivative is not implemented; use "
+            f"kernels.reference.{ctx.name}, which has every order"
         )
 
+    jvp = backward
 
-def check_alike(op: str, **tensors: Tensor) -> None:
-    """ValueError unless all are dense and have one dtype and device."""
-    for name, t in tensors.items():
-        if t.layout != torch.strided:
-            raise ValueError(f"{op}: {name} must be dense, got {t.layout}; use to_dense()")
-    kinds = {name: (t.dtype, t.device) for name, t in tensors.items()}
-    if len(set(kinds.values())) > 1:
-        each = ", ".join(f"{name} {dtype} on {device}" for name, (dtype, device) in kinds.items())
-        raise ValueError(
-            f"{op}: all inputs must have one dtype and device, got {each}; convert them"
-        )
+
+def hold(ctx, *tensors: Tensor | None) -> None:
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _all_zero(dots: tuple) -> bool:
+    return all(dot is None for dot in dots)
+
+
+def padded(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    """With None for the remaining arguments."""
+    return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))

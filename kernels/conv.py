@@ -4,11 +4,12 @@ With T(x, w, z) = ⟨z, conv(x, w)⟩ the op and its two gradients are the three
 trilinear form, so each one's derivative is again one of the three.
 """
 
-import torch
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.autograd import check_alike
+from kernels import autocast, dispatch, library
+from kernels.autograd import Batched, as_it_is, hold, padded
+from kernels.plain.layout import total
+from kernels.tensors import check_alike
 
 
 def task_conv2d(
@@ -27,6 +28,7 @@ def task_conv2d(
     Raises ValueError for shapes, dtypes or devices that do not fit, BackendError where no backend
     runs.
     """
+    x, weight = autocast.lowered(x, weight)
     if x.dim() != 5 or weight.dim() != 5:
         raise ValueError(
             f"task_conv2d: x and weight must be [T, N, C, H, W] and [T, F, C, R, S], "
@@ -53,54 +55,147 @@ def task_conv2d(
             f"{smallest} at its shorter side"
         )
     check_alike("task_conv2d", x=x, weight=weight)
-    impl = dispatch.backend("conv", x, x.shape, weight.shape, stride, padding)
-    return _Conv.apply(x, weight, impl, stride, padding)
+    if library.traced(x, weight):
+        return library.op("task_conv2d")(x, weight, stride, padding)
+    return _Value.apply(_call(x, weight, stride, padding), x, weight)[0]
 
 
-class _Conv(torch.autograd.Function):
+class _Call:
+    """One convolution and its two gradients, by the functions of a backend."""
+
+    shared = ()
+
+    def __init__(self, impl, stride: int, padding: int) -> None:
+        self.impl, self.geometry = impl, (stride, padding)
+
+    def value(self, x, w):
+        return self.impl.fwd(x, w, *self.geometry)
+
+    def input_grad(self, dz, w, x):
+        return self.impl.bwd(dz, x, w, *self.geometry, need=(True, False))[0]
+
+    def weight_grad(self, dz, x, w):
+        return self.impl.bwd(dz, x, w, *self.geometry, need=(False, True))[1]
+
+
+class _Traced(_Call):
+    """The same, each of them an op."""
+
+    def __init__(self, stride: int, padding: int) -> None:
+        super().__init__(None, stride, padding)
+
+    def value(self, *operands):
+        return library.below_autograd("task_conv2d", *operands, *self.geometry)[0]
+
+    def input_grad(self, *operands):
+        return library.below_autograd("task_conv2d_input_grad", *operands, *self.geometry)[0]
+
+    def weight_grad(self, *operands):
+        return library.below_autograd("task_conv2d_weight_grad", *operands, *self.geometry)[0]
+
+
+class _Contraction(Batched):
+    """A contraction of two tensors; a third one may lend its shape."""
+
     @staticmethod
-    def forward(ctx, x, w, impl, stride, padding):
-        ctx.save_for_backward(x, w)
-        ctx.geometry = impl, stride, padding
-        return impl.fwd(x, w, stride, padding)
+    def setup_context(ctx, inputs, output):
+        ctx.call, *tensors = inputs
+        hold(ctx, *tensors)
+
+    @classmethod
+    def jvp(cls, ctx, _, a_dot, b_dot, *_like):
+        a, b, *like = ctx.saved_tensors
+        first = None if a_dot is None else cls.apply(ctx.call, a_dot, b, *like)[0]
+        second = None if b_dot is None else cls.apply(ctx.call, a, b_dot, *like)[0]
+        return (total(first, second),)
+
+
+class _Value(_Contraction):
+    @staticmethod
+    @as_it_is
+    def forward(call, x, w):
+        return (call.value(x, w),)
 
     @staticmethod
     def backward(ctx, dz):
-        x, w = ctx.saved_tensors
-        dx = _InputGrad.apply(dz, w, x, *ctx.geometry) if ctx.needs_input_grad[0] else None
-        dw = _WeightGrad.apply(dz, x, w, *ctx.geometry) if ctx.needs_input_grad[1] else None
-        return dx, dw, None, None, None
+        if dz is None:
+            return padded(ctx)
+        (x, w), (_, need_x, need_w) = ctx.saved_tensors, ctx.needs_input_grad
+        dx = _InputGrad.apply(ctx.call, dz, w, x)[0] if need_x else None
+        dw = _WeightGrad.apply(ctx.call, dz, x, w)[0] if need_w else None
+        return None, dx, dw
 
 
-class _InputGrad(torch.autograd.Function):
+class _InputGrad(_Contraction):
     """∂T/∂x as a function of (z, w); `x` lends its shape."""
 
     @staticmethod
-    def forward(ctx, dz, w, x, impl, stride, padding):
-        ctx.save_for_backward(dz, w)
-        ctx.geometry = impl, stride, padding
-        return impl.bwd(dz, x, w, stride, padding, need=(True, False))[0]
+    @as_it_is
+    def forward(call, dz, w, x):
+        return (call.input_grad(dz, w, x),)
 
     @staticmethod
     def backward(ctx, g):
-        dz, w = ctx.saved_tensors
-        d_dz = _Conv.apply(g, w, *ctx.geometry) if ctx.needs_input_grad[0] else None
-        dw = _WeightGrad.apply(dz, g, w, *ctx.geometry) if ctx.needs_input_grad[1] else None
-        return d_dz, dw, None, None, None, None
+        if g is None:
+            return padded(ctx)
+        (dz, w, _), (_, need_dz, need_w, _) = ctx.saved_tensors, ctx.needs_input_grad
+        d_dz = _Value.apply(ctx.call, g, w)[0] if need_dz else None
+        dw = _WeightGrad.apply(ctx.call, dz, g, w)[0] if need_w else None
+        return None, d_dz, dw, None
 
 
-class _WeightGrad(torch.autograd.Function):
+class _WeightGrad(_Contraction):
     """∂T/∂w as a function of (z, x); `w` lends its shape."""
 
     @staticmethod
-    def forward(ctx, dz, x, w, impl, stride, padding):
-        ctx.save_for_backward(dz, x)
-        ctx.geometry = impl, stride, padding
-        return impl.bwd(dz, x, w, stride, padding, need=(False, True))[1]
+    @as_it_is
+    def forward(call, dz, x, w):
+        return (call.weight_grad(dz, x, w),)
 
     @staticmethod
     def backward(ctx, g):
-        dz, x = ctx.saved_tensors
-        d_dz = _Conv.apply(x, g, *ctx.geometry) if ctx.needs_input_grad[0] else None
-        dx = _InputGrad.apply(dz, g, x, *ctx.geometry) if ctx.needs_input_grad[1] else None
-        return d_dz, dx, None, None, None, None
+        if g is None:
+            return padded(ctx)
+        (dz, x, _), (_, need_dz, need_x, _) = ctx.saved_tensors, ctx.needs_input_grad
+        d_dz = _Value.apply(ctx.call, x, g)[0] if need_dz else None
+        dx = _InputGrad.apply(ctx.call, dz, g, x)[0] if need_x else None
+        return None, d_dz, dx, None
+
+
+def _call(x: Tensor, w: Tensor, stride: int, padding: int) -> _Call:
+    return _Call(dispatch.backend("conv", x, x.shape, w.shape, stride, padding), stride, padding)
+
+
+def _shape(x: Tensor, w: Tensor, stride: int, padding: int) -> tuple[Tensor]:
+    t, n, _, *sides = x.shape
+    out = ((a + 2 * padding - k) // stride + 1 for a, k in zip(sides, w.shape[3:], strict=True))
+    return (library.unwritten(x, (t, n, w.shape[1], *out)),)
+
+
+library.define(
+    "task_conv2d",
+    "Tensor x, Tensor weight, int stride, int padding",
+    1,
+    lambda x, w, *geometry: (_call(x, w, *geometry).value(x, w),),
+    _shape,
+    _Value,
+    _Traced,
+)
+library.define(
+    "task_conv2d_input_grad",
+    "Tensor dz, Tensor weight, Tensor x, int stride, int padding",
+    1,
+    lambda dz, w, x, *geometry: (_call(x, w, *geometry).input_grad(dz, w, x),),
+    lambda dz, w, x, *geometry: (library.unwritten(x),),
+    _InputGrad,
+    _Traced,
+)
+library.define(
+    "task_conv2d_weight_grad",
+    "Tensor dz, Tensor x, Tensor weight, int stride, int padding",
+    1,
+    lambda dz, x, w, *geometry: (_call(x, w, *geometry).weight_grad(dz, x, w),),
+    lambda dz, x, w, *geometry: (library.unwritten(w),),
+    _WeightGrad,
+    _Traced,
+)

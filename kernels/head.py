@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.autograd import check_alike, keep, kept, last_derivative
+from kernels import autocast, dispatch, library
+from kernels.autograd import Call, Value
+from kernels.tensors import check_alike
 
 
 def linear_cross_entropy(
@@ -22,6 +23,7 @@ def linear_cross_entropy(
     Raises ValueError for shapes, dtypes or devices that do not fit, and for labels outside the
     range where the look is free: on a GPU they are an error of the indexing underneath.
     """
+    features, weight, bias = autocast.widened(features, weight, bias)
     tasks, images, width = features.shape if features.dim() == 3 else (0, 0, 0)
     ways = weight.shape[1] if weight.dim() == 3 else 0
     if not tasks * images or weight.shape != (tasks, ways, width) or bias.shape != (tasks, ways):
@@ -41,46 +43,62 @@ def linear_cross_entropy(
             f"linear_cross_entropy: labels are on {labels.device}, features on {features.device}; "
             f"move one of them"
         )
-    if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < ways:
-        raise ValueError(
-            f"linear_cross_entropy: labels must be in 0…{ways - 1}, one of {ways} ways, got "
-            f"{int(labels.min())}…{int(labels.max())}; number the classes of a task from 0"
-        )
-    impl = dispatch.backend("head", features)
-    return _Head.apply(features, weight, bias, labels, impl)
+    operands = features, weight, bias, labels
+    if library.traced(*operands):
+        return library.op(_Call.name)(*operands)
+    loss, logits, *_ = Value.apply(_call(*operands), *operands)
+    return loss, logits
 
 
-class _Head(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, h, w, c, labels, impl):
-        loss, logits, saved = impl.fwd(h, w, c, labels)
-        keep(ctx, (h, w, c), saved)
-        ctx.impl = impl
-        ctx.mark_non_differentiable(logits)
-        return loss, logits
+class _Call(Call):
+    name, inputs, outputs = "linear_cross_entropy", 3, 2
 
-    @staticmethod
-    def backward(ctx, d_loss, _logits):
-        inputs, saved = kept(ctx)
-        return *_HeadGrad.apply(d_loss, *inputs, ctx.impl, saved), None, None
+    def __init__(self, impl) -> None:
+        self.impl = impl
+
+    def fwd(self, h, w, c, labels):
+        _check_labels(labels, w.shape[1])
+        loss, logits, saved = self.impl.fwd(h, w, c, labels)
+        return (loss, logits), saved
+
+    def bwd(self, saved, tensors, d_loss):
+        return self.impl.bwd(saved, *tensors[:2], d_loss)
+
+    def dot(self, saved, tensors, dots):
+        return self.impl.tan_fwd(saved, *tensors[:2], *dots)[0]
+
+    def grad_dot(self, saved, tensors, dots, d_loss, d_loss_dot):
+        h, w = tensors[:2]
+        loss_dot, logits_dot = self.impl.tan_fwd(saved, h, w, *dots)
+        tangents = self.impl.tan_bwd(saved, logits_dot, h, w, *dots[:2], d_loss)
+        if d_loss_dot is not None:
+            along = self.impl.bwd(saved, h, w, d_loss_dot)
+            tangents = map(torch.add, tangents, along)
+        return loss_dot, *tangents
 
 
-class _HeadGrad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, d_loss, h, w, c, impl, saved):
-        keep(ctx, (d_loss, h, w, c), saved)
-        ctx.impl = impl
-        ctx.set_materialize_grads(False)
-        return impl.bwd(saved, h, w, d_loss)
+def _check_labels(labels: Tensor, ways: int) -> None:
+    if labels.device.type != "cpu" or 0 <= int(labels.min()) <= int(labels.max()) < ways:
+        return
+    raise ValueError(
+        f"linear_cross_entropy: labels must be in 0…{ways - 1}, one of {ways} ways, got "
+        f"{int(labels.min())}…{int(labels.max())}; number the classes of a task from 0"
+    )
 
-    @staticmethod
-    def backward(ctx, h_dot, w_dot, c_dot):
-        """The Hessian of ⟨d_loss, loss⟩ is symmetric: its product with the cotangents is the
-        tangent along them.
-        """
-        (d_loss, h, w, c), saved = kept(ctx)
-        with torch.no_grad():
-            loss_dot, logits_dot = ctx.impl.tan_fwd(saved, h, w, h_dot, w_dot, c_dot)
-            tangents = ctx.impl.tan_bwd(saved, logits_dot, h, w, h_dot, w_dot, d_loss)
-        sources = d_loss, h, w, c, h_dot, w_dot, c_dot
-        return *last_derivative("linear_cross_entropy", (loss_dot, *tangents), sources), None, None
+
+def _call(features, weight, bias, labels) -> _Call:
+    return _Call(dispatch.backend("head", features))
+
+
+def _shapes(features, weight, bias, labels) -> tuple[Tensor, Tensor]:
+    tasks, images, _ = features.shape
+    return features.new_empty((tasks,)), features.new_empty((tasks, images, weight.shape[1]))
+
+
+library.define_twice_differentiable(
+    _Call,
+    "Tensor features, Tensor weight, Tensor bias, Tensor labels",
+    "",
+    _call,
+    _shapes,
+)

@@ -1,10 +1,15 @@
 """Per-step batch norm with optional fused leaky ReLU and 2×2 max pool, differentiable twice."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.autograd import check_alike, keep, kept, last_derivative
+from kernels import dispatch, library
+from kernels.autograd import Call, Value
+from kernels.tensors import check_alike
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def per_step_batch_norm(
@@ -30,25 +35,30 @@ def per_step_batch_norm(
 
     Returns y and the batch's own mean and biased variance, which carry no gradient: they are what a
     running statistic (BNRS, paper §4) accumulates. y is differentiable twice in z, gain and bias; a
-    third derivative raises.
+    third derivative raises. z may be float16 or bfloat16 with gain and bias in float32, as under
+    autocast: y has the dtype of z, the statistics are float32.
 
     Raises ValueError for shapes, dtypes or devices that do not fit or a step outside the rows.
     """
+    dtype = z.dtype
+    if dtype in HALVES:
+        # Sums over N·H·W values overflow or drown in half precision.
+        z, gain, bias = (t.float() if t.dtype == dtype else t for t in (z, gain, bias))
     _check(z, gain, bias, step, pool, negative_slope, eps)
-    tasks, dtype = z.shape[0], z.dtype
+    tasks = len(z)
     if isinstance(step, Tensor):
         gain, bias = gain.index_select(0, step), bias.index_select(0, step)
     else:
         gain, bias = (row[step].expand(tasks, -1) for row in (gain, bias))
+    mean = var = None
     if statistics is not None:
-        statistics = _checked_statistics(statistics, tasks, z.shape[2])
-    if dtype in (torch.float16, torch.bfloat16):
-        # Sums over N·H·W values overflow or drown in half precision.
-        z, gain, bias = z.float(), gain.float(), bias.float()
-    if statistics is not None:
-        statistics = tuple(s.to(z) for s in statistics)
-    impl = dispatch.backend("norm_act", z, z.shape)
-    y, mean, var = _NormAct.apply(z, gain, bias, impl, (eps, negative_slope, pool, statistics))
+        mean, var = (s.to(z) for s in _checked_statistics(statistics, tasks, z.shape[2]))
+    operands = z, gain, bias, mean, var
+    options = eps, negative_slope, pool
+    if library.traced(z, gain, bias):
+        y, mean, var = library.op(_Call.name)(*operands, *options)
+    else:
+        y, mean, var, *_ = Value.apply(_call(*operands, *options), *operands)
     return y.to(dtype), mean, var
 
 
@@ -81,12 +91,12 @@ def _check(
             f"{list(z.shape)}, got {list(gain.shape)} and {list(bias.shape)}"
         )
     _check_step(step, len(z), len(gain))
-    if not negative_slope >= 0:
+    if not 0 <= negative_slope < math.inf:
         raise ValueError(
             f"per_step_batch_norm: negative_slope {negative_slope} is below 0, where the activation"
-            " does not commute with pooling; give 0 or more, 1 for no activation"
+            " does not commute with pooling, or not finite; give 0 or more, 1 for no activation"
         )
-    if not eps >= 0:
+    if not 0 <= eps < math.inf:
         raise ValueError(f"per_step_batch_norm: eps must be 0 or more, got {eps}")
     check_alike("per_step_batch_norm", z=z, gain=gain, bias=bias)
     if pool and min(z.shape[3:]) < 2:
@@ -103,8 +113,10 @@ def _check_step(step: int | Tensor, tasks: int, rows: int) -> None:
                 f"per_step_batch_norm: step must be an int or int64 [{tasks}], one row a "
                 f"task, got {step.dtype} {list(step.shape)}"
             )
-        # On a GPU the look would stall the stream; there the indexing itself stops the kernel.
-        if step.device.type == "cpu" and not 0 <= int(step.min()) <= int(step.max()) < rows:
+        # On a GPU the look would stall the stream, in a trace or a transform there is nothing to
+        # see: there the indexing itself is the error.
+        seen = library.readable(step)
+        if seen and not 0 <= int(step.min()) <= int(step.max()) < rows:
             raise ValueError(
                 f"per_step_batch_norm: steps {step.tolist()} reach outside 0…{rows - 1}, the "
                 f"rows of gain"
@@ -115,37 +127,42 @@ def _check_step(step: int | Tensor, tasks: int, rows: int) -> None:
         )
 
 
-class _NormAct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z, gain, bias, impl, options):
-        y, saved = impl.fwd(z, gain, bias, *options)
-        keep(ctx, (z, gain, bias), saved)
-        ctx.impl = impl
-        ctx.mark_non_differentiable(saved.mean, saved.var)
-        return y, saved.mean, saved.var
+class _Call(Call):
+    name, inputs, outputs = "per_step_batch_norm", 3, 3
 
-    @staticmethod
-    def backward(ctx, dy, _mean, _var):
-        inputs, saved = kept(ctx)
-        return *_NormActGrad.apply(dy, *inputs, ctx.impl, saved), None, None
+    def __init__(self, impl, options: tuple) -> None:
+        self.impl, self.options = impl, options
+
+    def fwd(self, z, gain, bias, mean, var):
+        statistics = None if mean is None else (mean, var)
+        y, saved = self.impl.fwd(z, gain, bias, *self.options, statistics)
+        return (y, saved.mean, saved.var), saved
+
+    def bwd(self, saved, tensors, dy):
+        return self.impl.bwd(saved, tensors[1], dy)
+
+    def dot(self, saved, tensors, dots):
+        return self.impl.tan_fwd(saved, tensors[1], *dots)[0]
+
+    def grad_dot(self, saved, tensors, dots, dy, dy_dot):
+        y_dot, tangent = self.impl.tan_fwd(saved, tensors[1], *dots)
+        return y_dot, *self.impl.tan_bwd(saved, tangent, tensors[1], dy, dy_dot, dots[1])
 
 
-class _NormActGrad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, dy, z, gain, bias, impl, saved):
-        keep(ctx, (dy, z, gain, bias), saved)
-        ctx.impl = impl
-        ctx.set_materialize_grads(False)
-        return impl.bwd(saved, gain, dy)
+def _call(z, gain, bias, mean, var, eps, negative_slope, pool) -> _Call:
+    return _Call(dispatch.backend("norm_act", z, z.shape), (eps, negative_slope, pool))
 
-    @staticmethod
-    def backward(ctx, z_dot, gain_dot, bias_dot):
-        """The Hessian of ⟨dy, y⟩ is symmetric: its product with the cotangents is the tangent
-        along them.
-        """
-        (dy, z, gain, bias), saved = kept(ctx)
-        with torch.no_grad():
-            y_dot, tangent = ctx.impl.tan_fwd(saved, gain, z_dot, gain_dot, bias_dot)
-            tangents = ctx.impl.tan_bwd(saved, tangent, gain, dy, None, gain_dot)
-        sources = dy, z, gain, bias, z_dot, gain_dot, bias_dot
-        return *last_derivative("per_step_batch_norm", (y_dot, *tangents), sources), None, None
+
+def _shapes(z, gain, bias, mean, var, eps, negative_slope, pool) -> tuple[Tensor, ...]:
+    t, n, c, h, w = z.shape
+    y = library.unwritten(z, (t, n, c, h // 2, w // 2) if pool else z.shape)
+    return y, z.new_empty((t, c)), z.new_empty((t, c))
+
+
+library.define_twice_differentiable(
+    _Call,
+    "Tensor z, Tensor gain, Tensor bias, Tensor? mean, Tensor? var",
+    "float eps, float negative_slope, bool pool",
+    _call,
+    _shapes,
+)

@@ -2,6 +2,7 @@
 next. They trust both.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import checks
+from kernels.plain.layout import vectors
 
 DTYPES = (torch.float32, torch.float64)
 WHERE = {"cpu": "a CPU", "cuda": "a GPU"}
@@ -16,11 +18,27 @@ WHERE = {"cpu": "a CPU", "cuda": "a GPU"}
 
 def matrix(rows: Tensor | None) -> tuple[int, int]:
     """Of [T, ...], whose entries of one task lie as the function wants them."""
-    return (0, 0) if rows is None else (rows.data_ptr(), rows.stride(0))
+    return (0, 0) if rows is None else (address(rows), rows.stride(0))
 
 
 def address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    """Of its first value, after `kernels.plain.layout` has seen to it that it is there."""
+    if tensor is None:
+        return 0
+    assert not tensor.is_neg() and not tensor._is_zerotensor(), "no values where it lies"
+    return tensor.data_ptr()
+
+
+def check_alike(op: str, **tensors: Tensor) -> None:
+    """ValueError unless all are dense and have one dtype and device."""
+    first = next(iter(tensors.values()))
+    for name, t in tensors.items():
+        if t.layout != torch.strided:
+            raise ValueError(f"{op}: {name} must be dense, got {t.layout}; use to_dense()")
+    if all(t.dtype == first.dtype and t.device == first.device for t in tensors.values()):
+        return
+    each = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in tensors.items())
+    raise ValueError(f"{op}: all inputs must have one dtype and device, got {each}; convert them")
 
 
 def refuses(backend: str, device: str, at: torch.device, dtype: torch.dtype) -> str | None:
@@ -68,6 +86,20 @@ def flat(
     return vectors | {name: (m, rows) for name, m in matrices.items()}
 
 
+def expect_winners(
+    op: str, winners: Tensor | None, z: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    """ValueError unless the pooling winners are what the forward pass saved."""
+    if winners is None or (
+        winners.dtype == dtype and winners.shape == shape and winners.device == z.device
+    ):
+        return
+    raise ValueError(
+        f"{op}: winners must be {dtype} {list(shape)} on {z.device}, as fwd saved them, got "
+        f"{winners.dtype} {list(winners.shape)} on {winners.device}"
+    )
+
+
 class Saved(NamedTuple):
     """Of the normalisation's forward pass."""
 
@@ -81,6 +113,32 @@ class Saved(NamedTuple):
     winners: Tensor | None  # [T, N, ...] as the module writes them, None without pooling
     shape: object  # the module's sizes
     count: int  # elements behind each statistic; 0: the statistics were given and are constants
+
+    def laid_out(
+        self,
+        op: str,
+        images: Callable[[Tensor], Tensor],
+        winners: tuple[torch.dtype, tuple[int, ...], Callable[[Tensor], Tensor]],
+    ) -> "Saved":
+        """As the module reads it: `images` lays out what is one value a pixel and channel, and
+        `winners` says what those are. Autograd kept it, whose hooks may give back another layout,
+        or something else.
+        """
+        t, n, c, side, _ = self.z.shape
+        small = side if self.winners is None else side // 2
+        rows = {name: (getattr(self, name), (t, c)) for name in ("bias", "centre", "rstd")}
+        checks.expect(op, self.z, x_hat=(self.x_hat, (t, n, c, small, small)), **rows)
+        dtype, shape, lay_out = winners
+        expect_winners(op, self.winners, self.z, dtype, shape)
+        bias, centre, rstd = map(vectors, (self.bias, self.centre, self.rstd))
+        return self._replace(
+            z=images(self.z),
+            bias=bias,
+            centre=centre,
+            rstd=rstd,
+            x_hat=images(self.x_hat),
+            winners=None if self.winners is None else lay_out(self.winners),
+        )
 
 
 class Tangent(NamedTuple):

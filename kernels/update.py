@@ -1,10 +1,13 @@
 """The LSLR inner update over a flat parameter buffer, batched over tasks, differentiable twice."""
 
-import torch
+from typing import NamedTuple
+
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.autograd import check_alike, last_derivative
+from kernels import autocast, dispatch, library
+from kernels.autograd import Call, Value
+from kernels.plain.layout import total
+from kernels.tensors import check_alike
 
 
 def lslr_update(
@@ -21,6 +24,7 @@ def lslr_update(
     Raises ValueError for shapes, dtypes or devices that do not fit.
     """
     sizes = tuple(sizes)
+    theta, grad, rates = autocast.promoted(theta, grad, rates)
     if min(sizes, default=0) < 0:
         raise ValueError(f"lslr_update: sizes must be 0 or more, got {list(sizes)}")
     if theta.dim() != 2 or theta.shape != grad.shape or theta.shape[1] != sum(sizes):
@@ -37,38 +41,76 @@ def lslr_update(
             f"lslr_update: rates must be [{len(sizes)}], one a segment, got {list(rates.shape)}"
         )
     check_alike("lslr_update", theta=theta, grad=grad, rates=rates)
-    return _Update.apply(theta, grad, rates, sizes, dispatch.backend("update", theta))
+    operands = theta, grad, rates
+    if library.traced(*operands):
+        return library.op(_Call.name)(*operands, sizes)
+    return Value.apply(_call(*operands, sizes), *operands)[0]
 
 
-class _Update(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, theta, grad, rates, sizes, impl):
-        ctx.save_for_backward(grad, rates)
-        ctx.cache = sizes, impl
-        return impl.fwd(theta, grad, rates, sizes)
-
-    @staticmethod
-    def backward(ctx, d_theta):
-        return d_theta, *_UpdateGrad.apply(d_theta, *ctx.saved_tensors, *ctx.cache), None, None
+class _Saved(NamedTuple):
+    """Nothing: all that the derivatives need are the inputs."""
 
 
-class _UpdateGrad(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, d_theta, grad, rates, sizes, impl):
-        ctx.save_for_backward(d_theta, grad, rates)
-        ctx.cache = sizes, impl
-        ctx.set_materialize_grads(False)
-        d_grad, d_rates = impl.bwd(d_theta, grad, rates, sizes)
-        return d_grad, d_rates.sum(0)
+class _Call(Call):
+    """Rates are [L], or each task's own, [T, L], under `vmap`: the segments of all tasks are then
+    those of a single one.
+    """
 
-    @staticmethod
-    def backward(ctx, grad_dot, rates_dot):
-        d_theta, grad, rates = ctx.saved_tensors
-        sizes, impl = ctx.cache
-        with torch.no_grad():
-            theta_dot = impl.tan_fwd(grad, rates, None, grad_dot, rates_dot, sizes)
-            d_grad_dot, d_rates_dot = impl.tan_bwd(d_theta, grad_dot, rates_dot, sizes)
-        d_rates_dot = None if d_rates_dot is None else d_rates_dot.sum(0)
-        tangents = theta_dot, d_grad_dot, d_rates_dot
-        sources = *ctx.saved_tensors, grad_dot, rates_dot
-        return *last_derivative("lslr_update", tangents, sources), None, None
+    name, inputs, outputs, shared = "lslr_update", 3, 1, (2,)
+
+    def __init__(self, impl, sizes: tuple[int, ...]) -> None:
+        self.impl, self.sizes = impl, tuple(sizes)
+
+    def fwd(self, theta, grad, rates):
+        updated = self.impl.fwd(*self._flat(rates, (theta, grad), (rates,)))
+        return (updated.view_as(theta),), _Saved()
+
+    def bwd(self, saved, tensors, d_theta):
+        _, grad, rates = tensors
+        gradients = self.impl.bwd(*self._flat(rates, (d_theta, grad), (rates,)))
+        return d_theta.view_as(d_theta), *self._unflat(rates, d_theta, *gradients)
+
+    def dot(self, saved, tensors, dots):
+        (_, grad, rates), (theta_dot, grad_dot, rates_dot) = tensors, dots
+        matrices, vectors = (grad, theta_dot, grad_dot), (rates, rates_dot)
+        grad, theta_dot, grad_dot, rates, *rest = self._flat(rates, matrices, vectors)
+        found = self.impl.tan_fwd(grad, rates, theta_dot, grad_dot, *rest).view_as(tensors[1])
+        return found.clone() if dots[1] is dots[2] is None else found  # no direction itself
+
+    def grad_dot(self, saved, tensors, dots, d_theta, d_theta_dot):
+        rates, (_, grad_dot, rates_dot) = tensors[2], dots
+        tangents = self.impl.tan_bwd(*self._flat(rates, (d_theta, grad_dot), (rates_dot,)))
+        tangents = None, *self._unflat(rates, d_theta, *tangents)
+        if d_theta_dot is not None:
+            tangents = map(total, tangents, self.bwd(saved, tensors, d_theta_dot))
+        y_dot = None if all(dot is None for dot in dots) else self.dot(saved, tensors, dots)
+        return y_dot, *tangents
+
+    def _flat(self, rates: Tensor, matrices: tuple, vectors: tuple) -> tuple:
+        """Tensors and sizes for the backend."""
+        if rates.dim() == 1:
+            return *matrices, *vectors, self.sizes
+        matrices = (None if m is None else m.reshape(1, -1) for m in matrices)
+        vectors = (None if v is None else v.flatten() for v in vectors)
+        return *matrices, *vectors, self.sizes * len(rates)
+
+    def _unflat(
+        self, rates: Tensor, like: Tensor, d_grad: Tensor | None, d_rates: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients from the backend, of which those of rates are [T, L], or their directions."""
+        if d_rates is not None:
+            d_rates = d_rates.sum(0) if rates.dim() == 1 else d_rates.view(rates.shape)
+        return None if d_grad is None else d_grad.view_as(like), d_rates
+
+
+def _call(theta, grad, rates, sizes) -> _Call:
+    return _Call(dispatch.backend("update", theta), sizes)
+
+
+library.define_twice_differentiable(
+    _Call,
+    "Tensor theta, Tensor grad, Tensor rates",
+    "SymInt[] sizes",
+    _call,
+    lambda theta, grad, rates, sizes: (library.unwritten(theta),),
+)

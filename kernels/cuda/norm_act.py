@@ -53,7 +53,7 @@ def bwd(
     gain: Tensor,  # [T, C]
     dy: Tensor,  # [T, N, C, h, h]
 ) -> tuple[Tensor, Tensor, Tensor]:  # dz, dgain [T, C], dbias [T, C]
-    gain = _checked(saved, gain, dy=(dy, saved.x_hat.shape))
+    saved, gain = _checked(saved, gain, dy=(dy, saved.x_hat.shape))
     dy, results = images(dy), _gradients(saved)
     operands = map(matrix, (dy, *results))
     _call("norm_act_bwd", saved.z, saved.shape, _kept(saved, gain), *operands)
@@ -71,7 +71,7 @@ def tan_fwd(
         return None, Tangent(None, None, None, None)
     rows, small = saved.rstd.shape, saved.x_hat.shape[:4]
     dots = {"z_dot": (z_dot, saved.z.shape), "gain_dot": (gain_dot, rows)}
-    gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
+    saved, gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
     z_dot, gain_dot, bias_dot = images(z_dot), vectors(gain_dot), vectors(bias_dot)
     mean_dot = q = x_hat_dot = None
     if z_dot is not None:
@@ -94,7 +94,7 @@ def tan_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:  # directions of dz, dgain, dbias
     small = saved.x_hat.shape
     dots = {"dy_dot": (dy_dot, small), "gain_dot": (gain_dot, saved.rstd.shape)}
-    gain = _checked(saved, gain, dy=(dy, small), **dots)
+    saved, gain = _checked(saved, gain, dy=(dy, small), **dots)
     dy, dy_dot, gain_dot = images(dy), images(dy_dot), vectors(gain_dot)
     results = _gradients(saved)
     operands = map(matrix, (*tangent, dy, dy_dot, gain_dot, *results))
@@ -102,10 +102,11 @@ def tan_bwd(
     return results
 
 
-def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> Tensor:
-    """`gain` with contiguous rows, after all operands were found to fit."""
+def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> tuple[Saved, Tensor]:
+    """What was saved and `gain` as the module reads them, after all operands were found to fit."""
     expect("norm_act", saved.z, gain=(gain, saved.rstd.shape), **operands)
-    return vectors(gain)
+    saved = saved.laid_out("cuda norm_act", images, (torch.uint8, saved.x_hat.shape, images))
+    return saved, vectors(gain)
 
 
 def _gradients(saved: Saved) -> tuple[Tensor, Tensor, Tensor]:

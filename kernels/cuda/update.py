@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels import cuda
 from kernels.cuda.tensors import expect, ops, stream
-from kernels.plain.layout import vectors
+from kernels.plain.layout import vectors, whole
 from kernels.tensors import Pieces, address, flat, matrix, pieces, update_rows
 
 
@@ -56,7 +56,7 @@ def adam(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = param.shape
     expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
-    operands = [t.contiguous() for t in (param, first, second, grad)]
+    operands = [whole(t) for t in (param, first, second, grad)]
     scales = [_scale(s, param) for s in (rate, correction)]
     results = tuple(torch.empty(shape, dtype=param.dtype, device=param.device) for _ in range(3))
     ops(param.dtype).adam(
@@ -103,7 +103,7 @@ def _descend(
     matrices = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
     expect("update", like, **flat(rows, sizes, per_segment, **matrices))
     theta, grad, grad_dot = map(vectors, (theta, grad, grad_dot))
-    rates, rates_dot = (None if r is None else r.contiguous() for r in (rates, rates_dot))
+    rates, rates_dot = whole(rates), whole(rates_dot)
     out = torch.empty(rows, dtype=like.dtype, device=like.device)
     ops(like.dtype).update_fwd(
         stream(like),
@@ -129,7 +129,7 @@ def _gradients(
     operands = flat(rows, sizes, {"rates": rates}, d_theta=d_theta, grad=grad)
     expect("update", d_theta, **operands)
     d_theta, grad = vectors(d_theta), vectors(grad)
-    rates = None if rates is None else rates.contiguous()
+    rates = whole(rates)
     found, kind = _pieces(sizes, d_theta), {"device": d_theta.device}
     d_grad = d_rates = shares = None
     if rates is not None:

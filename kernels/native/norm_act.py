@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels import checks
 from kernels.native import module
 from kernels.native.tensors import expect, ops
-from kernels.plain.layout import empty_images, images, vectors
+from kernels.plain.layout import empty_images, images, vectors, whole
 from kernels.tensors import Saved, Tangent, matrix
 from kernels.threads import threads
 
@@ -56,7 +56,7 @@ def bwd(
     gain: Tensor,  # [T, C]
     dy: Tensor,  # [T, N, C, h, h]
 ) -> tuple[Tensor, Tensor, Tensor]:  # dz, dgain [T, C], dbias [T, C]
-    gain = _checked(saved, gain, dy=(dy, saved.x_hat.shape))
+    saved, gain = _checked(saved, gain, dy=(dy, saved.x_hat.shape))
     dy = images(dy)
     results = _gradients(saved)
     operands = map(matrix, (dy, *results))
@@ -75,7 +75,7 @@ def tan_fwd(
         return None, Tangent(None, None, None, None)
     rows = saved.rstd.shape
     dots = {"z_dot": (z_dot, saved.z.shape), "gain_dot": (gain_dot, rows)}
-    gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
+    saved, gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
     z_dot, gain_dot, bias_dot = images(z_dot), vectors(gain_dot), vectors(bias_dot)
     y_dot = empty_images(saved.z, *saved.x_hat.shape[:4])
     tangent = Tangent(
@@ -101,7 +101,7 @@ def tan_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:  # directions of dz, dgain, dbias
     small = saved.x_hat.shape
     dots = {"dy_dot": (dy_dot, small), "gain_dot": (gain_dot, saved.rstd.shape)}
-    gain = _checked(saved, gain, dy=(dy, small), **dots)
+    saved, gain = _checked(saved, gain, dy=(dy, small), **dots)
     dy, dy_dot, gain_dot = images(dy), images(dy_dot), vectors(gain_dot)
     results = _gradients(saved)
     operands = map(matrix, (*tangent, dy, dy_dot, gain_dot, *results))
@@ -109,16 +109,18 @@ def tan_bwd(
     return results
 
 
-def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> Tensor:
-    """`gain` with contiguous rows, after all operands were found to fit."""
-    expect("norm_act", saved.z, gain=(gain, saved.rstd.shape), **operands)
+def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> tuple[Saved, Tensor]:
+    """What was saved and `gain` as the module reads them, after all operands were found to fit."""
+    t, n, c = saved.z.shape[:3]
+    expect("norm_act", saved.z, gain=(gain, (t, c)), **operands)
     words = ops(saved.z.dtype).winner_words(saved.shape)
     if saved.winners is not None and saved.winners.shape[2] != words:
         raise ValueError(
             "native norm_act: the instruction set changed between fwd and bwd; call limit_isa "
             "before or after both"
         )
-    return vectors(gain)
+    saved = saved.laid_out("native norm_act", images, (torch.int16, (t, n, words), whole))
+    return saved, vectors(gain)
 
 
 def _gradients(saved: Saved) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.native.tensors import expect, ops
-from kernels.plain.layout import vectors
+from kernels.plain.layout import vectors, whole
 from kernels.tensors import address, flat, matrix, update_rows
 from kernels.threads import threads
 
@@ -57,7 +57,7 @@ def adam(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = param.shape
     expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
-    operands = [t.contiguous() for t in (param, first, second, grad)]
+    operands = [whole(t) for t in (param, first, second, grad)]
     results = tuple(torch.empty(shape, dtype=param.dtype) for _ in range(3))
     ops(param.dtype).adam(
         param.numel(),
@@ -93,7 +93,7 @@ def _descend(
     matrices = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
     expect("update", like, **flat(rows, sizes, per_segment, **matrices))
     theta, grad, grad_dot = map(vectors, (theta, grad, grad_dot))
-    rates, rates_dot = (None if r is None else r.contiguous() for r in (rates, rates_dot))
+    rates, rates_dot = whole(rates), whole(rates_dot)
     out = torch.empty(rows, dtype=like.dtype)
     ops(like.dtype).update_fwd(
         sizes,
@@ -119,7 +119,7 @@ def _gradients(
     operands = flat(rows, sizes, {"rates": rates}, d_theta=d_theta, grad=grad)
     expect("update", d_theta, **operands)
     d_theta, grad = vectors(d_theta), vectors(grad)
-    rates = None if rates is None else rates.contiguous()
+    rates = whole(rates)
     d_grad = None if rates is None else torch.empty(rows, dtype=d_theta.dtype)
     d_rates = None if grad is None else d_theta.new_zeros((rows[0], len(sizes)))
     ops(d_theta.dtype).update_bwd(

@@ -6,18 +6,37 @@ import torch
 from torch import Tensor
 
 
+def nhwc(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of [T, N, C, H, W] with NHWC memory."""
+    _, n, c, h, w = shape
+    return n * h * w * c, h * w * c, 1, w * c, c
+
+
+def solid(x: Tensor) -> Tensor:
+    """`x` as it lies in memory: not one whose sign is still to be changed, nor zeros that are
+    nowhere.
+    """
+    if x.is_neg():
+        return x.resolve_neg()
+    return x.new_zeros(x.shape) if x._is_zerotensor() else x
+
+
+def whole(x: Tensor | None) -> Tensor | None:
+    """In one piece, in the order of its axes."""
+    return None if x is None else solid(x).contiguous()
+
+
 def channels_last(x: Tensor) -> Tensor:
     """`x` [T, N, C, H, W] with NHWC memory, copied only if it has another layout."""
-    _, n, c, h, w = x.shape
-    stride = (n * h * w * c, h * w * c, 1, w * c, c)
+    x, strides = solid(x), nhwc(x.shape)
     # One channel looks like both layouts; only an explicit stride of 1 makes torch keep NHWC.
-    if all(
+    if x.stride() == strides or all(
         a == b
-        for a, b, size, dim in zip(x.stride(), stride, x.shape, range(5), strict=True)
+        for a, b, size, dim in zip(x.stride(), strides, x.shape, range(5), strict=True)
         if size > 1 or dim == 2
     ):
         return x
-    return torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def images(x: Tensor | None) -> Tensor | None:
@@ -26,15 +45,20 @@ def images(x: Tensor | None) -> Tensor | None:
     """
     if x is None:
         return None
-    _, _, c, h, w = x.shape
-    strides = zip(x.stride()[1:], (h * w * c, 1, w * c, c), x.shape[1:], strict=True)
-    return x if all(a == b for a, b, size in strides if size > 1) else channels_last(x)
+    x, inside, strides = solid(x), x.stride()[1:], nhwc(x.shape)[1:]
+    if inside == strides or all(
+        a == b for a, b, size in zip(inside, strides, x.shape[1:], strict=True) if size > 1
+    ):
+        return x
+    return channels_last(x)
 
 
 def vectors(rows: Tensor | None) -> Tensor | None:
     """[T, P] with contiguous rows; one row that all tasks share stays one."""
-    whole = rows is None or rows.stride(1) == 1 or rows.shape[1] == 1
-    return rows if whole else rows.contiguous()
+    if rows is None:
+        return None
+    rows = solid(rows)
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
 def empty_images(
@@ -43,10 +67,8 @@ def empty_images(
     """[T, N, C, side, side], unwritten, with NHWC memory; no view, which autograd would not let the
     caller write to.
     """
-    image = side * side * c
-    strides = (n * image, image, 1, side * c, c)
-    options = {"dtype": dtype or like.dtype, "device": like.device}
-    return torch.empty_strided((t, n, c, side, side), strides, **options)
+    shape, options = (t, n, c, side, side), {"dtype": dtype or like.dtype, "device": like.device}
+    return torch.empty_strided(shape, nhwc(shape), **options)
 
 
 def total(*terms: Tensor | None) -> Tensor | None:

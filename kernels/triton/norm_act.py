@@ -12,7 +12,8 @@ import triton
 from torch import Tensor
 
 from kernels import checks
-from kernels.plain.layout import channels_last, empty_images
+from kernels.plain.layout import channels_last, empty_images, whole
+from kernels.tensors import expect_winners
 from kernels.triton.launch import block, merge
 from kernels.triton.norm_act_kernels import (
     activation_dot_kernel,
@@ -73,13 +74,13 @@ def fwd(
     expect("norm_act", z, **operands)
     countable("norm_act", z.shape)
     t, n, c, side, _ = z.shape
-    z, gain, bias = channels_last(z), gain.contiguous(), bias.contiguous()
+    z, gain, bias = channels_last(z), whole(gain), whole(bias)
     mean, var, rstd, coef = (_new(z, t, *shape) for shape in ((c,), (c,), (c,), (COEFFICIENTS, c)))
     part = _parts(z, side)
     dense_sums_kernel[_grid(z, side)](
         z, z, z, part, n * side**2, c, DUAL=False, BM=TILE, BF=block(c), num_warps=8
     )
-    given = (s.contiguous() for s in statistics or (mean, var))
+    given = map(whole, statistics or (mean, var))
     grid, blocks = _merge(z, part)
     moments_kernel[grid](
         part, *given, coef, rstd, mean, var,
@@ -103,7 +104,7 @@ def bwd(
     gain: Tensor,  # [T, C]
     dy: Tensor,  # [T, N, C, h, h]
 ) -> tuple[Tensor, Tensor, Tensor]:  # dz, dgain [T, C], dbias [T, C]
-    gain = _checked(saved, gain, dy=(dy, saved.x_hat.shape))
+    saved, gain = _checked(saved, gain, dy=(dy, saved.x_hat.shape))
     coef = saved.coef.clone()
     delta, _, *rows = _delta(saved, gain, channels_last(dy), coef)
     return _dz(saved, coef, delta), *rows
@@ -120,12 +121,12 @@ def tan_fwd(
         return None, Tangent(None, None, None, None)
     rows = saved.rstd.shape
     dots = {"z_dot": (z_dot, saved.z.shape), "gain_dot": (gain_dot, rows)}
-    gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
+    saved, gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
     tangent = Tangent(None, None, None, None)
     if z_dot is not None:
         tangent = _normalised_dot(saved, channels_last(z_dot))
     x_hat_dot = saved.x_hat if tangent.x_hat_dot is None else tangent.x_hat_dot
-    gain_dot, bias_dot = (None if v is None else v.contiguous() for v in (gain_dot, bias_dot))
+    gain_dot, bias_dot = whole(gain_dot), whole(bias_dot)
     t, n, c, small, _ = saved.x_hat.shape
     y_dot = empty_images(saved.z, t, n, c, small)
     activation_dot_kernel[_grid(saved.z, small)](
@@ -148,7 +149,7 @@ def tan_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:  # directions of dz, dgain, dbias
     small = saved.x_hat.shape
     dots = {"dy_dot": (dy_dot, small), "gain_dot": (gain_dot, saved.rstd.shape)}
-    gain = _checked(saved, gain, dy=(dy, small), **dots)
+    saved, gain = _checked(saved, gain, dy=(dy, small), **dots)
     if tangent.z_dot is None:
         tangent = _normalised_dot(saved, torch.zeros_like(saved.z))
     coef = tangent.coef.clone()
@@ -156,7 +157,7 @@ def tan_bwd(
     dy_dot = torch.zeros_like(dy) if dy_dot is None else channels_last(dy_dot)
     delta, sums, *_ = _delta(saved, gain, dy, coef)
     delta_dot, part = _bent(saved, gain, dy_dot, (tangent.x_hat_dot, delta))
-    (t, n, c, side, _), c_dot = saved.z.shape, None if gain_dot is None else gain_dot.contiguous()
+    (t, n, c, side, _), c_dot = saved.z.shape, whole(gain_dot)
     d_gain_dot, d_bias_dot = (_new(saved.z, t, c) for _ in range(2))
     grid, blocks = _merge(saved.z, part)
     tan_bwd_sums_kernel[grid](
@@ -226,10 +227,30 @@ def _dz(saved: Saved, coef: Tensor, delta: Tensor, dual: tuple | None = None) ->
     return out
 
 
-def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> Tensor:
-    """`gain` in one piece, after all operands were found to fit."""
-    expect("norm_act", saved.z, gain=(gain, saved.rstd.shape), **operands)
-    return gain.contiguous()
+def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> tuple[Saved, Tensor]:
+    """What was saved and `gain` as the kernels read them, after all operands were found to fit.
+    Autograd kept it, whose hooks may give back another layout, or something else.
+    """
+    t, n, c, side, _ = saved.z.shape
+    small = side if saved.winners is None else side // 2
+    kept = {
+        "x_hat": (saved.x_hat, (t, n, c, small, small)),
+        "coef": (saved.coef, (t, COEFFICIENTS, c)),
+        "rstd": (saved.rstd, (t, c)),
+        "bias": (saved.bias, (t, c)),
+    }
+    expect("norm_act", saved.z, gain=(gain, (t, c)), **kept, **operands)
+    shape = t, n, small, small, c
+    expect_winners("triton norm_act", saved.winners, saved.z, torch.uint8, shape)
+    saved = saved._replace(
+        z=channels_last(saved.z),
+        bias=whole(saved.bias),
+        coef=whole(saved.coef),
+        rstd=whole(saved.rstd),
+        x_hat=channels_last(saved.x_hat),
+        winners=whole(saved.winners),
+    )
+    return saved, whole(gain)
 
 
 def _winners(saved: Saved) -> Tensor:

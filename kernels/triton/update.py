@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.plain.layout import vectors
+from kernels.plain.layout import vectors, whole
 from kernels.tensors import pieces
 from kernels.triton.launch import COUNTS
 from kernels.triton.rows import new_rows
@@ -142,7 +142,7 @@ def adam(
     scales = (s if isinstance(s, Tensor) else param.new_full((), s) for s in (rate, correction))
     results = tuple(torch.empty(shape, dtype=param.dtype, device=param.device) for _ in range(3))
     adam_kernel[(triton.cdiv(param.numel(), PIECE),)](
-        *(t.contiguous() for t in (param, first, second, grad)), *results, *scales,
+        *(whole(t) for t in (param, first, second, grad)), *results, *scales,
         param.numel(), 1 - beta1, beta2, 1 - beta2, clamp, eps, CLAMP=clamp > 0, BLOCK=PIECE,
     )  # fmt: skip
     return results
@@ -165,7 +165,7 @@ def _descend(
     table, _ = pieces(sizes, PIECE, like.device)
     out = new_rows(like, *like.shape)
     theta, grad, grad_dot = operands = [vectors(x) for x in rows.values()]
-    rates, rates_dot = (None if r is None else r.contiguous() for r in (rates, rates_dot))
+    rates, rates_dot = whole(rates), whole(rates_dot)
     operands = [like if x is None else x for x in operands]
     descend_kernel[(len(table), len(like))](
         *operands, out, like if rates is None else rates, like if rates_dot is None else rates_dot,
@@ -193,7 +193,7 @@ def _gradients(
     part = torch.empty((tasks, len(table)), **options)
     rows = [d_theta if x is None else x for x in (d_theta, grad, d_grad)]
     rates_kernel[(len(table), tasks)](
-        *rows, d_theta if rates is None else rates.contiguous(), table, part,
+        *rows, d_theta if rates is None else whole(rates), table, part,
         *(x.stride(0) for x in rows),
         GRAD=grad is not None, RATES=rates is not None, BLOCK=PIECE,
     )  # fmt: skip
