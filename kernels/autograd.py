@@ -19,6 +19,8 @@ from torch.autograd import Function
 
 from kernels import autocast
 
+_BATCHING = torch._C._parse_dispatch_key("VmapMode")
+
 
 class Call:
     """One call of an op, differentiable twice in the first `inputs` of its tensors; the others are
@@ -36,6 +38,8 @@ class Call:
     places: tuple[int, ...] = ()
     held: tuple[int, ...] = ()
     rest: tuple | None = None
+    options: tuple = ()  # of the op, after its tensors
+    as_op: Callable[[tuple], "Call"]  # the same call of `torch.ops`, of the options
 
     def fwd(self, *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], tuple]:
         """The outputs, of which the first is differentiable, and what the backend saved."""
@@ -94,8 +98,18 @@ class Batched(Function):
     def apply(cls, *args):
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
+        if torch._C._dispatch_tls_is_dispatch_key_included(_BATCHING):
+            args = cls._as_op(*args)
         # `super().apply` looks up the signature of `forward`, which takes as long as a small op.
         return super(Function, cls).apply(*unwrap_dead_wrappers(args))
+
+    @classmethod
+    def _as_op(cls, call, *tensors):
+        """The arguments for autograd's own batched gradients (`is_grads_batched`), which nothing
+        but the dispatcher takes apart.
+        """
+        end = len(tensors) - (call.inputs if cls.dots else 0)
+        return call.as_op(call.options), *tensors[: end - len(call.held)], *tensors[end:]
 
     @classmethod
     def vmap(cls, info, in_dims, call, *tensors):

@@ -63,19 +63,23 @@ def task_conv2d(
 class _Call:
     """One convolution and its two gradients, by the functions of a backend."""
 
-    shared = ()
+    shared = held = ()
 
     def __init__(self, impl, stride: int, padding: int) -> None:
-        self.impl, self.geometry = impl, (stride, padding)
+        self.impl, self.options = impl, (stride, padding)
+
+    @staticmethod
+    def as_op(options: tuple) -> "_Traced":
+        return _Traced(*options)
 
     def value(self, x, w):
-        return self.impl.fwd(x, w, *self.geometry)
+        return self.impl.fwd(x, w, *self.options)
 
     def input_grad(self, dz, w, x):
-        return self.impl.bwd(dz, x, w, *self.geometry, need=(True, False))[0]
+        return self.impl.bwd(dz, x, w, *self.options, need=(True, False))[0]
 
     def weight_grad(self, dz, x, w):
-        return self.impl.bwd(dz, x, w, *self.geometry, need=(False, True))[1]
+        return self.impl.bwd(dz, x, w, *self.options, need=(False, True))[1]
 
 
 class _Traced(_Call):
@@ -85,13 +89,13 @@ class _Traced(_Call):
         super().__init__(None, stride, padding)
 
     def value(self, *operands):
-        return library.below_autograd("task_conv2d", *operands, *self.geometry)[0]
+        return library.below_autograd("task_conv2d", *operands, *self.options)[0]
 
     def input_grad(self, *operands):
-        return library.below_autograd("task_conv2d_input_grad", *operands, *self.geometry)[0]
+        return library.below_autograd("task_conv2d_input_grad", *operands, *self.options)[0]
 
     def weight_grad(self, *operands):
-        return library.below_autograd("task_conv2d_weight_grad", *operands, *self.geometry)[0]
+        return library.below_autograd("task_conv2d_weight_grad", *operands, *self.options)[0]
 
 
 class _Contraction(Batched):

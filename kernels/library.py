@@ -7,6 +7,7 @@ derivative computes the forward pass anew.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -97,7 +98,7 @@ class Traced(Call):
 
     def __init__(self, kind: type[Call], options: tuple) -> None:
         self.name, self.inputs, self.shared = kind.name, kind.inputs, kind.shared
-        self.options = options
+        self.as_op, self.options = kind.as_op, options
 
     def fwd(self, *tensors):
         return below_autograd(self.name, *tensors, *self.options), _Nothing()
@@ -160,6 +161,7 @@ def define_twice_differentiable(
     def made(*values):
         return Traced(kind, values)
 
+    kind.as_op = partial(Traced, kind)
     name, outputs = kind.name, kind.outputs
     define(name, f"{tensors}{options}", outputs, value, fake, Value, made)
     define(

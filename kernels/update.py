@@ -59,7 +59,7 @@ class _Call(Call):
     name, inputs, outputs, shared = "lslr_update", 3, 1, (2,)
 
     def __init__(self, impl, sizes: tuple[int, ...]) -> None:
-        self.impl, self.sizes = impl, tuple(sizes)
+        self.impl, self.sizes, self.options = impl, tuple(sizes), (sizes,)
 
     def fwd(self, theta, grad, rates):
         updated = self.impl.fwd(*self._flat(rates, (theta, grad), (rates,)))
