@@ -18,8 +18,11 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 from kernels import autocast
+from kernels.plain.layout import total
 
 _BATCHING = torch._C._parse_dispatch_key("VmapMode")
+_included = torch._C._dispatch_tls_is_dispatch_key_included
+transformed = torch._C._are_functorch_transforms_active
 
 
 class Call:
@@ -38,8 +41,7 @@ class Call:
     places: tuple[int, ...] = ()
     held: tuple[int, ...] = ()
     rest: tuple | None = None
-    options: tuple = ()  # of the op, after its tensors
-    as_op: Callable[[tuple], "Call"]  # the same call of `torch.ops`, of the options
+    options: tuple = ()  # of the op of `torch.ops`, after its tensors
 
     def fwd(self, *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], tuple]:
         """The outputs, of which the first is differentiable, and what the backend saved."""
@@ -89,27 +91,34 @@ class Call:
 class Batched(Function):
     """A Function of a call and tensors, in this order: `lead` that come first, the arguments of
     `Call.fwd`, what is held, and with `dots` a direction of every input. The outputs from `first`
-    on belong to the inputs.
+    on belong to the inputs. The same op of `torch.ops` has the name of the call and `suffix`.
     """
 
-    lead, dots, first = 0, False, None
+    lead, dots, first, suffix = 0, False, None, ""
 
     @classmethod
     def apply(cls, *args):
-        if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
-        if torch._C._dispatch_tls_is_dispatch_key_included(_BATCHING):
-            args = cls._as_op(*args)
-        # `super().apply` looks up the signature of `forward`, which takes as long as a small op.
-        return super(Function, cls).apply(*unwrap_dead_wrappers(args))
+        # torch.compile, should it begin to trace only here, has silently wrong second derivatives
+        # of a Function whose backward is another; of autograd's own batched gradients
+        # (`is_grads_batched`) nothing but the dispatcher sees what is batched.
+        if torch.compiler.is_compiling() or _included(_BATCHING):
+            return cls._as_op(*args)
+        return super().apply(*args) if transformed() else cls.record(*args)
 
     @classmethod
     def _as_op(cls, call, *tensors):
-        """The arguments for autograd's own batched gradients (`is_grads_batched`), which nothing
-        but the dispatcher takes apart.
-        """
+        """By `torch.ops`, which keep nothing for each other."""
         end = len(tensors) - (call.inputs if cls.dots else 0)
-        return call.as_op(call.options), *tensors[: end - len(call.held)], *tensors[end:]
+        tensors = *tensors[: end - len(call.held)], *tensors[end:]
+        results = getattr(torch.ops.mamlpp, call.name + cls.suffix)(*tensors, *call.options)
+        return results if isinstance(results, tuple) else (results,)
+
+    @classmethod
+    def record(cls, *args):
+        """`apply` for autograd alone, or the level of torch.func that it works at. `super().apply`
+        looks up the signature of `forward`, which takes as long as a small op.
+        """
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))
 
     @classmethod
     def vmap(cls, info, in_dims, call, *tensors):
@@ -184,7 +193,7 @@ class Value(Batched):
 class Grad(Batched):
     """dy, ... → the gradient in every input."""
 
-    lead, first = 1, 0
+    lead, first, suffix = 1, 0, "_grad"
 
     @staticmethod
     @as_it_is
@@ -215,7 +224,7 @@ class Grad(Batched):
 class Dot(Batched):
     """... and directions of the inputs → the direction of y, in forward mode."""
 
-    dots = True
+    dots, suffix = True, "_dot"
 
     @staticmethod
     @as_it_is
@@ -249,7 +258,7 @@ class Dot(Batched):
 class GradDot(Batched):
     """dy, its direction, ... and directions of the inputs → those of y and of the gradients."""
 
-    lead, dots, first = 2, True, 1
+    lead, dots, first, suffix = 2, True, 1, "_grad_dot"
 
     @staticmethod
     @as_it_is
@@ -259,16 +268,47 @@ class GradDot(Batched):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.name = inputs[0].name
+        ctx.call, *tensors = inputs
+        hold(ctx, *tensors)
+        ctx.places = [i for i, t in enumerate(tensors) if t is not None]
 
     @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError(
-            f"{ctx.name}: the third derivative is not implemented; use "
-            f"kernels.reference.{ctx.name}, which has every order"
-        )
+    def backward(ctx, y_dot, *tangents):
+        """It is linear in the directions of the inputs, whose gradient is not a third derivative:
+        that of ⟨u, y_dot⟩ + ⟨v, tangents⟩ is `Grad` of u and the tangent along v.
+        """
+        call, (dy, _, *tensors) = ctx.call, ctx.saved_tensors
+        linear = 2 + len(tensors) - call.inputs
+        edges = zip(ctx.places, ctx.next_functions, strict=True)
+        if any(place < linear and _is_wanted(node) for place, (node, _) in edges):
+            _third_derivative(call)
+        tensors, nothing = tensors[: -call.inputs], [None] * call.inputs
+        first = nothing if y_dot is None else Grad.apply(call, y_dot, *tensors)
+        second = [None]
+        if not _all_zero(tangents):
+            second = GradDot.apply(call, dy, None, *tensors, *tangents)
+        return *[None] * (1 + linear), *map(total, first, (*second[1:], *nothing)[: call.inputs])
 
-    jvp = backward
+    @staticmethod
+    def jvp(ctx, *_):
+        _third_derivative(ctx.call)
+
+
+def _third_derivative(call: Call) -> None:
+    raise RuntimeError(
+        f"{call.name}: the third derivative is not implemented; use kernels.reference.{call.name}, "
+        f"which has every order"
+    )
+
+
+def _is_wanted(node) -> bool:
+    """Whether this backward pass will go on to a node of the graph."""
+    if node is None:
+        return False
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf whose gradient was asked for
+        return True
 
 
 def hold(ctx, *tensors: Tensor | None) -> None:

@@ -56,21 +56,17 @@ def task_conv2d(
         )
     check_alike("task_conv2d", x=x, weight=weight)
     if library.traced(x, weight):
-        return library.op("task_conv2d")(x, weight, stride, padding)
+        return library.op(_Call.name)(x, weight, stride, padding)
     return _Value.apply(_call(x, weight, stride, padding), x, weight)[0]
 
 
 class _Call:
     """One convolution and its two gradients, by the functions of a backend."""
 
-    shared = held = ()
+    name, shared, held = "task_conv2d", (), ()
 
     def __init__(self, impl, stride: int, padding: int) -> None:
         self.impl, self.options = impl, (stride, padding)
-
-    @staticmethod
-    def as_op(options: tuple) -> "_Traced":
-        return _Traced(*options)
 
     def value(self, x, w):
         return self.impl.fwd(x, w, *self.options)
@@ -133,6 +129,8 @@ class _Value(_Contraction):
 class _InputGrad(_Contraction):
     """∂T/∂x as a function of (z, w); `x` lends its shape."""
 
+    suffix = "_input_grad"
+
     @staticmethod
     @as_it_is
     def forward(call, dz, w, x):
@@ -150,6 +148,8 @@ class _InputGrad(_Contraction):
 
 class _WeightGrad(_Contraction):
     """∂T/∂w as a function of (z, x); `w` lends its shape."""
+
+    suffix = "_weight_grad"
 
     @staticmethod
     @as_it_is

@@ -7,13 +7,13 @@ derivative computes the forward pass anew.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 
-from kernels.autograd import Batched, Call, Dot, Grad, GradDot, Value
+from kernels.autograd import Batched, Call, Dot, Grad, GradDot, Value, transformed
 from kernels.plain.layout import channels_last, nhwc, whole
 
 _LIBRARY = torch.library.Library("mamlpp", "DEF")
@@ -32,8 +32,7 @@ def traced(*tensors: Tensor) -> bool:
 
 def readable(tensor: Tensor) -> bool:
     """Whether a look at its values costs nothing and shows something."""
-    transformed = torch._C._are_functorch_transforms_active()
-    return tensor.device.type == "cpu" and not transformed and not traced(tensor)
+    return tensor.device.type == "cpu" and not transformed() and not traced(tensor)
 
 
 def op(name: str) -> Callable:
@@ -78,7 +77,8 @@ def define(
         return results(fake(*arguments))
 
     def differentiated(*arguments):
-        return results(function.apply(call(*arguments[count:]), *arguments[:count]))
+        with enable_single_level_autograd_function():
+            return results(function.record(call(*arguments[count:]), *arguments[:count]))
 
     def mapped(info, in_dims, *arguments):
         options, tensors = arguments[count:], arguments[:count]
@@ -98,7 +98,7 @@ class Traced(Call):
 
     def __init__(self, kind: type[Call], options: tuple) -> None:
         self.name, self.inputs, self.shared = kind.name, kind.inputs, kind.shared
-        self.as_op, self.options = kind.as_op, options
+        self.options = options
 
     def fwd(self, *tensors):
         return below_autograd(self.name, *tensors, *self.options), _Nothing()
@@ -161,7 +161,6 @@ def define_twice_differentiable(
     def made(*values):
         return Traced(kind, values)
 
-    kind.as_op = partial(Traced, kind)
     name, outputs = kind.name, kind.outputs
     define(name, f"{tensors}{options}", outputs, value, fake, Value, made)
     define(
