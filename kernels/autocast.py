@@ -5,6 +5,8 @@ from torch import Tensor
 
 
 def enabled(like: Tensor) -> bool:
+    if not torch._C._is_any_autocast_enabled():
+        return False
     kind = like.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 

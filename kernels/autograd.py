@@ -15,7 +15,7 @@ from functools import wraps
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from kernels import autocast
 from kernels.plain.layout import total
@@ -66,15 +66,19 @@ class Call:
         hold them: it frees them after the last use, sees whether somebody wrote to them since, and
         has hooks. What are no tensors stays here.
         """
-        everything, found = [*tensors, *outputs], {}
-        at = {id(t): i for i, t in enumerate(everything) if t is not None}
-        for name, value in saved._asdict().items():
+        self.rest = saved
+        if not saved:
+            return outputs
+        everything, found, count = [*tensors, *outputs], {}, len(tensors)
+        for name, value in zip(saved._fields, saved, strict=True):
             if isinstance(value, Tensor):
-                if id(value) not in at:
-                    at[id(value)] = len(everything)
+                for i, each in enumerate(everything):
+                    if each is value:
+                        found[name] = i
+                        break
+                else:
+                    found[name] = len(everything)
                     everything.append(value)
-                found[name] = at[id(value)]
-        count = len(tensors)
         self.held = tuple(sorted({i - count for i in found.values() if i >= count}))
         shift = {count + i: count + place for place, i in enumerate(self.held)}
         self.names, self.places = tuple(found), tuple(shift.get(i, i) for i in found.values())
@@ -83,9 +87,10 @@ class Call:
 
     def split(self, tensors: tuple) -> tuple[tuple, tuple]:
         """What the backend saved, and the arguments of `fwd`, of these followed by what is held."""
-        saved = zip(self.names, (tensors[i] for i in self.places), strict=True)
-        end = len(tensors) - len(self.held)
-        return self.rest and self.rest._replace(**dict(saved)), tensors[:end]
+        if not self.names:
+            return self.rest, tensors
+        saved = zip(self.names, [tensors[i] for i in self.places], strict=True)
+        return self.rest._replace(**dict(saved)), tensors[: len(tensors) - len(self.held)]
 
 
 class Batched(Function):
@@ -103,7 +108,11 @@ class Batched(Function):
         # (`is_grads_batched`) nothing but the dispatcher sees what is batched.
         if torch.compiler.is_compiling() or _included(_BATCHING):
             return cls._as_op(*args)
-        return super().apply(*args) if transformed() else cls.record(*args)
+        if transformed():
+            return super().apply(*args)
+        if forward_ad._current_level < 0 and not torch._C._any_requires_grad(*args):
+            return cls.forward(*args)  # nobody will ask for a derivative
+        return cls.record(*args)
 
     @classmethod
     def _as_op(cls, call, *tensors):
@@ -151,17 +160,32 @@ def unfold(size: int, tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.unflatten(0, (size, -1))
 
 
-def as_it_is(forward: Callable) -> Callable:
-    """A `forward` without autocast: the public ops have cast what is to be cast."""
+def as_it_is(forward: Callable[..., tuple]) -> Callable[..., tuple]:
+    """A `forward` without autocast, as the public ops have cast what is to be cast, whose results
+    are views of its arguments where they are these, and of nothing else, as nobody may write to
+    them then.
+    """
 
     @wraps(forward)
     def run(call, *tensors):
-        if not autocast.enabled(tensors[0]):
-            return forward(call, *tensors)
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            return forward(call, *tensors)
+        if autocast.enabled(tensors[0]):
+            with torch.autocast(tensors[0].device.type, enabled=False):
+                results = forward(call, *tensors)
+        else:
+            results = forward(call, *tensors)
+        return tuple([r if r is None else _returnable(r, tensors) for r in results])
 
     return run
+
+
+def _returnable(result: Tensor, tensors: tuple) -> Tensor:
+    for t in tensors:
+        if t is result:
+            return t.view_as(t)
+    if result._base is None:
+        return result
+    place = result.storage_offset(), result.shape, result.stride()
+    return result.new_empty(0).set_(result.untyped_storage(), *place)
 
 
 class Value(Batched):
@@ -173,10 +197,12 @@ class Value(Batched):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.call, *tensors = inputs
-        hold(ctx, *tensors, *(output[i] for i in ctx.call.held))
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.others = len(output) - 1
+        call, *tensors = inputs
+        ctx.call, ctx.others = call, len(output) - 1
+        if ctx.others:
+            tensors += [output[i] for i in call.held]
+            ctx.mark_non_differentiable(*output[1:])
+        hold(ctx, *tensors)
 
     @staticmethod
     def backward(ctx, dy, *_):
@@ -313,7 +339,8 @@ def _is_wanted(node) -> bool:
 
 def hold(ctx, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(*tensors)
     ctx.set_materialize_grads(False)
 
 

@@ -22,12 +22,16 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def traced(*tensors: Tensor) -> bool:
     """Whether something other than autograd and torch.func is to see the call as an op."""
-    return (
+    if (
         torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or any(type(t) not in _PLAIN or t.is_meta for t in tensors)
-    )
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state()
+    ):
+        return True
+    for t in tensors:
+        if type(t) not in _PLAIN or t.is_meta:
+            return True
+    return False
 
 
 def readable(tensor: Tensor) -> bool:
@@ -71,7 +75,8 @@ def define(
 
     def computed(*arguments):
         found = [channels_last(r) if r.dim() == 5 else whole(r) for r in run(*arguments)[:returns]]
-        return results([r.clone() if any(r is a for a in arguments) else r for r in found])
+        given = [a for a in arguments if isinstance(a, Tensor)]
+        return results([r.clone() if any(map(r.is_set_to, given)) else r for r in found])
 
     def looked_at(*arguments):
         return results(fake(*arguments))

@@ -22,20 +22,22 @@ def matrix(rows: Tensor | None) -> tuple[int, int]:
 
 
 def address(tensor: Tensor | None) -> int:
-    """Of its first value, after `kernels.plain.layout` has seen to it that it is there."""
+    """Of its first value, after `kernels.plain.layout` has seen to it that it lies there."""
     if tensor is None:
         return 0
-    assert not tensor.is_neg() and not tensor._is_zerotensor(), "no values where it lies"
+    assert not tensor.is_neg(), "the signs of the values are still to be changed"
     return tensor.data_ptr()
 
 
 def check_alike(op: str, **tensors: Tensor) -> None:
     """ValueError unless all are dense and have one dtype and device."""
     first = next(iter(tensors.values()))
+    alike = True
     for name, t in tensors.items():
         if t.layout != torch.strided:
             raise ValueError(f"{op}: {name} must be dense, got {t.layout}; use to_dense()")
-    if all(t.dtype == first.dtype and t.device == first.device for t in tensors.values()):
+        alike = alike and t.dtype == first.dtype and t.device == first.device
+    if alike:
         return
     each = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in tensors.items())
     raise ValueError(f"{op}: all inputs must have one dtype and device, got {each}; convert them")

@@ -63,12 +63,12 @@ class _Call(Call):
 
     def fwd(self, theta, grad, rates):
         updated = self.impl.fwd(*self._flat(rates, (theta, grad), (rates,)))
-        return (updated.view_as(theta),), _Saved()
+        return (updated if rates.dim() == 1 else updated.view_as(theta),), _Saved()
 
     def bwd(self, saved, tensors, d_theta):
         _, grad, rates = tensors
         gradients = self.impl.bwd(*self._flat(rates, (d_theta, grad), (rates,)))
-        return d_theta.view_as(d_theta), *self._unflat(rates, d_theta, *gradients)
+        return d_theta, *self._unflat(rates, d_theta, *gradients)
 
     def dot(self, saved, tensors, dots):
         (_, grad, rates), (theta_dot, grad_dot, rates_dot) = tensors, dots
