@@ -9,7 +9,7 @@ closed forms go: a third derivative raises.
 `vmap` folds the mapped axis into the task axis: an op mapped over tasks is its own batched kernel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 
 import torch
@@ -35,12 +35,12 @@ class Call:
     inputs: int
     outputs: int  # of `fwd`
     shared: tuple[int, ...] = ()
-    # Of what the backend saved: the tensors' names, and where they are among the arguments and the
-    # outputs of `held`; what else there is.
-    names: tuple[str, ...] = ()
-    places: tuple[int, ...] = ()
-    held: tuple[int, ...] = ()
-    rest: tuple | None = None
+    # Of what the backend saved: for each field the place of a tensor among the arguments and the
+    # outputs that are `held`, or None and the value in `rest`.
+    kind: type[tuple]
+    places: Sequence[int | None] = ()
+    held: Sequence[int] = ()
+    rest: Sequence = ()
     options: tuple = ()  # of the op of `torch.ops`, after its tensors
 
     def fwd(self, *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], tuple]:
@@ -66,31 +66,34 @@ class Call:
         hold them: it frees them after the last use, sees whether somebody wrote to them since, and
         has hooks. What are no tensors stays here.
         """
-        self.rest = saved
         if not saved:
             return outputs
-        everything, found, count = [*tensors, *outputs], {}, len(tensors)
-        for name, value in zip(saved._fields, saved, strict=True):
-            if isinstance(value, Tensor):
-                for i, each in enumerate(everything):
-                    if each is value:
-                        found[name] = i
-                        break
-                else:
-                    found[name] = len(everything)
-                    everything.append(value)
-        self.held = tuple(sorted({i - count for i in found.values() if i >= count}))
-        shift = {count + i: count + place for place, i in enumerate(self.held)}
-        self.names, self.places = tuple(found), tuple(shift.get(i, i) for i in found.values())
-        self.rest = saved._replace(**dict.fromkeys(found))
-        return tuple(everything[count:])
+        known = (*tensors, *outputs)
+        at, count = {id(t): i for i, t in enumerate(known)}, len(tensors)
+        held, places, more = [], [], []
+        for value in saved:
+            if not isinstance(value, Tensor):
+                places.append(None)
+                continue
+            i = at.get(id(value))
+            if i is None:
+                i = at[id(value)] = len(known) + len(more)
+                more.append(value)
+            if i >= count:
+                held.append(i - count)
+                i = count + len(held) - 1
+            places.append(i)
+        self.held, self.places, self.kind = held, places, type(saved)
+        self.rest = [v if i is None else None for v, i in zip(saved, places, strict=True)]
+        return (*outputs, *more)
 
     def split(self, tensors: tuple) -> tuple[tuple, tuple]:
         """What the backend saved, and the arguments of `fwd`, of these followed by what is held."""
-        if not self.names:
-            return self.rest, tensors
-        saved = zip(self.names, [tensors[i] for i in self.places], strict=True)
-        return self.rest._replace(**dict(saved)), tensors[: len(tensors) - len(self.held)]
+        if not self.places:
+            return (), tensors
+        found = zip(self.rest, self.places, strict=True)
+        saved = self.kind._make([rest if i is None else tensors[i] for rest, i in found])
+        return saved, tensors[: len(tensors) - len(self.held)]
 
 
 class Batched(Function):

@@ -7,7 +7,6 @@ derivative computes the forward pass anew.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,7 +105,7 @@ class Traced(Call):
         self.options = options
 
     def fwd(self, *tensors):
-        return below_autograd(self.name, *tensors, *self.options), _Nothing()
+        return below_autograd(self.name, *tensors, *self.options), ()
 
     def bwd(self, saved, tensors, dy):
         return below_autograd(f"{self.name}_grad", dy, *tensors, *self.options)
@@ -117,10 +116,6 @@ class Traced(Call):
     def grad_dot(self, saved, tensors, dots, dy, dy_dot):
         operands = dy, dy_dot, *tensors, *dots
         return below_autograd(f"{self.name}_grad_dot", *operands, *self.options)
-
-
-class _Nothing(NamedTuple):
-    """What ops keep."""
 
 
 def define_twice_differentiable(

@@ -1,5 +1,5 @@
 """Tensors as the compiled modules take them: an address, and the elements from one task to the
-next. They trust both.
+next. They trust both, so that every operand has been through `kernels.plain.layout` before.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,11 @@ WHERE = {"cpu": "a CPU", "cuda": "a GPU"}
 
 def matrix(rows: Tensor | None) -> tuple[int, int]:
     """Of [T, ...], whose entries of one task lie as the function wants them."""
-    return (0, 0) if rows is None else (address(rows), rows.stride(0))
+    return (0, 0) if rows is None else (rows.data_ptr(), rows.stride(0))
 
 
 def address(tensor: Tensor | None) -> int:
-    """Of its first value, after `kernels.plain.layout` has seen to it that it lies there."""
-    if tensor is None:
-        return 0
-    assert not tensor.is_neg(), "the signs of the values are still to be changed"
-    return tensor.data_ptr()
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def check_alike(op: str, **tensors: Tensor) -> None:

@@ -1,7 +1,5 @@
 """The LSLR inner update over a flat parameter buffer, batched over tasks, differentiable twice."""
 
-from typing import NamedTuple
-
 from torch import Tensor
 
 from kernels import autocast, dispatch, library
@@ -47,10 +45,6 @@ def lslr_update(
     return Value.apply(_call(*operands, sizes), *operands)[0]
 
 
-class _Saved(NamedTuple):
-    """Nothing: all that the derivatives need are the inputs."""
-
-
 class _Call(Call):
     """Rates are [L], or each task's own, [T, L], under `vmap`: the segments of all tasks are then
     those of a single one.
@@ -63,7 +57,7 @@ class _Call(Call):
 
     def fwd(self, theta, grad, rates):
         updated = self.impl.fwd(*self._flat(rates, (theta, grad), (rates,)))
-        return (updated if rates.dim() == 1 else updated.view_as(theta),), _Saved()
+        return (updated if rates.dim() == 1 else updated.view_as(theta),), ()
 
     def bwd(self, saved, tensors, d_theta):
         _, grad, rates = tensors

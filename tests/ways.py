@@ -511,6 +511,8 @@ OTHERWISE = {
     "compile grad, aot_eager": func_grad,
     "compile vmap of grad": mapped(grad_of, lambda n: (0,) * n),
 }
+# An error that a backend may raise where it keeps what was written to, as torch's own ops do.
+POSSIBLE = {"result written to": "modified by an inplace operation"}
 # Errors that say what is wrong, instead of a wrong number.
 NAMED = {
     "compile aot_eager, second order": "not currently support double backward|in-place operation",
