@@ -10,7 +10,7 @@ closed forms go: a third derivative raises.
 """
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ from torch.autograd import Function, forward_ad
 from kernels import autocast
 from kernels.plain.layout import total
 
-_BATCHING = torch._C._parse_dispatch_key("VmapMode")
-_included = torch._C._dispatch_tls_is_dispatch_key_included
 transformed = torch._C._are_functorch_transforms_active
+batching = partial(
+    torch._C._dispatch_tls_is_dispatch_key_included, torch._C._parse_dispatch_key("VmapMode")
+)
 
 
 class Call:
@@ -109,8 +110,13 @@ class Batched(Function):
         # torch.compile, should it begin to trace only here, has silently wrong second derivatives
         # of a Function whose backward is another; of autograd's own batched gradients
         # (`is_grads_batched`) nothing but the dispatcher sees what is batched.
-        if torch.compiler.is_compiling() or _included(_BATCHING):
+        if torch.compiler.is_compiling() or batching():
             return cls._as_op(*args)
+        return cls.start(*args)
+
+    @classmethod
+    def start(cls, *args):
+        """`apply` where neither is the case."""
         if transformed():
             return super().apply(*args)
         if forward_ad._current_level < 0 and not torch._C._any_requires_grad(*args):
@@ -165,8 +171,7 @@ def unfold(size: int, tensor: Tensor | None) -> Tensor | None:
 
 def as_it_is(forward: Callable[..., tuple]) -> Callable[..., tuple]:
     """A `forward` without autocast, as the public ops have cast what is to be cast, whose results
-    are views of its arguments where they are these, and of nothing else, as nobody may write to
-    them then.
+    are views of its arguments or none at all, as nobody may write to them otherwise.
     """
 
     @wraps(forward)
@@ -176,16 +181,19 @@ def as_it_is(forward: Callable[..., tuple]) -> Callable[..., tuple]:
                 results = forward(call, *tensors)
         else:
             results = forward(call, *tensors)
-        return tuple([r if r is None else _returnable(r, tensors) for r in results])
+        for r in results:
+            if r is not None and r._base is not None:
+                return tuple([_alone(r, tensors) for r in results])
+        return results
 
     return run
 
 
-def _returnable(result: Tensor, tensors: tuple) -> Tensor:
-    for t in tensors:
-        if t is result:
-            return t.view_as(t)
-    if result._base is None:
+def _alone(result: Tensor | None, tensors: tuple) -> Tensor | None:
+    """The same values in the same place, but not as a view of something that nobody has."""
+    if result is None or result._base is None:
+        return result
+    if any(t is not None and (result._base is t or result._base is t._base) for t in tensors):
         return result
     place = result.storage_offset(), result.shape, result.stride()
     return result.new_empty(0).set_(result.untyped_storage(), *place)

@@ -57,7 +57,7 @@ def task_conv2d(
     check_alike("task_conv2d", x=x, weight=weight)
     if library.traced(x, weight):
         return library.op(_Call.name)(x, weight, stride, padding)
-    return _Value.apply(_call(x, weight, stride, padding), x, weight)[0]
+    return _Value.start(_call(x, weight, stride, padding), x, weight)[0]
 
 
 class _Call:

@@ -46,7 +46,7 @@ def linear_cross_entropy(
     operands = features, weight, bias, labels
     if library.traced(*operands):
         return library.op(_Call.name)(*operands)
-    loss, logits, *_ = Value.apply(_call(*operands), *operands)
+    loss, logits, *_ = Value.start(_call(*operands), *operands)
     return loss, logits
 
 

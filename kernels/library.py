@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 
-from kernels.autograd import Batched, Call, Dot, Grad, GradDot, Value, transformed
+from kernels.autograd import Batched, Call, Dot, Grad, GradDot, Value, batching, transformed
 from kernels.plain.layout import channels_last, nhwc, whole
 
 _LIBRARY = torch.library.Library("mamlpp", "DEF")
@@ -25,6 +25,7 @@ def traced(*tensors: Tensor) -> bool:
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state()
+        or batching()
     ):
         return True
     for t in tensors:

@@ -58,7 +58,7 @@ def per_step_batch_norm(
     if library.traced(z, gain, bias):
         y, mean, var = library.op(_Call.name)(*operands, *options)
     else:
-        y, mean, var, *_ = Value.apply(_call(*operands, *options), *operands)
+        y, mean, var, *_ = Value.start(_call(*operands, *options), *operands)
     return y.to(dtype), mean, var
 
 

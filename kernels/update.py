@@ -42,7 +42,7 @@ def lslr_update(
     operands = theta, grad, rates
     if library.traced(*operands):
         return library.op(_Call.name)(*operands, sizes)
-    return Value.apply(_call(*operands, sizes), *operands)[0]
+    return Value.start(_call(*operands, sizes), *operands)[0]
 
 
 class _Call(Call):
@@ -62,7 +62,7 @@ class _Call(Call):
     def bwd(self, saved, tensors, d_theta):
         _, grad, rates = tensors
         gradients = self.impl.bwd(*self._flat(rates, (d_theta, grad), (rates,)))
-        return d_theta, *self._unflat(rates, d_theta, *gradients)
+        return d_theta.view_as(d_theta), *self._unflat(rates, d_theta, *gradients)
 
     def dot(self, saved, tensors, dots):
         (_, grad, rates), (theta_dot, grad_dot, rates_dot) = tensors, dots
