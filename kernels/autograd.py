@@ -39,6 +39,7 @@ class Call:
     # Of what the backend saved: for each field the place of a tensor among the arguments and the
     # outputs that are `held`, or None and the value in `rest`.
     kind: type[tuple]
+    returned: int | None = None  # outputs that the caller sees, None: and what is held
     places: Sequence[int | None] = ()
     held: Sequence[int] = ()
     rest: Sequence = ()
@@ -112,13 +113,14 @@ class Batched(Function):
         # (`is_grads_batched`) nothing but the dispatcher sees what is batched.
         if torch.compiler.is_compiling() or batching():
             return cls._as_op(*args)
-        return cls.start(*args)
+        return super().apply(*args) if transformed() else cls.record(*args)
 
     @classmethod
     def start(cls, *args):
-        """`apply` where neither is the case."""
+        """`apply` where neither is the case, for a caller who wants the outputs alone."""
         if transformed():
             return super().apply(*args)
+        args[0].returned = args[0].outputs
         if forward_ad._current_level < 0 and not torch._C._any_requires_grad(*args):
             return cls.forward(*args)  # nobody will ask for a derivative
         return cls.record(*args)
@@ -133,10 +135,29 @@ class Batched(Function):
 
     @classmethod
     def record(cls, *args):
-        """`apply` for autograd alone, or the level of torch.func that it works at. `super().apply`
-        looks up the signature of `forward`, which takes as long as a small op.
+        """`apply` for autograd alone, or the level of torch.func that it works at."""
+        return cls.single.apply(*args)
+
+    def __init_subclass__(cls) -> None:
+        """`single` is the same Function without `setup_context`, which torch.func wants and which
+        costs as much as a small op: what is held needs not be returned then.
         """
-        return super(Function, cls).apply(*unwrap_dead_wrappers(args))
+        if "forward" not in cls.__dict__:
+            return
+
+        def forward(ctx, call, *tensors):
+            results = cls.forward(call, *tensors)
+            cls.setup_context(ctx, (call, *tensors), results)
+            results = cls.shown(call, results)
+            ctx.others = len(results) - 1
+            return results
+
+        rest = {"backward": staticmethod(cls.backward), "jvp": staticmethod(cls.jvp)}
+        cls.single = type(cls.__name__, (Function,), {"forward": staticmethod(forward), **rest})
+
+    @staticmethod
+    def shown(call, results: tuple) -> tuple:
+        return results
 
     @classmethod
     def vmap(cls, info, in_dims, call, *tensors):
@@ -214,6 +235,10 @@ class Value(Batched):
             tensors += [output[i] for i in call.held]
             ctx.mark_non_differentiable(*output[1:])
         hold(ctx, *tensors)
+
+    @staticmethod
+    def shown(call, results):
+        return results[: call.returned]
 
     @staticmethod
     def backward(ctx, dy, *_):
