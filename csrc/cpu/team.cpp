@@ -81,7 +81,8 @@ void pause_briefly() {
 }
 
 // How long a thread without work looks out for more before it sleeps: longer than the gap between
-// two calls of one iteration, so that it is there when the next one comes.
+// two calls of one iteration, so that it is there when the next one comes. Of more threads than
+// cores none does: it would look out on the core that another needs to work.
 constexpr std::chrono::microseconds patience{200};
 
 // Items of one loop, handed out one by one.
@@ -111,7 +112,10 @@ void say_fewer(int asked, size_t made, const char* reason) {
 class Pool {
   public:
     // Of fewer threads where the system gives no more; results do not depend on their number.
-    explicit Pool(int threads) : asked_(threads) {
+    explicit Pool(int threads)
+        : asked_(threads),
+          patience_(threads > static_cast<int>(std::thread::hardware_concurrency()) ? 0 * patience
+                                                                                    : patience) {
         try {
             workers_.reserve(static_cast<size_t>(threads - 1));
             for (int w = 1; w < threads; ++w)
@@ -159,7 +163,7 @@ class Pool {
   private:
     void serve(int worker) {
         for (unsigned seen = 0;;) {
-            const auto until = std::chrono::steady_clock::now() + patience;
+            const auto until = std::chrono::steady_clock::now() + patience_;
             while (turn_.load(std::memory_order_acquire) == seen &&
                    std::chrono::steady_clock::now() < until)
                 pause_briefly();
@@ -177,6 +181,7 @@ class Pool {
     }
 
     const int asked_;
+    const std::chrono::microseconds patience_;
     Loop loop_;
     // The caller's way of rounding, and whether it flushes denormals (torch.set_flush_denormal): a
     // setting of each thread, and a task's results must not depend on the thread that took it.
