@@ -58,7 +58,8 @@ def init_state(cfg: Config, device: torch.device | str = "cpu") -> State:
     params = model.init(cfg.steps, norm_rows, cfg.inner_rate, generator)
     zeros = Params(*(torch.zeros_like(p) for p in params))
     shape = (cfg.steps if cfg.norm_stats == "per-step" else 1, model.stat_width)
-    running = Moments(torch.zeros(shape), torch.ones(shape))
+    kind = dict(dtype=params.theta.dtype, device=params.theta.device)
+    running = Moments(torch.zeros(shape, **kind), torch.ones(shape, **kind))
     return State(params, zeros, zeros, running, 0).to(device)
 
 
@@ -119,17 +120,20 @@ def meta_gradient(
 ) -> unroll.MetaGradient:
     """The outer loss and its gradient, over blocks of tasks that suit the device, summed in task
     order; by the schedule of the state's iteration unless one is given.
+
+    In the child of a fork, too: there torch's own threads, if it had any, would be waited for.
     """
     schedule = schedule or Schedule.of(state.iteration, cfg)
     running = state.running if cfg.train_norm_statistics == "running" else None
     differentiate = unroll.adjoint if cfg.unroll == "adjoint" else unroll.autograd
     model, (weights, second, _) = Backbone.of(cfg), schedule
-    parts = over_tasks(
-        lambda block: differentiate(model, state.params, block, weights, second, running),
-        episode,
-        keeps=second,
-    )
-    return unroll.total(parts)
+    with kernels.only_kernels():
+        parts = over_tasks(
+            lambda block: differentiate(model, state.params, block, weights, second, running),
+            episode,
+            keeps=second,
+        )
+        return unroll.total(parts)
 
 
 def meta_step(state: State, episode: Episode, cfg: Config) -> tuple[State, Metrics]:

@@ -1,17 +1,38 @@
 """How many threads the CPU backends use."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 import torch
+
+# More threads than cores only wait for one another. Some more are let through: results do not
+# depend on their number, and that is tested with 3 threads where there is one core. A thousand,
+# such as of OMP_NUM_THREADS meant for another machine, would need the memory of a thousand.
+MOST_PER_CORE = 4
 
 _given: ContextVar[int | None] = ContextVar("kernels_threads", default=None)
 
 
 def threads() -> int:
-    """`torch.get_num_threads()`, or what it was outside `only_kernels`."""
-    return _given.get() or torch.get_num_threads()
+    """`torch.get_num_threads()`, or what it was outside `only_kernels`; at most `MOST_PER_CORE` for
+    each of the cores.
+    """
+    return min(_given.get() or torch.get_num_threads(), _most())
+
+
+def cores() -> int:
+    """Those that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def _most() -> int:
+    return MOST_PER_CORE * cores()
 
 
 @contextmanager
