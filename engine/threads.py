@@ -26,10 +26,12 @@ def started(
     system gives no more.
     """
     while threads > 0:
-        pool, made, go = ThreadPoolExecutor(threads, name, initializer, initargs), 0, threading.Event()
+        pool, go = ThreadPoolExecutor(threads, name, initializer, initargs), threading.Event()
+        made = 0
         try:
-            for made in range(threads):
+            while made < threads:
                 pool.submit(go.wait)  # a pool starts a thread where none is idle
+                made += 1
             return pool, threads
         except (RuntimeError, MemoryError) as error:
             told(error)
