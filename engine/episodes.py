@@ -141,7 +141,8 @@ class EpisodeSampler:
 
     def labels(self, tasks: int, samples: int) -> Tensor:
         """int64 [T, ways * samples]"""
-        return torch.arange(self.ways).repeat_interleave(samples).repeat(tasks, 1)
+        classes = torch.arange(self.ways, dtype=torch.int64, device="cpu")
+        return classes.repeat_interleave(samples).repeat(tasks, 1)
 
 
 def prefetch(make: Callable[[int], T], iterations: Iterable[int], depth: int = 2) -> Iterator[T]:

@@ -53,7 +53,7 @@ class Metrics(NamedTuple):
 
 def init_state(cfg: Config, device: torch.device | str = "cpu") -> State:
     """The state before the first iteration; a function of `cfg.seed`."""
-    model, generator = Backbone.of(cfg), torch.Generator().manual_seed(cfg.seed)
+    model, generator = Backbone.of(cfg), torch.Generator("cpu").manual_seed(cfg.seed)
     norm_rows = cfg.steps if cfg.norm_weights == "per-step" else 1
     params = model.init(cfg.steps, norm_rows, cfg.inner_rate, generator)
     zeros = Params(*(torch.zeros_like(p) for p in params))
@@ -221,9 +221,10 @@ def _averaging(
     columns], tasks first.
     """
     seen = [0] * count
-    weights = torch.zeros(count, tasks * len(rows), dtype=torch.float64)
+    kind = dict(dtype=torch.float64, device="cpu")
+    weights = torch.zeros(count, tasks * len(rows), **kind)
     for i, row in reversed([*enumerate(rows * tasks)]):
         weights[row, i] = momentum * (1 - momentum) ** seen[row]
         seen[row] += 1
-    decay = torch.tensor([[(1 - momentum) ** n] for n in seen], dtype=torch.float64)
+    decay = torch.tensor([[(1 - momentum) ** n] for n in seen], **kind)
     return decay.to(device, dtype), weights.to(device, dtype)

@@ -176,7 +176,7 @@ def machine(cfg: Config) -> Iterator[torch.device]:
         try:
             if cfg.backend != "auto":  # auto: the environment may choose
                 stack.enter_context(kernels.use(cfg.backend))
-            probe = torch.empty(0, device=device)
+            probe = torch.empty(0, dtype=torch.float32, device=device)
             fused = kernels.passes(probe, "fp32" if cfg.precision == "auto" else cfg.precision)
             composed = cfg.unroll == "autograd" or fused is None
             for op in ("conv", "norm_act", "head", "update") if composed else ():

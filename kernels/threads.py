@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import cache
 
@@ -37,16 +37,21 @@ def _most() -> int:
 
 @contextmanager
 def only_kernels() -> Iterator[None]:
-    """Inside, the kernels keep the caller's number of threads, and torch's own ops run on one.
+    """Inside, the kernels keep the caller's number of threads, and torch's own ops run on one, in
+    the dtype of their operands.
 
     An OpenMP thread that helped with a torch op spins on its core for milliseconds, waiting for the
-    next one, while the kernels' threads want that core.
+    next one, while the kernels' threads want that core. The caller's autocast would round the few
+    products that torch takes, and nothing of what the kernels compute.
     """
     count = torch.get_num_threads()
     token = _given.set(threads())
     torch.set_num_threads(1)
     try:
-        yield
+        with ExitStack() as stack:
+            for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            yield
     finally:
         torch.set_num_threads(count)
         _given.reset(token)
