@@ -15,7 +15,6 @@ from tests.test_meta import config, random_episode
 from tests.test_native_calls import MODEL
 from tests.tiny import flags, same
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
 
 
