@@ -29,6 +29,13 @@ def expect(op: str, like, **operands: tuple[Tensor | None, tuple[int, ...]]) -> 
         _as_it_lies(op, name, tensor)
 
 
+def tensors(op: str, **operands: Any) -> None:
+    """ValueError unless all are, and none is left out."""
+    for name, value in operands.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+
+
 def _as_it_lies(op: str, name: str, tensor: Tensor) -> None:
     """ValueError unless its memory holds its values."""
     if tensor.layout != torch.strided or tensor.is_neg():
@@ -162,8 +169,10 @@ def pass_operands(
             raise ValueError(
                 f"{op}: statistics must be a mean and a variance, got {len(statistics)} of them"
             )
+        tensors(op, mean=statistics[0], var=statistics[1])
         shape = (stats,) if statistics[0].dim() == 1 else (tasks, stats)
         operands |= {n: (s, shape) for n, s in zip(("mean", "var"), statistics, strict=True)}
+    tensors(op, theta=theta, row=row)
     expect(op, like, **operands)
     if labels is None:
         if keep:

@@ -137,6 +137,7 @@ def tangent(
     whole = isinstance(kept, Kept) and checks.unbroken(kept.seal, kept.theta)
     checks.handed_back("native passes: tangent", kept, Kept, "run", whole)
     images, theta, blocks, _ = kept
+    checks.tensors("native passes", direction=direction)
     shape = len(images.blocks), checks.parameters(images.net)
     expect("passes", images, theta=(theta, shape), direction=(direction, shape))
     net, direction = images.net, direction.contiguous()

@@ -106,6 +106,7 @@ def tangent(
     """Derivative of (gradient, norm_gradient) of a pass along a direction of theta."""
     whole = isinstance(kept, Kept) and kept.unbroken
     checks.handed_back("triton passes: tangent", kept, Kept, "run", whole)
+    checks.tensors("triton passes", direction=direction)
     call, stages = kept.call, kept.stages
     plan, net = call.plan, call.plan.net
     expect("passes", call.images.x, direction=(direction, call.theta.shape))
