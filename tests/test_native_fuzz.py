@@ -88,6 +88,8 @@ def attempt(draw: Draw) -> tuple[Problem, Results]:
     fields |= {"dtype": [torch.float32, torch.float16], "device": [torch.device("meta")]}
     fields |= {"count": [0, -1, 1, 2, 4], "blocks": [*fields["blocks"], [], [None] * 2]}
     images = draw.changed(images, fields)
+    for other in BASES:  # those of the same sizes, which are as good
+        made = made._replace(x=other.x) if images.blocks is images_of(other).blocks else made
     statistics = made.statistics and Moments(*map(draw.tensor, made.statistics))
     made = made._replace(
         theta=draw.tensor(made.theta),
@@ -107,6 +109,7 @@ def attempt(draw: Draw) -> tuple[Problem, Results]:
 
 
 def main(attempts: int) -> None:
+    torch.set_num_threads(1)
     answered = 0
     for seed in range(attempts):
         try:
@@ -121,9 +124,9 @@ def main(attempts: int) -> None:
 
 
 def test_right_arguments_are_answered_and_others_refused() -> None:
-    code, out, err = call("tests.test_native_fuzz", 1000)
+    code, out, err = call("tests.test_native_fuzz", 600)
     assert (code, err) == (0, "")
-    assert 100 < int(out) < 900
+    assert 100 < int(out) < 500
 
 
 if __name__ == "__main__":
