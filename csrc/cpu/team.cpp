@@ -15,6 +15,9 @@
 #include <thread>
 #include <vector>
 
+#ifdef __x86_64__
+#include <xmmintrin.h>
+#endif
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -79,6 +82,21 @@ void pause_briefly() {
     std::this_thread::yield();
 #endif
 }
+
+// How this thread rounds, and whether it flushes denormals (torch.set_flush_denormal).
+#ifdef __x86_64__
+using Rounding = unsigned; // of the vector units, which compute everything; <cfenv> takes long
+Rounding rounding() { return _mm_getcsr(); }
+void round_as(Rounding r) { _mm_setcsr(r); }
+#else
+using Rounding = std::fenv_t;
+Rounding rounding() {
+    Rounding r;
+    std::fegetenv(&r);
+    return r;
+}
+void round_as(const Rounding& r) { std::fesetenv(&r); }
+#endif
 
 // How long a thread without work looks out for more before it sleeps: longer than the gap between
 // two calls of one iteration, so that it is there when the next one comes. Of more threads than
@@ -146,7 +164,7 @@ class Pool {
         loop_.context = context;
         loop_.next.store(0, std::memory_order_relaxed);
         busy_.store(threads() - 1, std::memory_order_relaxed);
-        std::fegetenv(&rounding_);
+        rounding_ = rounding();
         {
             std::lock_guard<std::mutex> lock(mutex_);
             ++turn_;
@@ -174,7 +192,7 @@ class Pool {
             if (stop_)
                 return;
             ++seen;
-            std::fesetenv(&rounding_);
+            round_as(rounding_);
             loop_.work(worker);
             busy_.fetch_sub(1, std::memory_order_release);
         }
@@ -183,9 +201,7 @@ class Pool {
     const int asked_;
     const std::chrono::microseconds patience_;
     Loop loop_;
-    // The caller's way of rounding, and whether it flushes denormals (torch.set_flush_denormal): a
-    // setting of each thread, and a task's results must not depend on the thread that took it.
-    std::fenv_t rounding_{};
+    Rounding rounding_{}; // the caller's: results must not depend on the thread that took a task
     std::atomic<unsigned> turn_{0};
     std::atomic<int> busy_{0};
     bool stop_ = false;
