@@ -19,6 +19,7 @@
 #include <xmmintrin.h>
 #endif
 #ifdef __linux__
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 #ifndef _WIN32
@@ -83,6 +84,16 @@ void pause_briefly() {
 #endif
 }
 
+// Those that this process may run on.
+int cores() {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        return CPU_COUNT(&set);
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());
+}
+
 // How this thread rounds, and whether it flushes denormals (torch.set_flush_denormal).
 #ifdef __x86_64__
 using Rounding = unsigned; // of the vector units, which compute everything; <cfenv> takes long
@@ -131,9 +142,7 @@ class Pool {
   public:
     // Of fewer threads where the system gives no more; results do not depend on their number.
     explicit Pool(int threads)
-        : asked_(threads),
-          patience_(threads > static_cast<int>(std::thread::hardware_concurrency()) ? 0 * patience
-                                                                                    : patience) {
+        : asked_(threads), patience_(threads > cores() ? 0 * patience : patience) {
         try {
             workers_.reserve(static_cast<size_t>(threads - 1));
             for (int w = 1; w < threads; ++w)
