@@ -2,8 +2,11 @@
 // trusted. Addresses are those of contiguous arrays, 0 for one that is not wanted.
 #include "bindings.h"
 
+#include <atomic>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 using namespace mamlpp;
 
@@ -17,14 +20,83 @@ template <class T> const PassOps<T>& ops_of(const Net& net) {
     return *ops;
 }
 
+// What a block was written for. Python holds blocks between calls, beside the sizes that it gives
+// to each: the two must agree, or a pass would read past a block's end, or another's values.
+struct Made {
+    Net net;
+    int n;
+    size_t type; // bytes of a value
+    Isa isa;     // whose vectors it is made of
+
+    bool operator==(const Made& other) const {
+        const Net &a = net, &b = other.net;
+        return a.channels == b.channels && a.side == b.side && a.filters == b.filters &&
+               a.stages == b.stages && a.ways == b.ways && a.pool == b.pool && a.slope == b.slope &&
+               a.eps == b.eps && a.precision == b.precision && n == other.n && type == other.type;
+    }
+    std::string text() const {
+        std::string sizes;
+        for (const int size : {net.channels, net.side, net.filters, net.stages, net.ways})
+            sizes += std::to_string(size) + " ";
+        return std::to_string(n) + " images of float" + std::to_string(8 * type) + ", sizes " +
+               sizes + (net.pool ? "pool" : "stride");
+    }
+};
+
+// The images of one task, or what a pass over them kept.
+struct Held {
+    Held(size_t bytes, const Made& m, uint64_t of, uintptr_t at)
+        : block(bytes), made(m), images(of ? of : next()), theta(at) {}
+    static uint64_t next() {
+        static std::atomic<uint64_t> last{0};
+        return ++last;
+    }
+    const Block block;
+    const Made made;
+    const uint64_t images; // their number, which no others have
+    const uintptr_t theta; // of a pass: the task's parameters; of images 0
+};
+using Blocks = std::vector<std::shared_ptr<Held>>;
+
+const char* name(Isa isa) {
+    constexpr const char* names[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
+    return names[static_cast<int>(isa)];
+}
+
+// Throws unless a block is what a call takes it for. `from` and `to`: the calls of which the second
+// reads what the first wrote.
+void check_held(const std::shared_ptr<Held>& held, const Made& made, bool of_pass, const char* from,
+                const char* to) {
+    if (!held || (held->theta != 0) != of_pass)
+        throw std::invalid_argument("native passes: " + std::string(to) + " takes the blocks of " +
+                                    from + ", got others; hand on what it gave as it is");
+    if (held->made.isa != made.isa)
+        throw std::invalid_argument(
+            std::string("native passes: the instruction set changed from ") + name(held->made.isa) +
+            " to " + name(made.isa) + " between " + from + " and " + to +
+            "; call limit_isa before or after both");
+    if (!(held->made == made))
+        throw std::invalid_argument("native passes: " + std::string(from) + " was given " +
+                                    held->made.text() + ", " + to + " " + made.text() +
+                                    "; they must be of one network and the same images");
+}
+
+void check_images(const Blocks& images, const Made& made, const char* to) {
+    for (const auto& each : images)
+        check_held(each, made, false, "prepare", to);
+}
+
 // x [tasks][n][side][side][channels] → one prepared block a task
 template <class T> Blocks prepare(const Net& net, int tasks, int n, int threads, uintptr_t x) {
     const PassOps<T>& ops = ops_of<T>(net);
-    Blocks images = new_blocks(tasks, ops.images_bytes(net, n));
+    const Made made{net, n, sizeof(T), isa()};
+    Blocks images;
+    for (int t = 0; t < tasks; ++t)
+        images.push_back(std::make_shared<Held>(ops.images_bytes(net, n), made, 0, 0));
     Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
     const ptrdiff_t size = static_cast<ptrdiff_t>(n) * net.side * net.side * net.channels;
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
-        ops.prepare(net, n, at<const T>(x, t * size), images[t]->data(), room.work(slot),
+        ops.prepare(net, n, at<const T>(x, t * size), images[t]->block.data(), room.work(slot),
                     room.scratch(slot), team);
     });
     return images;
@@ -51,17 +123,23 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
             uintptr_t var, bool keep) {
     const PassOps<T>& ops = ops_of<T>(net);
     const int tasks = static_cast<int>(images.size()), stats = net.stages * net.filters;
+    const Made made{net, n, sizeof(T), isa()};
+    check_images(images, made, "run");
+    const auto theta_of = [&](int t) { return at<const T>(theta, t * theta_stride); };
     if (gradient)
         check_labels(at<const int64_t>(labels, 0), static_cast<ptrdiff_t>(tasks) * n, net.ways);
     const size_t bytes = ops.pass_bytes(net, n, keep);
     const bool large = bytes > large_pass;
     Room room(large ? 1 : tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net),
               keep ? 0 : bytes);
-    const Blocks kept = keep ? new_blocks(tasks, bytes) : Blocks{};
+    Blocks kept;
+    for (int t = 0; keep && t < tasks; ++t)
+        kept.push_back(std::make_shared<Held>(bytes, made, images[t]->images,
+                                              reinterpret_cast<uintptr_t>(theta_of(t))));
     const auto run = [&](int t, Team& team, int slot) {
-        const PassTask<T> task{images[t]->data(),
+        const PassTask<T> task{images[t]->block.data(),
                                at<const int64_t>(labels, static_cast<ptrdiff_t>(t) * n),
-                               at<const T>(theta, t * theta_stride),
+                               theta_of(t),
                                at<const T>(row, 0),
                                at<const T>(given_mean, t * given_stride),
                                at<const T>(given_var, t * given_stride),
@@ -71,7 +149,7 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
                                at<T>(norm_gradient, static_cast<ptrdiff_t>(t) * 2 * stats),
                                at<T>(mean, static_cast<ptrdiff_t>(t) * stats),
                                at<T>(var, static_cast<ptrdiff_t>(t) * stats),
-                               keep ? kept[t]->data() : room.left(slot),
+                               keep ? kept[t]->block.data() : room.left(slot),
                                keep};
         ops.pass(net, n, task, room.work(slot), room.scratch(slot), team);
     };
@@ -85,12 +163,25 @@ void tangent(const Net& net, int n, int threads, const Blocks& images, const Blo
              uintptr_t product, uintptr_t norm_product) {
     const PassOps<T>& ops = ops_of<T>(net);
     const int tasks = static_cast<int>(images.size()), width = 2 * net.stages * net.filters;
+    const Made made{net, n, sizeof(T), isa()};
+    const auto theta_of = [&](int t) { return at<const T>(theta, t * theta_stride); };
+    for (const auto& each : kept)
+        check_held(each, made, true, "run", "tangent");
+    check_images(images, made, "tangent");
+    bool alike = kept.size() == images.size();
+    for (int t = 0; alike && t < tasks; ++t)
+        alike = kept[t]->images == images[t]->images &&
+                kept[t]->theta == reinterpret_cast<uintptr_t>(theta_of(t));
+    if (!alike)
+        throw std::invalid_argument(
+            "native passes: tangent was given other images or another theta than the pass that "
+            "kept; hand on what run kept as it is");
     Room room(tasks, threads, ops.tangent_bytes(net, n), ops.scratch_bytes(net));
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
-        const TangentTask<T> task{images[t]->data(),
-                                  at<const T>(theta, t * theta_stride),
+        const TangentTask<T> task{images[t]->block.data(),
+                                  theta_of(t),
                                   at<const T>(direction, t * parameters),
-                                  kept[t]->data(),
+                                  kept[t]->block.data(),
                                   at<T>(product, t * parameters),
                                   at<T>(norm_product, static_cast<ptrdiff_t>(t) * width)};
         ops.tangent(net, n, task, room.work(slot), room.scratch(slot), team);
@@ -143,8 +234,8 @@ PYBIND11_MODULE(_native, m) {
     m.def("limit_isa", &limit_isa, "Use none beyond this one; returns the one in use now.");
     m.def("release_blocks", &release_blocks,
           "Give the memory that is kept for reuse back to the system; returns its bytes.");
-    py::class_<Block, std::shared_ptr<Block>>(m, "Block")
-        .def_property_readonly("bytes", &Block::bytes);
+    py::class_<Held, std::shared_ptr<Held>>(m, "Block")
+        .def_property_readonly("bytes", [](const Held& held) { return held.block.bytes(); });
     py::class_<Net>(m, "Net").def(
         py::init([](int channels, int side, int filters, int stages, int ways, bool pool,
                     double slope, double eps, Precision precision) {

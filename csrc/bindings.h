@@ -5,9 +5,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <memory>
-#include <vector>
-
 #include "arguments.h"
 #include "cpu/team.h"
 #include "ops.h"
@@ -15,15 +12,6 @@
 namespace mamlpp {
 
 namespace py = pybind11;
-
-using Blocks = std::vector<std::shared_ptr<Block>>;
-
-inline Blocks new_blocks(int count, size_t bytes) {
-    Blocks blocks;
-    for (int i = 0; i < count; ++i)
-        blocks.push_back(std::make_shared<Block>(bytes));
-    return blocks;
-}
 
 // Memory of a call, in one block: of the tasks that run at once each its work and what it leaves
 // behind for nobody, and scratch for every thread, since a task that is left over has them all.

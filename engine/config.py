@@ -120,7 +120,9 @@ class Config:
     ensemble: int = _flag("best checkpoints kept, and averaged in the final test", ">= 1")
     # machine
     device: str = _flag("where to compute", ("auto", "cpu", "cuda"), default="auto", free=True)
-    threads: int = _flag("CPU threads, 0: torch's choice", "in [0, 1024]", default=0, free=True)
+    threads: int = _flag(
+        "CPU threads, at most one a core; 0: torch's choice", "in [0, 1024]", default=0, free=True
+    )
     unroll: str = _flag(
         "closed-form adjoint, or torch.autograd as its oracle",
         ("adjoint", "autograd"),

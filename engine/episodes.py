@@ -9,6 +9,7 @@ team of threads for the prefetching thread, which then fights the first for the 
 from __future__ import annotations
 
 import hashlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from torch import Tensor
 from engine.config import ROTATIONS, check
 from engine.data import Dataset
 from engine.errors import UserError
+from engine.threads import told
 
 T = TypeVar("T")
 _LAST = np.uint64(2**64 - 1)
@@ -139,19 +141,22 @@ class EpisodeSampler:
 
     def labels(self, tasks: int, samples: int) -> Tensor:
         """int64 [T, ways * samples]"""
-        return torch.arange(self.ways).repeat_interleave(samples).repeat(tasks, 1)
+        classes = torch.arange(self.ways, dtype=torch.int64, device="cpu")
+        return classes.repeat_interleave(samples).repeat(tasks, 1)
 
 
 def prefetch(make: Callable[[int], T], iterations: Iterable[int], depth: int = 2) -> Iterator[T]:
     """What ``make`` makes of each of ``iterations``, in order, up to ``depth`` of them ahead, by a
     thread.
 
-    0: none ahead, no thread. An exception of ``make`` or of ``iterations`` is raised here.
-    Closing the iterator ends the thread.
+    0: none ahead, no thread; so, too, where none can be started. An exception of ``make`` or of
+    ``iterations`` is raised here. Closing the iterator ends the thread. The child of a fork, which
+    the thread is not in, makes an iterator of its own: this one raises RuntimeError there.
     """
     if depth == 0:
         yield from map(make, iterations)
         return
+    owner = os.getpid()
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
 
@@ -174,15 +179,29 @@ def prefetch(make: Callable[[int], T], iterations: Iterable[int], depth: int = 2
             put(None, error)
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
     try:
-        while (item := ready.get())[0] is not None:
+        thread.start()
+    except (RuntimeError, MemoryError) as error:
+        told(error)
+        yield from map(make, iterations)
+        return
+    try:
+        while (item := _received(ready, owner))[0] is not None:
             yield item[0]
         if item[1] is not None:
             raise item[1]
     finally:
         closed.set()
         thread.join()
+
+
+def _received(ready: queue.Queue[T], owner: int) -> T:
+    if os.getpid() != owner:
+        raise RuntimeError(
+            f"prefetch: its thread is of process {owner}, not of its fork {os.getpid()}; make the "
+            "iterator in the process that reads it"
+        )
+    return ready.get()
 
 
 def _require_enough(sampler: EpisodeSampler, name: str, split: str, names: tuple[str, ...]) -> None:

@@ -100,9 +100,9 @@ def evaluate(
         between()
         with kernels.only_kernels():
             logits, labels = answers(first, min(BATCH, tasks - first))
-        logits = torch.cat([logits, logits.mean(0, keepdim=True)])
-        hits = logits.argmax(-1) == labels  # [states + 1, T, N]
-        correct.append(hits.double().mean(-1).cpu())
+            logits = torch.cat([logits, logits.mean(0, keepdim=True)])
+            hits = logits.argmax(-1) == labels  # [states + 1, T, N]
+            correct.append(hits.double().mean(-1).cpu())
     *single, ensemble = (score(row) for row in torch.cat(correct, dim=1))
     return single, ensemble
 

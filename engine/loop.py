@@ -79,7 +79,7 @@ class DeviceLoop(contextlib.AbstractContextManager):
         self._draws = prefetch(lambda t: tasks.draw(t, cfg.tasks), iterations, cfg.prefetch)
         # Loss weights of the steps, Adam's scales: what changes between replays.
         self._numbers = torch.zeros(cfg.steps + 2, dtype=torch.float64, device=device)
-        self._measured = torch.zeros(2 + len(meta.CHECKED), device=device)
+        self._measured = torch.zeros(2 + len(meta.CHECKED), dtype=torch.float32, device=device)
         self._state: State | None = None  # where the iterations find it and leave it
         self._replays: dict[tuple, object] = {}
         self._free = [_Slot(self._feed, self._numbers, self._measured) for _ in range(AHEAD)]
@@ -166,12 +166,13 @@ class _Slot:
         self.iteration = 0
         self.indices = feed.staging()
         self.numbers, self.measured = (
-            torch.empty(t.shape, dtype=t.dtype, pin_memory=pin) for t in (numbers, measured)
+            torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=pin)
+            for t in (numbers, measured)
         )
         self._event = torch.cuda.Event() if pin else None
 
     def write(self, numbers: list[float]) -> None:
-        self.numbers.copy_(torch.tensor(numbers, dtype=self.numbers.dtype))
+        self.numbers.copy_(torch.tensor(numbers, dtype=self.numbers.dtype, device="cpu"))
 
     def record(self) -> None:
         if self._event is not None:

@@ -53,12 +53,13 @@ class Metrics(NamedTuple):
 
 def init_state(cfg: Config, device: torch.device | str = "cpu") -> State:
     """The state before the first iteration; a function of `cfg.seed`."""
-    model, generator = Backbone.of(cfg), torch.Generator().manual_seed(cfg.seed)
+    model, generator = Backbone.of(cfg), torch.Generator("cpu").manual_seed(cfg.seed)
     norm_rows = cfg.steps if cfg.norm_weights == "per-step" else 1
     params = model.init(cfg.steps, norm_rows, cfg.inner_rate, generator)
     zeros = Params(*(torch.zeros_like(p) for p in params))
     shape = (cfg.steps if cfg.norm_stats == "per-step" else 1, model.stat_width)
-    running = Moments(torch.zeros(shape), torch.ones(shape))
+    kind = dict(dtype=params.theta.dtype, device=params.theta.device)
+    running = Moments(torch.zeros(shape, **kind), torch.ones(shape, **kind))
     return State(params, zeros, zeros, running, 0).to(device)
 
 
@@ -119,17 +120,20 @@ def meta_gradient(
 ) -> unroll.MetaGradient:
     """The outer loss and its gradient, over blocks of tasks that suit the device, summed in task
     order; by the schedule of the state's iteration unless one is given.
+
+    In the child of a fork, too: there torch's own threads, if it had any, would be waited for.
     """
     schedule = schedule or Schedule.of(state.iteration, cfg)
     running = state.running if cfg.train_norm_statistics == "running" else None
     differentiate = unroll.adjoint if cfg.unroll == "adjoint" else unroll.autograd
     model, (weights, second, _) = Backbone.of(cfg), schedule
-    parts = over_tasks(
-        lambda block: differentiate(model, state.params, block, weights, second, running),
-        episode,
-        keeps=second,
-    )
-    return unroll.total(parts)
+    with kernels.only_kernels():
+        parts = over_tasks(
+            lambda block: differentiate(model, state.params, block, weights, second, running),
+            episode,
+            keeps=second,
+        )
+        return unroll.total(parts)
 
 
 def meta_step(state: State, episode: Episode, cfg: Config) -> tuple[State, Metrics]:
@@ -217,9 +221,10 @@ def _averaging(
     columns], tasks first.
     """
     seen = [0] * count
-    weights = torch.zeros(count, tasks * len(rows), dtype=torch.float64)
+    kind = dict(dtype=torch.float64, device="cpu")
+    weights = torch.zeros(count, tasks * len(rows), **kind)
     for i, row in reversed([*enumerate(rows * tasks)]):
         weights[row, i] = momentum * (1 - momentum) ** seen[row]
         seen[row] += 1
-    decay = torch.tensor([[(1 - momentum) ** n] for n in seen], dtype=torch.float64)
+    decay = torch.tensor([[(1 - momentum) ** n] for n in seen], **kind)
     return decay.to(device, dtype), weights.to(device, dtype)

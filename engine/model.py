@@ -99,14 +99,15 @@ class Backbone:
         """Xavier-uniform weights, zero biases, unit gains, equal rates, as the reference
         implementation.
         """
+        kind = dict(dtype=dtype, device=generator.device)
         tensors = []
         for shape in self.shapes.values():
-            tensor = torch.zeros(shape, dtype=dtype)
+            tensor = torch.zeros(shape, **kind)
             if len(shape) > 1:
                 torch.nn.init.xavier_uniform_(tensor, generator=generator)
             tensors.append(tensor.unsqueeze(0))
-        norm = torch.tensor([1.0, 0.0], dtype=dtype).repeat(norm_rows, self.stages)
-        rates = torch.full((steps, len(self.shapes)), inner_rate, dtype=dtype)
+        norm = torch.tensor([1.0, 0.0], **kind).repeat(norm_rows, self.stages)
+        rates = torch.full((steps, len(self.shapes)), inner_rate, **kind)
         return Params(self.flat(tensors)[0], norm.repeat_interleave(self.filters, 1), rates)
 
     def bessel(self, images: int, like: Tensor) -> Tensor:
@@ -202,5 +203,5 @@ def _bessel(
     counts: tuple[int, ...], filters: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     with torch.inference_mode(False):  # autograd may be the next to use it
-        n = torch.tensor(counts, dtype=torch.float64)
+        n = torch.tensor(counts, dtype=torch.float64, device="cpu")
         return (n / (n - 1).clamp(min=1)).repeat_interleave(filters).to(device, dtype)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from engine import checkpoint
 from engine.errors import say
+from engine.threads import told
 
 
 @dataclass
@@ -197,10 +198,14 @@ def _clock(seconds: float) -> str:
 
 
 def _tensorboard(folder: Path, iteration: int) -> Any:
-    """A writer, or None when TensorBoard is not installed."""
+    """A writer, or None when TensorBoard is not installed or can have no thread."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its optional TensorFlow is talkative
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=iteration + 1)
+    try:
+        return SummaryWriter(str(folder), purge_step=iteration + 1)
+    except RuntimeError as error:
+        told(error)
+        return None

@@ -21,7 +21,7 @@ class Feed:
         self._samples, self._shape = samples, bank.shape[1:]
         height, width, channels = self._shape
         self._pixels = bank.view(-1, channels)  # [M · H · W, C]
-        places = torch.arange(height * width).view(height, width)
+        places = torch.arange(height * width, device="cpu").view(height, width)
         turned = [places.rot90(quarter).flatten() for quarter in range(4)]
         # All four, or none where images are not square: their classes are never turned.
         self._places = torch.stack(turned if height == width else turned[:1] * 4).to(device)
@@ -34,7 +34,7 @@ class Feed:
     def staging(self) -> Tensor:
         """Room on the host for one batch's indices, from which a GPU copies while we go on."""
         pin = self._index.is_cuda
-        return torch.empty(self._index.shape, dtype=torch.int64, pin_memory=pin)
+        return torch.empty(self._index.shape, dtype=torch.int64, device="cpu", pin_memory=pin)
 
     def load(self, draw: Draw, staging: Tensor) -> None:
         """Begins to copy indices; `staging` is in use until that is done."""

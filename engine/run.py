@@ -21,6 +21,7 @@ from engine.errors import UserError, say
 from engine.meta import State
 from engine.report import Meter
 from engine.workers import keep_freed_memory
+from kernels.threads import cores
 
 # The classes of a data set are divided, and the stand-in is drawn, the same for every run: two
 # runs, whatever their seeds, are tested on classes that neither has seen.
@@ -175,7 +176,7 @@ def machine(cfg: Config) -> Iterator[torch.device]:
         try:
             if cfg.backend != "auto":  # auto: the environment may choose
                 stack.enter_context(kernels.use(cfg.backend))
-            probe = torch.empty(0, device=device)
+            probe = torch.empty(0, dtype=torch.float32, device=device)
             fused = kernels.passes(probe, "fp32" if cfg.precision == "auto" else cfg.precision)
             composed = cfg.unroll == "autograd" or fused is None
             for op in ("conv", "norm_act", "head", "update") if composed else ():
@@ -187,9 +188,18 @@ def machine(cfg: Config) -> Iterator[torch.device]:
         except kernels.BackendError as error:
             raise UserError(str(error)) from error
         stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(cfg.threads or torch.get_num_threads())
+        torch.set_num_threads(_threads(cfg))
         keep_freed_memory()
         yield device
+
+
+def _threads(cfg: Config) -> int:
+    """Those asked for, at most one a core: more only wait for one another."""
+    wanted, most = cfg.threads or torch.get_num_threads(), cores()
+    if wanted > most:
+        whose = f"--threads is {wanted}" if cfg.threads else f"torch has {wanted} threads"
+        say(f"{whose}, and this process {most} core{'s' * (most > 1)}: it runs {most}")
+    return min(wanted, most)
 
 
 def load_dataset(cfg: Config, *parts: str) -> Dataset:

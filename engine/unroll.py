@@ -10,6 +10,7 @@ A model is anything with `sizes`, `bessel`, `prepare` and `loss`, as `engine.mod
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import NamedTuple
 
 import torch
@@ -174,6 +175,8 @@ def adjoint(
     return MetaGradient(loss, logits, gradient, *record.result())
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def autograd(
     model,
     params: Params,
@@ -186,7 +189,9 @@ def autograd(
     """The same as `adjoint` for one task, and for more of them their sum as if they were one, by
     differentiating the unrolled loop. Its memory grows with steps and targets.
     """
-    leaves = Params(*(p.detach().requires_grad_() for p in params))
+    leaves = Params(*(_plain(p).detach().requires_grad_() for p in params))
+    episode = Episode(*(_plain(getattr(episode, f.name)) for f in fields(episode)))
+    running = None if running is None else Moments(*map(_plain, running))
     theta, record = leaves.theta.expand(len(episode.support_x), -1), _Record(model)
     outer, logits = leaves.theta.new_zeros(1), None
     for k, weight in enumerate(loss_weights):
@@ -204,6 +209,11 @@ def autograd(
     gradient = torch.autograd.grad(outer, leaves, materialize_grads=True)
     gradient = Params(*(g.unsqueeze(0) for g in gradient))
     return MetaGradient(outer.detach(), logits, gradient, *record.result())
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """One that autograd may keep: what was made in inference mode is copied."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 @torch.inference_mode()

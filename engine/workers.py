@@ -7,6 +7,7 @@ save. So each worker thread takes whole tasks and runs their operations alone.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import TypeVar
 import torch
 
 import kernels
+from engine import threads
 from engine.episodes import Episode
 
 T = TypeVar("T")
@@ -29,14 +31,16 @@ def over_tasks(function: Callable[[Episode], T], episode: Episode, keeps: bool =
     Single tasks on a CPU run at once, as many as there are threads, on one core each; those left
     over, too few for every thread, run one after the other on all of them, and so do larger blocks.
     """
-    tasks, threads = len(episode.support_x), kernels.threads()
+    tasks, count = len(episode.support_x), kernels.threads()
     block = kernels.task_block(episode.support_x, keeps) or tasks
     blocks = [episode.slice(start, start + block) for start in range(0, tasks, block)]
+    if count == 1 or block > 1 or len(blocks) < count:
+        return [function(each) for each in blocks]
+    pool, count = _pool(count)
+    together = blocks[: len(blocks) // count * count] if pool else []
     # A worker sees the caller's choice of backend, which a context variable holds.
-    calls = [(copy_context(), function, each) for each in blocks]
-    left = len(calls) % threads if threads > 1 and block == 1 else len(calls)
-    together = calls[: len(calls) - left]
-    results = list(_pool(threads).map(_run, together)) if together else []
+    calls = [(copy_context(), function, each) for each in together]
+    results = list(pool.map(_run, calls)) if pool else []
     return results + [function(each) for each in blocks[len(together) :]]
 
 
@@ -46,9 +50,13 @@ def _run(call: tuple) -> object:
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(count: int) -> tuple[ThreadPoolExecutor | None, int]:
     # torch's number of threads is a setting of the calling thread; the caller's stays as it is.
-    return ThreadPoolExecutor(threads, "task", initializer=torch.set_num_threads, initargs=(1,))
+    return threads.started(count, "task", torch.set_num_threads, (1,))
+
+
+# Threads do not come along to the child of a fork, which would wait for them for ever.
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def keep_freed_memory() -> None:

@@ -14,7 +14,6 @@ from functools import partial, wraps
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
 from kernels import autocast

@@ -3,6 +3,7 @@ errors.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from kernels.net import Net
 
 CONV_SCOPE = "square images, 3×3 filters, padding 1, stride 1 or 2"
 NORM_ACT_SCOPE = "square images"
+COUNTED = 2**31 - 1  # of which C and Triton count values in an int
+LARGEST_NUMBER = 1e30  # of eps and slope: float32, with room to compute
 
 
 def expect(op: str, like, **operands: tuple[Tensor | None, tuple[int, ...]]) -> None:
@@ -23,6 +26,20 @@ def expect(op: str, like, **operands: tuple[Tensor | None, tuple[int, ...]]) -> 
                 f"{op}: {name} must be {like.dtype} {list(shape)} on {like.device}, got "
                 f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
             )
+        _dense(op, name, tensor)
+
+
+def tensors(op: str, **operands: Any) -> None:
+    """ValueError unless all are, and none is left out."""
+    for name, value in operands.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def _dense(op: str, name: str, tensor: Tensor) -> None:
+    """ValueError unless it is an array of its values."""
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{op}: {name} must be dense, got {tensor.layout}; use to_dense()")
 
 
 def conv_refusal(backend: str, x_shape, w_shape, stride: int, padding: int) -> str | None:
@@ -79,8 +96,31 @@ def norm_act_operands(
     return {name: (tensor, (t, c)) for name, tensor in operands.items()}
 
 
-def net_sizes(backend: str, net: Net, most_stages: int) -> None:
-    """ValueError for a network that has no passes."""
+def net_sizes(backend: str, net: Net, most_stages: int, largest: int = COUNTED) -> None:
+    """ValueError for a network that has no passes. An eps of 0 is one: a channel whose values are
+    all equal is then divided by 0, and what follows is NaN.
+    """
+    if not isinstance(net, Net):
+        raise ValueError(f"{backend} passes take a kernels.Net, got {type(net).__name__}")
+    for name in ("channels", "side", "filters", "stages", "ways"):
+        size = getattr(net, name)
+        if type(size) is not int or size > largest:
+            raise ValueError(
+                f"{backend} passes: {name} must be an int up to {largest}, got {size!r} of "
+                f"{type(size).__name__}"
+            )
+    if type(net.pool) is not bool or not isinstance(net.precision, str):
+        raise ValueError(
+            f"{backend} passes: pool must be a bool and precision a name, got {net.pool!r} and "
+            f"{net.precision!r}"
+        )
+    for name in ("negative_slope", "eps"):
+        value = getattr(net, name)
+        if type(value) not in (int, float) or not 0 <= value <= LARGEST_NUMBER:
+            raise ValueError(
+                f"{backend} passes: {name} must be a number from 0 to {LARGEST_NUMBER:g}, got "
+                f"{value!r}"
+            )
     if not 1 <= net.stages <= most_stages:
         raise ValueError(f"{backend} passes take 1 to {most_stages} stages, got {net.stages}")
     smallest = 2**net.stages if net.pool else 1
@@ -93,6 +133,9 @@ def net_sizes(backend: str, net: Net, most_stages: int) -> None:
 
 def net_images(net: Net, x: Tensor) -> None:
     """ValueError for images that a network does not take."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"images: must be a tensor, got {type(x).__name__}")
+    _dense("images", "x", x)
     shape = tuple(x.shape)
     if shape[2:] != (net.channels, net.side, net.side) or 0 in shape:
         raise ValueError(
@@ -117,8 +160,14 @@ def pass_operands(
     stats = net.stages * net.filters
     operands = {"theta": (theta, (tasks, parameters(net))), "row": (row, (2 * stats,))}
     if statistics is not None:
+        if len(statistics) != 2:
+            raise ValueError(
+                f"{op}: statistics must be a mean and a variance, got {len(statistics)} of them"
+            )
+        tensors(op, mean=statistics[0], var=statistics[1])
         shape = (stats,) if statistics[0].dim() == 1 else (tasks, stats)
         operands |= {n: (s, shape) for n, s in zip(("mean", "var"), statistics, strict=True)}
+    tensors(op, theta=theta, row=row)
     expect(op, like, **operands)
     if labels is None:
         if keep:
@@ -129,6 +178,36 @@ def pass_operands(
         raise ValueError(
             f"{op}: labels must be torch.int64 {list(shape)} on {like.device}, got "
             f"{labels.dtype} {list(labels.shape)} on {labels.device}"
+        )
+
+
+def seal(*parts: Any) -> tuple:
+    """Of what a backend hands out to be handed back: by it `unbroken` tells whether it is the
+    same, and whether a tensor of it was written to since.
+    """
+    return tuple((part, _writes(part)) for part in parts)
+
+
+def unbroken(seal: tuple, *parts: Any) -> bool:
+    return len(seal) == len(parts) and all(
+        part is sealed and _writes(part) == writes
+        for part, (sealed, writes) in zip(parts, seal, strict=True)
+    )
+
+
+def _writes(part: Any) -> int | None:
+    """How often a tensor was written to; those of inference mode do not count that."""
+    return part._version if isinstance(part, Tensor) and not part.is_inference() else None
+
+
+def handed_back(op: str, value: Any, kind: type, origin: str, unbroken: bool) -> None:
+    """ValueError unless `value` is what `origin` gave."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{op} takes what {origin} gave, got {type(value).__name__}")
+    if not unbroken:
+        raise ValueError(
+            f"{op}: what {origin} gave was changed since, or a tensor in it was written to; hand "
+            "it on as it is"
         )
 
 

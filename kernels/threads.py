@@ -1,31 +1,57 @@
 """How many threads the CPU backends use."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 import torch
+
+# More threads than cores only wait for one another. Some more are let through: results do not
+# depend on their number, and that is tested with 3 threads where there is one core. A thousand,
+# such as of OMP_NUM_THREADS meant for another machine, would need the memory of a thousand.
+MOST_PER_CORE = 4
 
 _given: ContextVar[int | None] = ContextVar("kernels_threads", default=None)
 
 
 def threads() -> int:
-    """`torch.get_num_threads()`, or what it was outside `only_kernels`."""
-    return _given.get() or torch.get_num_threads()
+    """`torch.get_num_threads()`, or what it was outside `only_kernels`; at most `MOST_PER_CORE` for
+    each of the cores.
+    """
+    return min(_given.get() or torch.get_num_threads(), _most())
+
+
+def cores() -> int:
+    """Those that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def _most() -> int:
+    return MOST_PER_CORE * cores()
 
 
 @contextmanager
 def only_kernels() -> Iterator[None]:
-    """Inside, the kernels keep the caller's number of threads, and torch's own ops run on one.
+    """Inside, the kernels keep the caller's number of threads, and torch's own ops run on one, in
+    the dtype of their operands.
 
     An OpenMP thread that helped with a torch op spins on its core for milliseconds, waiting for the
-    next one, while the kernels' threads want that core.
+    next one, while the kernels' threads want that core. The caller's autocast would round the few
+    products that torch takes, and nothing of what the kernels compute.
     """
     count = torch.get_num_threads()
     token = _given.set(threads())
     torch.set_num_threads(1)
     try:
-        yield
+        with ExitStack() as stack:
+            for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            yield
     finally:
         torch.set_num_threads(count)
         _given.reset(token)

@@ -2,6 +2,7 @@
 input that does not fit.
 """
 
+import math
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -140,6 +141,35 @@ def changed(**arguments) -> passes.Result:
     return passes.run(prepared(), made.theta, made.row, made.labels, made.statistics, True)
 
 
+def kept(**arguments) -> passes.Kept:
+    return changed(**arguments).kept
+
+
+def other_images(x=None, **sizes) -> passes.Images:
+    return prepared(MADE.x.flip(1) if x is None else x, **sizes)
+
+
+def tangent(made: passes.Kept, **fields) -> tuple:
+    return passes.tangent(made._replace(**fields), MADE.direction)
+
+
+def run(images: passes.Images, **fields) -> passes.Result:
+    return passes.run(images._replace(**fields), MADE.theta, ROW, MADE.labels)
+
+
+def written_to() -> passes.Kept:
+    """By the step of an optimizer, for one."""
+    theta = MADE.theta.clone()
+    made = kept(theta=theta)
+    theta.add_(1)
+    return made
+
+
+def negated() -> torch.Tensor:
+    """theta, in memory as −theta."""
+    return torch.complex(MADE.theta, -MADE.theta).conj().imag
+
+
 def labelled(value: int) -> torch.Tensor:
     labels = MADE.labels.clone()
     labels[1, 2] = value
@@ -178,6 +208,55 @@ def labelled(value: int) -> torch.Tensor:
         (lambda: changed(labels=None), "keep needs labels"),
         (lambda: passes.tangent(changed().kept, MADE.direction[:1]), "direction must be"),
         (lambda: passes.tangent(changed().kept, MADE.direction.float()), "direction must be"),
+        (lambda: prepared(eps=-1.0), "eps must be a number from 0 to 1e.30, got -1.0"),
+        (lambda: prepared(eps=math.nan), "eps must be .*, got nan"),
+        (lambda: prepared(eps=math.inf), "eps must be .*, got inf"),
+        (lambda: prepared(eps="1"), "eps must be .*, got '1'"),
+        (lambda: prepared(eps=1e300), "eps must be .*, got 1e.300"),
+        (lambda: prepared(negative_slope=-0.1), "negative_slope must be .*, got -0.1"),
+        (lambda: prepared(negative_slope=math.nan), "negative_slope must be .*, got nan"),
+        (lambda: prepared(pool=1), "pool must be a bool and precision a name, got 1"),
+        (lambda: prepared(precision=None), "precision a name, got True and None"),
+        (lambda: prepared(precision="fp64"), "fp32, bf16x3 and bf16, not in fp64"),
+        (lambda: prepared(precision="__doc__"), "not in __doc__; ask for fp32"),
+        (lambda: prepared(precision="bf16"), "take float32 images|AVX512-BF16 or AMX, not here"),
+        (lambda: prepared(stages=2.0), "stages must be an int up to 4096, got 2.0 of float"),
+        (lambda: prepared(channels=True), "channels must be an int .*, got True of bool"),
+        (lambda: prepared(filters=-5), "sizes of at least 1, .*filters=-5"),
+        (lambda: prepared(filters=2**31), "filters must be an int up to 4096, got 2147483648"),
+        (lambda: prepared(ways=10**30), "ways must be an int up to 4096"),
+        (lambda: prepared(MADE.x.new_zeros(1, 1, 3, 512, 512), side=512, stages=2, filters=4096,
+                          ways=4096), "2147483647 pixels and parameters, got .* and 2.* param"),
+        (lambda: passes.prepare(tuple(MODEL.net), MADE.x), "take a kernels.Net, got tuple"),
+        (lambda: prepared("x"), "images: must be a tensor, got str"),
+        (lambda: prepared(MADE.x.to_sparse()), r"x is torch.sparse_coo, .*call to_dense\(\)"),
+        (lambda: changed(statistics=(ROW,) * 3), "a mean and a variance, got 3"),
+        (lambda: run(prepared(), count=4), "labels must be"),
+        (lambda: run(prepared(MADE.x[:, :2]), count=3), "prepare was given 2 images .* run 3"),
+        (lambda: run(prepared(), blocks=prepared(side=8, x=MADE.x[..., :8, :8]).blocks),
+         "sizes 3 8 5 2 4 pool, run 3 images of float64, sizes 3 9 5 2 4 pool; they must be"),
+        (lambda: run(prepared(), net=MODEL.net._replace(eps=0.5)), "must be of one network"),
+        (lambda: run(prepared(), net=MODEL.net._replace(filters=6)), "theta must be"),
+        (lambda: run(prepared(), dtype=torch.float32), "theta must be"),
+        (lambda: run(prepared(), dtype=torch.float16), "takes float32 and float64 on a CPU"),
+        (lambda: run(prepared(), device=torch.device("meta")), "on a CPU, got torch.float64 on me"),
+        (lambda: run(prepared(), blocks=kept().blocks), "takes the blocks of prepare, got others"),
+        (lambda: run(prepared(), blocks=[]), "theta must be"),
+        (lambda: passes.run(None, MADE.theta, ROW), "run takes what prepare gave, got NoneType"),
+        (lambda: passes.tangent(None, MADE.direction), "tangent takes what run gave, got NoneType"),
+        (lambda: tangent(kept(), images=other_images()), "other images or another theta than"),
+        (lambda: tangent(kept(), images=other_images(MADE.x[:, :2])), "given 3 .* tangent 2"),
+        (lambda: tangent(kept(), images=other_images(MADE.x[:1])), "theta must be"),
+        (lambda: tangent(kept(), images=other_images(MADE.x.float())), "theta must be"),
+        (lambda: tangent(kept(), images=other_images(ways=3)), "theta must be"),
+        (lambda: tangent(kept(), images=other_images(eps=0.5)), "must be of one network"),
+        (lambda: tangent(kept(), theta=MADE.theta.clone()), "what run gave was changed since"),
+        (lambda: tangent(kept(), blocks=kept(theta=MADE.theta + 1).blocks), "or another theta"),
+        (lambda: tangent(kept(), blocks=kept().blocks[::-1]), "other images or another theta"),
+        (lambda: tangent(kept(), blocks=kept().blocks[:1]), "other images or another theta"),
+        (lambda: tangent(kept(), blocks=prepared().blocks), "takes the blocks of run, got others"),
+        (lambda: tangent(kept(), blocks=[None, None]), "takes the blocks of run, got others"),
+        (lambda: tangent(written_to()), "or a tensor in it was written to"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_it_is_read(call, message: str) -> None:
@@ -187,11 +266,30 @@ def test_what_does_not_fit_is_refused_before_it_is_read(call, message: str) -> N
 
 
 def test_what_another_instruction_set_kept_is_refused() -> None:
-    kept = changed().kept
+    images, made, isa = prepared(), kept(), native.module.isa()
     try:
-        if native.module.limit_isa(native.module.Isa.portable) == kept.isa:
+        if native.module.limit_isa(native.module.Isa.portable) == isa:
             pytest.skip("this machine has one instruction set only")
         with pytest.raises(ValueError, match="changed from avx.* to portable between run and"):
-            passes.tangent(kept, MADE.direction)
+            passes.tangent(made, MADE.direction)
+        with pytest.raises(ValueError, match="changed from avx.* to portable between prepare and"):
+            run(images)
     finally:
         native.module.limit_isa(native.module.Isa.amx)
+
+
+def test_what_was_kept_outlives_the_release_of_blocks() -> None:
+    made = kept()
+    expected = passes.tangent(made, MADE.direction)
+    native.module.release_blocks()
+    native_pass(problem(MODEL, 3, 2, seed=1))
+    assert all(map(torch.equal, passes.tangent(made, MADE.direction), expected))
+
+
+def test_no_eps_divides_by_the_variance_alone() -> None:
+    images = prepared(eps=0.0)
+    found = passes.run(images, MADE.theta, ROW, MADE.labels)
+    least = passes.run(prepared(eps=1e-300), MADE.theta, ROW, MADE.labels)
+    assert torch.equal(found.gradient, least.gradient) and found.gradient.isfinite().all()
+    same_values = passes.prepare(MODEL.net._replace(eps=0.0), torch.ones_like(MADE.x) * 0)
+    assert passes.run(same_values, MADE.theta, ROW, MADE.labels).loss.isnan().all()

@@ -2,21 +2,28 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <chrono>
 #include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
 #include <iterator>
 #include <list>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#ifdef __x86_64__
+#include <xmmintrin.h>
+#endif
 #ifdef __linux__
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 #ifndef _WIN32
-#include <unistd.h>
+#include <pthread.h>
 #endif
 
 namespace mamlpp {
@@ -49,11 +56,25 @@ struct Cache {
         }
     }
 };
-// Never destroyed: a block may be dropped while the interpreter shuts down.
-Cache& cache() {
-    static Cache* const instance = new Cache;
-    return *instance;
-}
+// Never destroyed: a block may be dropped while the interpreter shuts down. Made when the module is
+// loaded: what is made when first asked for may be half made in the child of a fork.
+Cache& cache = *new Cache;
+
+// What a call runs out of memory with; Python makes a MemoryError of it.
+class OutOfMemory final : public std::bad_alloc {
+  public:
+    OutOfMemory(size_t wanted, size_t used) {
+        constexpr double mib = 1 << 20;
+        std::snprintf(text_, sizeof text_,
+                      "native kernels: no memory for a block of %.1f MiB beside %.1f MiB in use; "
+                      "give fewer tasks, images or threads to a call, or free some memory",
+                      static_cast<double>(wanted) / mib, static_cast<double>(used) / mib);
+    }
+    const char* what() const noexcept override { return text_; }
+
+  private:
+    char text_[224];
+};
 
 void pause_briefly() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -63,8 +84,34 @@ void pause_briefly() {
 #endif
 }
 
+// Those that this process may run on.
+int cores() {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        return CPU_COUNT(&set);
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+// How this thread rounds, and whether it flushes denormals (torch.set_flush_denormal).
+#ifdef __x86_64__
+using Rounding = unsigned; // of the vector units, which compute everything; <cfenv> takes long
+Rounding rounding() { return _mm_getcsr(); }
+void round_as(Rounding r) { _mm_setcsr(r); }
+#else
+using Rounding = std::fenv_t;
+Rounding rounding() {
+    Rounding r;
+    std::fegetenv(&r);
+    return r;
+}
+void round_as(const Rounding& r) { std::fesetenv(&r); }
+#endif
+
 // How long a thread without work looks out for more before it sleeps: longer than the gap between
-// two calls of one iteration, so that it is there when the next one comes.
+// two calls of one iteration, so that it is there when the next one comes. Of more threads than
+// cores none does: it would look out on the core that another needs to work.
 constexpr std::chrono::microseconds patience{200};
 
 // Items of one loop, handed out one by one.
@@ -80,11 +127,31 @@ struct Loop {
     }
 };
 
+// Once in a process: a system that refuses a thread refuses the next one, too.
+void say_fewer(int asked, size_t made, const char* reason) {
+    static std::atomic<bool> said{false};
+    if (!said.exchange(true))
+        std::fprintf(stderr,
+                     "mamlpp: asked for %d threads, the system gives %zu (%s): the same results, "
+                     "later; raise the limit of processes or memory (ulimit -u, -v), or ask for "
+                     "fewer threads\n",
+                     asked, made, reason);
+}
+
 class Pool {
   public:
-    explicit Pool(int threads) : threads_(threads) {
-        for (int w = 1; w < threads; ++w)
-            workers_.emplace_back([this, w] { serve(w); });
+    // Of fewer threads where the system gives no more; results do not depend on their number.
+    explicit Pool(int threads)
+        : asked_(threads), patience_(threads > cores() ? 0 * patience : patience) {
+        try {
+            workers_.reserve(static_cast<size_t>(threads - 1));
+            for (int w = 1; w < threads; ++w)
+                workers_.emplace_back([this, w] { serve(w); });
+        } catch (const std::system_error& error) {
+            say_fewer(threads, workers_.size() + 1, error.code().message().c_str());
+        } catch (const std::bad_alloc&) {
+            say_fewer(threads, workers_.size() + 1, "out of memory");
+        }
     }
     ~Pool() {
         {
@@ -96,14 +163,17 @@ class Pool {
         for (std::thread& t : workers_)
             t.join();
     }
-    int threads() const { return threads_; }
+    int asked() const { return asked_; }
+    int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
+    // `run` throws nothing.
     void each(int items, Team::Run run, void* context) {
         loop_.items = items;
         loop_.run = run;
         loop_.context = context;
         loop_.next.store(0, std::memory_order_relaxed);
-        busy_.store(threads_ - 1, std::memory_order_relaxed);
+        busy_.store(threads() - 1, std::memory_order_relaxed);
+        rounding_ = rounding();
         {
             std::lock_guard<std::mutex> lock(mutex_);
             ++turn_;
@@ -120,7 +190,7 @@ class Pool {
   private:
     void serve(int worker) {
         for (unsigned seen = 0;;) {
-            const auto until = std::chrono::steady_clock::now() + patience;
+            const auto until = std::chrono::steady_clock::now() + patience_;
             while (turn_.load(std::memory_order_acquire) == seen &&
                    std::chrono::steady_clock::now() < until)
                 pause_briefly();
@@ -131,13 +201,16 @@ class Pool {
             if (stop_)
                 return;
             ++seen;
+            round_as(rounding_);
             loop_.work(worker);
             busy_.fetch_sub(1, std::memory_order_release);
         }
     }
 
-    const int threads_;
+    const int asked_;
+    const std::chrono::microseconds patience_;
     Loop loop_;
+    Rounding rounding_{}; // the caller's: results must not depend on the thread that took a task
     std::atomic<unsigned> turn_{0};
     std::atomic<int> busy_{0};
     bool stop_ = false;
@@ -165,25 +238,30 @@ class All final : public Team {
     Pool& pool_;
 };
 
-// The pool of this process; one of another size replaces it, and a forked child makes its own,
-// since threads do not survive a fork.
+// The pool of this process; one of another size replaces it.
 std::mutex pool_mutex;
+Pool* the_pool = nullptr;
 Pool& pool(int threads) {
-    static Pool* instance = nullptr;
-#ifndef _WIN32
-    static pid_t owner = 0;
-    if (owner != getpid()) {
-        instance = nullptr;
-        owner = getpid();
+    if (!the_pool || the_pool->asked() != threads) {
+        delete the_pool;
+        the_pool = nullptr;
+        the_pool = new Pool(threads);
     }
-#endif
-    if (!instance || instance->threads() != threads) {
-        delete instance;
-        instance = nullptr;
-        instance = new Pool(threads);
-    }
-    return *instance;
+    return *the_pool;
 }
+
+#ifndef _WIN32
+// Of all threads a fork takes along only the one that calls it, wherever the others are. So the
+// cache is held while it forks, to be whole in the child. A call may hold the pool for long; the
+// child leaves that behind with its threads, and makes one of its own.
+[[maybe_unused]] const int at_fork =
+    pthread_atfork([] { cache.mutex.lock(); }, [] { cache.mutex.unlock(); },
+                   [] {
+                       cache.mutex.unlock();
+                       new (&pool_mutex) std::mutex;
+                       the_pool = nullptr;
+                   });
+#endif
 
 } // namespace
 
@@ -192,7 +270,7 @@ Block::Block(size_t bytes, Use use) : data_(nullptr), bytes_(bytes), use_(use) {
     const size_t unit = bytes < huge ? page : huge;
     bytes_ = (bytes + unit - 1) / unit * unit;
     {
-        Cache& c = cache();
+        Cache& c = cache;
         std::lock_guard<std::mutex> lock(c.mutex);
         const auto fits = [&](const Cache::Entry& e) {
             return e.use == use && (use == Use::room ? e.bytes >= bytes_ : e.bytes == bytes_);
@@ -210,11 +288,12 @@ Block::Block(size_t bytes, Use use) : data_(nullptr), bytes_(bytes), use_(use) {
             return;
     }
     data_ = std::aligned_alloc(unit, bytes_);
+    if (!data_ && release_blocks())
+        data_ = std::aligned_alloc(unit, bytes_);
     if (!data_) {
-        Cache& c = cache();
-        std::lock_guard<std::mutex> lock(c.mutex);
-        c.used -= bytes_;
-        throw std::bad_alloc();
+        std::lock_guard<std::mutex> lock(cache.mutex);
+        cache.used -= bytes_;
+        throw OutOfMemory(bytes_, cache.used);
     }
 #ifdef MADV_HUGEPAGE
     if (unit == huge)
@@ -225,17 +304,22 @@ Block::Block(size_t bytes, Use use) : data_(nullptr), bytes_(bytes), use_(use) {
 Block::~Block() {
     if (!data_)
         return;
-    Cache& c = cache();
+    Cache& c = cache;
     std::lock_guard<std::mutex> lock(c.mutex);
     c.used -= bytes_;
+    try {
+        c.blocks.push_front({bytes_, data_, use_});
+    } catch (const std::bad_alloc&) { // not even for the entry
+        std::free(data_);
+        return;
+    }
     c.cached += bytes_;
-    c.blocks.push_front({bytes_, data_, use_});
     while (c.cached > c.most_used)
         std::free(c.take(std::prev(c.blocks.end())));
 }
 
 size_t release_blocks() {
-    Cache& c = cache();
+    Cache& c = cache;
     std::lock_guard<std::mutex> lock(c.mutex);
     const size_t total = c.cached;
     while (!c.blocks.empty())
@@ -257,6 +341,7 @@ void run_tasks(int tasks, int threads, bool one_by_one, void (*run)(void*, int, 
         return;
     }
     Pool& workers = pool(threads);
+    threads = workers.threads(); // perhaps fewer
     const int together = one_by_one ? 0 : tasks / threads * threads;
     if (together)
         workers.each(

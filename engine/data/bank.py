@@ -14,7 +14,6 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.errors import UserError, explained
+from engine.threads import each
 
 FORMAT = 1  # of the bank file and of how images are decoded: raise it to rebuild every cache
 _MAGIC = b"mamlbank"
@@ -195,8 +195,7 @@ def _is_whole(banks: dict[str, ClassBank], splits: dict) -> bool:
         for split, bank in banks.items()
         for c, digest in enumerate(splits[split]["digests"])
     )
-    with ThreadPoolExecutor() as pool:
-        return all(pool.map(check, items))
+    return all(each(check, items))
 
 
 def _remove_stale(path: Path) -> None:

@@ -11,13 +11,13 @@ reordered sums), and a random stream that is frozen: the images are the same on 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from engine.data.bank import ClassSource, Source, Splits
 from engine.data.tree import fit
+from engine.threads import each
 
 VERSION = 1  # raise it when any image changes
 CLASSES = {"train": 64, "val": 16, "test": 20}
@@ -76,9 +76,8 @@ def _class(number: int, size: int, channels: int) -> ClassSource:
 def draw(number: int) -> np.ndarray:
     """uint8 [IMAGES, 84, 84, 3]: the images of one class, of number 0 to 99."""
     kind = _kind(np.random.RandomState([_SEED, number]))
-    with ThreadPoolExecutor() as pool:
-        rngs = [np.random.RandomState([_SEED, number, c]) for c in range(IMAGES // _CHUNK)]
-        return np.concatenate(list(pool.map(lambda rng: _draw_chunk(kind, rng), rngs)))
+    rngs = [np.random.RandomState([_SEED, number, c]) for c in range(IMAGES // _CHUNK)]
+    return np.concatenate(each(lambda rng: _draw_chunk(kind, rng), rngs))
 
 
 def _kind(rng: np.random.RandomState) -> _Kind:

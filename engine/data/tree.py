@@ -13,7 +13,6 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from PIL import Image
 
 from engine.data.bank import ClassSource
 from engine.errors import UserError, explained
+from engine.threads import each
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -91,11 +91,9 @@ class Tree:
 
     def images(self, names: Iterable[str], size: int, channels: int) -> np.ndarray:
         """uint8 [len(names), size, size, channels]."""
-        with ThreadPoolExecutor() as pool:
-            decoded = pool.map(
-                lambda name: decode(self.read(name), self.where(name), size, channels), names
-            )
-            return np.stack(list(decoded))
+        return np.stack(
+            each(lambda name: decode(self.read(name), self.where(name), size, channels), names)
+        )
 
 
 def split_classes(tree: Tree) -> dict[str, dict[str, list[str]]] | None:

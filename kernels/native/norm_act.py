@@ -42,9 +42,9 @@ def fwd(
     shape = _shape(n, c, side, pooled, negative_slope, eps)
     small = side // 2 if pooled else side
     y, x_hat = (empty_images(z, t, n, c, small) for _ in range(2))
-    mean, var, rstd = (torch.empty((t, c), dtype=z.dtype) for _ in range(3))
+    mean, var, rstd = (torch.empty((t, c), dtype=z.dtype, device=z.device) for _ in range(3))
     words = ops(z.dtype).winner_words(shape)
-    winners = torch.empty((t, n, words), dtype=torch.int16) if pooled else None
+    winners = torch.empty((t, n, words), dtype=torch.int16, device=z.device) if pooled else None
     operands = z, gain, bias, *given, y, mean, var, rstd, x_hat, winners
     ops(z.dtype).norm_act_fwd(shape, t, threads(), *map(matrix, operands))
     centre, count = (mean, n * side * side) if statistics is None else (given[0], 0)
@@ -81,7 +81,9 @@ def tan_fwd(
     tangent = Tangent(
         z_dot,
         *(
-            None if z_dot is None or not saved.count else torch.empty(rows, dtype=saved.z.dtype)
+            None
+            if z_dot is None or not saved.count
+            else torch.empty(rows, dtype=saved.z.dtype, device=saved.z.device)
             for _ in range(2)
         ),
         None if z_dot is None else empty_images(saved.z, *saved.x_hat.shape[:4]),
@@ -125,7 +127,9 @@ def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> tuple[Saved, Tens
 
 def _gradients(saved: Saved) -> tuple[Tensor, Tensor, Tensor]:
     """Unwritten tensors of z, gain and bias."""
-    rows = (torch.empty(saved.rstd.shape, dtype=saved.z.dtype) for _ in range(2))
+    rows = (
+        torch.empty(saved.rstd.shape, dtype=saved.z.dtype, device=saved.z.device) for _ in range(2)
+    )
     return empty_images(saved.z, *saved.z.shape[:4]), *rows
 
 

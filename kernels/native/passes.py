@@ -15,11 +15,14 @@ from kernels import checks
 from kernels.native import module
 from kernels.native.tensors import expect, ops
 from kernels.net import Net, Result
-from kernels.plain.layout import channels_last, vectors
+from kernels.plain.layout import channels_last, vectors, whole
 from kernels.tensors import address
 from kernels.threads import threads
 
 MOST_STAGES = 16  # as csrc/cpu/pass.h
+LARGEST = 4096  # of any size: the kernels multiply some of them as ints
+MOST_IMAGES = 2**16
+PRECISIONS = ("fp32", "bf16x3", "bf16")
 
 
 class Images(NamedTuple):
@@ -36,12 +39,12 @@ class Kept(NamedTuple):
     images: Images
     theta: Tensor  # [T, P]
     blocks: list
-    isa: object  # whose vectors the blocks are made of
+    seal: tuple  # of theta
 
 
 def refusal(precision: str) -> str | None:
     """Why this processor does not run passes of a precision, in one line; `None` if it does."""
-    if not hasattr(module.Precision, precision):
+    if precision not in PRECISIONS:
         return f"native takes products in fp32, bf16x3 and bf16, not in {precision}; ask for fp32"
     if module.has_passes(getattr(module.Precision, precision)):
         return None
@@ -58,17 +61,25 @@ def fastest_precision() -> str:
 
 def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     """The images with what all passes over them share, such as the moments of their patches."""
+    checks.net_sizes("native", net, MOST_STAGES, LARGEST)
+    if reason := refusal(net.precision):
+        raise ValueError(reason)
+    checks.net_images(net, x)
     if net.precision != "fp32" and x.dtype != torch.float32:
         raise ValueError(
             f"native passes in {net.precision} take float32 images, got {x.dtype}; convert them "
             f"or ask for fp32"
         )
-    sizes = _net(net)
-    checks.net_images(net, x)
     expect("passes", x)
     t, n = x.shape[:2]
+    if n > MOST_IMAGES or max(n * net.side**2, checks.parameters(net)) > checks.COUNTED:
+        raise ValueError(
+            f"native passes take up to {MOST_IMAGES} images a task, and {checks.COUNTED} pixels "
+            f"and parameters, got {list(x.shape)} and {checks.parameters(net)} parameters; plain "
+            f"takes any"
+        )
     x = channels_last(x)
-    blocks = ops(x.dtype).prepare(sizes, t, n, threads(), x.data_ptr())
+    blocks = ops(x.dtype).prepare(_net(net), t, n, threads(), x.data_ptr())
     return Images(net, n, x.dtype, x.device, blocks)
 
 
@@ -83,19 +94,21 @@ def run(
     """Logits and batch moments; with labels also the mean cross-entropy of each task and its
     gradient; `keep` what `tangent` needs.
     """
+    checks.handed_back("native passes: run", images, Images, "prepare", True)
     net, tasks = images.net, len(images.blocks)
     stats = net.stages * net.filters
     operands = theta, row, labels, statistics, keep
+    expect("passes", images)
     checks.pass_operands("native passes", net, images, tasks, images.count, *operands)
-    theta, row = vectors(theta), row.contiguous()
+    theta, row = vectors(theta), whole(row)
     new = theta.new_empty
-    given = [None] * 2 if statistics is None else [s.contiguous() for s in statistics]
+    given = [None] * 2 if statistics is None else [whole(s) for s in statistics]
     loss, gradient, norm_gradient = (
         (None, None, None)
         if labels is None
         else (new(tasks), new(theta.shape), new((tasks, 2 * stats)))
     )
-    labels = None if labels is None else labels.contiguous()
+    labels = whole(labels)
     logits, mean, var = new((tasks, images.count, net.ways)), new(tasks, stats), new(tasks, stats)
     blocks = ops(images.dtype).pass_(
         _net(net),
@@ -112,7 +125,7 @@ def run(
         *map(address, (loss, logits, gradient, norm_gradient, mean, var)),
         keep,
     )
-    kept = Kept(images, theta, blocks, module.isa()) if keep else None
+    kept = Kept(images, theta, blocks, checks.seal(theta)) if keep else None
     return Result(loss, logits, gradient, norm_gradient, mean, var, kept)
 
 
@@ -121,14 +134,13 @@ def tangent(
     direction: Tensor,  # [T, P]
 ) -> tuple[Tensor, Tensor]:  # [T, P], [T, G]
     """Derivative of (gradient, norm_gradient) of a pass along a direction of theta."""
-    images, theta, blocks, isa = kept
-    expect("passes", images, direction=(direction, theta.shape))
-    if isa != module.isa():
-        raise ValueError(
-            f"native passes: the instruction set changed from {isa.name} to {module.isa().name} "
-            f"between run and tangent; call limit_isa before or after both"
-        )
-    net, direction = images.net, direction.contiguous()
+    same = isinstance(kept, Kept) and checks.unbroken(kept.seal, kept.theta)
+    checks.handed_back("native passes: tangent", kept, Kept, "run", same)
+    images, theta, blocks, _ = kept
+    checks.tensors("native passes", direction=direction)
+    shape = len(images.blocks), checks.parameters(images.net)
+    expect("passes", images, theta=(theta, shape), direction=(direction, shape))
+    net, direction = images.net, whole(direction)
     product = torch.empty_like(direction)
     norm_product = direction.new_empty((len(direction), 2 * net.stages * net.filters))
     ops(images.dtype).tangent(
@@ -149,6 +161,5 @@ def tangent(
 
 @cache
 def _net(net: Net):
-    checks.net_sizes("native", net, MOST_STAGES)
     *sizes, precision = net
     return module.Net(*sizes, getattr(module.Precision, precision))

@@ -58,7 +58,7 @@ def adam(
     shape = param.shape
     expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
     operands = [whole(t) for t in (param, first, second, grad)]
-    results = tuple(torch.empty(shape, dtype=param.dtype) for _ in range(3))
+    results = tuple(torch.empty(shape, dtype=param.dtype, device=param.device) for _ in range(3))
     ops(param.dtype).adam(
         param.numel(),
         threads(),
@@ -94,7 +94,7 @@ def _descend(
     expect("update", like, **flat(rows, sizes, per_segment, **matrices))
     theta, grad, grad_dot = map(vectors, (theta, grad, grad_dot))
     rates, rates_dot = whole(rates), whole(rates_dot)
-    out = torch.empty(rows, dtype=like.dtype)
+    out = torch.empty(rows, dtype=like.dtype, device=like.device)
     ops(like.dtype).update_fwd(
         sizes,
         rows[0],
@@ -120,7 +120,9 @@ def _gradients(
     expect("update", d_theta, **operands)
     d_theta, grad = vectors(d_theta), vectors(grad)
     rates = whole(rates)
-    d_grad = None if rates is None else torch.empty(rows, dtype=d_theta.dtype)
+    d_grad = (
+        None if rates is None else torch.empty(rows, dtype=d_theta.dtype, device=d_theta.device)
+    )
     d_rates = None if grad is None else d_theta.new_zeros((rows[0], len(sizes)))
     ops(d_theta.dtype).update_bwd(
         sizes,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels import checks
 from kernels.net import Net, Result
-from kernels.plain.layout import channels_last
+from kernels.plain.layout import channels_last, whole
 from kernels.triton import launches, stem_launches
 from kernels.triton.patches import patches
 from kernels.triton.plan import PRECISIONS, Call, Images, Kept, Plan
@@ -35,21 +35,22 @@ def fastest_precision() -> str:
 
 def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     """The images with what all passes over them share, such as the moments of their patches."""
+    checks.net_sizes("triton", net, MOST_STAGES)
     if reason := refusal(net.precision):
         raise ValueError(reason)
-    checks.net_sizes("triton", net, MOST_STAGES)
     checks.net_images(net, x)
     expect("passes", x)
     t, n = x.shape[:2]
     plan = Plan.of(net, t, n)
     bordered = t, n, net.side + 2, net.side + 2, net.channels
     sides = (s.pooled if s.stem else s.dense for s in plan.stages)  # a stem writes no z
-    countable("passes", bordered, *((t, n, side, side, net.filters) for side in sides))
+    maps = ((t, n, side, side, net.filters) for side in sides)
+    countable("passes", bordered, *maps, (t, n, net.ways), (t, checks.parameters(net)))
     x = channels_last(x).permute(0, 1, 3, 4, 2)
     if not plan.stages[0].stem:
-        return Images(plan, x, None)
+        return Images.of(plan, x, None)
     moments = patches(x)
-    return Images(plan, moments.images, moments)
+    return Images.of(plan, moments.images, moments)
 
 
 def run(
@@ -63,12 +64,14 @@ def run(
     """Logits and batch moments; with labels also the mean cross-entropy of each task and its
     gradient; `keep` what `tangent` needs. A label outside 0…ways − 1 makes the loss NaN.
     """
+    same = isinstance(images, Images) and images.unbroken
+    checks.handed_back("triton passes: run", images, Images, "prepare", same)
     plan, net = images.plan, images.plan.net
     t, stats = plan.tasks, net.stages * net.filters
     operands = theta, row, labels, statistics, keep
     checks.pass_operands("triton passes", net, images.x, t, plan.images, *operands)
-    given = None if statistics is None else tuple(s.contiguous() for s in statistics)
-    call = Call(images, aligned(theta), row.contiguous(), given)
+    given = None if statistics is None else tuple(whole(s) for s in statistics)
+    call = Call(images, aligned(theta), whole(row), given)
     mean, var = (row.new_empty(t, stats) for _ in range(2))
     stages, projected = [], None
     for s, stage in enumerate(plan.stages):
@@ -77,7 +80,7 @@ def run(
         else:
             kept = launches.stage_fwd(call, stages[-1] if s else None, s, mean, var)
         stages.append(kept)
-    labels = None if labels is None else labels.contiguous()
+    labels = whole(labels)
     logits, softmax, residual, losses = launches.head_fwd(call, stages[-1], labels)
     if labels is None:
         return Result(None, logits, None, None, mean, var, None)
@@ -92,7 +95,7 @@ def run(
         elif s:
             delta, part = launches.dgrad(call, stages, s)
     launches.wgrads(call, stages, gradient)
-    kept = Kept(call, stages, projected, outer, softmax, residual) if keep else None
+    kept = Kept.of(call, stages, projected, outer, softmax, residual) if keep else None
     return Result(loss, logits, gradient, norm_gradient, mean, var, kept)
 
 
@@ -101,6 +104,9 @@ def tangent(
     direction: Tensor,  # [T, P]
 ) -> tuple[Tensor, Tensor]:  # [T, P], [T, G]
     """Derivative of (gradient, norm_gradient) of a pass along a direction of theta."""
+    same = isinstance(kept, Kept) and kept.unbroken
+    checks.handed_back("triton passes: tangent", kept, Kept, "run", same)
+    checks.tensors("triton passes", direction=direction)
     call, stages = kept.call, kept.stages
     plan, net = call.plan, call.plan.net
     expect("passes", call.images.x, direction=(direction, call.theta.shape))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import triton
 from torch import Tensor
 
+from kernels import checks
 from kernels.net import Net
 from kernels.triton.launch import Geometry, config, merge, padded
 from kernels.triton.patches import Patches
@@ -75,6 +76,15 @@ class Images(NamedTuple):
     plan: Plan
     x: Tensor  # [T, N, H, W, C]; for a stem those of `patches`
     patches: Patches | None
+    seal: tuple  # of the above
+
+    @classmethod
+    def of(cls, plan: Plan, x: Tensor, patches: Patches | None) -> "Images":
+        return cls(plan, x, patches, checks.seal(plan, x, patches))
+
+    @property
+    def unbroken(self) -> bool:
+        return checks.unbroken(self.seal, self.plan, self.x, self.patches)
 
 
 class Call(NamedTuple):
@@ -167,3 +177,18 @@ class Kept(NamedTuple):
     outer: Tensor | None  # [T, KP, F] the stem's Σ δ·patch
     softmax: Tensor  # [T, N, ways]
     residual: Tensor  # [T, N, ways]
+    seal: tuple  # of the above
+
+    @classmethod
+    def of(cls, call: Call, *kept) -> "Kept":
+        return cls(call, *kept, checks.seal(*cls._read(call, kept)))
+
+    @property
+    def unbroken(self) -> bool:
+        call, *kept, seal = self
+        return call.images.unbroken and checks.unbroken(seal, *self._read(call, kept))
+
+    @staticmethod
+    def _read(call: Call, kept) -> tuple:
+        """What a tangent reads, the tensors of the caller one by one."""
+        return call, call.theta, call.row, *(call.given or ()), *kept

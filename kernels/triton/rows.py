@@ -7,6 +7,8 @@ where the distance of rows is known to be a multiple of that many values.
 import torch
 from torch import Tensor
 
+from kernels.plain.layout import solid
+
 ALIGNMENT = 16  # values: the divisibility that Triton tells from
 
 
@@ -18,6 +20,7 @@ def new_rows(like: Tensor, tasks: int, width: int) -> Tensor:
 
 def aligned(rows: Tensor) -> Tensor:  # [T, P]
     """The same rows, copied if they are not aligned; one that all tasks share stays one."""
+    rows = solid(rows)
     step, unit = rows.stride()
     if unit == 1 and step % ALIGNMENT == 0:
         return rows

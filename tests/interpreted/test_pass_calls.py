@@ -2,6 +2,8 @@
 fit.
 """
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -117,17 +119,35 @@ def prepared(x=None, **sizes) -> passes.Images:
     return passes.prepare(MODEL.net._replace(**sizes), MADE.x if x is None else x)
 
 
+def images() -> passes.Images:
+    """Of the images' shape, without the launches that prepare them."""
+    return passes.Images.of(passes.Plan.of(MODEL.net, 2, 2), MADE.x.clone(), None)
+
+
 def changed(**arguments) -> kernels.net.Result:
-    # Of the images' shape, without the launches that prepare them.
-    images = passes.Images(passes.Plan.of(MODEL.net, 2, 2), MADE.x, None)
     made = MADE._replace(**arguments)
-    return passes.run(images, made.theta, made.row, made.labels, made.statistics, True)
+    return passes.run(images(), made.theta, made.row, made.labels, made.statistics, True)
+
+
+def tangent(made: passes.Kept, **fields) -> tuple:
+    return passes.tangent(made._replace(**fields), MADE.direction)
+
+
+def written_to(name: str) -> passes.Kept:
+    """A tensor of the caller, by the step of an optimizer, for one."""
+    call = kept().call._replace(**{name: getattr(kept().call, name).clone()})
+    made = passes.Kept.of(call, [], None, None, ROW, ROW)
+    getattr(call, name).add_(1)
+    return made
 
 
 def against(direction: Tensor) -> tuple[Tensor, Tensor]:
-    images = passes.Images(passes.Plan.of(MODEL.net, 2, 2), MADE.x, None)
-    call = passes.Call(images, MADE.theta, ROW, None)
-    return passes.tangent(passes.Kept(call, [], None, None, ROW, ROW), direction)
+    return passes.tangent(kept(), direction)
+
+
+def kept() -> passes.Kept:
+    call = passes.Call(images(), MADE.theta, ROW, STATISTICS)
+    return passes.Kept.of(call, [], None, None, ROW, ROW)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +179,19 @@ def against(direction: Tensor) -> tuple[Tensor, Tensor]:
         (lambda: changed(labels=None), "keep needs labels"),
         (lambda: against(MADE.direction[:1]), "direction must be"),
         (lambda: against(MADE.direction.double()), "direction must be .*, got torch.float64"),
+        (lambda: prepared(eps=-1.0), "eps must be a number from 0 to 1e.30, got -1.0"),
+        (lambda: prepared(eps=math.nan), "eps must be .*, got nan"),
+        (lambda: prepared(negative_slope=math.inf), "negative_slope must be .*, got inf"),
+        (lambda: prepared(pool=None), "pool must be a bool .*, got None"),
+        (lambda: prepared(side=7.0), "side must be an int .*, got 7.0 of float"),
+        (lambda: prepared(ways=2**20 - 1, filters=2**12), r"\[2, \d+\] are .* values, its kernels"),
+        (lambda: passes.run(None, MADE.theta, ROW), "run takes what prepare gave, got NoneType"),
+        (lambda: passes.run(images()._replace(x=MADE.x), MADE.theta, ROW), "prepare gave was chan"),
+        (lambda: passes.tangent(None, MADE.direction), "tangent takes what run gave, got NoneType"),
+        (lambda: tangent(kept(), call=kept().call), "what run gave was changed since"),
+        (lambda: tangent(kept(), softmax=ROW.clone()), "what run gave was changed since"),
+        (lambda: tangent(written_to("theta")), "or a tensor in it was written to"),
+        (lambda: tangent(written_to("row")), "or a tensor in it was written to"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_it_is_read(call, message: str) -> None:
