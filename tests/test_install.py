@@ -1,11 +1,15 @@
 """The build of the compiled modules from a copy of their sources: with compilers, without, with
-errors.
+errors; what it keeps, and what it says.
 """
 
 import os
+import pty
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,12 @@ pytest.importorskip("pybind11", reason="building needs pybind11")
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = "from kernels.extension import load; print(*load({!r}), sep='|')"
+# A module of nothing, for tests of the build alone.
+STUB = """#include <Python.h>
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, nullptr,
+                             nullptr, nullptr, nullptr, nullptr};
+PyMODINIT_FUNC PyInit__native() { return PyModule_Create(&module); }
+"""
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 needs_nvcc = pytest.mark.skipif(
@@ -33,11 +43,23 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def stub(checkout: Path) -> Path:
+    """A checkout that compiles in seconds."""
+    emptied(checkout, "*.cpp")
+    (checkout / "csrc" / "bindings.cpp").write_text(STUB)
+    return checkout
+
+
+def with_defaults(environment: dict[str, str]) -> dict[str, str]:
+    return {**os.environ, "CI": "1", "MAMLPP_CUDA": "OFF", **environment}
+
+
 def python(checkout: Path, *arguments: str, **environment: str) -> str:
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=checkout,
-        env={**os.environ, "MAMLPP_CUDA": "OFF", **environment},
+        env=with_defaults(environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -47,10 +69,35 @@ def python(checkout: Path, *arguments: str, **environment: str) -> str:
     return result.stdout
 
 
-def build(checkout: Path, **environment: str) -> list[str]:
+BUILD = ("setup.py", "build_ext", "--inplace")
+PASSING = re.compile("mamlpp: (building|built|waiting|kernels)")
+
+
+def spoken(log: str) -> list[str]:
     """Lines in which the build speaks of itself."""
-    log = python(checkout, "setup.py", "build_ext", "--inplace", **environment)
     return [line for line in log.splitlines() if line.startswith("mamlpp: ")]
+
+
+def build(checkout: Path, **environment: str) -> list[str]:
+    """Those of them that say what there will not be."""
+    said = spoken(python(checkout, *BUILD, **environment))
+    return [line for line in said if not PASSING.match(line)]
+
+
+def compiled(checkout: Path, **environment: str) -> set[str] | None:
+    """The sources that the build compiled; `None` if it took what there was."""
+    said = spoken(python(checkout, *BUILD, **environment))
+    if "mamlpp: kernels._native was built from these sources before" in said:
+        return None
+    steps = (re.search(r"\d of \d+ \(([\w.]+)", line) for line in said)
+    return {step[1] for step in steps if step}
+
+
+def program(folder: Path, name: str, script: str) -> str:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
 
 
 def found(checkout: Path, module: str) -> tuple[bool, str]:
@@ -108,15 +155,34 @@ def test_a_failed_build_leaves_no_stale_module(checkout: Path):
     [
         ({"MAMLPP_CUDA": "OFF"}, "MAMLPP_CUDA is OFF"),
         ({"MAMLPP_CUDA": "AUTO", "CUDACXX": "/nonexistent"}, "no nvcc was found"),
+        ({"MAMLPP_CUDA": "ON", "CUDACXX": "/nonexistent"}, "no nvcc was found"),
+        ({"MAMLPP_CUDA": "yes"}, "MAMLPP_CUDA is yes; set it to ON, OFF or AUTO"),
     ],
 )
 def test_no_nvcc_is_one_line_and_a_reason_and_leaves_the_native_module(
-    checkout: Path, environment: dict[str, str], why: str
+    stub: Path, environment: dict[str, str], why: str
 ):
-    emptied(checkout, "*.cpp")
-    said = build(checkout, **environment)
+    said = build(stub, **environment)
     assert len(said) == 1 and "no CUDA module" in said[0] and why in said[0]
-    assert found(checkout, "_cuda") == (False, f"not built: {why}")
+    assert found(stub, "_cuda") == (False, f"not built: {why}")
+    assert found(stub, "_native") == (True, "None")
+
+
+@needs_compiler
+def test_no_visible_gpu_leaves_the_cuda_module_out(stub: Path, tmp_path_factory):
+    tools = tmp_path_factory.mktemp("tools")
+    environment = {
+        "MAMLPP_CUDA": "AUTO",
+        "CUDACXX": program(tools, "nvcc", "echo release 13"),
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+    }
+    program(tools, "nvidia-smi", "echo No devices were found; exit 6")
+    said = build(stub, **environment)
+    why = "no GPU is visible; MAMLPP_CUDA=ON builds it without one"
+    assert len(said) == 1 and why in said[0]
+    assert found(stub, "_cuda") == (False, f"not built: {why}")
+    program(tools, "nvidia-smi", "echo 'GPU 0: a card (UUID: GPU-0)'")
+    assert why not in build(stub, **environment)[0]  # that nvcc compiles nothing, but it is asked
 
 
 @needs_compiler
@@ -125,7 +191,7 @@ def test_a_cuda_source_that_does_not_compile_leaves_the_native_module(checkout: 
     emptied(checkout, "*.cpp")
     emptied(checkout, "*.cu")
     (checkout / "csrc" / "cuda" / "update.cu").write_text("#error out of order\n")
-    said = build(checkout, MAMLPP_CUDA="AUTO")
+    said = build(checkout, MAMLPP_CUDA="ON")
     assert len(said) == 1 and "no CUDA module" in said[0] and "out of order" in said[0]
     is_there, reason = found(checkout, "_cuda")
     assert not is_there and "update.cu" in reason
@@ -140,3 +206,122 @@ def test_builds_the_cuda_module_without_a_warning(checkout: Path):
     warnings = "-Werror all-warnings -Xcompiler=-Werror"
     assert build(checkout, MAMLPP_CUDA="ON", CXXFLAGS="-Werror", CUDAFLAGS=warnings) == []
     assert found(checkout, "_cuda") == (True, "None")
+
+
+@needs_compiler
+def test_an_unchanged_checkout_compiles_nothing(stub: Path):
+    assert compiled(stub) >= {"bindings", "update.cpp"}
+    for path in stub.rglob("*"):  # as a new checkout has them
+        if path.is_file() and "build" not in path.parts:
+            path.touch()
+    for module in (stub / "kernels").glob("_native*"):
+        module.unlink()
+    assert compiled(stub) is None
+    assert found(stub, "_native") == (True, "None")
+
+
+@needs_compiler
+def test_a_changed_source_is_compiled_alone(stub: Path):
+    compiled(stub)
+    (stub / "csrc" / "cpu" / "update.cpp").write_text("// changed")
+    assert compiled(stub) == {"update.cpp"}
+    (stub / "csrc" / "cpu" / "update.cpp").write_text("")
+    assert compiled(stub) == {"update.cpp"}
+    (stub / "csrc" / "cpu" / "update.cpp").write_text("#error out of order")
+    assert "out of order" in build(stub)[0] and not found(stub, "_native")[0]
+    (stub / "csrc" / "cpu" / "update.cpp").write_text("")
+    assert compiled(stub) == {"update.cpp"} and found(stub, "_native")[0]
+
+
+@needs_compiler
+def test_other_flags_and_compilers_compile_again_and_each_is_kept(stub: Path, tmp_path_factory):
+    tools = tmp_path_factory.mktemp("tools")
+    environments = {}, {"CXXFLAGS": "-DX"}, {"CXX": program(tools, "cxx", 'exec c++ "$@"')}
+    for environment in environments:
+        assert compiled(stub, **environment) >= {"bindings", "update.cpp"}
+    for environment in environments:
+        assert compiled(stub, **environment) is None
+
+
+@needs_compiler
+def test_a_damaged_module_is_built_again(stub: Path):
+    compiled(stub)
+    (kept,) = (stub / "build").glob("native-*/out/_native*")
+    kept.write_bytes(kept.read_bytes()[:-100])
+    assert compiled(stub) is not None and found(stub, "_native") == (True, "None")
+
+
+@needs_compiler
+def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(stub: Path, tmp_path_factory):
+    tools = tmp_path_factory.mktemp("tools")
+    slow, started = tools / "slow", tools / "started"
+    script = f"""case "$*" in *update.cpp*) if [ -e {slow} ]; then
+        while [ $# -gt 0 ]; do [ "$1" = -o ] && echo half > "$2"; shift; done
+        touch {started}; sleep 3
+    fi;; esac
+    exec c++ "$@" """
+    environment = {"CXX": program(tools, "cxx", script)}
+    compiled(stub, **environment)
+    (stub / "csrc" / "cpu" / "update.cpp").write_text("// changed")
+    slow.touch()
+    process = subprocess.Popen(
+        [sys.executable, *BUILD],
+        cwd=stub,
+        env=with_defaults(environment),
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not started.exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not found(stub, "_native")[0]
+    slow.unlink()
+    assert "update.cpp" in compiled(stub, **environment)
+    assert found(stub, "_native") == (True, "None")
+
+
+@needs_compiler
+def test_two_builds_at_once_take_turns(stub: Path):
+    builds = [
+        subprocess.Popen(
+            [sys.executable, *BUILD],
+            cwd=stub,
+            env=with_defaults({}),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    logs = [process.communicate(timeout=900)[0] for process in builds]
+    assert [process.returncode for process in builds] == [0, 0]
+    assert sorted("was built from these sources before" in log for log in logs) == [False, True]
+    assert found(stub, "_native") == (True, "None")
+
+
+@needs_compiler
+@pytest.mark.parametrize("in_ci", [False, True])
+def test_progress_is_on_stdout_and_unless_in_ci_on_the_terminal(
+    stub: Path, tmp_path: Path, in_ci: bool
+):
+    log = tmp_path / "log"
+    environment = {**os.environ, "MAMLPP_CUDA": "OFF", "TERM": "xterm"}
+    environment.pop("CI", None)
+    if in_ci:
+        environment["CI"] = "true"
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(stub)
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 1)
+        os.execve(sys.executable, [sys.executable, *BUILD], environment)
+    shown = b""
+    try:
+        while block := os.read(terminal, 1 << 16):
+            shown += block
+    except OSError:  # the other end is closed
+        pass
+    assert os.waitpid(process, 0)[1] == 0
+    step = r"mamlpp: building kernels\._native, \d+ of \d+ \(update\.cpp, portable\), \d+ s"
+    assert re.search(step, log.read_text())
+    assert bool(re.search(step, shown.decode())) is not in_ci

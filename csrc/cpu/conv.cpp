@@ -38,8 +38,8 @@ template <class T> struct ConvWork {
     ConvWork(const ConvPlan<T>& plan, void* block, size_t* bytes = nullptr) {
         Carver carver(block);
         for (int k = 0; k < 2; ++k) {
-            fwd[k] = take_fwd(carver, plan.g);
-            bwd[k] = take_bwd(carver, plan.inward);
+            fwd[k] = take_fwd(winograd<T>(), carver, plan.g);
+            bwd[k] = take_bwd(winograd<T>(), carver, plan.inward);
         }
         packing = carver.take<T>(packing_size(plan.inward));
         shares = carver.take<T>(chunks(plan.n) * plan.share());
@@ -63,7 +63,7 @@ template <class T> struct ConvScratch {
         const ptrdiff_t out = plan.out_pixels() * plan.g.pitch_out;
         const ptrdiff_t in = plan.in_pixels() * plan.inward.pitch_in;
         images = carver.take<T>(group * (in > out ? in : out));
-        CellRoom<T> largest;
+        CellRoom<T> largest(winograd<T>());
         largest.include(plan.g);
         largest.include(plan.inward);
         cells_of = largest.take(carver);
@@ -105,14 +105,14 @@ void group_bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<
     if (task.dx) {
         T* const to = task.dx + first * plan.x_image();
         const bool exact = plan.inward.pitch_in == g.channels;
-        convolve_bwd(plan.inward, factors, count, size, scratch.cells_of,
-                     exact ? to : scratch.images, [](int, int, const T*) {});
+        convolve_bwd(winograd<T>(), plan.inward, factors, count, size, scratch.cells_of,
+                     exact ? to : scratch.images, each_row<T>([](int, int, const T*) {}));
         if (!exact)
             copy_pixels(scratch.images, size * plan.in_pixels(), plan.inward.pitch_in, g.channels,
                         to);
     }
     if (task.dw)
-        add_wgrad(g, outer_pairs, outer_count, size, fresh, scratch.cells_of, share);
+        add_wgrad(winograd<T>(), g, outer_pairs, outer_count, size, fresh, scratch.cells_of, share);
 }
 
 } // namespace
@@ -137,7 +137,7 @@ void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
     const Conv<T>& g = plan.g;
     for (int k = 0; k < 2; ++k)
         if (task.pairs[k].w)
-            pack_fwd(g, task.pairs[k].w, work.packing, work.fwd[k]);
+            pack_fwd(winograd<T>(), g, task.pairs[k].w, work.packing, work.fwd[k]);
     each(team, chunks(plan.n), [&](int chunk, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);
         for_groups(g, plan.n, chunk, [&](int first, int size) {
@@ -153,8 +153,8 @@ void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
             }
             T* const to = task.z + first * plan.z_image();
             const bool exact = g.pitch_out == g.filters;
-            convolve_fwd(g, factors, count, size, room.cells_of, exact ? to : room.images,
-                         [](int, int, const T*) {});
+            convolve_fwd(winograd<T>(), g, factors, count, size, room.cells_of,
+                         exact ? to : room.images, each_row<T>([](int, int, const T*) {}));
             if (!exact)
                 copy_pixels(room.images, size * plan.out_pixels(), g.pitch_out, g.filters, to);
         });
@@ -168,7 +168,7 @@ void task_conv_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
     const ConvWork<T> work(plan, block);
     for (int k = 0; k < 2; ++k)
         if (task.dx && task.pairs[k].w && task.pairs[k].dz)
-            pack_bwd(plan.inward, task.pairs[k].w, work.packing, work.bwd[k]);
+            pack_bwd(winograd<T>(), plan.inward, task.pairs[k].w, work.packing, work.bwd[k]);
     const int parts = chunks(plan.n);
     each(team, parts, [&](int part, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);

@@ -6,41 +6,12 @@
 // channel that pads a pixel to whole vectors holds 0.
 #pragma once
 
+#include "cells.h"
 #include "products.h"
 #include "transpose.h"
 
 namespace mamlpp {
 namespace MAMLPP_ISA {
-
-constexpr int taps = 9;
-
-// Sizes of one convolution of square images.
-template <class T> struct Conv {
-    int channels;  // of the input, real
-    int pitch_in;  // of an input pixel
-    int side;      // of the input
-    int stride;    // 1 or 2
-    int filters;   // real
-    int pitch_out; // of an output pixel, whole vectors
-
-    MAMLPP_INLINE int out() const { return (side - 1) / stride + 1; }
-    MAMLPP_INLINE ptrdiff_t in_row() const { return static_cast<ptrdiff_t>(span(side)) * pitch_in; }
-    MAMLPP_INLINE ptrdiff_t in_image() const { return in_row() * span(side); }
-    MAMLPP_INLINE ptrdiff_t dz_row() const {
-        return static_cast<ptrdiff_t>(span(out())) * pitch_out;
-    }
-    MAMLPP_INLINE ptrdiff_t dz_image() const { return dz_row() * span(out()); }
-    // The convolution of dz, with a stride of 1, that is the input gradient.
-    MAMLPP_INLINE Conv mirrored() const {
-        return {filters, pitch_out, side, stride, channels, pitch_in};
-    }
-};
-
-// An operand pair: an image with its border, and filters packed for the pass.
-template <class T> struct Pair {
-    const T* image;
-    const T* w;
-};
 
 // z row by row: Σ_pairs conv(image, w), w packed [9][channels][pitch_out]; then row(y, z row).
 template <class T, class F>

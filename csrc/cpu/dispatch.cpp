@@ -4,7 +4,7 @@
 
 namespace mamlpp {
 
-// What each mamlpp_set of CMake defines; those of bfloat16 have no single ops.
+// What each mamlpp_set of CMake defines; those of bfloat16 are for the passes of avx512.
 #define MAMLPP_SET(name)                                                                           \
     namespace name {                                                                               \
     template <class T> const PassOps<T>& pass_ops();                                               \
@@ -15,13 +15,22 @@ MAMLPP_SET(portable)
 MAMLPP_SET(avx2)
 MAMLPP_SET(avx512)
 #endif
+template <class T> struct Winograd;
+#define MAMLPP_ROUNDED(name)                                                                       \
+    namespace name {                                                                               \
+    template <class T> const Winograd<T>& winograd();                                              \
+    }
 #ifdef MAMLPP_HAS_AVX512BF16
-MAMLPP_SET(avx512bf16)
-MAMLPP_SET(avx512bf16x3)
+MAMLPP_ROUNDED(avx512bf16)
+MAMLPP_ROUNDED(avx512bf16x3)
 #endif
 #ifdef MAMLPP_HAS_AMX
-MAMLPP_SET(amxbf16)
-MAMLPP_SET(amxbf16x3)
+MAMLPP_ROUNDED(amxbf16)
+MAMLPP_ROUNDED(amxbf16x3)
+#endif
+#ifdef MAMLPP_EMULATED_TILES
+MAMLPP_ROUNDED(emulatedbf16)
+MAMLPP_ROUNDED(emulatedbf16x3)
 #endif
 
 namespace {
@@ -85,19 +94,41 @@ template <> const PassOps<double>* pass_ops(Precision precision) {
     return precision == Precision::fp32 ? &tables<double>().passes : nullptr;
 }
 
-template <> const PassOps<float>* pass_ops(Precision precision) {
-    if (precision == Precision::fp32)
-        return &tables<float>().passes;
-    [[maybe_unused]] const bool rounded = precision == Precision::bf16;
+namespace {
+
+#ifdef MAMLPP_EMULATED_TILES
+bool emulated = false;
+#endif
+
+// What takes the products of float32 data in this precision, or null.
+const Winograd<float>* rounded_or_null(Precision precision) {
+    [[maybe_unused]] const bool one_part = precision == Precision::bf16;
+#ifdef MAMLPP_EMULATED_TILES
+    if (emulated)
+        return one_part ? &emulatedbf16::winograd<float>() : &emulatedbf16x3::winograd<float>();
+#endif
 #ifdef MAMLPP_HAS_AMX
     if (current == Isa::amx)
-        return rounded ? &amxbf16::pass_ops<float>() : &amxbf16x3::pass_ops<float>();
+        return one_part ? &amxbf16::winograd<float>() : &amxbf16x3::winograd<float>();
 #endif
 #ifdef MAMLPP_HAS_AVX512BF16
     if (current == Isa::avx512bf16)
-        return rounded ? &avx512bf16::pass_ops<float>() : &avx512bf16x3::pass_ops<float>();
+        return one_part ? &avx512bf16::winograd<float>() : &avx512bf16x3::winograd<float>();
 #endif
     return nullptr;
+}
+
+} // namespace
+
+#ifdef MAMLPP_EMULATED_TILES
+void emulate_tiles(bool on) { emulated = on; }
+#endif
+
+const Winograd<float>& rounded_winograd(Precision precision) { return *rounded_or_null(precision); }
+
+template <> const PassOps<float>* pass_ops(Precision precision) {
+    return precision == Precision::fp32 || rounded_or_null(precision) ? &tables<float>().passes
+                                                                      : nullptr;
 }
 
 } // namespace mamlpp

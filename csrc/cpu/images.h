@@ -9,7 +9,8 @@ namespace MAMLPP_ISA {
 
 // Pixels of one pitch → pixels of another. Channels that only pad get 0.
 template <class T>
-inline void copy_pixels(const T* from, ptrdiff_t pixels, int from_pitch, int to_pitch, T* to) {
+MAMLPP_APART void copy_pixels(const T* from, ptrdiff_t pixels, int from_pitch, int to_pitch,
+                              T* to) {
     if (from_pitch == to_pitch) {
         __builtin_memcpy(to, from, static_cast<size_t>(pixels * from_pitch) * sizeof(T));
         return;

@@ -110,7 +110,7 @@ template <class T> struct Norm {
         return {g, exact(), static_cast<char*>(scratch) + worker * bytes};
     }
     // An image of a tensor with whole vectors, as it lies or copied into `to`; null stays null.
-    const T* read(const T* images, int image, int pixels, T* to) const {
+    MAMLPP_APART const T* read(const T* images, int image, int pixels, T* to) const {
         if (!images)
             return nullptr;
         const T* from = images + static_cast<ptrdiff_t>(image) * pixels * channels;
@@ -140,7 +140,7 @@ template <class T> struct Norm {
     }
 
     // A vector of the tensor [channels] with zeros behind it; null: zeros
-    void load(const T* from, T* to) const {
+    MAMLPP_APART void load(const T* from, T* to) const {
         for (int c = 0; c < g.pitch; ++c)
             to[c] = from && c < channels ? from[c] : 0;
     }
@@ -150,7 +150,7 @@ template <class T> struct Norm {
         load(saved.centre, v.centre);
         load(saved.rstd, v.rstd);
     }
-    void merge(int which) const {
+    MAMLPP_APART void merge(int which) const {
         add_shares(share(0, which), n, static_cast<ptrdiff_t>(image_sums) * g.pitch, g.pitch,
                    sum(which));
     }

@@ -18,7 +18,7 @@ void normalise_image(const Plan<T>& plan, const Images<T>& images, const Kept<T>
     uint16_t* winners = k.winners + image * stage.window.template winner_words<T>();
     if (stage.stem)
         stem_fwd(stage.window,
-                 images.stem.images + image * stage.conv.channels * plane<T>(stage.conv.side),
+                 images.stem.images + image * stage.conv.channels * plane(stage.conv.side),
                  stage.conv.channels, shares.filters_of[0].fwd.taps, k.gain, k.centre, k.rstd,
                  x_hat, winners, scratch.row);
     else
@@ -124,13 +124,13 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
                 const Factors<T> pair{x, shares.filters_of[s].fwd};
-                convolve_fwd(stage.conv, &pair, 1, size, scratch.cells_of,
+                convolve_fwd(plan.winograd, stage.conv, &pair, 1, size, scratch.cells_of,
                              k.z + first * stage.window.dense_image(),
-                             [&](int i, int y, const T* row) {
+                             each_row<T>([&](int i, int y, const T* row) {
                                  T* share = shares.sums + (first + i) * share_size;
                                  add_moments<T>({share, share + plan.pitch}, row, width, plan.pitch,
                                                 y * width);
-                             });
+                             }));
             });
         });
         merge_statistics(plan, k, shares.sums, stage.window.dense * stage.window.dense, s, task);
@@ -221,19 +221,20 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
                     const ptrdiff_t image = plan.stages[s - 1].window.pooled_image();
                     const int side = stage.conv.side;
                     const Factors<T> pair{scratch.dz, shares.filters_of[s].bwd};
-                    convolve_bwd(stage.conv, &pair, 1, size, scratch.cells_of,
-                                 below.delta + first * image, [&](int i, int y, T* row) {
+                    convolve_bwd(plan.winograd, stage.conv, &pair, 1, size, scratch.cells_of,
+                                 below.delta + first * image,
+                                 each_row<T>([&](int i, int y, T* row) {
                                      T* to = shares.sums + (first + i) * 2 * pitch;
                                      T* const sums[2] = {to, to + pitch};
                                      bend(side, plan.pitch, row,
                                           below.x_hat + (first + i) * image + y * side * pitch,
                                           below.gain, below.bias, plan.slope, sums, y == 0);
-                                 });
+                                 }));
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
                 const Pair<T> pair{x, scratch.dz};
-                add_wgrad(stage.conv, &pair, 1, size, first == chunk_begin(plan.n, chunk),
-                          scratch.cells_of, sum);
+                add_wgrad(plan.winograd, stage.conv, &pair, 1, size,
+                          first == chunk_begin(plan.n, chunk), scratch.cells_of, sum);
             });
             finish_wgrad(stage.conv, scratch.cells_of, sum);
         });
@@ -258,9 +259,7 @@ void pass(const Net& net, int n, const PassTask<T>& task, void* work, void* scra
 }
 
 template void pass(const Net&, int, const PassTask<float>&, void*, void*, Team&);
-#ifndef MAMLPP_PARTS
 template void pass(const Net&, int, const PassTask<double>&, void*, void*, Team&);
-#endif
 
 } // namespace MAMLPP_ISA
 } // namespace mamlpp

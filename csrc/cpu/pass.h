@@ -46,19 +46,30 @@ template <class T> struct Stage {
 
 constexpr int max_stages = 16;
 
+// What takes the products of a pass in this precision: this set, or for it one of bfloat16.
+template <class T> inline const Winograd<T>& winograd_of(Precision precision) {
+    if constexpr (sizeof(T) == sizeof(float))
+        if (precision != Precision::fp32)
+            return rounded_winograd(precision);
+    return winograd<T>();
+}
+
 // A stage's filters in both orders, or packed for the stem.
 template <class T> struct Filters {
     Packed<T> fwd, bwd;
 };
 
 template <class T> struct Plan {
+    const Winograd<T>& winograd;
     Stage<T> stages[max_stages] = {};
     int n, count, pitch;
     Head head;
     ptrdiff_t theta_head;
     T slope;
 
-    Plan(const Net& net, int images) : n(images), count(net.stages), pitch(padded<T>(net.filters)) {
+    Plan(const Net& net, int images)
+        : winograd(winograd_of<T>(net.precision)), n(images), count(net.stages),
+          pitch(padded<T>(net.filters)) {
         slope = static_cast<T>(net.slope);
         int side = net.side, channels = net.channels;
         ptrdiff_t theta = 0;
@@ -84,8 +95,8 @@ template <class T> struct Plan {
         const Stage<T>& s = stages[i];
         if (s.stem)
             return {{carver.take<T>(static_cast<ptrdiff_t>(patch()) * pitch), nullptr}, {}};
-        const Packed<T> fwd = take_fwd(carver, s.conv);
-        return {fwd, i ? take_bwd(carver, s.conv) : Packed<T>{}};
+        const Packed<T> fwd = take_fwd(winograd, carver, s.conv);
+        return {fwd, i ? take_bwd(winograd, carver, s.conv) : Packed<T>{}};
     }
 };
 
@@ -100,7 +111,7 @@ template <class T> struct Images {
         const int d = plan.patch();
         if (s.stem) {
             stem.images =
-                carver.take<T>(plan.n * s.conv.channels * plane<T>(s.conv.side) + pick_slack);
+                carver.take<T>(plan.n * s.conv.channels * plane(s.conv.side) + pick_slack);
             stem.pivot = carver.take<double>(s.conv.channels);
             stem.mean = carver.take<double>(d);
             stem.cov = carver.take<double>(static_cast<ptrdiff_t>(d) * d);
@@ -225,7 +236,7 @@ template <class T> struct Scratch {
 
     Scratch(const Plan<T>& plan, void* block, size_t* bytes = nullptr) {
         ptrdiff_t in = 0, out = 0;
-        CellRoom<T> largest;
+        CellRoom<T> largest(plan.winograd);
         for (int i = 0; i < plan.count; ++i) {
             const Stage<T>& s = plan.stages[i];
             const ptrdiff_t group = group_of(s.conv);
@@ -245,7 +256,7 @@ template <class T> struct Scratch {
         cells_of = largest.take(carver);
         const Conv<T>& first = plan.stages[0].conv;
         row = carver.take<T>(windows_size(first.side, first.channels));
-        patches = carver.take<double>((first.channels + 1) * plane<T>(first.side));
+        patches = carver.take<double>((first.channels + 1) * plane(first.side));
         if (bytes)
             *bytes = carver.bytes();
     }
@@ -272,7 +283,7 @@ template <class T> struct Workers { // each worker's scratch
 
 // Σ over `count` shares of `size` values, `stride` apart, into the first `size` values of `to`.
 template <class S, class T>
-inline void add_shares(const S* shares, int count, ptrdiff_t stride, int size, T* to) {
+MAMLPP_APART void add_shares(const S* shares, int count, ptrdiff_t stride, int size, T* to) {
     for (int c = 0; c < size; ++c) {
         double sum = 0;
         for (int i = 0; i < count; ++i)

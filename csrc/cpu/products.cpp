@@ -180,11 +180,11 @@ void outer(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_t s_s
     template void multiply(const Term<S>*, int, int, ptrdiff_t, int, int, T*, ptrdiff_t);          \
     template void outer(const Run<S>*, int, int, int, ptrdiff_t, int, ptrdiff_t, T*, ptrdiff_t,    \
                         bool);
-MAMLPP_PRODUCTS(float, float)
-#ifndef MAMLPP_PARTS
-MAMLPP_PRODUCTS(double, double)
-#elif !defined(MAMLPP_TILES)
+#ifdef MAMLPP_PARTS
 MAMLPP_PRODUCTS(Bf16Pair, float)
+#else
+MAMLPP_PRODUCTS(float, float)
+MAMLPP_PRODUCTS(double, double)
 #endif
 
 } // namespace MAMLPP_ISA

@@ -15,6 +15,8 @@
 
 #define MAMLPP_INLINE inline __attribute__((always_inline))
 #define MAMLPP_LAMBDA __attribute__((always_inline))
+// For what is long and called often: a copy at each call is time to compile and no speed.
+#define MAMLPP_APART __attribute__((noinline))
 
 namespace mamlpp {
 namespace MAMLPP_ISA {
@@ -326,10 +328,6 @@ template <class T> constexpr int lanes = Vec<T>::lanes;
 template <class T> MAMLPP_INLINE int padded(int n) {
     return (n + lanes<T> - 1) / lanes<T> * lanes<T>;
 }
-
-// Side of an image with its border of zeros, and for an odd one those that complete its last 2×2
-// tile.
-MAMLPP_INLINE int span(int side) { return side + 2 + side % 2; }
 
 // A pooling window's winner in every lane: position 2·bit1 + bit0, in row-major order.
 template <class T> struct Winner {

@@ -26,9 +26,9 @@ void load_filters(const Plan<T>& plan, int s, const T* theta, bool backward, T* 
         pack_stem(theta, plan.filters(), stage.conv.channels, plan.pitch, to.fwd.taps);
         return;
     }
-    pack_fwd(stage.conv, theta, packed, to.fwd);
+    pack_fwd(plan.winograd, stage.conv, theta, packed, to.fwd);
     if (backward && s > 0)
-        pack_bwd(stage.conv, theta, packed, to.bwd);
+        pack_bwd(plan.winograd, stage.conv, theta, packed, to.bwd);
 }
 
 // Σ values·patch over the winners of all images, [patch][pitch]; `shares` is one of these a chunk.
@@ -41,7 +41,7 @@ void stem_outer(const Plan<T>& plan, const Images<T>& images, const uint16_t* wi
     each(team, parts, [&](int chunk, int worker) {
         const int begin = chunk_begin(plan.n, chunk);
         for (int i = begin; i < chunk_begin(plan.n, chunk + 1); ++i)
-            stem_gradient(stage.window, images.stem.images + i * g.channels * plane<T>(g.side),
+            stem_gradient(stage.window, images.stem.images + i * g.channels * plane(g.side),
                           g.channels, values + i * stage.window.pooled_image(),
                           winners + i * stage.window.template winner_words<T>(),
                           shares + static_cast<ptrdiff_t>(chunk) * size, i == begin,

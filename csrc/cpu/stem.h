@@ -15,9 +15,7 @@ namespace MAMLPP_ISA {
 
 constexpr int window_values = 16;
 
-template <class T> MAMLPP_INLINE ptrdiff_t plane(int side) {
-    return static_cast<ptrdiff_t>(side + 2) * (side + 2);
-}
+MAMLPP_INLINE ptrdiff_t plane(int side) { return static_cast<ptrdiff_t>(side + 2) * (side + 2); }
 
 // Values that `windows` writes: one row of windows, and what `pick` may read behind it.
 MAMLPP_INLINE ptrdiff_t windows_size(int side, int channels) {
@@ -29,7 +27,7 @@ template <class T> inline void windows(const T* image, int side, int channels, i
     for (int c = 0; c < channels; ++c)
         for (int r = 0; r < 4; ++r) {
             const T* from =
-                image + c * plane<T>(side) + static_cast<ptrdiff_t>(2 * i + r) * (side + 2);
+                image + c * plane(side) + static_cast<ptrdiff_t>(2 * i + r) * (side + 2);
             T* out = to + c * window_values + 4 * r;
             for (int j = 0; j < side / 2; ++j, from += 2, out += channels * window_values)
                 __builtin_memcpy(out, from, 4 * sizeof(T));
@@ -184,106 +182,6 @@ template <class T> struct StemImages {
     double* mean;  // [channels · 9] of the patches of `images`
     double* cov;   // [channels · 9][channels · 9]
 };
-
-// Two columns, or rows, of a patch are at most so far apart.
-constexpr int most_lag = 2;
-constexpr int lags = 2 * most_lag + 1;
-
-// Sums of one image's rows, by the column of a patch at which they begin.
-struct Sums {
-    double of[3];
-};
-
-// Σ a[x]·b[x + lag] over `rows` rows of two bordered images of doubles, for x = s … s + side − 1,
-// every lag −2 … 2 and each s for which both stay inside; what does not is left alone.
-inline void lagged_sums(const double* a, const double* b, int side, int rows, Sums (&to)[lags]) {
-    constexpr int L = lanes<double>;
-    Vec<double> inner[lags];
-    double rest[lags] = {}, edge[lags][4] = {};
-    for (Vec<double>& sum : inner)
-        sum = Vec<double>::all(0);
-    for (int y = 0; y < rows; ++y, a += side + 2, b += side + 2) {
-        int x = most_lag;
-        for (; x + L <= side; x += L) {
-            const Vec<double> value = Vec<double>::load(a + x);
-#pragma GCC unroll 5
-            for (int k = 0; k < lags; ++k)
-                inner[k] = fma(value, Vec<double>::load(b + x + k - most_lag), inner[k]);
-        }
-        for (; x < side; ++x)
-            for (int k = 0; k < lags; ++k)
-                rest[k] += a[x] * b[x + k - most_lag];
-        const int ends[4] = {0, 1, side, side + 1};
-        for (int e = 0; e < 4; ++e)
-            for (int k = 0; k < lags; ++k) {
-                const int at = ends[e] + k - most_lag;
-                if (at >= 0 && at <= side + 1)
-                    edge[k][e] += a[ends[e]] * b[at];
-            }
-    }
-    for (int k = 0; k < lags; ++k) {
-        double parts[L];
-        inner[k].store(parts);
-        for (int i = 0; i < L; ++i)
-            rest[k] += parts[i];
-        const int first = k < most_lag ? most_lag - k : 0, last = k > most_lag ? lags - 1 - k : 2;
-        for (int s = first; s <= last; ++s)
-            to[k].of[s] = rest[k] + (s < 1 ? edge[k][0] : 0) + (s < 2 ? edge[k][1] : 0) +
-                          (s > 0 ? edge[k][2] : 0) + (s > 1 ? edge[k][3] : 0);
-    }
-}
-
-// Calls found(r, k, s, Σ a[y][x]·b[y + lag][x + k − 2]) for the windows of side × side values whose
-// first row and column are r and s, for all that keep both inside; `b` begins `lag` rows below `a`.
-template <class F>
-inline void window_sums(const double* a, const double* b, int side, int lag, F found) {
-    const ptrdiff_t row = side + 2;
-    Sums inner[lags], above[2][lags], below[2][lags];
-    lagged_sums(a + most_lag * row, b + most_lag * row, side, side - most_lag, inner);
-    for (int r = 0; r < 2; ++r) {
-        lagged_sums(a + r * row, b + r * row, side, 1, above[r]);
-        if (r + lag < 2)
-            lagged_sums(a + (side + r) * row, b + (side + r) * row, side, 1, below[r]);
-    }
-    for (int r = 0; r + lag <= 2; ++r)
-        for (int k = 0; k < lags; ++k)
-            for (int s = k < most_lag ? most_lag - k : 0; s <= 2 && s + k - most_lag <= 2; ++s) {
-                double sum = inner[k].of[s];
-                for (int i = r; i < 2; ++i)
-                    sum += above[i][k].of[s];
-                for (int i = 0; i < r; ++i)
-                    sum += below[i][k].of[s];
-                found(r, k, s, sum);
-            }
-}
-
-// Σ patch and Σ patch·patchᵀ of one image, sum [d][d + 1] with the patch sums in the last column.
-// Values of a patch that are as far apart have sums that differ at the edges only; `planes` has
-// room for the image's, and one more.
-template <class T>
-inline void patch_products(const T* image, int side, int channels, double* sum, double* planes) {
-    const int d = channels * taps;
-    const ptrdiff_t size = plane<T>(side);
-    double* const ones = planes + channels * size;
-    for (ptrdiff_t i = 0; i < channels * size; ++i)
-        planes[i] = static_cast<double>(image[i]);
-    for (ptrdiff_t i = 0; i < size; ++i)
-        ones[i] = 1;
-    for (int a = 0; a < channels; ++a) {
-        window_sums(planes + a * size, ones, side, 0, [&](int r, int k, int s, double value) {
-            if (k == most_lag)
-                sum[(a * taps + r * 3 + s) * (d + 1) + d] = value;
-        });
-        for (int lag = 0; lag <= most_lag; ++lag)
-            for (int b = lag ? 0 : a; b < channels; ++b)
-                window_sums(planes + a * size, planes + b * size + lag * (side + 2), side, lag,
-                            [&](int r, int k, int s, double value) {
-                                const int i = a * taps + r * 3 + s;
-                                const int j = b * taps + (r + lag) * 3 + s + k - most_lag;
-                                sum[i * (d + 1) + j] = sum[j * (d + 1) + i] = value;
-                            });
-    }
-}
 
 } // namespace MAMLPP_ISA
 } // namespace mamlpp

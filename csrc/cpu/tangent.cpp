@@ -23,7 +23,7 @@ template <class T> struct Tangent {
     ptrdiff_t pitch() const { return plan.pitch; }
     const T* stem_image(int i) const {
         const Conv<T>& g = plan.stages[0].conv;
-        return images.stem.images + i * g.channels * plane<T>(g.side);
+        return images.stem.images + i * g.channels * plane(g.side);
     }
 
     void load_both() const {
@@ -112,14 +112,15 @@ template <class T> struct Tangent {
                     const Factors<T> pairs[2] = {{x, dots.stages[s].filters.fwd},
                                                  {scratch.x_dot, shares.filters_of[s].fwd}};
                     const ptrdiff_t at = first * stage.window.dense_image();
-                    convolve_fwd(stage.conv, pairs, s > 0 ? 2 : 1, size, scratch.cells_of,
-                                 dots.stages[s].z + at, [&](int i, int y, const T* row) {
+                    convolve_fwd(plan.winograd, stage.conv, pairs, s > 0 ? 2 : 1, size,
+                                 scratch.cells_of, dots.stages[s].z + at,
+                                 each_row<T>([&](int i, int y, const T* row) {
                                      T* share = shares.sums + (first + i) * 2 * pitch();
                                      T* const sums[2] = {share, share + pitch()};
                                      const T* z = k.z + at + i * stage.window.dense_image();
                                      add_products(sums, row, z + y * width * pitch(), k.centre,
                                                   width, plan.pitch, y == 0);
-                                 });
+                                 }));
                 });
             });
             merge_products(s);
@@ -246,15 +247,15 @@ template <class T> struct Tangent {
                                              {scratch.dz, dots.stages[s].filters.bwd}};
                 const int side = stage.conv.side;
                 T* to = dots.stages[s - 1].delta + first * plan.stages[s - 1].window.pooled_image();
-                convolve_bwd(stage.conv, pairs, 2, size, scratch.cells_of, to,
-                             [&](int i, int y, T* row) {
+                convolve_bwd(plan.winograd, stage.conv, pairs, 2, size, scratch.cells_of, to,
+                             each_row<T>([&](int i, int y, T* row) {
                                  bend_image(s - 1, first + i, y * side, side, row, y == 0);
-                             });
+                             }));
             }
             const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
             const Pair<T> pairs[2] = {{x, scratch.dz_dot}, {scratch.x_dot, scratch.dz}};
-            add_wgrad(stage.conv, pairs, s > 0 ? 2 : 1, size, first == chunk_begin(plan.n, chunk),
-                      scratch.cells_of, share);
+            add_wgrad(plan.winograd, stage.conv, pairs, s > 0 ? 2 : 1, size,
+                      first == chunk_begin(plan.n, chunk), scratch.cells_of, share);
         });
         finish_wgrad(stage.conv, scratch.cells_of, share);
     }
@@ -318,9 +319,7 @@ void tangent(const Net& net, int n, const TangentTask<T>& task, void* work, void
 }
 
 template void tangent(const Net&, int, const TangentTask<float>&, void*, void*, Team&);
-#ifndef MAMLPP_PARTS
 template void tangent(const Net&, int, const TangentTask<double>&, void*, void*, Team&);
-#endif
 
 } // namespace MAMLPP_ISA
 } // namespace mamlpp

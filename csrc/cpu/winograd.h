@@ -17,56 +17,24 @@
 namespace mamlpp {
 namespace MAMLPP_ISA {
 
-constexpr int cells = 16;
-// Tiles whose cells are computed at once: the operands of one cell fit in the first-level cache and
-// amortise the load of its filters, those of all in the second-level one.
-constexpr int strip_tiles = 48;
-
-// Whether the transforms pay: not for the narrow pixels of a first layer, nor for maps of which
-// tiles and borders are the larger part.
-template <class T> MAMLPP_INLINE bool by_winograd(const Conv<T>& g) {
-    return g.stride == 1 && g.pitch_in % lanes<T> == 0 && g.side >= 6;
-}
-
-MAMLPP_INLINE int tile_columns(int side) { return (side + 1) / 2; }
-
-MAMLPP_INLINE int strip_rows(int side) {
-    const int rows = strip_tiles / tile_columns(side);
-    return rows < 1 ? 1 : rows;
-}
-MAMLPP_INLINE int most_tiles(int side) { return strip_rows(side) * tile_columns(side); }
-
-// From one cell of `rows` sums to the next. Not a power of two: the cells that a transform reads or
-// writes together would all fall into one set of the cache.
-template <class T> MAMLPP_INLINE ptrdiff_t sum_step(int rows, int pitch) {
-    return static_cast<ptrdiff_t>(rows) * pitch + lanes<T>;
-}
-// The same of operands, and from the cells of one part to those of the next.
+// As sum_step of operands, and from the cells of one part to those of the next.
 template <class T> MAMLPP_INLINE ptrdiff_t cell_step(int rows, int pitch) {
     return sum_step<T>((rows + values<T> - 1) / values<T>, pitch);
 }
 template <class T> MAMLPP_INLINE ptrdiff_t part_step(ptrdiff_t cell) { return cells * cell; }
 
-// Elements of the cells of `rows` sums, or operands in all their parts.
-template <class T> MAMLPP_INLINE ptrdiff_t sums_size(int rows, int pitch) {
-    return cells * sum_step<T>(rows, pitch);
-}
-template <class T> MAMLPP_INLINE ptrdiff_t operands_size(int rows, int pitch) {
+// Elements of the cells of `rows` operands in all their parts.
+template <class T> inline ptrdiff_t operands_size(int rows, int pitch) {
+    static_assert(sizeof(Operand<T>) == sizeof(T), "operands and sums share their memory");
     return parts<T> * part_step<T>(cell_step<T>(rows, pitch));
 }
 
-// Buffers of a strip: operands of two products, and either more of them or sums.
-template <class T> struct Tiles {
-    Operand<T>* x[2];
-    Operand<T>* dz[2];
-    T* z; // where dz[0] is
-};
-
-// A pair of operands of winograd_fwd: images with their borders, and `filter_cells`.
-template <class T> struct CellPair {
-    const T* image;
-    const Operand<T>* w;
-};
+template <class T> MAMLPP_INLINE Operand<T>* operands(void* p) {
+    return static_cast<Operand<T>*>(p);
+}
+template <class T> MAMLPP_INLINE const Operand<T>* operands(const void* p) {
+    return static_cast<const Operand<T>*>(p);
+}
 
 // The cells of a tile: BᵀxB of the 4×4 values at `from`
 template <class T>
@@ -245,9 +213,9 @@ template <class T> constexpr int part_products = parts<T> > 1 ? 3 : 1;
 
 // z of `images` images: Σ_pairs conv(image, w); then row(image, y, z row). The input gradient is
 // the same of the mirrored sizes, flipped filters, and dz for the image.
-template <class T, class F>
-inline void winograd_fwd(const Conv<T>& g, const CellPair<T>* pairs, int count, int images,
-                         const Tiles<T>& tiles, T* z, F row) {
+template <class T>
+inline void winograd_fwd(const Conv<T>& g, const Factors<T>* pairs, int count, int images,
+                         const Tiles<T>& tiles, T* z, EachRow<T> row) {
     const int side = g.side, rows = tile_columns(side),
               depth = (g.channels + values<T> - 1) / values<T>;
     const ptrdiff_t in_cell = cell_step<T>(most_tiles(side), g.pitch_in),
@@ -257,7 +225,7 @@ inline void winograd_fwd(const Conv<T>& g, const CellPair<T>* pairs, int count, 
     const ptrdiff_t z_row = static_cast<ptrdiff_t>(side) * g.pitch_out, in_row = g.in_row();
     for_strips(side, images, [&](int first, int strip, int count_of_tiles) {
         for (int k = 0; k < count; ++k)
-            store_rows<T>(count_of_tiles, g.pitch_in, tiles.x[k], in_cell,
+            store_rows<T>(count_of_tiles, g.pitch_in, operands<T>(tiles.x[k]), in_cell,
                           TileWalk<T>(pairs[k].image, side, g.pitch_in, first),
                           [&](const T* from, Vec<T>* to)
                               MAMLPP_LAMBDA { input_cells(from, in_row, g.pitch_in, to); });
@@ -266,8 +234,8 @@ inline void winograd_fwd(const Conv<T>& g, const CellPair<T>* pairs, int count, 
             int n = 0;
             for (int k = 0; k < count; ++k)
                 for_parts<T>([&](int of_x, int of_w) {
-                    terms[n++] = {tiles.x[k] + of_x * in_part + i * in_cell,
-                                  pairs[k].w + of_w * w_part + i * w_cell};
+                    terms[n++] = {operands<T>(tiles.x[k]) + of_x * in_part + i * in_cell,
+                                  operands<T>(pairs[k].w.cells) + of_w * w_part + i * w_cell};
                 });
             multiply(terms, n, count_of_tiles, g.pitch_in / values<T>, depth, g.pitch_out,
                      tiles.z + i * out_cell, g.pitch_out);
@@ -298,12 +266,12 @@ inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, in
                     w_cell = sum_step<T>(g.filters, g.pitch_in);
     for_strips(side, images, [&](int first, int, int count_of_tiles) {
         for (int k = 0; k < count; ++k) {
-            store_across<T>(count_of_tiles, g.pitch_in, tiles.x[k], x_cell,
+            store_across<T>(count_of_tiles, g.pitch_in, operands<T>(tiles.x[k]), x_cell,
                             TileWalk<T>(pairs[k].image, side, g.pitch_in, first),
                             [&](const T* from, Vec<T>* to)
                                 MAMLPP_LAMBDA { input_cells(from, in_row, g.pitch_in, to); });
             store_across<T>(
-                count_of_tiles, g.pitch_out, tiles.dz[k], dz_cell,
+                count_of_tiles, g.pitch_out, operands<T>(tiles.dz[k]), dz_cell,
                 TileWalk<T>(pairs[k].w + dz_row + g.pitch_out, side, g.pitch_out, first),
                 [&](const T* from, Vec<T>* to)
                     MAMLPP_LAMBDA { gradient_cells(from, dz_row, g.pitch_out, to); });
@@ -313,8 +281,8 @@ inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, in
             int n = 0;
             for (int k = 0; k < count; ++k)
                 for_parts<T>([&](int of_dz, int of_x) {
-                    runs[n++] = {tiles.dz[k] + of_dz * dz_part + i * dz_cell,
-                                 tiles.x[k] + of_x * x_part + i * x_cell};
+                    runs[n++] = {operands<T>(tiles.dz[k]) + of_dz * dz_part + i * dz_cell,
+                                 operands<T>(tiles.x[k]) + of_x * x_part + i * x_cell};
                 });
             outer(runs, n, (count_of_tiles + values<T> - 1) / values<T>, g.filters, g.pitch_out,
                   g.pitch_in, g.pitch_in, sum + i * w_cell, g.pitch_in, fresh && first == 0);
@@ -325,13 +293,13 @@ inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, in
 // GwGᵀ: filters w[row][tap] of `pitch` values, steps in values → [16][rows][pitch]
 template <class T>
 inline void pack_cells(const T* w, int rows, ptrdiff_t row_step, ptrdiff_t tap_step, int pitch,
-                       bool flipped, Operand<T>* to) {
+                       bool flipped, void* to) {
     const auto next = [&]() MAMLPP_LAMBDA {
         const T* at = w;
         w += row_step;
         return at;
     };
-    store_across<T>(rows, pitch, to, cell_step<T>(rows, pitch), next,
+    store_across<T>(rows, pitch, operands<T>(to), cell_step<T>(rows, pitch), next,
                     [&](const T* from, Vec<T>* cell)
                         MAMLPP_LAMBDA { filter_cells(from, tap_step, flipped, cell); });
 }

@@ -8,13 +8,8 @@ using namespace mamlpp;
 using namespace mamlpp::testing;
 
 namespace mamlpp {
-namespace emulatedbf16 {
-template <class T> const PassOps<T>& pass_ops();
+void emulate_tiles(bool on);
 }
-namespace emulatedbf16x3 {
-template <class T> const PassOps<T>& pass_ops();
-}
-} // namespace mamlpp
 
 namespace {
 
@@ -116,8 +111,8 @@ void pass(const PassOps<T>& ops, const Case& c, const Inputs<T>& in, int threads
 }
 
 // A pass and its tangent; what a pass does not keep or does not compute changes nothing else.
-template <class T>
-Outputs<T> run(const PassOps<T>& ops, const Case& c, const Inputs<T>& in, int threads) {
+template <class T> Outputs<T> run(const Case& c, const Inputs<T>& in, int threads) {
+    const PassOps<T>& ops = *pass_ops<T>(c.net.precision);
     const Net& net = c.net;
     const ptrdiff_t parameters = c.parameters(), image = net.side * net.side * net.channels;
     const std::vector<Exact> images = exact_blocks(c.tasks, ops.images_bytes(net, c.n));
@@ -150,10 +145,6 @@ Outputs<T> run(const PassOps<T>& ops, const Case& c, const Inputs<T>& in, int th
         ops.tangent(net, c.n, task, dots[slot].data(), scratch[slot].data(), team);
     });
     return out;
-}
-
-template <class T> Outputs<T> run(const Case& c, const Inputs<T>& in, int threads) {
-    return run(*pass_ops<T>(c.net.precision), c, in, threads);
 }
 
 template <class T>
@@ -216,10 +207,11 @@ void check_bf16([[maybe_unused]] Case c) {
         const Outputs<float> vectors = run(c, in, 1);
         compare(run(c, in, 3), vectors, 0, what + ", 3 threads");
 #ifndef __SANITIZE_THREAD__ // slow under it, and no other threads than the vectors have
-        const PassOps<float>& tiles =
-            rounded ? emulatedbf16::pass_ops<float>() : emulatedbf16x3::pass_ops<float>();
-        compare(run(tiles, c, in, 1), vectors, 1e-3, what + ", tiles and vectors");
-        compare(run(tiles, c, in, 3), run(tiles, c, in, 1), 0, what + ", tiles, 3 threads");
+        emulate_tiles(true);
+        const Outputs<float> tiles = run(c, in, 1);
+        compare(tiles, vectors, 1e-3, what + ", tiles and vectors");
+        compare(run(c, in, 3), tiles, 0, what + ", tiles, 3 threads");
+        emulate_tiles(false);
 #endif
         if (!rounded)
             compare(vectors, exact, 1e-3, what + " and fp32");

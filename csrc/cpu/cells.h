@@ -1,0 +1,123 @@
+// Sizes of a convolution, and what computes it in Winograd's cells (winograd.h).
+//
+// The sets of bfloat16 compile nothing but their products and what reads and writes the operands of
+// these; the passes of AVX-512 call them through a table. What passes through it is in no set's
+// namespace, and has no code but what is inlined always.
+#pragma once
+
+#include "../ops.h"
+#include "simd.h"
+
+namespace mamlpp {
+
+constexpr int taps = 9;
+
+// Side of an image with its border of zeros, and for an odd one those that complete its last 2×2
+// tile.
+MAMLPP_INLINE int span(int side) { return side + 2 + side % 2; }
+
+// Sizes of one convolution of square images.
+template <class T> struct Conv {
+    int channels;  // of the input, real
+    int pitch_in;  // of an input pixel
+    int side;      // of the input
+    int stride;    // 1 or 2
+    int filters;   // real
+    int pitch_out; // of an output pixel, whole vectors
+
+    MAMLPP_INLINE int out() const { return (side - 1) / stride + 1; }
+    MAMLPP_INLINE ptrdiff_t in_row() const { return static_cast<ptrdiff_t>(span(side)) * pitch_in; }
+    MAMLPP_INLINE ptrdiff_t in_image() const { return in_row() * span(side); }
+    MAMLPP_INLINE ptrdiff_t dz_row() const {
+        return static_cast<ptrdiff_t>(span(out())) * pitch_out;
+    }
+    MAMLPP_INLINE ptrdiff_t dz_image() const { return dz_row() * span(out()); }
+    // The convolution of dz, with a stride of 1, that is the input gradient.
+    MAMLPP_INLINE Conv mirrored() const {
+        return {filters, pitch_out, side, stride, channels, pitch_in};
+    }
+};
+
+// An operand pair: an image with its border, and filters packed for the pass, or dz.
+template <class T> struct Pair {
+    const T* image;
+    const T* w;
+};
+
+// Filters as a convolution reads them: the values of the taps, or by Winograd their cells.
+template <class T> struct Packed {
+    T* taps;
+    void* cells;
+};
+
+// A pair of operands of a convolution: images with their borders, and filters.
+template <class T> struct Factors {
+    const T* image;
+    Packed<T> w;
+};
+
+// Buffers of a strip: operands of two products, and either more of them or sums.
+template <class T> struct Tiles {
+    void* x[2];
+    void* dz[2];
+    T* z; // where dz[0] is
+};
+
+// What is done with each row of a result as soon as it is there.
+template <class T> struct EachRow {
+    void (*run)(const void* context, int image, int y, T* row);
+    const void* context;
+
+    MAMLPP_INLINE void operator()(int image, int y, T* row) const { run(context, image, y, row); }
+};
+
+template <class T> struct Winograd {
+    // values of T's size in the cells of `rows` rows of operands
+    ptrdiff_t (*operands_size)(int rows, int pitch);
+    void (*pack)(const T* w, int rows, ptrdiff_t row_step, ptrdiff_t tap_step, int pitch,
+                 bool flipped, void* to);
+    void (*fwd)(const Conv<T>&, const Factors<T>* pairs, int count, int images, const Tiles<T>&,
+                T* z, EachRow<T>);
+    void (*wgrad)(const Conv<T>&, const Pair<T>* pairs, int count, int images, const Tiles<T>&,
+                  T* sum, bool fresh);
+};
+
+// Of the set of bfloat16 in use; not for fp32.
+const Winograd<float>& rounded_winograd(Precision);
+
+namespace MAMLPP_ISA {
+
+constexpr int cells = 16;
+// Tiles whose cells are computed at once: the operands of one cell fit in the first-level cache and
+// amortise the load of its filters, those of all in the second-level one.
+constexpr int strip_tiles = 48;
+
+// Whether the transforms pay: not for the narrow pixels of a first layer, nor for maps of which
+// tiles and borders are the larger part.
+template <class T> MAMLPP_INLINE bool by_winograd(const Conv<T>& g) {
+    return g.stride == 1 && g.pitch_in % lanes<T> == 0 && g.side >= 6;
+}
+
+MAMLPP_INLINE int tile_columns(int side) { return (side + 1) / 2; }
+
+MAMLPP_INLINE int strip_rows(int side) {
+    const int rows = strip_tiles / tile_columns(side);
+    return rows < 1 ? 1 : rows;
+}
+MAMLPP_INLINE int most_tiles(int side) { return strip_rows(side) * tile_columns(side); }
+
+// From one cell of `rows` sums to the next. Not a power of two: the cells that a transform reads or
+// writes together would all fall into one set of the cache.
+template <class T> MAMLPP_INLINE ptrdiff_t sum_step(int rows, int pitch) {
+    return static_cast<ptrdiff_t>(rows) * pitch + lanes<T>;
+}
+// Elements of the cells of `rows` sums.
+template <class T> MAMLPP_INLINE ptrdiff_t sums_size(int rows, int pitch) {
+    return cells * sum_step<T>(rows, pitch);
+}
+
+// This set's own: its operands are of the type of the data, or what MAMLPP_PARTS says.
+template <class T> const Winograd<T>& winograd();
+
+} // namespace MAMLPP_ISA
+} // namespace mamlpp
