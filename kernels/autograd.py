@@ -14,6 +14,7 @@ from functools import partial, wraps
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
 from kernels import autocast
@@ -119,10 +120,10 @@ class Batched(Function):
         """`apply` where neither is the case, for a caller who wants the outputs alone."""
         if transformed():
             return super().apply(*args)
-        args[0].returned = args[0].outputs
         if forward_ad._current_level < 0 and not torch._C._any_requires_grad(*args):
             return cls.forward(*args)  # nobody will ask for a derivative
-        return cls.record(*args)
+        args[0].returned = args[0].outputs
+        return cls.recorded(*args)
 
     @classmethod
     def _as_op(cls, call, *tensors):
@@ -135,24 +136,26 @@ class Batched(Function):
     @classmethod
     def record(cls, *args):
         """`apply` for autograd alone, or the level of torch.func that it works at."""
-        return cls.single.apply(*args)
+        return cls.recorded(*unwrap_dead_wrappers(args))
 
     def __init_subclass__(cls) -> None:
-        """`single` is the same Function without `setup_context`, which torch.func wants and which
-        costs as much as a small op: what is held needs not be returned then.
+        """`recorded` is `apply` of the same Function without `setup_context`, which torch.func
+        wants and which costs as much as a small op: what is held needs not be returned then.
         """
         if "forward" not in cls.__dict__:
             return
+        forward, setup_context, shown = cls.forward, cls.setup_context, cls.shown
 
-        def forward(ctx, call, *tensors):
-            results = cls.forward(call, *tensors)
-            cls.setup_context(ctx, (call, *tensors), results)
-            results = cls.shown(call, results)
+        def both(ctx, call, *tensors):
+            results = forward(call, *tensors)
+            setup_context(ctx, (call, *tensors), results)
+            results = shown(call, results)
             ctx.others = len(results) - 1
             return results
 
         rest = {"backward": staticmethod(cls.backward), "jvp": staticmethod(cls.jvp)}
-        cls.single = type(cls.__name__, (Function,), {"forward": staticmethod(forward), **rest})
+        single = type(cls.__name__, (Function,), {"forward": staticmethod(both), **rest})
+        cls.recorded = super(Function, single).apply
 
     @staticmethod
     def shown(call, results: tuple) -> tuple:
@@ -196,7 +199,7 @@ def as_it_is(forward: Callable[..., tuple]) -> Callable[..., tuple]:
 
     @wraps(forward)
     def run(call, *tensors):
-        if autocast.enabled(tensors[0]):
+        if autocast.anywhere() and autocast.enabled(tensors[0]):
             with torch.autocast(tensors[0].device.type, enabled=False):
                 results = forward(call, *tensors)
         else:

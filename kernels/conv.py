@@ -28,7 +28,8 @@ def task_conv2d(
     Raises ValueError for shapes, dtypes or devices that do not fit, BackendError where no backend
     runs.
     """
-    x, weight = autocast.lowered(x, weight)
+    if autocast.anywhere():
+        x, weight = autocast.lowered(x, weight)
     if x.dim() != 5 or weight.dim() != 5:
         raise ValueError(
             f"task_conv2d: x and weight must be [T, N, C, H, W] and [T, F, C, R, S], "

@@ -23,7 +23,8 @@ def linear_cross_entropy(
     Raises ValueError for shapes, dtypes or devices that do not fit, and for labels outside the
     range where the look is free: on a GPU they are an error of the indexing underneath.
     """
-    features, weight, bias = autocast.widened(features, weight, bias)
+    if autocast.anywhere():
+        features, weight, bias = autocast.widened(features, weight, bias)
     tasks, images, width = features.shape if features.dim() == 3 else (0, 0, 0)
     ways = weight.shape[1] if weight.dim() == 3 else 0
     if not tasks * images or weight.shape != (tasks, ways, width) or bias.shape != (tasks, ways):

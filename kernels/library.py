@@ -17,6 +17,7 @@ from kernels.plain.layout import channels_last, nhwc, whole
 
 _LIBRARY = torch.library.Library("mamlpp", "DEF")
 _PLAIN = (Tensor, torch.nn.Parameter)
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def traced(*tensors: Tensor) -> bool:
@@ -29,7 +30,8 @@ def traced(*tensors: Tensor) -> bool:
     ):
         return True
     for t in tensors:
-        if type(t) not in _PLAIN or t.is_meta:
+        # A tensor that a transform has left behind is unwrapped by the dispatcher alone.
+        if type(t) not in _PLAIN or t.is_meta or (_wrapped(t) and not transformed()):
             return True
     return False
 

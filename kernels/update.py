@@ -22,7 +22,8 @@ def lslr_update(
     Raises ValueError for shapes, dtypes or devices that do not fit.
     """
     sizes = tuple(sizes)
-    theta, grad, rates = autocast.promoted(theta, grad, rates)
+    if autocast.anywhere():
+        theta, grad, rates = autocast.promoted(theta, grad, rates)
     if min(sizes, default=0) < 0:
         raise ValueError(f"lslr_update: sizes must be 0 or more, got {list(sizes)}")
     if theta.dim() != 2 or theta.shape != grad.shape or theta.shape[1] != sum(sizes):

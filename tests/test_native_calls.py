@@ -265,6 +265,11 @@ def test_what_does_not_fit_is_refused_before_it_is_read(call, message: str) -> N
     assert "\n" not in str(error.value)
 
 
+def test_values_whose_signs_are_still_to_be_changed_are_read_as_they_are() -> None:
+    made = MADE._replace(theta=negated())
+    assert made.theta.is_neg() and same(native_pass(made), native_pass(MADE))
+
+
 def test_what_another_instruction_set_kept_is_refused() -> None:
     images, made, isa = prepared(), kept(), native.module.isa()
     try:
