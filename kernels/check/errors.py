@@ -1,0 +1,63 @@
+"""Errors against float64, and how much of one a precision explains.
+
+The budget is twice the largest error of ordinary float32 torch with the same operands, rounded as
+the precision rounds them, and some units in the last place: torch on some machine may round a
+result once where another right order of the operations rounds it a few times.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kernels.check.oracle import PARTS, Parts
+
+UNITS = 8 * 2.0**-23
+# Of the rounded products native's are Winograd's F(2×2, 3×3): its operands are sums of 4 values,
+# and the variances of their products add up to 25 where those of a direct sum add up to 9.
+ALLOWED = {"fp32": 2.0} | dict.fromkeys(("tf32", "tf32x3", "bf16x3", "bf16"), 2 * 5 / 3)
+
+
+class Error(NamedTuple):
+    error: float
+    budget: float
+    what: str  # the result
+
+    @property
+    def within(self) -> bool:
+        return self.error <= self.budget  # which what is no number is not
+
+    @property
+    def badness(self) -> tuple[bool, float]:
+        return not self.within, self.error / self.budget
+
+
+def judged(ours: Parts, torch32: Parts, exact: Parts, precision: str) -> dict[str, Error]:
+    """Of each part its worst error."""
+    allowed = ALLOWED[precision]
+    return {part: _worst(ours[part], torch32[part], exact[part], allowed) for part in PARTS}
+
+
+def _worst(ours: dict, torch32: dict, exact: dict, allowed: float) -> Error:
+    """Of each measure the result that torch has worst gives the budget."""
+    theirs = [errors(torch32[name], e) for name, e in exact.items()]
+    budgets = [allowed * max(each) + UNITS for each in zip(*theirs, strict=True)]
+    found = [
+        Error(error, budget, name)
+        for name, e in exact.items()
+        for error, budget in zip(errors(ours[name], e), budgets, strict=True)
+    ]
+    return max(found, key=lambda each: each.badness)
+
+
+def errors(a: Tensor, exact: Tensor) -> tuple[float, float, float]:
+    """Relative: of the largest entry, which one wrong element moves; of the norm; and along the
+    exact values, which a wrong scale moves and rounding hardly does.
+    """
+    e = exact.double().flatten()
+    off = a.detach().to("cpu", e.dtype).flatten() - e
+    largest, norm = e.abs().max().item() or 1.0, e.norm().item() or 1.0
+    return (
+        off.abs().max().item() / largest,
+        off.norm().item() / norm,
+        abs((off @ e).item()) / norm**2,
+    )
