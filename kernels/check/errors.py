@@ -5,6 +5,7 @@ the precision rounds them, and some units in the last place: torch on some machi
 result once where another right order of the operations rounds it a few times.
 """
 
+from math import inf, isinf
 from typing import NamedTuple
 
 from torch import Tensor
@@ -20,7 +21,7 @@ ALLOWED = {"fp32": 2.0} | dict.fromkeys(("tf32", "tf32x3", "bf16x3", "bf16"), 2 
 class Error(NamedTuple):
     error: float
     budget: float
-    what: str  # the result
+    what: str  # the result, or for an infinite error what was raised
 
     @property
     def within(self) -> bool:
@@ -28,7 +29,18 @@ class Error(NamedTuple):
 
     @property
     def badness(self) -> tuple[bool, float]:
-        return not self.within, self.error / self.budget
+        return not self.within, self.error / self.budget if self.budget else inf
+
+    def __str__(self) -> str:
+        if isinf(self.error) and not self.budget:
+            return self.what
+        return f"{self.what} off by {self.error:.1e}, allowed {self.budget:.1e}"
+
+
+def raised(error: Exception) -> dict[str, Error]:
+    """A kernel that does not run."""
+    reason = str(error).strip().splitlines()[:1] or [""]
+    return dict.fromkeys(PARTS, Error(inf, 0.0, f"raised {type(error).__name__}: {reason[0]:.200}"))
 
 
 def judged(ours: Parts, torch32: Parts, exact: Parts, precision: str) -> dict[str, Error]:

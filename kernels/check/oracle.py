@@ -6,7 +6,6 @@ by as much as their inputs do. With the same choices both are the same smooth fu
 difference is rounding alone.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.check.products import convolution
 from kernels.net import Net
 from kernels.threads import threads
-from kernels.check.products import convolution
 
 PARTS = ("fwd", "bwd", "tan")
 Parts = dict[str, dict[str, Tensor]]  # of each of them results by name
@@ -229,7 +228,9 @@ def _task(p: Problem, task: int, precision: str, dtype: torch.dtype) -> tuple[Te
     loss = F.cross_entropy(logits.flatten(0, 1), p.labels[at].flatten()).unsqueeze(0)
     leaves = theta, row
     gradient, norm_gradient = torch.autograd.grad(loss.sum(), leaves, create_graph=True)
-    product, norm_product = torch.autograd.grad((gradient * p.direction[at].to(dtype)).sum(), leaves)
+    product, norm_product = torch.autograd.grad(
+        (gradient * p.direction[at].to(dtype)).sum(), leaves
+    )
     results = loss, logits, gradient, norm_gradient.unsqueeze(0)
     moments = torch.cat(means, 1), torch.cat(variances, 1)
     return *(t.detach() for t in (*results, *moments)), product, norm_product.unsqueeze(0)
@@ -288,5 +289,3 @@ def fused(backend, p: Problem, precision: str) -> Parts:
     images = backend.prepare(p.net._replace(precision=precision), p.x)
     *results, kept = backend.run(images, p.theta, p.row, p.labels, None, True)
     return named(p.net, *results, *backend.tangent(kept, p.direction))
-
-
