@@ -39,12 +39,15 @@ class Run:
     folder: Path
     dataset: Dataset
     state: State
-    asked: str  # the precision, as it was asked for
+    asked: str = ""  # the precision as it was asked for, of cfg unless given
     precisions: dict[str, str] = dataclasses.field(default_factory=dict)  # for auto, by device type
     epoch: int = 0  # trained and validated
     best: list[list] = dataclasses.field(default_factory=list)  # [epoch, accuracy], best first
     interval: Meter = dataclasses.field(default_factory=Meter)  # since the last row of the log
     whole: Meter = dataclasses.field(default_factory=Meter)  # since the epoch began
+
+    def __post_init__(self):
+        self.asked = self.asked or self.cfg.precision
 
     @classmethod
     def open(cls, cfg: Config, folder: Path, dataset: Dataset, device: torch.device) -> Run:
@@ -53,7 +56,7 @@ class Run:
         Raises UserError when its checkpoint is damaged, of other data or of another configuration.
         """
         latest = folder / checkpoint.LATEST
-        run = cls(cfg, folder, dataset, meta.init_state(cfg, device), cfg.precision)
+        run = cls(cfg, folder, dataset, meta.init_state(cfg, device))
         if latest.exists():
             run._continue(checkpoint.load(latest), device)
             run._settle(device)
@@ -215,16 +218,10 @@ def machine(cfg: Config) -> Iterator[torch.device]:
         try:
             if cfg.backend != "auto":  # auto: the environment may choose
                 stack.enter_context(kernels.use(cfg.backend))
+            _fused(cfg, device)  # what is not here at all is told before anything is checked
             stack.enter_context(dispatch.following(_checked(cfg, device)))
-            probe = torch.empty(0, device=device)
-            automatic = cfg.precision == "auto"
-            fused = kernels.passes(
-                probe, kernels.fastest_precision(probe) if automatic else cfg.precision
-            )
-            composed = cfg.unroll == "autograd" or fused is None
-            for op in ("conv", "norm_act", "head", "update") if composed else ():
-                kernels.backend(op, probe)
-            if composed and cfg.precision == "fp32":  # torch's convolutions on a GPU are TF32 else
+            if not _fused(cfg, device) and cfg.precision == "fp32":
+                # torch's convolutions on a GPU are TF32 else
                 cudnn = torch.backends.cudnn
                 stack.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
                 cudnn.allow_tf32 = False
@@ -232,6 +229,17 @@ def machine(cfg: Config) -> Iterator[torch.device]:
             raise UserError(str(error)) from error
         keep_freed_memory()
         yield device
+
+
+def _fused(cfg: Config, device: torch.device) -> bool:
+    """Whether a backend runs whole passes. Raises BackendError where nothing runs what is asked."""
+    probe = torch.empty(0, device=device)
+    automatic = cfg.precision == "auto"
+    precision = kernels.fastest_precision(probe) if automatic else cfg.precision
+    fused = kernels.passes(probe, precision) is not None and cfg.unroll != "autograd"
+    for op in () if fused else ("conv", "norm_act", "head", "update"):
+        kernels.backend(op, probe)
+    return fused
 
 
 def _checked(cfg: Config, device: torch.device) -> Findings:

@@ -13,9 +13,9 @@ from torch import Tensor
 from kernels.check.oracle import PARTS, Parts
 
 UNITS = 8 * 2.0**-23
-# Of the rounded products native's are Winograd's F(2×2, 3×3): its operands are sums of 4 values,
-# and the variances of their products add up to 25 where those of a direct sum add up to 9.
-ALLOWED = {"fp32": 2.0} | dict.fromkeys(("tf32", "tf32x3", "bf16x3", "bf16"), 2 * 5 / 3)
+# Native's rounded products are Winograd's F(2×2, 3×3). Its operands are sums of values, and the
+# variances of what goes into a sum add up to 25/9 of a direct one's, in a weight gradient to 4.
+ALLOWED = {"fp32": 2.0} | dict.fromkeys(("tf32", "tf32x3", "bf16x3", "bf16"), 2.0 * 2.0)
 
 
 class Error(NamedTuple):

@@ -41,7 +41,7 @@ class Problem(NamedTuple):
     row: Tensor  # [G]
     labels: Tensor  # int64 [T, N]
     direction: Tensor  # [T, P]
-    chosen: list[Choices]
+    chosen: list[Choices] | None  # None: its own
 
 
 def stage(
@@ -124,10 +124,12 @@ def derivatives(
 
 @cache
 def problem(net: Net, tasks: int, images: int, margin: float, seed: int = 0) -> Problem:
-    """One whose choices are the same under any rounding below `margin`, of values of the order of
-    1: filters are drawn until each has a winner that far ahead in every window, and biases lie in a
-    gap between values. The first stage, which every precision takes as float32, has to be a
-    hundredth of that ahead.
+    """One whose choices no rounding changes: filters are drawn until each has a winner in every
+    window that is well ahead, and biases keep the bend between values or below all.
+
+    How far is in units of `margin`, for values of the order of 1: one of the second stage, and one
+    more of each that follows, as errors add up; a hundredth of the first stage, which every
+    precision takes as float32.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -141,13 +143,13 @@ def problem(net: Net, tasks: int, images: int, margin: float, seed: int = 0) -> 
         size = low + (high - low) * torch.rand(net.filters, generator=generator).double()
         gain = single(size * (0.3 - torch.rand(net.filters, generator=generator).double()).sign())
         gain = -gain  # a few of them are negative
-        ahead = margin * (1 if s else 0.01)
+        ahead = margin * (s or 0.01)
         w = torch.stack([_filters(images, net, ahead / low, drawn) for images in h])
         w = w * gain.sign().view(-1, 1, 1, 1)
         options = net.eps, 1.0, False, None, None
         z = torch.stack([torch.conv2d(a, b, None, 1, 1) for a, b in zip(h, w, strict=True)])
         best, winners = _windows(stage(z, gain, torch.zeros_like(gain), *options)[0]).max(5)
-        bias = in_a_gap(best)
+        bias = in_a_gap(best, ahead / 2)
         y = best + bias.view(-1, 1, 1)
         chosen.append(Choices(winners, y > 0))
         h = torch.where(y > 0, y, net.negative_slope * y)
@@ -176,30 +178,32 @@ def single(t: Tensor) -> Tensor:
 
 def _filters(images: Tensor, net: Net, ahead: float, drawn: Callable) -> Tensor:
     """[F, C, 3, 3] whose normalised maps have a winner `ahead` of the second in every window."""
-    found, count = [], 0
-    for _ in range(200):
-        w = single(drawn(2 * net.filters, images.shape[1], 3, 3) / (9 * images.shape[1]) ** 0.5)
-        z = torch.conv2d(images, w, None, 1, 1)
+    found, count, x = [], 0, images.float()
+    for _ in range(1000):
+        w = drawn(4 * net.filters, images.shape[1], 3, 3) / (9 * images.shape[1]) ** 0.5
+        z = torch.conv2d(x, w.float(), None, 1, 1)
         rstd = (z.var((0, 2, 3), correction=0) + net.eps).rsqrt()
         first, second = _windows(z.unsqueeze(0)).topk(2).values.unbind(5)
         gap = (first - second).amin((0, 1, 3, 4)) * rstd
-        found.append(w[gap > ahead])
+        found.append(single(w[gap > ahead]))
         count += len(found[-1])
         if count >= net.filters:
             return torch.cat(found)[: net.filters]
     raise AssertionError(f"no {net.filters} filters with winners {ahead} ahead on {images.shape}")
 
 
-def in_a_gap(values: Tensor) -> Tensor:  # [T, N, F, h, w] → [F]
+def in_a_gap(values: Tensor, margin: float = 0.0) -> Tensor:  # [T, N, F, h, w] → [F]
     """Biases that bring 0 into the middle of the widest gap between the central half of a filter's
-    values, so that none is near the bend.
+    values; below all of them where that is not `margin` away from both sides.
     """
     ordered = values.movedim(2, 0).flatten(1).sort(1).values
     quarter = ordered.shape[1] // 4
     central = ordered[:, quarter : ordered.shape[1] - quarter]
     gaps = central.diff(dim=1)
     at = gaps.argmax(1, keepdim=True)
-    return single(-(central.gather(1, at) + gaps.gather(1, at) / 2).squeeze(1))
+    half = gaps.gather(1, at) / 2
+    inside = central.gather(1, at) + half
+    return single(-torch.where(half > margin, inside, ordered[:, :1] - 2 * margin).squeeze(1))
 
 
 def passes(p: Problem, precision: str = "fp32", dtype: torch.dtype = torch.float64) -> Parts:
@@ -220,7 +224,7 @@ def _task(p: Problem, task: int, precision: str, dtype: torch.dtype) -> tuple[Te
     for s, (w, affine) in enumerate(zip(filters, row.view(net.stages, 2, -1), strict=True)):
         # The stem, a first stage that pools, is close to float32 in every precision.
         z = convolution(x[0], w[0], 1, precision if s else "fp32").unsqueeze(0)
-        chosen = Choices(*(c[at] for c in p.chosen[s]))
+        chosen = p.chosen and Choices(*(c[at] for c in p.chosen[s]))
         x, mean, var = stage(z, *affine, net.eps, net.negative_slope, True, None, chosen)
         means.append(mean)
         variances.append(var)

@@ -13,13 +13,15 @@ from kernels.check import ops, oracle
 from kernels.check.errors import Error, judged, raised
 from kernels.check.oracle import PARTS, Parts, Problem, exact_products
 from kernels.net import Net
+from kernels.threads import only_kernels
 
 NETS = {
     "mini": Net(3, 84, 48, 4, 5, True, 0.01, 1e-5),
     "omniglot": Net(1, 28, 64, 4, 20, True, 0.01, 1e-5),
 }
-# How far ahead winners have to be for the rounding of a precision to leave them winners.
-MARGINS = {"fp32": 1e-3, "tf32x3": 1e-3, "bf16x3": 1e-3, "tf32": 3e-2, "bf16": 3e-2}
+# What winners have to be ahead by for a precision to leave them winners: five of its deviations or
+# more, those of Winograd's products in bfloat16 being 8e-3 in the second stage.
+MARGINS = {"fp32": 1e-3, "tf32x3": 1e-3, "bf16x3": 1e-3, "tf32": 4e-2, "bf16": 4e-2}
 
 
 class Sizes(NamedTuple):
@@ -41,7 +43,7 @@ SHORT = Sizes(
         "mini": (NETS["mini"]._replace(side=42, stages=2), 1, 1),
         "omniglot": (NETS["omniglot"], 2, 1),
     },
-    {"omniglot": (NETS["omniglot"], 1, 1)},
+    {"omniglot": (NETS["omniglot"], 1, 2)},
     tuple(replace(case, tasks=2, images=1) for case in (cases.REAL[2], cases.REAL[5])),
 )
 
@@ -139,11 +141,12 @@ def rows(
 ) -> list[Row]:
     """All that is found of some backends, in their order."""
     found: dict[tuple, dict[str, Error]] = {}
-    for subject, op, precision, network, parts in _findings(subjects, sizes, tuple(precisions)):
-        key = subject, op, precision, network
-        before = found.get(key, parts)
-        worse = {part: max(before[part], parts[part], key=lambda e: e.badness) for part in PARTS}
-        found[key] = worse
+    with only_kernels():  # torch's own threads wait for one another for longer than they work
+        for *key, parts in _findings(subjects, sizes, tuple(precisions)):
+            before = found.get(tuple(key), parts)
+            found[tuple(key)] = {
+                part: max(before[part], parts[part], key=lambda e: e.badness) for part in PARTS
+            }
     order = sorted(found, key=lambda key: (subjects.index(key[0]), *_place(*key[1:])))
     return [
         Row(key[0].device.type, key[0].backend, key[0].instructions, *key[1:], found[key])

@@ -13,13 +13,14 @@ import math
 import os
 import platform
 import time
+import uuid
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from kernels import cuda, dispatch, native
+from kernels import dispatch, native
 from kernels.check.oracle import randn, segments
 from kernels.check.rows import NETS, SHORT, Subject, rows, subjects
 from kernels.dispatch import Findings
@@ -181,7 +182,9 @@ def name(device: torch.device) -> str:
 
 
 def _path(device: torch.device, folder: Path) -> Path:
-    key = json.dumps([FORMAT, _machine(device), torch.__version__, _build()], sort_keys=True)
+    key = json.dumps(
+        [FORMAT, _machine(device), torch.__version__, _build(device.type)], sort_keys=True
+    )
     return folder / f"kernels-{device.type}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
 
 
@@ -204,13 +207,15 @@ def _processor() -> str:
 
 
 @cache
-def _build() -> str:
-    """Of the contents of the package and its compiled modules, wherever these lie."""
+def _build(device: str) -> str:
+    """Of the contents of the package and of the compiled module for a device, wherever that
+    lies.
+    """
     package = Path(__file__).parents[1]
-    modules = [Path(m.__file__) for m in (native.module, cuda.module) if m is not None]
-    sources = [path for path in package.rglob("*") if path.suffix in (".py", ".json")]
+    files = sorted(path for path in package.rglob("*") if path.suffix in (".py", ".json"))
+    module = dispatch.space({"cpu": "native"}.get(device, device)).module
     digest = hashlib.blake2b()
-    for path in sorted(sources) + modules:
+    for path in files if module is None else [*files, Path(module.__file__)]:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -228,7 +233,7 @@ def _read(path: Path) -> dict:
 
 def _write(path: Path, stored: dict) -> None:
     """Whole or not at all; of two processes the later one's stays."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(stored), encoding="utf-8")
