@@ -77,10 +77,10 @@ def _plant_in_passes(patch, functions, part: str, fault) -> None:
         patch.setattr(functions, "run", wrong_run)
 
 
-def assert_caught(subject: Subject, op: str, part: str, fault, precision: str = "fp32") -> None:
+def assert_caught(subject: Subject, op: str, part: str, fault, sizes: Sizes = SMALL) -> None:
     """The fault is found in its op alone, and in its part, which others may be made of."""
     with wrong(subject.functions(op), op, part, fault):
-        found = {r.op: r for r in rows([subject], SMALL, [precision])}
+        found = {r.op: r for r in rows([subject], sizes, ["fp32"])}
     for name, row in found.items():
         off = [p for p in PARTS if not row.parts[p].within]
         assert (part in off) if name == op else not off, (name, row.failed)
