@@ -12,6 +12,7 @@ from kernels import dispatch, native, plain
 from kernels.check import errors, ops, oracle
 from kernels.check import rows as check
 from kernels.check.rows import MARGINS, PARTS, SHORT, Subject
+from tests import winograd
 from tests.planted import FAULTS, NET, SMALL, assert_caught, assert_clean, scaled
 
 CPU = torch.device("cpu")
@@ -106,6 +107,22 @@ def test_rounded_transforms_are_allowed_their_error_and_no_more(precision: str):
 
     assert all(e.within for e in errors.judged(off(-2), torch32, exact, precision).values())
     assert not any(e.within for e in errors.judged(off(5), torch32, exact, precision).values())
+
+
+@pytest.mark.parametrize("precision", ["bf16x3", "bf16"])
+@pytest.mark.parametrize("network", ["mini", "omniglot"])
+def test_winograd_s_products_are_within_budget(precision: str, network: str, monkeypatch):
+    """Emulated with their own winners, at the sizes that a processor that has them runs."""
+    rounded = MARGINS[precision] == MARGINS["bf16"]
+    full, short = ((s.coarse if rounded else s.fine).get(network) for s in (check.FULL, SHORT))
+    for size in filter(None, (full if rounded else None, short)):
+        made = oracle.problem(*size, MARGINS[precision])
+        exact, torch32 = oracle.passes(made), oracle.passes(made, precision, torch.float32)
+        with monkeypatch.context() as patch:
+            patch.setattr(oracle, "convolution", winograd.convolution)
+            ours = oracle.passes(made._replace(chosen=None), precision, torch.float32)
+        for part, error in errors.judged(ours, torch32, exact, precision).items():
+            assert error.within, f"{part} {error}"
 
 
 @pytest.mark.parametrize("precision", dispatch.PRECISIONS)
