@@ -53,6 +53,8 @@ class Checkpoint:
     best: list[list]  # [epoch, validation accuracy], best first
     meters: dict[str, dict[str, float]]  # sums of the unfinished interval and epoch
     rng: Tensor  # torch's generator
+    # What --precision auto stands for in the run, by type of device; None in files from before.
+    precisions: dict[str, str] | None = None
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -77,7 +79,8 @@ def load(path: Path) -> Checkpoint:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path} is damaged ({reason:.80}); {_cure(path)}") from error
     found = content.pop("format", None) if isinstance(content, dict) else None
-    if found != FORMAT or content.keys() != Checkpoint.__dataclass_fields__.keys():
+    known = Checkpoint.__dataclass_fields__.keys()
+    if found != FORMAT or content.keys() | {"precisions"} != known:
         raise UserError(
             f"{path} is no checkpoint of format {FORMAT} (it says {found}); {_cure(path)}"
         )

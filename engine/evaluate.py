@@ -213,7 +213,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     explicit = _flags(argv)
     path, part = explicit.pop("checkpoint"), explicit.pop("on")
     from engine.report import test_table
-    from engine.run import load_best, load_dataset, machine, own_paths, restore
+    from engine.run import load_best, load_dataset, machine, own_paths, restore, settled
 
     interrupt.phase = "unwind"
     saved = load_best(path)
@@ -235,6 +235,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     if cfg.data is None and cfg.dataset == trained.dataset:
         cfg = _at_default(cfg, path, saved[0].data_name)
     with machine(cfg) as device:
+        cfg = settled(cfg, device, saved[0].precisions or {})
         dataset = load_dataset(cfg, part)
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
         say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")

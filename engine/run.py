@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,11 +16,15 @@ from engine import checkpoint, data, meta
 from engine.checkpoint import Checkpoint, epoch_file
 from engine.config import Config
 from engine.data import Dataset
+from engine.data.bank import default_cache
 from engine.episodes import EpisodeSampler
 from engine.errors import UserError, say
 from engine.meta import State
 from engine.report import Meter
 from engine.workers import keep_freed_memory
+from kernels import dispatch
+from kernels.check import verdict
+from kernels.dispatch import Findings
 from kernels.threads import cores
 
 # The classes of a data set are divided, and the stand-in is drawn, the same for every run: two
@@ -32,14 +36,19 @@ SPLIT_SEED = 0
 class Run:
     """Mutable: the one place where a run's progress is kept."""
 
-    cfg: Config
+    cfg: Config  # with the precision that `auto` stands for
     folder: Path
     dataset: Dataset
     state: State
+    asked: str = ""  # the precision as it was asked for, of cfg unless given
+    precisions: dict[str, str] = dataclasses.field(default_factory=dict)  # for auto, by device type
     epoch: int = 0  # trained and validated
     best: list[list] = dataclasses.field(default_factory=list)  # [epoch, accuracy], best first
     interval: Meter = dataclasses.field(default_factory=Meter)  # since the last row of the log
     whole: Meter = dataclasses.field(default_factory=Meter)  # since the epoch began
+
+    def __post_init__(self):
+        self.asked = self.asked or self.cfg.precision
 
     @classmethod
     def open(cls, cfg: Config, folder: Path, dataset: Dataset, device: torch.device) -> Run:
@@ -50,7 +59,8 @@ class Run:
         latest = folder / checkpoint.LATEST
         run = cls(cfg, folder, dataset, meta.init_state(cfg, device))
         if latest.exists():
-            run._continue(checkpoint.load(latest))
+            run._continue(checkpoint.load(latest), device)
+            run._settle(device)
         elif orphans := sorted(path.name for path in folder.glob("epoch-*.pt")):
             raise UserError(
                 f"{folder} holds {', '.join(orphans)} but no {latest.name}: put it back to "
@@ -58,12 +68,13 @@ class Run:
             )
         else:
             torch.manual_seed(cfg.seed)
+            run._settle(device)
             run.save()
         checkpoint.write_json(folder / checkpoint.CONFIG, cfg.to_dict())
         run._remove_fallen()  # left by a run that was killed between two files
         return run
 
-    def _continue(self, saved: Checkpoint) -> None:
+    def _continue(self, saved: Checkpoint, device: torch.device) -> None:
         cure = "give another --run, or start over with --fresh"
         if saved.data_identity != self.dataset.identity:
             raise UserError(
@@ -76,6 +87,11 @@ class Run:
                 f"values to continue it, or {cure}"
             )
         self.state = checkpoint.unpack(self.state, saved.state)
+        self.precisions = saved.precisions
+        if saved.precisions is None:  # from before anything was measured
+            with dispatch.following(dispatch.UNCHECKED):
+                best = kernels.fastest_precision(torch.empty(0, dtype=torch.float32, device=device))
+                self.precisions = {device.type: best}
         self.epoch, self.best = saved.epoch, saved.best
         files = (epoch_file(self.folder, epoch) for epoch, _ in self.best)
         lost = [file.name for file in files if not file.exists()]
@@ -86,6 +102,12 @@ class Run:
             )
         self.interval, self.whole = (Meter(**saved.meters[name]) for name in ("interval", "whole"))
         torch.set_rng_state(saved.rng)
+
+    def _settle(self, device: torch.device) -> None:
+        """A run keeps to one precision, whatever a later measurement of the machine says."""
+        self.cfg = settled(self.cfg, device, self.precisions)
+        if self.asked == "auto" != self.cfg.precision:
+            self.precisions[device.type] = self.cfg.precision
 
     def save(self) -> None:
         """Writes latest.pt. Raises UserError, with the old file intact, when it cannot."""
@@ -114,7 +136,7 @@ class Run:
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
-            config=self.cfg.without_paths().to_dict(),
+            config=replace(self.cfg.without_paths(), precision=self.asked).to_dict(),
             data_name=self.dataset.name,
             data_identity=self.dataset.identity,
             state=checkpoint.pack(self.state),
@@ -122,6 +144,7 @@ class Run:
             best=self.best,
             meters={name: vars(getattr(self, name)).copy() for name in ("interval", "whole")},
             rng=torch.get_rng_state(),
+            precisions=self.precisions,
         )
 
 
@@ -165,30 +188,46 @@ def restore(cfg: Config, saved: list[Checkpoint], device: torch.device) -> dict[
     return {entry.epoch: checkpoint.unpack(like, entry.state) for entry in saved}
 
 
+def settled(cfg: Config, device: torch.device, had: dict[str, str]) -> Config:
+    """With what `auto` stands for in its place: the precision that a run had on such a device, else
+    the fastest. Passes that are composed of single ops stay as they are.
+    """
+    if cfg.precision != "auto" or cfg.unroll == "autograd":
+        return cfg
+    chosen = had.get(device.type)
+    if chosen is None or kernels.refusal(chosen, device):
+        fastest = kernels.fastest_precision(torch.empty(0, dtype=torch.float32, device=device))
+        if chosen not in (None, "fp32"):
+            reason = kernels.refusal(chosen, device)
+            say(f"precision {chosen}, which the run had, is now {fastest}: {reason}")
+        chosen = fastest
+    return cfg if kernels.refusal(chosen, device) else replace(cfg, precision=chosen)
+
+
 @contextlib.contextmanager
 def machine(cfg: Config) -> Iterator[torch.device]:
-    """Threads, device and kernel backend. Raises UserError when what is asked is not there."""
+    """Threads, device and kernel backend, which is checked the first time that it meets the
+    machine. Raises UserError when what is asked is not there, or failed the check.
+    """
     cuda = torch.cuda.is_available()
     if cfg.device == "cuda" and not cuda:
         raise UserError("--device is cuda: torch finds no CUDA device here; give --device cpu")
     device = torch.device("cuda" if cuda and cfg.device != "cpu" else "cpu")
     with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(_threads(cfg))
         try:
             if cfg.backend != "auto":  # auto: the environment may choose
                 stack.enter_context(kernels.use(cfg.backend))
-            probe = torch.empty(0, dtype=torch.float32, device=device)
-            fused = kernels.passes(probe, "fp32" if cfg.precision == "auto" else cfg.precision)
-            composed = cfg.unroll == "autograd" or fused is None
-            for op in ("conv", "norm_act", "head", "update") if composed else ():
-                kernels.backend(op, probe)
-            if composed and cfg.precision == "fp32":  # torch's convolutions on a GPU are TF32 else
+            _fused(cfg, device)  # what is not here at all is told before anything is checked
+            stack.enter_context(dispatch.following(_checked(cfg, device)))
+            if not _fused(cfg, device) and cfg.precision == "fp32":
+                # torch's convolutions on a GPU are TF32 else
                 cudnn = torch.backends.cudnn
                 stack.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
                 cudnn.allow_tf32 = False
         except kernels.BackendError as error:
             raise UserError(str(error)) from error
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(_threads(cfg))
         keep_freed_memory()
         yield device
 
@@ -200,6 +239,28 @@ def _threads(cfg: Config) -> int:
         whose = f"--threads is {wanted}" if cfg.threads else f"torch has {wanted} threads"
         say(f"{whose}, and this process {most} core{'s' * (most > 1)}: it runs {most}")
     return min(wanted, most)
+
+
+def _fused(cfg: Config, device: torch.device) -> bool:
+    """Whether a backend runs whole passes. Raises BackendError where nothing runs what is asked."""
+    probe = torch.empty(0, dtype=torch.float32, device=device)
+    automatic = cfg.precision == "auto"
+    precision = kernels.fastest_precision(probe) if automatic else cfg.precision
+    fused = kernels.passes(probe, precision) is not None and cfg.unroll != "autograd"
+    for op in () if fused else ("conv", "norm_act", "head", "update"):
+        kernels.backend(op, probe)
+    return fused
+
+
+def _checked(cfg: Config, device: torch.device) -> Findings:
+    """What a check of the machine found, now or before; nothing where only plain torch runs."""
+    if cfg.backend == "plain":
+        return dispatch.UNCHECKED
+    folder = Path(cfg.cache).expanduser() if cfg.cache else default_cache()
+    found = verdict.of(device, cfg.precision, folder)
+    for line in found.lines:
+        say(line)
+    return found.findings
 
 
 def load_dataset(cfg: Config, *parts: str) -> Dataset:

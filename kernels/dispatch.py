@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +39,17 @@ LEFT_OUT = {
     ("plain", "passes"): "plain has no passes: it composes them of single ops, in fp32",
 }
 
+
+class Findings(NamedTuple):
+    """What a check of this machine found (`kernels.check.verdict`)."""
+
+    failures: dict[tuple[str, str, str], str]  # why not, by backend, op and precision
+    fastest: dict[str, str]  # precision of a backend's passes, by measurement
+
+
+UNCHECKED = Findings({}, {})
+
+_findings: ContextVar[Findings | None] = ContextVar("kernels_findings", default=None)
 _requested: ContextVar[str | None] = ContextVar("kernels_backend", default=None)
 
 
@@ -56,6 +68,16 @@ def use(name: str) -> Iterator[None]:
         yield
     finally:
         _requested.reset(token)
+
+
+@contextmanager
+def following(findings: Findings) -> Iterator[None]:
+    """Inside the block what failed a check is not chosen, and an explicit request for it raises."""
+    token = _findings.set(findings)
+    try:
+        yield
+    finally:
+        _findings.reset(token)
 
 
 def backend(op: str, like: Tensor, *case):
@@ -87,11 +109,18 @@ def refusal(precision: str, device: torch.device | str = "cpu") -> str | None:
 
 
 def fastest_precision(like: Tensor) -> str:
-    """For passes on images like `like`: on a CPU the fastest of `PRECISIONS` that is as good as
-    float32, on a GPU TF32, as torch's own convolutions there.
+    """For passes on images like `like`: the fastest of `PRECISIONS` that is as good as float32, on
+    a GPU TF32, as torch's own convolutions there. What is not measured is not the fastest.
     """
-    backend = passes(like) if like.dtype == torch.float32 else None
-    return backend.fastest_precision() if backend else "fp32"
+    if like.dtype != torch.float32:
+        return "fp32"
+    for name in CHOICES.get(like.device.type, ()) if _request() == "auto" else (_request(),):
+        best = (_findings.get() or UNCHECKED).fastest.get(name)
+        if best and _refusal(name, "passes", like.device, like.dtype, (best,)) is None:
+            return best
+    backend = passes(like)
+    best = backend.fastest_precision() if backend else "fp32"
+    return "fp32" if refusal(best, like.device) else best
 
 
 def choose(op: str, device: torch.device, dtype: torch.dtype, *case) -> tuple[str | None, str]:
@@ -137,7 +166,9 @@ def _refusal(
         return LEFT_OUT.get((name, op), f"{name} has no {op}")
     refused = space(name).refuses(device, dtype)
     of_case = getattr(getattr(space(name), op), "refusal", None) if not refused else None
-    return of_case(*case) if of_case and case else refused
+    refused = of_case(*case) if of_case and case else refused
+    precision = case[0] if op == "passes" and case else "fp32"
+    return refused or (_findings.get() or UNCHECKED).failures.get((name, op, precision))
 
 
 def _composable() -> bool:

@@ -13,6 +13,14 @@ from tests.golden import Golden, files, shared_folder
 from tests.tiny import make_images
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Iterator[None]:
+    """Has what the tests decode and find out of the machine lie where it is removed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAMLPP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(params=files() or [None], ids=lambda f: f.stem if f else "none")
 def golden(request) -> Golden:
     """Runs a test on each file of the reference implementation."""

@@ -15,11 +15,12 @@ from bench import gate
 from bench.baselines import cudnn_graph
 from bench.cases import reduced
 from bench.gpu import checks, compiling, errors, gradients, graph, tuning
-from bench.gpu.products import convolution, parts
-from bench.gpu.replay import Choices, Recording, Replay, choices
+from bench.gpu.replay import Recording, Replay, choices
 from bench.gpu.rows import ROWS, config
 from bench.implementations import IMPLEMENTATIONS, TheLoop, missing
 from engine.passes import FusedKept
+from kernels.check.oracle import Choices
+from kernels.check.products import convolution, parts
 
 CPU = torch.device("cpu")
 CFG = replace(reduced(ROWS[0].config()), image_size=12, stages=2, steps=2, targets=1)

@@ -15,9 +15,11 @@ from torch.autograd import gradcheck, gradgradcheck
 import kernels
 from engine import meta
 from kernels import cases, cuda, plain
+from kernels.check.rows import PARTS, Subject, rows
 from kernels.cuda import tensors
 from tests import emulated
 from tests.ops import EPS, assert_close, largest_error, norm_results, randn, update_results
+from tests.planted import FAULTS, SMALL, assert_caught, assert_clean
 from tests.test_native_ops import BY_SIZE
 
 SEGMENTS = pytest.mark.parametrize("sizes", [(1,), (3, 0, 5), (2_500, 7, 1_024)], ids=str)
@@ -132,6 +134,15 @@ def test_public_ops_differentiate_twice(case, device) -> None:
         for f, inputs in ((normalised, (z, gain, bias)), (updated, flat)):
             assert gradcheck(f, inputs, fast_mode=True)
             assert gradgradcheck(f, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("op", cuda.OPS)
+@pytest.mark.parametrize("part", PARTS)
+def test_the_check_sees_a_wrong_kernel(op: str, part: str, device) -> None:
+    here = Subject(torch.device(device), "cuda", None)
+    assert_clean(rows([here], SMALL))
+    for fault in FAULTS:
+        assert_caught(here, op, part, fault)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -145,8 +145,7 @@ def test_a_processor_without_is_refused(precision: str) -> None:
 
 def test_auto_is_as_good_as_float32() -> None:
     found = kernels.fastest_precision(torch.zeros(1))
-    amx = native.module.isa() == native.module.Isa.amx
-    assert found == ("bf16x3" if amx else "fp32")
+    assert found == "fp32"  # of what nobody measured
     made = problem(MODEL).to(torch.float32)
     images = replace(MODEL, precision="auto").prepare(made.x, 2)
     assert images.images.net.precision == found

@@ -12,12 +12,13 @@ from bench import gate, ops
 from bench.cases import Row, cast, episode
 from bench.gpu.errors import item, same, verdict
 from bench.gpu.progress import Items, LeftOut, Request
-from bench.gpu.replay import Choices, Replay, choices, exact_products, stage
+from bench.gpu.replay import Replay, choices
 from bench.gpu.rows import GOALS, config
 from bench.ops import Op
 from engine.config import Config
 from engine.model import Backbone
 from kernels import cases, dispatch, reference
+from kernels.check.oracle import Choices, exact_products, stage
 
 PARTS = ("fwd", "bwd", "tan")
 GRID = 2.0**-12  # values on it are apart enough to keep their order when they are normalised

@@ -12,7 +12,7 @@ from bench.cases import cast, episode, moved
 from bench.gpu.checks import on, passes_here
 from bench.gpu.errors import error, item, same, verdict
 from bench.gpu.progress import Items, LeftOut, Request
-from bench.gpu.replay import Recording, Replay, Tape, exact_products
+from bench.gpu.replay import Recording, Replay, Tape
 from bench.gpu.rows import ROWS, config
 from engine import unroll
 from engine.config import Config
@@ -21,6 +21,7 @@ from engine.meta import loss_weights, second_order
 from engine.model import Backbone, Params
 from engine.unroll import MetaGradient
 from kernels import reference
+from kernels.check.oracle import exact_products
 from tests import golden
 
 EXACT = 1e-9  # the oracle's own difference from a file that was made in float64

@@ -6,25 +6,16 @@ by as much as their inputs do. With the same choices both are the same smooth fu
 difference is rounding alone.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.gpu.products import convolution
 from engine.model import Backbone
 from engine.passes import ComposedKept, FusedKept, Moments
-
-
-class Choices(NamedTuple):
-    """What a stage chose in a pass."""
-
-    winners: Tensor | None  # int64 [T, N, F, h, w], 0 to 3 row by row; None: nothing is pooled
-    positive: Tensor  # bool [T, N, F, h, w]: the activation did not bend
-
+from kernels.check.oracle import Choices, stage
+from kernels.check.products import convolution
 
 Tape = list[list[Choices] | None]  # by pass, by stage; None for a pass that does not tell
 
@@ -109,47 +100,3 @@ class Replay:
         each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         moments = Moments(torch.cat(means, 1).detach(), torch.cat(variances, 1).detach())
         return each.view(labels.shape).mean(1), logits.detach(), moments
-
-
-def stage(
-    z: Tensor,  # [T, N, F, H, W]
-    gain: Tensor,  # [F]
-    bias: Tensor,  # [F]
-    eps: float,
-    slope: float,
-    pool: bool,
-    given: tuple[Tensor, Tensor] | None,  # [T, F] each
-    chosen: Choices | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # y [T, N, F, h, w], mean and biased variance [T, F]
-    """Batch norm, pooling and activation; affine and activation grow, so that pooling before the
-    bend is pooling behind it.
-    """
-    mean, var = z.mean((1, 3, 4)), z.var((1, 3, 4), correction=0)
-    centre, spread = given or (mean, var)
-    x_hat = (z - _wide(centre)) * (_wide(spread) + eps).rsqrt()
-    y = x_hat * gain.view(1, 1, -1, 1, 1) + bias.view(1, 1, -1, 1, 1)
-    if pool and chosen is not None and chosen.winners is not None:
-        h, w = (side // 2 * 2 for side in y.shape[3:])
-        windows = y[..., :h, :w].unfold(3, 2, 2).unfold(4, 2, 2).flatten(5)
-        y = windows.gather(5, chosen.winners.clone().unsqueeze(5)).squeeze(5)
-    elif pool:
-        y = F.max_pool2d(y.flatten(0, 1), 2).unflatten(0, z.shape[:2])
-    if chosen is None:
-        return F.leaky_relu(y, slope), mean, var
-    return torch.where(chosen.positive.clone(), y, slope * y), mean, var
-
-
-def _wide(v: Tensor) -> Tensor:
-    return v[:, None, :, None, None]
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """Torch's own float32 products on a GPU are float32 inside the block."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -1,0 +1,36 @@
+"""The check of a machine sees what is planted in Triton's kernels. The interpreter rounds no
+operands, so that all precisions are as good as float32 here, and has no bfloat16.
+"""
+
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels.check.rows import PARTS, Sizes, Subject, rows
+from tests.planted import NET, SMALL, assert_clean, one_wrong, wrong
+
+HERE = Subject(torch.device("cpu"), "triton", None)
+TINY = NET._replace(side=4, filters=3), 1, 2
+OF_NET = Sizes({"mini": TINY}, {"mini": TINY}, ())
+OF_STAGE = Sizes({}, {}, (replace(SMALL.stages[0], tasks=1, channels=2, filters=3, side=4),))
+
+
+@pytest.mark.parametrize(
+    ("ops", "sizes"), [(("passes", "update"), OF_NET), (("conv", "norm_act"), OF_STAGE)]
+)
+def test_a_wrong_kernel_is_caught(ops: tuple[str, str], sizes: Sizes) -> None:
+    assert_clean(rows([HERE], sizes, ["fp32"]))
+    with ExitStack() as stack:
+        for op in ops:
+            for part in PARTS:
+                stack.enter_context(wrong(HERE.functions(op), op, part, one_wrong))
+        found = rows([HERE], sizes, ["fp32"])
+    assert {row.op for row in found} == set(ops)
+    assert not any(error.within for row in found for error in row.parts.values())
+
+
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
+def test_passes_in_other_precisions_are_within_budget(precision: str) -> None:
+    assert_clean(rows([HERE], OF_NET, [precision]))
