@@ -9,6 +9,7 @@ closed forms go: a third derivative raises.
 `vmap` folds the mapped axis into the task axis: an op mapped over tasks is its own batched kernel.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 
@@ -24,6 +25,24 @@ transformed = torch._C._are_functorch_transforms_active
 batching = partial(
     torch._C._dispatch_tls_is_dispatch_key_included, torch._C._parse_dispatch_key("VmapMode")
 )
+_dispatching = partial(
+    torch._C._dispatch_tls_is_dispatch_key_excluded,
+    torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode,
+)
+
+
+def undisturbed(function: Callable, args: tuple) -> tuple:
+    """The result, of which torch.compile, which goes on to trace what runs between its graphs,
+    traces nothing.
+    """
+    if "torch._dynamo" in sys.modules:
+        return _untraced(function, args)
+    return function(*args)
+
+
+@torch._disable_dynamo
+def _untraced(function: Callable, args: tuple) -> tuple:
+    return function(*args)
 
 
 class Call:
@@ -110,20 +129,22 @@ class Batched(Function):
     def apply(cls, *args):
         # torch.compile, should it begin to trace only here, has silently wrong second derivatives
         # of a Function whose backward is another; of autograd's own batched gradients
-        # (`is_grads_batched`) nothing but the dispatcher sees what is batched.
-        if torch.compiler.is_compiling() or batching():
+        # (`is_grads_batched`) nothing but the dispatcher sees what is batched; and in the
+        # dispatcher torch.func does not see a Function.
+        active = transformed()
+        if torch.compiler.is_compiling() or batching() or (active and _dispatching()):
             return cls._as_op(*args)
-        return super().apply(*args) if transformed() else cls.record(*args)
+        return undisturbed(super().apply if active else cls.record, args)
 
     @classmethod
     def start(cls, *args):
-        """`apply` where neither is the case, for a caller who wants the outputs alone."""
+        """`apply` where none of this is the case, for a caller who wants the outputs alone."""
         if transformed():
-            return super().apply(*args)
+            return undisturbed(super().apply, args)
         if forward_ad._current_level < 0 and not torch._C._any_requires_grad(*args):
-            return cls.forward(*args)  # nobody will ask for a derivative
+            return undisturbed(cls.forward, args)  # nobody will ask for a derivative
         args[0].returned = args[0].outputs
-        return cls.recorded(*args)
+        return undisturbed(cls.recorded, args)
 
     @classmethod
     def _as_op(cls, call, *tensors):

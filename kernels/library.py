@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 from kernels.autograd import Batched, Call, Dot, Grad, GradDot, Value, batching, transformed
 from kernels.plain.layout import channels_last, nhwc, whole
@@ -46,8 +47,10 @@ def op(name: str) -> Callable:
 
 
 def below_autograd(name: str, *arguments) -> tuple[Tensor, ...]:
-    """The results of an op, which autograd does not see."""
-    with torch._C._AutoDispatchBelowAutograd():
+    """The results of an op, which autograd does not see at this level of torch.func; those below,
+    for which the modes that a Function's `forward` has turned off are the same, do.
+    """
+    with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad(), _set_fwd_grad_enabled(True):
         results = op(name)(*arguments)
     return results if isinstance(results, tuple) else (results,)
 
@@ -92,6 +95,10 @@ def define(
         found = function.vmap(info, (None, *in_dims[:count]), call(*options), *tensors)
         return tuple(map(results, found))
 
+    # torch.compile goes on to trace what runs between its graphs, and so would these.
+    computed, differentiated, mapped = map(
+        torch._disable_dynamo, (computed, differentiated, mapped)
+    )
     kind = f"({', '.join(['Tensor'] * returns)})" if returns > 1 else "Tensor"
     _LIBRARY.define(f"{name}({arguments}) -> {kind}", tags=(torch.Tag.pt2_compliant_tag,))
     _LIBRARY.impl(name, computed, "CompositeExplicitAutograd")

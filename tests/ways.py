@@ -2,6 +2,9 @@
 gives what there is to compare.
 """
 
+import os
+import signal
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -9,7 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint as checkpointed
+from torch.utils.data import DataLoader, Dataset
 
 import kernels
 from kernels import dispatch
@@ -332,6 +337,52 @@ def in_a_thread(op, inputs):
     return results[0]
 
 
+class Results(Dataset):
+    """What an op gives in the process that asks, on one thread of torch's own."""
+
+    def __init__(self, op, inputs):
+        self.op, self.inputs = op, inputs
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, _):
+        torch.set_num_threads(1)
+        return to_second_order(self.op, self.inputs)
+
+
+def in_a_worker(op, inputs):
+    """Of a data loader, by fork, after the parent has used the op."""
+    to_second_order(op, inputs)
+    loader = DataLoader(
+        Results(op, inputs),
+        batch_size=None,
+        num_workers=1,
+        multiprocessing_context="fork",
+        timeout=60,
+    )
+    (results,) = loader
+    return results
+
+
+def in_a_child(op, inputs):
+    """Of a fork, which ends by itself should it hang."""
+    to_second_order(op, inputs)
+    file = tempfile.TemporaryFile()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        try:
+            torch.save(Results(op, inputs)[0], file)
+            file.flush()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    file.seek(0)
+    with file:
+        return torch.load(file)
+
+
 def inference(op, inputs):
     with torch.inference_mode():
         return op(*inputs)
@@ -377,7 +428,6 @@ def jit_traced(op, inputs):
 
 
 def fx_traced(op, inputs):
-    from torch.fx.experimental.proxy_tensor import make_fx
 
     def first(*a):
         return torch.func.grad(lambda *b: weighted(op(*b), 2), arguments(inputs))(*a)
@@ -386,9 +436,25 @@ def fx_traced(op, inputs):
 
 
 def fx_traced_value(op, inputs):
-    from torch.fx.experimental.proxy_tensor import make_fx
 
     return to_second_order(make_fx(op)(*(t.flip(0) for t in inputs)), inputs)
+
+
+def fx_traced_second_order(op, inputs):
+
+    traced = make_fx(lambda *a: func_grad_of_grad(op, a))
+    return traced(*(t.flip(0) for t in inputs))(*inputs)
+
+
+def fx_traced_jvp_of_grad(op, inputs):
+
+    traced = make_fx(lambda *a: func_jvp_of_grad(op, a))
+    return traced(*(t.flip(0) for t in inputs))(*inputs)
+
+
+def compiled_jvp_of_grad(op, inputs):
+    torch._dynamo.reset()
+    return torch.compile(lambda *a: func_jvp_of_grad(op, a), backend="aot_eager")(*inputs)
 
 
 def compiled(order: Callable, **options):
@@ -406,6 +472,12 @@ def compiled_gradient(backend: str):
         return torch.compile(first, backend=backend)(*inputs)
 
     return way
+
+
+def compiled_second_order(op, inputs):
+    """Of one graph that has both derivatives in it."""
+    torch._dynamo.reset()
+    return torch.compile(lambda *a: func_grad_of_grad(op, a), backend="aot_eager")(*inputs)
 
 
 def compiled_mapped_gradient(op, inputs):
@@ -480,6 +552,8 @@ WAYS = {
     "in a larger tensor": in_a_larger_tensor,
     "result written to": written_to,
     "thread": in_a_thread,
+    "data loader's worker": in_a_worker,
+    "fork": in_a_child,
     "inference mode": inference,
     "subclass": subclassed,
     "module": in_a_module,
@@ -487,6 +561,9 @@ WAYS = {
     "jit.trace": jit_traced,
     "make_fx": fx_traced_value,
     "make_fx of grad": fx_traced,
+    "make_fx of grad of grad": fx_traced_second_order,
+    "make_fx of jvp of grad": fx_traced_jvp_of_grad,
+    "compile jvp of grad": compiled_jvp_of_grad,
     "compile eager": compiled(to_first_order, backend="eager"),
     "compile eager, second order": compiled(to_second_order, backend="eager"),
     "compile fullgraph": compiled(to_first_order, backend="aot_eager", fullgraph=True),
@@ -495,6 +572,7 @@ WAYS = {
     "compile aot_eager, second order": compiled(to_second_order, backend="aot_eager"),
     "compile grad, eager": compiled_gradient("eager"),
     "compile grad, aot_eager": compiled_gradient("aot_eager"),
+    "compile grad of grad": compiled_second_order,
     "compile vmap of grad": compiled_mapped_gradient,
     "compile around": compiled_regions,
 }
@@ -503,12 +581,14 @@ OTHERWISE = {
     "functional.jacobian forward": func_jacfwd,
     "hooks that lay out anew": to_second_order,
     "compile eager": to_first_order,
+    "compile jvp of grad": func_jvp_of_grad,
     "compile eager, second order": to_second_order,
     "compile fullgraph": to_first_order,
     "compile dynamic": to_first_order,
     "compile inductor": to_first_order,
     "compile grad, eager": func_grad,
     "compile grad, aot_eager": func_grad,
+    "compile grad of grad": func_grad_of_grad,
     "compile vmap of grad": mapped(grad_of, lambda n: (0,) * n),
 }
 # An error that a backend may raise where it keeps what was written to, as torch's own ops do.
