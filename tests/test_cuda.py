@@ -20,7 +20,9 @@ from kernels.cuda import tensors
 from tests import emulated
 from tests.ops import EPS, assert_close, largest_error, norm_results, randn, update_results
 from tests.planted import FAULTS, SMALL, assert_caught, assert_clean
+from tests.test_elsewhere import CASES
 from tests.test_native_ops import BY_SIZE
+from tests.ways import WAYS, to_second_order
 
 SEGMENTS = pytest.mark.parametrize("sizes", [(1,), (3, 0, 5), (2_500, 7, 1_024)], ids=str)
 
@@ -134,6 +136,19 @@ def test_public_ops_differentiate_twice(case, device) -> None:
         for f, inputs in ((normalised, (z, gain, bias)), (updated, flat)):
             assert gradcheck(f, inputs, fast_mode=True)
             assert gradgradcheck(f, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    "way", ["hooks that make dense", "hooks that lay out anew", "negative bit"]
+)
+def test_public_ops_trust_no_layout(way: str, device) -> None:
+    case = CASES["norm"]
+    inputs = tuple(t.to(device) for t in case.inputs())
+    with kernels.use("cuda"):
+        expected = to_second_order(case.make(kernels), inputs)
+        found = WAYS[way](case.make(kernels), inputs)
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("op", cuda.OPS)

@@ -9,7 +9,9 @@ from torch import Tensor
 import kernels
 from kernels import cases, plain, triton
 from tests.ops import EPS, conv_results, norm_results, randn, update_results
+from tests.test_elsewhere import CASES
 from tests.test_ops import conv, errors, norm_act, second_derivatives, update, value_and_gradients
+from tests.ways import WAYS, to_second_order
 
 UNIT = torch.finfo(torch.float32).eps
 
@@ -95,6 +97,19 @@ def test_public_update_to_second_order() -> None:
     for outputs in (value_and_gradients, second_derivatives):
         ours, torchs = errors(lambda ops: update(ops, sizes), inputs, outputs)
         assert ours <= 2 * torchs + 4 * UNIT
+
+
+@pytest.mark.parametrize(
+    "way", ["hooks that make dense", "hooks that lay out anew", "negative bit"]
+)
+@pytest.mark.parametrize("op", ["conv", "norm", "update"])
+def test_public_ops_trust_no_layout(op: str, way: str) -> None:
+    case = CASES[op]
+    inputs = case.inputs(torch.float32)
+    expected = to_second_order(case.make(kernels), inputs)
+    found = WAYS[way](case.make(kernels), inputs)
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("clamp", [0.0, 0.5])
