@@ -1,48 +1,18 @@
-"""What the ops' autograd Functions share, and the Functions of those that are differentiable twice.
+"""The derivatives of the ops that are differentiable twice, written once for all of them.
 
-Such an op is a `Call`: what one call of it does with tensors, by the functions of a backend. Its
-derivatives are written once, here, for autograd, forward mode and `torch.func` alike. With
+Such an op is a `Call`: what one call of it does with tensors, by the functions of a backend. With
 Φ = ⟨dy, y⟩ `Grad` is the gradient of Φ; the Hessian of Φ is symmetric, so that its product with a
 direction is the tangent of `Grad` along it, whichever way it is asked for. That is as far as the
 closed forms go: a third derivative raises.
-
-`vmap` folds the mapped axis into the task axis: an op mapped over tasks is its own batched kernel.
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import Function, forward_ad
 
-from kernels import autocast
+from kernels.batched import Batched, as_it_is, hold, padded
 from kernels.plain.layout import total
-
-transformed = torch._C._are_functorch_transforms_active
-batching = partial(
-    torch._C._dispatch_tls_is_dispatch_key_included, torch._C._parse_dispatch_key("VmapMode")
-)
-_dispatching = partial(
-    torch._C._dispatch_tls_is_dispatch_key_excluded,
-    torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode,
-)
-
-
-def undisturbed(function: Callable, args: tuple) -> tuple:
-    """The result, of which torch.compile, which goes on to trace what runs between its graphs,
-    traces nothing.
-    """
-    if "torch._dynamo" in sys.modules:
-        return _untraced(function, args)
-    return function(*args)
-
-
-@torch._disable_dynamo
-def _untraced(function: Callable, args: tuple) -> tuple:
-    return function(*args)
 
 
 class Call:
@@ -115,132 +85,6 @@ class Call:
         found = zip(self.rest, self.places, strict=True)
         saved = self.kind._make([rest if i is None else tensors[i] for rest, i in found])
         return saved, tensors[: len(tensors) - len(self.held)]
-
-
-class Batched(Function):
-    """A Function of a call and tensors, in this order: `lead` that come first, the arguments of
-    `Call.fwd`, what is held, and with `dots` a direction of every input. The outputs from `first`
-    on belong to the inputs. The same op of `torch.ops` has the name of the call and `suffix`.
-    """
-
-    lead, dots, first, suffix = 0, False, None, ""
-
-    @classmethod
-    def apply(cls, *args):
-        # torch.compile, should it begin to trace only here, has silently wrong second derivatives
-        # of a Function whose backward is another; of autograd's own batched gradients
-        # (`is_grads_batched`) nothing but the dispatcher sees what is batched; and in the
-        # dispatcher torch.func does not see a Function.
-        active = transformed()
-        if torch.compiler.is_compiling() or batching() or (active and _dispatching()):
-            return cls._as_op(*args)
-        return undisturbed(super().apply if active else cls.record, args)
-
-    @classmethod
-    def start(cls, *args):
-        """`apply` where none of this is the case, for a caller who wants the outputs alone."""
-        if transformed():
-            return undisturbed(super().apply, args)
-        if forward_ad._current_level < 0 and not torch._C._any_requires_grad(*args):
-            return undisturbed(cls.forward, args)  # nobody will ask for a derivative
-        args[0].returned = args[0].outputs
-        return undisturbed(cls.recorded, args)
-
-    @classmethod
-    def _as_op(cls, call, *tensors):
-        """By `torch.ops`, which keep nothing for each other."""
-        end = len(tensors) - (call.inputs if cls.dots else 0)
-        tensors = *tensors[: end - len(call.held)], *tensors[end:]
-        results = getattr(torch.ops.mamlpp, call.name + cls.suffix)(*tensors, *call.options)
-        return results if isinstance(results, tuple) else (results,)
-
-    @classmethod
-    def record(cls, *args):
-        """`apply` for autograd alone, or the level of torch.func that it works at."""
-        return cls.recorded(*unwrap_dead_wrappers(args))
-
-    def __init_subclass__(cls) -> None:
-        """`recorded` is `apply` of the same Function without `setup_context`, which torch.func
-        wants and which costs as much as a small op: what is held needs not be returned then.
-        """
-        if "forward" not in cls.__dict__:
-            return
-        forward, setup_context, shown = cls.forward, cls.setup_context, cls.shown
-
-        def both(ctx, call, *tensors):
-            results = forward(call, *tensors)
-            setup_context(ctx, (call, *tensors), results)
-            results = shown(call, results)
-            ctx.others = len(results) - 1
-            return results
-
-        rest = {"backward": staticmethod(cls.backward), "jvp": staticmethod(cls.jvp)}
-        single = type(cls.__name__, (Function,), {"forward": staticmethod(both), **rest})
-        cls.recorded = super(Function, single).apply
-
-    @staticmethod
-    def shown(call, results: tuple) -> tuple:
-        return results
-
-    @classmethod
-    def vmap(cls, info, in_dims, call, *tensors):
-        size, dims = info.batch_size, in_dims[1:]
-        shared = [cls.lead + i for i in call.shared]
-        vectors = [i for i in shared if tensors[i].dim() - (dims[i] is not None) == 1]
-        also = [len(tensors) - call.inputs - cls.lead + i for i in vectors] if cls.dots else []
-        outputs = cls.apply(call, *fold(size, dims, tensors, [*vectors, *also]))
-        outputs = [unfold(size, t) for t in outputs]
-        if cls.first is not None:
-            for i in (cls.first + place - cls.lead for place in vectors):
-                outputs[i] = None if outputs[i] is None else outputs[i].sum(1)
-        return tuple(outputs), tuple(None if t is None else 0 for t in outputs)
-
-
-def fold(size: int, dims: tuple, tensors: tuple, vectors: list[int] | tuple = ()) -> list:
-    """Tensors with the mapped axis in the task axis, which those at `vectors` have not yet."""
-
-    def in_front(tensor: Tensor, dim: int | None) -> Tensor:
-        return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-    moved = [None if t is None else in_front(t, d) for t, d in zip(tensors, dims, strict=True)]
-    tasks = moved[0].shape[1]
-    for i in vectors:
-        moved[i] = None if moved[i] is None else moved[i].unsqueeze(1).expand(-1, tasks, -1)
-    return [None if t is None else t.flatten(0, 1) for t in moved]
-
-
-def unfold(size: int, tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.unflatten(0, (size, -1))
-
-
-def as_it_is(forward: Callable[..., tuple]) -> Callable[..., tuple]:
-    """A `forward` without autocast, as the public ops have cast what is to be cast, whose results
-    are views of its arguments or none at all, as nobody may write to them otherwise.
-    """
-
-    @wraps(forward)
-    def run(call, *tensors):
-        if autocast.anywhere() and autocast.enabled(tensors[0]):
-            with torch.autocast(tensors[0].device.type, enabled=False):
-                results = forward(call, *tensors)
-        else:
-            results = forward(call, *tensors)
-        for r in results:
-            if r is not None and r._base is not None:
-                return tuple([_alone(r, tensors) for r in results])
-        return results
-
-    return run
-
-
-def _alone(result: Tensor | None, tensors: tuple) -> Tensor | None:
-    """The same values in the same place, but not as a view of something that nobody has."""
-    if result is None or result._base is None:
-        return result
-    if any(t is not None and (result._base is t or result._base is t._base) for t in tensors):
-        return result
-    place = result.storage_offset(), result.shape, result.stride()
-    return result.new_empty(0).set_(result.untyped_storage(), *place)
 
 
 class Value(Batched):
@@ -396,17 +240,5 @@ def _is_wanted(node) -> bool:
         return True
 
 
-def hold(ctx, *tensors: Tensor | None) -> None:
-    ctx.save_for_backward(*tensors)
-    if forward_ad._current_level >= 0:
-        ctx.save_for_forward(*tensors)
-    ctx.set_materialize_grads(False)
-
-
 def _all_zero(dots: tuple) -> bool:
     return all(dot is None for dot in dots)
-
-
-def padded(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-    """With None for the remaining arguments."""
-    return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))

@@ -7,7 +7,7 @@ trilinear form, so each one's derivative is again one of the three.
 from torch import Tensor
 
 from kernels import autocast, dispatch, library
-from kernels.autograd import Batched, as_it_is, hold, padded
+from kernels.batched import Batched, as_it_is, hold, padded
 from kernels.plain.layout import total
 from kernels.tensors import check_alike
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-from kernels.autograd import Batched, Call, Dot, Grad, GradDot, Value, batching, transformed
+from kernels.autograd import Call, Dot, Grad, GradDot, Value
+from kernels.batched import Batched, batching, transformed
 from kernels.plain.layout import channels_last, nhwc, whole
 
 _LIBRARY = torch.library.Library("mamlpp", "DEF")
