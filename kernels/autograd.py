@@ -10,8 +10,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
-from kernels.batched import Batched, as_it_is, hold, padded
+from kernels import autocast
+from kernels.batched import (
+    Batched,
+    as_it_is,
+    hold,
+    is_constant,
+    padded,
+    transformed,
+    undisturbed,
+)
 from kernels.plain.layout import total
 
 
@@ -28,7 +38,6 @@ class Call:
     # Of what the backend saved: for each field the place of a tensor among the arguments and the
     # outputs that are `held`, or None and the value in `rest`.
     kind: type[tuple]
-    returned: int | None = None  # outputs that the caller sees, None: and what is held
     places: Sequence[int | None] = ()
     held: Sequence[int] = ()
     rest: Sequence = ()
@@ -94,6 +103,14 @@ class Value(Batched):
         outputs, saved = call.fwd(*tensors)
         return call.keep(saved, tensors, outputs)
 
+    @classmethod
+    def start(cls, call, *tensors):
+        if transformed() or autocast.anywhere():
+            return cls.apply(call, *tensors)
+        if is_constant(*tensors):
+            return undisturbed(call.fwd, tensors)[0]
+        return undisturbed(_outputs, (call, *tensors))
+
     @staticmethod
     def setup_context(ctx, inputs, output):
         call, *tensors = inputs
@@ -102,10 +119,6 @@ class Value(Batched):
             tensors += [output[i] for i in call.held]
             ctx.mark_non_differentiable(*output[1:])
         hold(ctx, *tensors)
-
-    @staticmethod
-    def shown(call, results):
-        return results[: call.returned]
 
     @staticmethod
     def backward(ctx, dy, *_):
@@ -117,6 +130,33 @@ class Value(Batched):
         dots = dots[: ctx.call.inputs]
         y_dot = None if _all_zero(dots) else Dot.apply(ctx.call, *ctx.saved_tensors, *dots)[0]
         return y_dot, *[None] * ctx.others
+
+
+class _Outputs(Function):
+    """`Value` for autograd alone, which returns the outputs alone: what the backend saved needs to
+    be neither returned nor looked for among the arguments and outputs.
+    """
+
+    @staticmethod
+    def forward(ctx, call, *tensors):
+        outputs, saved = call.fwd(*tensors)
+        if saved:
+            held = [value for value in saved if isinstance(value, Tensor)]
+            places = iter(range(len(tensors), len(tensors) + len(held)))
+            call.places = [next(places) if isinstance(v, Tensor) else None for v in saved]
+            call.rest = [None if isinstance(v, Tensor) else v for v in saved]
+            call.kind, call.held = type(saved), range(len(held))
+            tensors = *tensors, *held
+        if len(outputs) > 1:
+            ctx.mark_non_differentiable(*outputs[1:])
+        ctx.call, ctx.others = call, len(outputs) - 1
+        hold(ctx, *tensors)
+        return outputs
+
+    backward, jvp = staticmethod(Value.backward), staticmethod(Value.jvp)
+
+
+_outputs = super(Function, _Outputs).apply
 
 
 class Grad(Batched):

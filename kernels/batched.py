@@ -25,6 +25,11 @@ _dispatching = partial(
 )
 
 
+def is_constant(*tensors: Tensor | None) -> bool:
+    """Whether nobody will ask for a derivative."""
+    return forward_ad._current_level < 0 and not torch._C._any_requires_grad(*tensors)
+
+
 def undisturbed(function: Callable, args: tuple) -> tuple:
     """The result, of which torch.compile, which goes on to trace what runs between its graphs,
     traces nothing.
@@ -63,10 +68,7 @@ class Batched(Function):
         """`apply` where none of this is the case, for a caller who wants the outputs alone."""
         if transformed():
             return undisturbed(super().apply, args)
-        if forward_ad._current_level < 0 and not torch._C._any_requires_grad(*args):
-            return undisturbed(cls.forward, args)  # nobody will ask for a derivative
-        args[0].returned = args[0].outputs
-        return undisturbed(cls.recorded, args)
+        return undisturbed(cls.forward if is_constant(*args) else cls.recorded, args)
 
     @classmethod
     def _as_op(cls, call, *tensors):
@@ -83,25 +85,18 @@ class Batched(Function):
 
     def __init_subclass__(cls) -> None:
         """`recorded` is `apply` of the same Function without `setup_context`, which torch.func
-        wants and which costs as much as a small op: what is held needs not be returned then.
+        wants and which costs as much as a small op.
         """
-        if "forward" not in cls.__dict__:
-            return
-        forward, setup_context, shown = cls.forward, cls.setup_context, cls.shown
+        if "forward" in cls.__dict__:
+            rest = {name: staticmethod(getattr(cls, name)) for name in ("backward", "jvp")}
+            single = type(cls.__name__, (Function,), {"forward": staticmethod(cls.kept), **rest})
+            cls.recorded = super(Function, single).apply
 
-        def both(ctx, call, *tensors):
-            results = forward(call, *tensors)
-            setup_context(ctx, (call, *tensors), results)
-            results = shown(call, results)
-            ctx.others = len(results) - 1
-            return results
-
-        rest = {"backward": staticmethod(cls.backward), "jvp": staticmethod(cls.jvp)}
-        single = type(cls.__name__, (Function,), {"forward": staticmethod(both), **rest})
-        cls.recorded = super(Function, single).apply
-
-    @staticmethod
-    def shown(call, results: tuple) -> tuple:
+    @classmethod
+    def kept(cls, ctx, call, *tensors):
+        """`forward` and `setup_context`."""
+        results = cls.forward(call, *tensors)
+        cls.setup_context(ctx, (call, *tensors), results)
         return results
 
     @classmethod

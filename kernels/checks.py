@@ -17,16 +17,20 @@ LARGEST_NUMBER = 1e30  # of eps and slope: float32, with room to compute
 
 
 def expect(op: str, like, **operands: tuple[Tensor | None, tuple[int, ...]]) -> None:
-    """ValueError unless every operand given has its shape, and the dtype and device of `like`."""
+    """ValueError unless every operand given is dense, and has its shape, and the dtype and device
+    of `like`.
+    """
+    dtype, device = like.dtype, like.device
     for name, (tensor, shape) in operands.items():
         if tensor is None:
             continue
-        if tensor.shape != shape or tensor.dtype != like.dtype or tensor.device != like.device:
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
             raise ValueError(
-                f"{op}: {name} must be {like.dtype} {list(shape)} on {like.device}, got "
+                f"{op}: {name} must be {dtype} {list(shape)} on {device}, got "
                 f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
             )
-        _dense(op, name, tensor)
+        if tensor.layout != torch.strided:
+            _dense(op, name, tensor)
 
 
 def tensors(op: str, **operands: Any) -> None:

@@ -25,7 +25,7 @@ _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 def traced(*tensors: Tensor) -> bool:
     """Whether something other than autograd and torch.func is to see the call as an op."""
     if (
-        torch.compiler.is_compiling()
+        torch.compiler.is_dynamo_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._get_tracing_state()
         or batching()

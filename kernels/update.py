@@ -54,11 +54,12 @@ class _Call(Call):
     name, inputs, outputs, shared = "lslr_update", 3, 1, (2,)
 
     def __init__(self, impl, sizes: tuple[int, ...]) -> None:
-        self.impl, self.sizes, self.options = impl, tuple(sizes), (sizes,)
+        self.impl, self.sizes, self.options = impl, sizes, (sizes,)
 
     def fwd(self, theta, grad, rates):
-        updated = self.impl.fwd(*self._flat(rates, (theta, grad), (rates,)))
-        return (updated if rates.dim() == 1 else updated.view_as(theta),), ()
+        if rates.dim() == 1:
+            return (self.impl.fwd(theta, grad, rates, self.sizes),), ()
+        return (self.impl.fwd(*self._flat(rates, (theta, grad), (rates,))).view_as(theta),), ()
 
     def bwd(self, saved, tensors, d_theta):
         _, grad, rates = tensors
@@ -99,7 +100,7 @@ class _Call(Call):
 
 
 def _call(theta, grad, rates, sizes) -> _Call:
-    return _Call(dispatch.backend("update", theta), sizes)
+    return _Call(dispatch.backend("update", theta), tuple(sizes))
 
 
 library.define_twice_differentiable(

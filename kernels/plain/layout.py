@@ -23,7 +23,9 @@ def solid(x: Tensor) -> Tensor:
 
 def whole(x: Tensor | None) -> Tensor | None:
     """In one piece, in the order of its axes."""
-    return None if x is None else solid(x).contiguous()
+    if x is None:
+        return None
+    return (solid(x) if x.is_neg() or x._is_zerotensor() else x).contiguous()
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -57,7 +59,8 @@ def vectors(rows: Tensor | None) -> Tensor | None:
     """[T, P] with contiguous rows; one row that all tasks share stays one."""
     if rows is None:
         return None
-    rows = solid(rows)
+    if rows.is_neg() or rows._is_zerotensor():
+        rows = solid(rows)
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
