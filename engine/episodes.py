@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.config import ROTATIONS, check
 from engine.data import Dataset
 from engine.errors import UserError
-from engine.threads import told
+from kernels.pools import told
 
 T = TypeVar("T")
 _LAST = np.uint64(2**64 - 1)

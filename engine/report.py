@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from engine import checkpoint
 from engine.errors import say
-from engine.threads import told
+from kernels.pools import told
 
 
 @dataclass

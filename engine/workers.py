@@ -18,8 +18,8 @@ from typing import TypeVar
 import torch
 
 import kernels
-from engine import threads
 from engine.episodes import Episode
+from kernels import pools
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def _run(call: tuple) -> object:
 @cache
 def _pool(count: int) -> tuple[ThreadPoolExecutor | None, int]:
     # torch's number of threads is a setting of the calling thread; the caller's stays as it is.
-    return threads.started(count, "task", torch.set_num_threads, (1,))
+    return pools.started(count, "task", torch.set_num_threads, (1,))
 
 
 # Threads do not come along to the child of a fork, which would wait for them for ever.

@@ -49,9 +49,9 @@ def test_the_first_time_is_checked_and_the_next_is_not(tmp_path, checks):
 def test_a_cached_verdict_delays_nothing(tmp_path):
     verdict.of(CPU, "auto", tmp_path)
     verdict._build.cache_clear()
-    began = time.process_time()
+    began = time.thread_time()  # torch's threads may still be looking out for work
     verdict.of(CPU, "auto", tmp_path)
-    assert time.process_time() - began < 0.05
+    assert time.thread_time() - began < 0.05
 
 
 @pytest.mark.parametrize(

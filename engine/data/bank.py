@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.errors import UserError, explained
-from engine.threads import each
+from kernels.pools import each
 
 FORMAT = 1  # of the bank file and of how images are decoded: raise it to rebuild every cache
 _MAGIC = b"mamlbank"

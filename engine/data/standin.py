@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.data.bank import ClassSource, Source, Splits
 from engine.data.tree import fit
-from engine.threads import each
+from kernels.pools import each
 
 VERSION = 1  # raise it when any image changes
 CLASSES = {"train": 64, "val": 16, "test": 20}

@@ -21,7 +21,7 @@ from PIL import Image
 
 from engine.data.bank import ClassSource
 from engine.errors import UserError, explained
-from engine.threads import each
+from kernels.pools import each
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}

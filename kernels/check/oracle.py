@@ -7,15 +7,15 @@ difference is rounding alone.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import pools
 from kernels.check.products import convolution
 from kernels.net import Net
 from kernels.threads import threads
@@ -211,8 +211,10 @@ def passes(p: Problem, precision: str = "fp32", dtype: torch.dtype = torch.float
     thread. Float32 in a precision other than fp32 is an emulation: operands are rounded, sums are
     not.
     """
-    with ThreadPoolExecutor(threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        tasks = list(pool.map(lambda t: _task(p, t, precision, dtype), range(len(p.x))))
+    run = partial(_task, p, precision=precision, dtype=dtype)
+    pool, _ = pools.started(threads(), "check", torch.set_num_threads, (1,))
+    with pool or nullcontext():
+        tasks = list((pool.map if pool else map)(run, range(len(p.x))))
     return named(p.net, *(torch.cat(each) for each in zip(*tasks, strict=True)))
 
 
