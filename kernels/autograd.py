@@ -41,6 +41,7 @@ class Call:
     places: Sequence[int | None] = ()
     held: Sequence[int] = ()
     rest: Sequence = ()
+    identity = False  # the gradient in the first input is dy itself, and `bwd` gives None for it
     options: tuple = ()  # of the op of `torch.ops`, after its tensors
 
     def fwd(self, *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], tuple]:
@@ -123,7 +124,7 @@ class Value(Batched):
     @staticmethod
     def backward(ctx, dy, *_):
         tensors = ctx.saved_tensors
-        return padded(ctx, None, *(() if dy is None else Grad.apply(ctx.call, dy, *tensors)))
+        return padded(ctx, None, *(() if dy is None else _gradients(ctx.call, dy, *tensors)))
 
     @staticmethod
     def jvp(ctx, _, *dots):
@@ -159,6 +160,11 @@ class _Outputs(Function):
 _outputs = super(Function, _Outputs).apply
 
 
+def _gradients(call: Call, dy: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    found = Grad.apply(call, dy, *tensors)
+    return (dy, *found[1:]) if call.identity else found
+
+
 class Grad(Batched):
     """dy, ... → the gradient in every input."""
 
@@ -184,10 +190,12 @@ class Grad(Batched):
     @staticmethod
     def jvp(ctx, _, dy_dot, *dots):
         call, dots = ctx.call, dots[: ctx.call.inputs]
-        if dy_dot is None and _all_zero(dots):
-            return (None,) * call.inputs
         dy, *tensors = ctx.saved_tensors
-        return GradDot.apply(call, dy, dy_dot, *tensors, *dots)[1:]
+        found = list(GradDot.apply(call, dy, dy_dot, *tensors, *dots)[1:])
+        for i, t in enumerate(tensors[: call.inputs]):
+            if found[i] is None and (i or not call.identity):  # torch wants a tangent of a tensor
+                found[i] = torch.zeros_like(t)
+        return tuple(found)
 
 
 class Dot(Batched):
@@ -211,7 +219,9 @@ class Dot(Batched):
         """⟨w, ẏ⟩ is the derivative of ⟨w, y⟩ along the directions."""
         call, tensors = ctx.call, ctx.saved_tensors
         _, *d_inputs = GradDot.apply(call, dy_dot, None, *tensors)
-        d_dots = Grad.apply(call, dy_dot, *tensors[: -call.inputs])
+        dots = tensors[-call.inputs :]
+        d_dots = _gradients(call, dy_dot, *tensors[: -call.inputs])
+        d_dots = [None if dot is None else d for dot, d in zip(dots, d_dots, strict=True)]
         rest = [None] * (len(tensors) - 2 * call.inputs)
         return None, *d_inputs, *rest, *d_dots
 
@@ -251,22 +261,27 @@ class GradDot(Batched):
         edges = zip(ctx.places, ctx.next_functions, strict=True)
         if any(place < linear and _is_wanted(node) for place, (node, _) in edges):
             _third_derivative(call)
-        tensors, nothing = tensors[: -call.inputs], [None] * call.inputs
-        first = nothing if y_dot is None else Grad.apply(call, y_dot, *tensors)
+        tensors, dots = tensors[: -call.inputs], tensors[-call.inputs :]
+        nothing = [None] * call.inputs
+        first = nothing if y_dot is None else _gradients(call, y_dot, *tensors)
         second = [None]
         if not _all_zero(tangents):
             second = GradDot.apply(call, dy, None, *tensors, *tangents)
-        return *[None] * (1 + linear), *map(total, first, (*second[1:], *nothing)[: call.inputs])
+        found = map(total, first, (*second[1:], *nothing)[: call.inputs])
+        d_dots = [None if d is None else f for d, f in zip(dots, found, strict=True)]
+        return *[None] * (1 + linear), *d_dots
 
     @staticmethod
     def jvp(ctx, *_):
-        _third_derivative(ctx.call)
+        _third_derivative(
+            ctx.call, ", and every result inside of a dual level asks for one: leave it first"
+        )
 
 
-def _third_derivative(call: Call) -> None:
+def _third_derivative(call: Call, hint: str = "") -> None:
     raise RuntimeError(
-        f"{call.name}: the third derivative is not implemented; use kernels.reference.{call.name}, "
-        f"which has every order"
+        f"{call.name}: the third derivative is not implemented{hint}; use "
+        f"kernels.reference.{call.name}, which has every order"
     )
 
 

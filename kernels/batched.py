@@ -15,6 +15,8 @@ from torch.autograd import Function, forward_ad
 
 from kernels import autocast
 
+PLAIN = (Tensor, torch.nn.Parameter)  # types whose values lie at their address
+
 transformed = torch._C._are_functorch_transforms_active
 batching = partial(
     torch._C._dispatch_tls_is_dispatch_key_included, torch._C._parse_dispatch_key("VmapMode")
@@ -57,10 +59,13 @@ class Batched(Function):
         # torch.compile, should it begin to trace only here, has silently wrong second derivatives
         # of a Function whose backward is another; of autograd's own batched gradients
         # (`is_grads_batched`) nothing but the dispatcher sees what is batched; and in the
-        # dispatcher torch.func does not see a Function.
+        # dispatcher torch.func does not see a Function. What has no memory of its own goes there.
         active = transformed()
         if torch.compiler.is_compiling() or batching() or (active and _dispatching()):
             return cls._as_op(*args)
+        for t in args[1:]:
+            if t is not None and type(t) not in PLAIN:
+                return cls._as_op(*args)
         return undisturbed(super().apply if active else cls.record, args)
 
     @classmethod

@@ -4,6 +4,7 @@ With T(x, w, z) = ⟨z, conv(x, w)⟩ the op and its two gradients are the three
 trilinear form, so each one's derivative is again one of the three.
 """
 
+import torch
 from torch import Tensor
 
 from kernels import autocast, dispatch, library
@@ -108,7 +109,10 @@ class _Contraction(Batched):
         a, b, *like = ctx.saved_tensors
         first = None if a_dot is None else cls.apply(ctx.call, a_dot, b, *like)[0]
         second = None if b_dot is None else cls.apply(ctx.call, a, b_dot, *like)[0]
-        return (total(first, second),)
+        z_dot = total(first, second)
+        if z_dot is None:  # of the shape that is lent alone
+            z_dot = cls.apply(ctx.call, torch.zeros_like(a), b, *like)[0]
+        return (z_dot,)
 
 
 class _Value(_Contraction):

@@ -14,15 +14,14 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 from kernels.autograd import Call, Dot, Grad, GradDot, Value
-from kernels.batched import Batched, batching, transformed
+from kernels.batched import PLAIN, Batched, batching, transformed
 from kernels.plain.layout import channels_last, nhwc, whole
 
 _LIBRARY = torch.library.Library("mamlpp", "DEF")
-_PLAIN = (Tensor, torch.nn.Parameter)
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
-def traced(*tensors: Tensor) -> bool:
+def traced(*tensors: Tensor | None) -> bool:
     """Whether something other than autograd and torch.func is to see the call as an op."""
     if (
         torch.compiler.is_dynamo_compiling()
@@ -33,7 +32,9 @@ def traced(*tensors: Tensor) -> bool:
         return True
     for t in tensors:
         # A tensor that a transform has left behind is unwrapped by the dispatcher alone.
-        if type(t) not in _PLAIN or t.is_meta or (_wrapped(t) and not transformed()):
+        if t is None:
+            continue
+        if type(t) not in PLAIN or t.is_meta or (_wrapped(t) and not transformed()):
             return True
     return False
 
@@ -80,7 +81,9 @@ def define(
         return all_of_them[0] if returns == 1 else tuple(all_of_them[:returns])
 
     def computed(*arguments):
-        found = [channels_last(r) if r.dim() == 5 else whole(r) for r in run(*arguments)[:returns]]
+        with torch.autocast(arguments[0].device.type, enabled=False):
+            found = run(*arguments)[:returns]
+        found = [channels_last(r) if r.dim() == 5 else whole(r) for r in found]
         given = [a for a in arguments if isinstance(a, Tensor)]
         return results([r.clone() if any(map(r.is_set_to, given)) else r for r in found])
 
@@ -113,6 +116,7 @@ class Traced(Call):
 
     def __init__(self, kind: type[Call], options: tuple) -> None:
         self.name, self.inputs, self.shared = kind.name, kind.inputs, kind.shared
+        self.identity = kind.identity
         self.options = options
 
     def fwd(self, *tensors):
@@ -153,7 +157,8 @@ def define_twice_differentiable(
 
     def grad(dy, *arguments):
         made, _, saved = ran(*arguments)
-        return made.bwd(saved, arguments[:count], dy)
+        found = made.bwd(saved, arguments[:count], dy)
+        return (dy.clone(), *found[1:]) if kind.identity else found
 
     def dot(*arguments):
         operands, directions = arguments[:count], arguments[count : count + inputs]
@@ -164,6 +169,8 @@ def define_twice_differentiable(
         operands, directions = arguments[:count], arguments[count : count + inputs]
         made, _, saved = ran(*operands, *arguments[count + inputs :])
         found = made.grad_dot(saved, operands, directions, dy, dy_dot)
+        if kind.identity:
+            found = found[0], dy_dot, *found[2:]
         return tuple(map(_or_zero, found, (dy, *operands[:inputs])))
 
     def like_inputs(*operands):

@@ -45,7 +45,7 @@ def per_step_batch_norm(
         # Sums over N·H·W values overflow or drown in half precision.
         z, gain, bias = (t.float() if t.dtype == dtype else t for t in (z, gain, bias))
     _check(z, gain, bias, step, pool, negative_slope, eps)
-    tasks = len(z)
+    tasks = z.shape[0]
     if isinstance(step, Tensor):
         gain, bias = gain.index_select(0, step), bias.index_select(0, step)
     else:
@@ -55,7 +55,7 @@ def per_step_batch_norm(
         mean, var = (s.to(z) for s in _checked_statistics(statistics, tasks, z.shape[2]))
     operands = z, gain, bias, mean, var
     options = eps, negative_slope, pool
-    if library.traced(z, gain, bias):
+    if library.traced(*operands):
         y, mean, var = library.op(_Call.name)(*operands, *options)
     else:
         y, mean, var, *_ = Value.start(_call(*operands, *options), *operands)
@@ -63,7 +63,7 @@ def per_step_batch_norm(
 
 
 def _checked_statistics(statistics: tuple, tasks: int, channels: int) -> tuple[Tensor, Tensor]:
-    shapes = [list(s.shape) for s in statistics]
+    shapes = [list(s.shape) if isinstance(s, Tensor) else s for s in statistics]
     if len(shapes) != 2 or any(s not in ([channels], [tasks, channels]) for s in shapes):
         raise ValueError(
             f"per_step_batch_norm: statistics must be a mean and a variance, [{channels}] or "
@@ -90,7 +90,10 @@ def _check(
             f"per_step_batch_norm: gain and bias must both be [K, {z.shape[2]}] for z "
             f"{list(z.shape)}, got {list(gain.shape)} and {list(bias.shape)}"
         )
-    _check_step(step, len(z), len(gain))
+    _check_step(step, z.shape[0], gain.shape[0])
+    for name, number in (("negative_slope", negative_slope), ("eps", eps)):
+        if isinstance(number, Tensor):
+            raise ValueError(f"per_step_batch_norm: {name} must be a number, got a tensor")
     if not 0 <= negative_slope < math.inf:
         raise ValueError(
             f"per_step_batch_norm: negative_slope {negative_slope} is below 0, where the activation"
@@ -121,6 +124,10 @@ def _check_step(step: int | Tensor, tasks: int, rows: int) -> None:
                 f"per_step_batch_norm: steps {step.tolist()} reach outside 0…{rows - 1}, the "
                 f"rows of gain"
             )
+    elif isinstance(step, bool) or not hasattr(step, "__index__"):
+        raise ValueError(
+            f"per_step_batch_norm: step must be an int or int64 [{tasks}], got {step!r}"
+        )
     elif not 0 <= step < rows:
         raise ValueError(
             f"per_step_batch_norm: step {step} is outside 0…{rows - 1}, the rows of gain"

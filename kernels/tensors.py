@@ -18,11 +18,16 @@ WHERE = {"cpu": "a CPU", "cuda": "a GPU"}
 
 def matrix(rows: Tensor | None) -> tuple[int, int]:
     """Of [T, ...], whose entries of one task lie as the function wants them."""
-    return (0, 0) if rows is None else (rows.data_ptr(), rows.stride(0))
+    return (0, 0) if rows is None else (address(rows), rows.stride(0))
 
 
 def address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return 0
+    place = tensor.data_ptr()
+    if not place and tensor.numel():  # 0 is what is not there
+        raise ValueError(f"{type(tensor).__name__} {list(tensor.shape)} has no memory to read")
+    return place
 
 
 def check_alike(op: str, **tensors: Tensor) -> None:

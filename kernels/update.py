@@ -51,7 +51,7 @@ class _Call(Call):
     those of a single one.
     """
 
-    name, inputs, outputs, shared = "lslr_update", 3, 1, (2,)
+    name, inputs, outputs, shared, identity = "lslr_update", 3, 1, (2,), True
 
     def __init__(self, impl, sizes: tuple[int, ...]) -> None:
         self.impl, self.sizes, self.options = impl, sizes, (sizes,)
@@ -64,7 +64,7 @@ class _Call(Call):
     def bwd(self, saved, tensors, d_theta):
         _, grad, rates = tensors
         gradients = self.impl.bwd(*self._flat(rates, (d_theta, grad), (rates,)))
-        return d_theta.view_as(d_theta), *self._unflat(rates, d_theta, *gradients)
+        return None, *self._unflat(rates, d_theta, *gradients)
 
     def dot(self, saved, tensors, dots):
         (_, grad, rates), (theta_dot, grad_dot, rates_dot) = tensors, dots

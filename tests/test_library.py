@@ -11,6 +11,7 @@ import kernels
 from kernels import reference
 from tests.ops import randn
 from tests.test_elsewhere import CASES
+from tests.ways import Wrapped
 
 LABELS = torch.tensor([[0, 3, 1], [2, 2, 0]])
 HEAD_LABELS = torch.tensor([[0, 2], [1, 1]])
@@ -86,6 +87,16 @@ def test_tensors_without_values_have_the_shapes_and_strides_of_those_with(name: 
         fake = CASES[name].make(kernels)(*map(mode.from_tensor, inputs))
     for t in (meta, fake):
         assert (t.shape, t.dtype, t.stride()) == (y.shape, y.dtype, y.stride())
+
+
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+def test_statistics_without_memory_of_their_own_are_given_all_the_same(backend: str) -> None:
+    z, gain, bias = CASES["norm"].inputs()
+    given = randn(8, 2), 1 + randn(9, 2) ** 2
+    wanted = reference.per_step_batch_norm(z, gain, bias, 1, statistics=given)[0]
+    with kernels.use(backend):
+        found = kernels.per_step_batch_norm(z, gain, bias, 1, statistics=tuple(map(Wrapped, given)))
+    torch.testing.assert_close(found[0].inner, wanted)
 
 
 def test_a_third_derivative_of_a_compiled_op_raises() -> None:

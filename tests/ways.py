@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint as checkpointed
 from torch.utils.data import DataLoader, Dataset
 
@@ -109,6 +110,26 @@ def func_grad_of_directions(op, inputs):
     dots = tuple(randn(22 + i, *t.shape) for i, t in enumerate(inputs))
     scalar = lambda *d: weighted(torch.func.jvp(op, inputs, d)[1], 2)  # noqa: E731
     return torch.func.grad(scalar, arguments(inputs))(*dots)
+
+
+def func_grad_of_jvp_of_first(op, inputs):
+    """The other inputs have no direction."""
+
+    def tangent(first, *others):
+        dot = randn(22, *first.shape)
+        return weighted(torch.func.jvp(lambda a: op(a, *others), (first,), (dot,))[1], 2)
+
+    return torch.func.grad(tangent, arguments(inputs))(*inputs)
+
+
+def func_jvp_of_vjp(op, inputs):
+    """Along the first input alone, with a cotangent that has no direction."""
+
+    def pulled(first):
+        y, pull = torch.func.vjp(lambda *others: op(first, *others), *inputs[1:])
+        return pull(randn(21, *y.shape))
+
+    return torch.func.jvp(pulled, (inputs[0],), (randn(22, *inputs[0].shape),))
 
 
 def func_jacrev(op, inputs):
@@ -245,6 +266,45 @@ def checkpoint(reentrant: bool):
         return y, *(t.grad for t in inputs)
 
     return way
+
+
+def accumulated(op, inputs):
+    """Gradients that are added up, halved in place, and of which nobody else sees it."""
+    inputs, others = leaves(inputs), leaves(inputs)
+    for _ in range(2):
+        y = op(*inputs) + op(*others)
+        dy = randn(26, *y.shape)
+        y.backward(dy)
+    for t in inputs:
+        t.grad.mul_(0.5)
+    return dy, *(t.grad for t in inputs), *(t.grad for t in others)
+
+
+class Wrapped(Tensor):
+    """One that has no memory of its own, and a tensor that has."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor):
+        return Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype
+        )
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        unwrap = lambda t: t.inner if isinstance(t, cls) else t  # noqa: E731
+        args, kwargs = tree_map(unwrap, (args, kwargs or {}))
+        wrap = lambda t: cls(t) if isinstance(t, Tensor) else t  # noqa: E731
+        return tree_map(wrap, function(*args, **kwargs))
+
+
+def wrapped_cotangent(op, inputs):
+    inputs = leaves(inputs)
+    y = op(*inputs)
+    found = torch.autograd.grad(y, inputs, Wrapped(randn(26, *y.shape)))
+    return [t.inner if isinstance(t, Wrapped) else t for t in found]
 
 
 def written_to(op, inputs):
@@ -511,6 +571,8 @@ WAYS = {
     "func.jvp of grad": func_jvp_of_grad,
     "func.grad of jvp": func_grad_of_jvp,
     "func.grad of directions": func_grad_of_directions,
+    "func.grad of jvp of first": func_grad_of_jvp_of_first,
+    "func.jvp of vjp": func_jvp_of_vjp,
     "func.jacrev": func_jacrev,
     "func.jacfwd": func_jacfwd,
     "func.hessian": func_hessian,
@@ -550,6 +612,8 @@ WAYS = {
     "expanded": expanded,
     "another layout": in_another_layout,
     "in a larger tensor": in_a_larger_tensor,
+    "accumulated gradients": accumulated,
+    "wrapped cotangent": wrapped_cotangent,
     "result written to": written_to,
     "thread": in_a_thread,
     "data loader's worker": in_a_worker,
