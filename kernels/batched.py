@@ -28,8 +28,10 @@ _dispatching = partial(
 
 
 def is_constant(*tensors: Tensor | None) -> bool:
-    """Whether nobody will ask for a derivative."""
-    return forward_ad._current_level < 0 and not torch._C._any_requires_grad(*tensors)
+    """Whether nobody will ask for a derivative of what is made of them."""
+    if forward_ad._current_level >= 0:
+        return False
+    return not (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
 
 
 def undisturbed(function: Callable, args: tuple) -> tuple:
@@ -66,7 +68,10 @@ class Batched(Function):
         for t in args[1:]:
             if t is not None and type(t) not in PLAIN:
                 return cls._as_op(*args)
-        return undisturbed(super().apply if active else cls.record, args)
+        if active:
+            return undisturbed(super().apply, args)
+        args = unwrap_dead_wrappers(args)
+        return undisturbed(cls.forward if is_constant(*args) else cls.recorded, args)
 
     @classmethod
     def start(cls, *args):
