@@ -31,7 +31,11 @@ def is_constant(*tensors: Tensor | None) -> bool:
     """Whether nobody will ask for a derivative of what is made of them."""
     if forward_ad._current_level >= 0:
         return False
-    return not (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return False
+    return True
 
 
 def undisturbed(function: Callable, args: tuple) -> tuple:
@@ -71,14 +75,14 @@ class Batched(Function):
         if active:
             return undisturbed(super().apply, args)
         args = unwrap_dead_wrappers(args)
-        return undisturbed(cls.forward if is_constant(*args) else cls.recorded, args)
+        return undisturbed(cls.forward if is_constant(*args[1:]) else cls.recorded, args)
 
     @classmethod
     def start(cls, *args):
         """`apply` where none of this is the case, for a caller who wants the outputs alone."""
         if transformed():
             return undisturbed(super().apply, args)
-        return undisturbed(cls.forward if is_constant(*args) else cls.recorded, args)
+        return undisturbed(cls.forward if is_constant(*args[1:]) else cls.recorded, args)
 
     @classmethod
     def _as_op(cls, call, *tensors):

@@ -655,6 +655,8 @@ OTHERWISE = {
     "compile grad of grad": func_grad_of_grad,
     "compile vmap of grad": mapped(grad_of, lambda n: (0,) * n),
 }
+# Those that torch itself learnt late.
+RECENT = ("make_fx of jvp of grad", "compile jvp of grad")
 # An error that a backend may raise where it keeps what was written to, as torch's own ops do.
 POSSIBLE = {"result written to": "modified by an inplace operation"}
 # Errors that say what is wrong, instead of a wrong number.
