@@ -50,6 +50,9 @@ class Findings(NamedTuple):
 UNCHECKED = Findings({}, {})
 
 _findings: ContextVar[Findings | None] = ContextVar("kernels_findings", default=None)
+_VARIABLES = getattr(os.environ, "_data", os.environ)
+_VARIABLE = os.environ.encodekey("KERNELS_BACKEND")
+
 _requested: ContextVar[str | None] = ContextVar("kernels_backend", default=None)
 
 
@@ -178,9 +181,17 @@ def _composable() -> bool:
 
 
 def _request() -> str:
-    requested = _requested.get() or os.environ.get("KERNELS_BACKEND") or "auto"
+    requested = _requested.get() or _environment()
     _named(requested)
     return requested
+
+
+def _environment() -> str:
+    """What the environment asks for, looked up as it is: `os.environ` encodes each time, for
+    longer than a small kernel takes.
+    """
+    found = _VARIABLES.get(_VARIABLE)
+    return os.fsdecode(found) if found else "auto"
 
 
 def _named(name: str) -> None:

@@ -70,7 +70,9 @@ class _Call(Call):
         (_, grad, rates), (theta_dot, grad_dot, rates_dot) = tensors, dots
         matrices, vectors = (grad, theta_dot, grad_dot), (rates, rates_dot)
         grad, theta_dot, grad_dot, rates, *rest = self._flat(rates, matrices, vectors)
-        found = self.impl.tan_fwd(grad, rates, theta_dot, grad_dot, *rest).view_as(tensors[1])
+        found = self.impl.tan_fwd(grad, rates, theta_dot, grad_dot, *rest)
+        if tensors[2].dim() == 2:
+            found = found.view_as(tensors[1])
         return found.clone() if dots[1] is dots[2] is None else found  # no direction itself
 
     def grad_dot(self, saved, tensors, dots, d_theta, d_theta_dot):
@@ -94,9 +96,10 @@ class _Call(Call):
         self, rates: Tensor, like: Tensor, d_grad: Tensor | None, d_rates: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients from the backend, of which those of rates are [T, L], or their directions."""
-        if d_rates is not None:
-            d_rates = d_rates.sum(0) if rates.dim() == 1 else d_rates.view(rates.shape)
-        return None if d_grad is None else d_grad.view_as(like), d_rates
+        if rates.dim() == 1:
+            return d_grad, None if d_rates is None else d_rates.sum(0)
+        d_grad = None if d_grad is None else d_grad.view_as(like)
+        return d_grad, None if d_rates is None else d_rates.view_as(rates)
 
 
 def _call(theta, grad, rates, sizes) -> _Call:

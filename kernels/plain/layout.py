@@ -30,29 +30,33 @@ def whole(x: Tensor | None) -> Tensor | None:
 
 def channels_last(x: Tensor) -> Tensor:
     """`x` [T, N, C, H, W] with NHWC memory, copied only if it has another layout."""
-    x, strides = solid(x), nhwc(x.shape)
+    x = solid(x)
     # One channel looks like both layouts; only an explicit stride of 1 makes torch keep NHWC.
-    if x.stride() == strides or all(
-        a == b
-        for a, b, size, dim in zip(x.stride(), strides, x.shape, range(5), strict=True)
-        if size > 1 or dim == 2
-    ):
+    tasks, image_set = x.shape[0], nhwc(x.shape)[0]
+    if (tasks == 1 or x.stride(0) == image_set) and x.stride(2) == 1 and _nhwc_inside(x):
         return x
-    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+    return x.new_empty_strided(x.shape, nhwc(x.shape)).copy_(x)
 
 
 def images(x: Tensor | None) -> Tensor | None:
     """[T, N, C, H, W], or filters [T, F, C, R, S], with NHWC memory inside each task; one that all
     tasks share stays one.
     """
-    if x is None:
-        return None
-    x, inside, strides = solid(x), x.stride()[1:], nhwc(x.shape)[1:]
-    if inside == strides or all(
-        a == b for a, b, size in zip(inside, strides, x.shape[1:], strict=True) if size > 1
-    ):
+    if x is None or (_nhwc_inside(x) and not (x.is_neg() or x._is_zerotensor())):
         return x
-    return channels_last(x)
+    x = solid(x)
+    return x if _nhwc_inside(x) else channels_last(x)
+
+
+def _nhwc_inside(x: Tensor) -> bool:
+    """Whether each task's images lie so."""
+    (_, n, c, h, w), (_, of_n, of_c, of_h, of_w) = x.shape, x.stride()
+    return (
+        (of_c == 1 or c == 1)
+        and (of_w == c or w == 1)
+        and (of_h == w * c or h == 1)
+        and (of_n == h * w * c or n == 1)
+    )
 
 
 def vectors(rows: Tensor | None) -> Tensor | None:
