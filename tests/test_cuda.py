@@ -18,11 +18,12 @@ from kernels import cases, cuda, plain
 from kernels.check.rows import PARTS, Subject, rows
 from kernels.cuda import tensors
 from tests import emulated
+from tests.derivatives import to_second_order
 from tests.ops import EPS, assert_close, largest_error, norm_results, randn, update_results
 from tests.planted import FAULTS, SMALL, assert_caught, assert_clean
 from tests.test_elsewhere import CASES
 from tests.test_native_ops import BY_SIZE
-from tests.ways import WAYS, to_second_order
+from tests.ways import WAYS
 
 SEGMENTS = pytest.mark.parametrize("sizes", [(1,), (3, 0, 5), (2_500, 7, 1_024)], ids=str)
 

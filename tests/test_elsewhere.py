@@ -11,8 +11,9 @@ from torch import Tensor
 
 import kernels
 from kernels import dispatch, reference
+from tests.derivatives import Op
 from tests.ops import randn
-from tests.ways import NAMED, OTHERWISE, POSSIBLE, RECENT, WAYS, Op
+from tests.ways import NAMED, OTHERWISE, POSSIBLE, RECENT, WAYS
 
 T, N, C, F, SIDE, CLASSES = 2, 2, 2, 2, 4, 3
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import kernels
 from kernels import native, reference
+from tests.derivatives import to_second_order
 from tests.ops import randn
-from tests.ways import to_second_order
 
 EXAMPLES = int(os.environ.get("FUZZ", 60))
 FUZZED = settings(

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import kernels
 from kernels import reference
 from tests.ops import randn
+from tests.surroundings import Wrapped
 from tests.test_elsewhere import CASES
-from tests.ways import Wrapped
 
 LABELS = torch.tensor([[0, 3, 1], [2, 2, 0]])
 HEAD_LABELS = torch.tensor([[0, 2], [1, 1]])

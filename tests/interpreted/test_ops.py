@@ -8,10 +8,11 @@ from torch import Tensor
 
 import kernels
 from kernels import cases, plain, triton
+from tests.derivatives import to_second_order
 from tests.ops import EPS, conv_results, norm_results, randn, update_results
 from tests.test_elsewhere import CASES
 from tests.test_ops import conv, errors, norm_act, second_derivatives, update, value_and_gradients
-from tests.ways import WAYS, to_second_order
+from tests.ways import WAYS
 
 UNIT = torch.finfo(torch.float32).eps
 
