@@ -30,7 +30,7 @@ def expect(op: str, like, **operands: tuple[Tensor | None, tuple[int, ...]]) -> 
                 f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
             )
         if tensor.layout != torch.strided:
-            _dense(op, name, tensor)
+            dense(op, name, tensor)
 
 
 def tensors(op: str, **operands: Any) -> None:
@@ -40,7 +40,7 @@ def tensors(op: str, **operands: Any) -> None:
             raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
 
 
-def _dense(op: str, name: str, tensor: Tensor) -> None:
+def dense(op: str, name: str, tensor: Tensor) -> None:
     """ValueError unless it is an array of its values."""
     if tensor.layout != torch.strided:
         raise ValueError(f"{op}: {name} must be dense, got {tensor.layout}; use to_dense()")
@@ -139,7 +139,7 @@ def net_images(net: Net, x: Tensor) -> None:
     """ValueError for images that a network does not take."""
     if not isinstance(x, Tensor):
         raise ValueError(f"images: must be a tensor, got {type(x).__name__}")
-    _dense("images", "x", x)
+    dense("images", "x", x)
     shape = tuple(x.shape)
     if shape[2:] != (net.channels, net.side, net.side) or 0 in shape:
         raise ValueError(

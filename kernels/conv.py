@@ -65,7 +65,7 @@ def task_conv2d(
 class _Call:
     """One convolution and its two gradients, by the functions of a backend."""
 
-    name, outputs, returned, shared, held = "task_conv2d", 1, None, (), ()
+    name, shared, held = "task_conv2d", (), ()
 
     def __init__(self, impl, stride: int, padding: int) -> None:
         self.impl, self.options = impl, (stride, padding)

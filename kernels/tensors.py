@@ -36,7 +36,7 @@ def check_alike(op: str, **tensors: Tensor) -> None:
     alike = True
     for name, t in tensors.items():
         if t.layout != torch.strided:
-            raise ValueError(f"{op}: {name} must be dense, got {t.layout}; use to_dense()")
+            checks.dense(op, name, t)
         alike = alike and t.dtype == first.dtype and t.device == first.device
     if alike:
         return
