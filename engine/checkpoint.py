@@ -14,7 +14,6 @@ the folder is synced: at any moment, whatever is killed, each name holds a whole
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine import locks
 from engine.errors import UserError, explained
 
 FORMAT = 1
@@ -181,12 +181,10 @@ def open_run(folder: Path, fresh: bool) -> Iterator[None]:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(open(folder / ".lock", "w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not locks.lock(lock.fileno()):
                 raise UserError(
                     f"another process is training into {folder}; wait for it or give another --run"
-                ) from None
+                )
             _clean(folder, fresh)
         yield
 

@@ -5,19 +5,36 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
-    """A mistake to correct, in one line: what, the value, what is allowed, what to do."""
+    """A mistake to correct, in one printable line: what, the value, what is allowed, what to do."""
 
     exit_code = 2
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class Diverged(Exception):
     """Something is no longer finite; the message says where and what."""
 
     exit_code = 3
+
+
+def printable(text: str) -> str:
+    """One line that does nothing to a terminal: what is no visible character, as an escape
+    sequence, a line's end or half a surrogate pair in a file's name, is shown as Python writes it.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """The first names in their order, printable, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + more
 
 
 @contextlib.contextmanager
