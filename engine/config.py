@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ SPLITS = ("paper", "background")
 ROTATIONS = ("none", "classes", "augment")
 CHANNELS = (1, 3)
 PATH = "a path"
+RATIO = "three shares, as 64/16/20"
 _LARGEST = {int: 2**63 - 1, float: 1e30}  # what torch takes as a number, with room to compute
 # What a number may be: the words for the message and the test itself.
 _RANGES = {
@@ -63,6 +65,15 @@ class Config:
         "fail, instead of using the stand-in, when mini finds no data", default=False, free=True
     )
     split: str = _flag("Omniglot: classes shuffled, or its own two sets", SPLITS)
+    split_ratio: str | None = _flag(
+        "classes to train, validate and test, as 64/16/20, of data without such splits; of data "
+        "without val, its part of the training classes",
+        RATIO,
+        default=None,
+    )
+    skip_small_classes: bool = _flag(
+        "leave out classes that have too few images for a task, instead of failing", default=False
+    )
     rotations: str = _flag(
         "multiples of 90 degrees: none, as new classes on every split, or one per class and "
         "training task",
@@ -242,7 +253,7 @@ def add_flags(parser: Parser, names: list[str]) -> None:
             parser.add_argument(flag, action="store_true", help=help)
             continue
         kind = {"int": int, "float": float}.get(f.type, str)
-        metavar = kind.__name__.upper() if kind is not str else "PATH"
+        metavar = {int: "INT", float: "FLOAT"}.get(kind, "A/B/C" if allowed == RATIO else "PATH")
         if isinstance(allowed, tuple):
             kind, metavar = type(allowed[0]), "|".join(map(str, allowed))
         parser.add_argument(flag, type=kind, metavar=metavar, help=help)
@@ -259,6 +270,10 @@ def check(name: str, value: Any, allowed: tuple | str | None) -> None:
     if allowed == PATH:
         if value == "":  # pathlib would take the working directory
             raise UserError(f"{flag} is empty: name a path, or leave it out")
+        return
+    if allowed == RATIO:
+        if value is not None and not re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", value):
+            raise UserError(f"{flag} is {value!r}: give {RATIO}, each 1 or more")
         return
     if isinstance(allowed, tuple) and value not in allowed:
         raise UserError(f"{flag} is {value!r}: choose one of {', '.join(map(str, allowed))}")
@@ -290,6 +305,8 @@ def _check_combinations(cfg: Config) -> None:
             f"--split background with --dataset {cfg.dataset}: only omniglot has these two sets; "
             "leave --split out"
         )
+    if cfg.split_ratio and cfg.dataset == "omniglot":
+        raise UserError("--split-ratio with --dataset omniglot: it has its own; leave it out")
     if cfg.dataset == "omniglot" and cfg.channels != 1:
         raise UserError(f"--channels is {cfg.channels} with --dataset omniglot: it is grey, give 1")
 

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from engine.config import ROTATIONS, check
 from engine.data import Dataset
-from engine.errors import UserError
+from engine.errors import UserError, listed
 from kernels.pools import told
 
 T = TypeVar("T")
 _LAST = np.uint64(2**64 - 1)
+_MANY = 1 << 12  # images of a class; of more, a draw looks at those alone that it takes
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class EpisodeSampler:
 
     rotations: ``classes`` makes every class turned by k * 90 degrees a class of its own, on every
     split; ``augment`` turns each class of a training task by a random k * 90 degrees.
+    skip_small: classes with too few images are left out; ``notes`` then says which.
     Raises UserError when the split has too few classes, or a class too few images.
     """
 
@@ -68,6 +70,7 @@ class EpisodeSampler:
         targets: int,
         seed: int,
         rotations: str = "none",
+        skip_small: bool = False,
     ):
         check("rotations", rotations, ROTATIONS)
         for name, value in {"ways": ways, "shots": shots, "targets": targets}.items():
@@ -79,6 +82,7 @@ class EpisodeSampler:
         self._turned_classes = rotations == "classes"
         self._augment = rotations == "augment" and split == "train"
         self._starts, self._counts = bank.starts[:-1].numpy(), bank.counts.numpy()
+        self.notes = self._skip_small(bank.names, split) if skip_small else []
         self.bank = bank.images  # uint8 [M, H, W, C]
         self._images, self._shape = bank.images.numpy(), bank.images.shape[1:]
         digest = hashlib.sha256(f"{seed}/{split}".encode()).digest()
@@ -88,6 +92,16 @@ class EpisodeSampler:
         std = np.array(dataset.std)
         self.scale = self._row(dataset.scale / std)  # float32 [W * C]
         self.shift = self._row(-np.array(dataset.mean) / std)
+
+    def _skip_small(self, names: tuple[str, ...], split: str) -> list[str]:
+        needed = self.shots + self.targets
+        kept = self._counts >= needed
+        small = [names[c] for c in (~kept).nonzero()[0]]
+        self._starts, self._counts = self._starts[kept], self._counts[kept]
+        return [
+            f"left out: {len(small)} of {len(names)} classes of {split}, with fewer than {needed} "
+            f"images ({listed(small, 3)})"
+        ][: len(small)]
 
     @property
     def classes(self) -> int:
@@ -115,11 +129,19 @@ class EpisodeSampler:
         if self._augment:
             turns = (_hashes(_mix(keys ^ np.uint64(1)), self.ways) >> np.uint64(62)).astype(int)
         counts = self._counts[classes][..., None]  # [T, ways, 1]
-        places = np.arange(counts.max())
         each = _hashes(_mix(keys ^ np.uint64(2)), self.ways)  # [T, ways]
-        order = np.where(places < counts, _hashes(each, len(places)), _LAST)
-        rows = self._starts[classes][..., None] + _choose(order, self.shots + self.targets)
-        return Draw(rows, turns)
+        places = self._places(each, counts, self.shots + self.targets)
+        return Draw(self._starts[classes][..., None] + places, turns)
+
+    def _places(self, keys: np.ndarray, counts: np.ndarray, k: int) -> np.ndarray:
+        """int64 [T, ways, k]: different images of classes of counts [T, ways, 1]."""
+        large = counts[..., 0] > _MANY
+        chosen = np.empty((*large.shape, k), np.int64)
+        if not large.all():
+            places = np.arange(min(counts.max(), _MANY))
+            chosen = _choose(np.where(places < counts, _hashes(keys, len(places)), _LAST), k)
+        chosen[large] = _choose_few(keys[large], counts[large], k)
+        return chosen
 
     def _gather(self, rows: np.ndarray, turns: np.ndarray) -> Tensor:
         """float32 [T, ways * samples, C, H, W] of the images in ``rows`` [T, ways, samples]."""
@@ -210,12 +232,12 @@ def _require_enough(sampler: EpisodeSampler, name: str, split: str, names: tuple
             f"--ways is {sampler.ways}, but the {split} split of {name} has {sampler.classes} "
             "classes; give fewer"
         )
-    needed, least = sampler.shots + sampler.targets, int(sampler._counts.argmin())
-    if sampler._counts[least] < needed:
+    needed, counts = sampler.shots + sampler.targets, sampler._counts
+    if small := [f"{names[c]} ({counts[c]})" for c in (counts < needed).nonzero()[0]]:
         raise UserError(
             f"--shots {sampler.shots} and --targets {sampler.targets} need {needed} images a "
-            f"class, but {names[least]} in the {split} split of {name} has "
-            f"{sampler._counts[least]}; lower one of them or remove the class"
+            f"class, but {len(small)} of {len(names)} in the {split} split of {name} have fewer: "
+            f"{listed(small)}; lower one of them, or leave the classes out by --skip-small-classes"
         )
 
 
@@ -238,3 +260,15 @@ def _choose(order: np.ndarray, k: int) -> np.ndarray:
     least = np.argpartition(order, k - 1, axis=-1)[..., :k]
     ranks = np.take_along_axis(order, least, -1).argsort(-1)
     return np.take_along_axis(least, ranks, -1)
+
+
+def _choose_few(keys: np.ndarray, counts: np.ndarray, k: int) -> np.ndarray:
+    """int64 [n, k]: k of counts [n, 1] without replacement in random order, by the streams of keys
+    [n], in a time that does not grow with counts (Floyd's sampling, Bentley & Floyd 1987)."""
+    drawn, chosen = _hashes(keys, k), np.empty((len(keys), k), np.int64)
+    for i in range(k):
+        last = counts[:, 0] - k + i
+        one = (drawn[:, i] % (last + 1).astype(np.uint64)).astype(np.int64)
+        taken = (chosen[:, :i] == one[:, None]).any(-1)
+        chosen[:, i] = np.where(taken, last, one)
+    return np.take_along_axis(chosen, _hashes(_mix(keys), k).argsort(-1), -1)

@@ -32,8 +32,9 @@ TASK_SEED = 0
 BATCH = 16  # tasks drawn at once
 
 FLAGS = (
-    "dataset data cache strict_data split rotations ways shots targets eval_steps norm_statistics "
-    "protocol eval_tasks device threads backend precision no_graph"
+    "dataset data cache strict_data split split_ratio skip_small_classes rotations ways shots "
+    "targets eval_steps norm_statistics protocol eval_tasks device threads backend precision "
+    "no_graph"
 ).split()
 
 
@@ -225,7 +226,8 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
         )
     if explicit.get("dataset", trained.dataset) != trained.dataset:
         # what belongs to the other kind of data is of no use for this one
-        explicit = {"data": None, "split": "paper", "rotations": "none"} | explicit
+        other = {"data": None, "split": "paper", "split_ratio": None, "rotations": "none"}
+        explicit = other | explicit
     if explicit.get("dataset") == "omniglot" and trained.channels != 1:
         raise UserError(
             f"--dataset is omniglot, which is grey: the network of {path} takes "

@@ -274,12 +274,22 @@ def load_dataset(cfg: Config, *parts: str) -> Dataset:
         seed=SPLIT_SEED,
         strict=cfg.strict_data,
         cache=cfg.cache,
+        split_ratio=cfg.split_ratio,
+        skip_small=cfg.skip_small_classes,
     )
     if dataset.notice:
         say(f"\n{dataset.notice}\n")
+    for note in dataset.notes:
+        say(f"{dataset.name}: {note}")
     wanted = [cfg.image_size, cfg.image_size, cfg.channels]
+    wrong = []
     for part in parts:
-        sampler(cfg, dataset, part, seed=0)
+        try:
+            for note in sampler(cfg, dataset, part, seed=0).notes:
+                say(f"{dataset.name}: {note}")
+        except UserError as error:
+            wrong.append(error)
+            continue
         found = list(dataset.banks[part].images.shape[1:])
         if found != wanted:
             raise UserError(
@@ -287,6 +297,8 @@ def load_dataset(cfg: Config, *parts: str) -> Dataset:
                 "(height, width, channels); give --image-size and --channels in training, or other "
                 "--data"
             )
+    if wrong:
+        raise UserError("; ".join(map(str, wrong)))
     return dataset
 
 
@@ -300,4 +312,5 @@ def sampler(cfg: Config, dataset: Dataset, part: str, seed: int) -> EpisodeSampl
         targets=cfg.targets,
         seed=seed,
         rotations=cfg.rotations,
+        skip_small=cfg.skip_small_classes,
     )

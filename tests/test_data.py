@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from engine.data import Dataset, bank, load
-from engine.data.bank import ClassSource, read_bank, write_bank
-from engine.data.tree import decode
+from engine.data.bank import ClassSource, Content, read_bank, write_bank
+from engine.data.images import decode
 from engine.errors import UserError
+from engine.locks import lock
 from tests.samples import encoded, tree_files, write_files, write_zip
 
 
@@ -55,7 +56,7 @@ def test_a_tree_may_lie_deeper(prefix, tmp_path, cache):
     files = {f"{prefix}/{name}": content for name, content in tree_files().items()}
     files |= {"notes.txt": b"", "__MACOSX/train/x/._1.png": b"", f"{prefix}/train/.hidden": b""}
     if prefix.startswith("__"):
-        with pytest.raises(UserError, match="holds no images"):
+        with pytest.raises(UserError, match="holds no images in a form that is known"):
             load_folder(write_zip(tmp_path / "x.zip", files), cache)
     else:
         assert (
@@ -139,16 +140,16 @@ def test_nothing_is_left_when_reading_fails_half_way(tree, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_leftovers_of_killed_processes_are_removed_when_old(tree, cache):
+def test_leftovers_of_writers_that_are_no_more_are_removed(tree, cache):
     load_folder(tree, cache)
     file = only_bank(cache)
     file.unlink()
-    old, new = (cache / f"{file.name}.{n}.tmp" for n in ("old", "new"))
-    for left in (old, new):
-        left.touch()
-    os.utime(old, (0, 0))
-    load_folder(tree, cache)
-    assert sorted(cache.iterdir()) == sorted([file, new])
+    dead, alive = (cache / f"{file.name}.{n * 32}.tmp" for n in "ab")
+    dead.touch()
+    with open(alive, "xb") as writer:
+        assert lock(writer.fileno())
+        load_folder(tree, cache)
+        assert sorted(cache.iterdir()) == sorted([file, alive])
 
 
 def test_a_full_disk_says_what_to_do(tree, cache, monkeypatch):
@@ -194,15 +195,16 @@ def test_classes_of_differing_counts_are_contiguous(tmp_path):
         ClassSource(str(c), n, lambda c=c, n=n: np.full((n, 2, 2, 1), c, np.uint8))
         for c, n in enumerate(counts)
     ]
-    write_bank(tmp_path / "x", [("train", sources), ("test", sources[:1])], "x")
-    banks, _ = read_bank(tmp_path / "x")
+    splits = [("train", sources), ("test", sources[:1])]
+    write_bank(tmp_path / "x", Content("made", lambda: splits, ("train", "test")), "x")
+    banks = read_bank(tmp_path / "x").splits
     assert banks["train"].counts.tolist() == counts
     assert banks["train"].images[:, 0, 0, 0].bincount().tolist() == counts
     assert banks["test"].images.shape == (1, 2, 2, 1)
 
 
-def without_val(files):
-    return {name: content for name, content in files.items() if "val" not in name}
+def without_test(files):
+    return {name: content for name, content in files.items() if "test" not in name}
 
 
 def twice(files):
@@ -220,10 +222,10 @@ def flat(files):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (without_val, "has no images for val"),
+        (without_test, "has no images for test"),
         (twice, "holds several data sets"),
         (shared_class, "class 'train0' is in train and in test"),
-        (flat, "holds no images as <split>/<class>/<image>"),
+        (flat, "holds no images in a form that is known"),
     ],
 )
 def test_wrong_trees_are_explained(spoil, message, tmp_path, cache):

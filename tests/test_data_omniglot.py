@@ -56,14 +56,14 @@ def test_pixels_are_the_references(paper, source):
 
 
 def test_the_seed_shuffles_the_classes(source):
-    found = omniglot.find(source)
+    found = omniglot.find(source, omniglot.trees(source))
     first, again, other = (omniglot.split_names(found, "paper", seed) for seed in (0, 0, 1))
     assert first == again != other
     assert sorted(sum(first.values(), [])) == sorted(sum(other.values(), []))
 
 
 def test_the_official_split(source):
-    found = omniglot.find(source)
+    found = omniglot.find(source, omniglot.trees(source))
     names = omniglot.split_names(found, "background", 0)
     assert {split: len(n) for split, n in names.items()} == {"train": 914, "val": 50, "test": 659}
     assert set(names["train"]) | set(names["val"]) == set(found["background"])
@@ -80,9 +80,9 @@ def test_unpacked_folders_are_the_same_data(paper, source, tmp_path):
     assert mixed.identity == paper.identity
     shutil.rmtree(tmp_path / "python" / "images_evaluation" / "Angelic" / "character01")
     with pytest.raises(UserError, match="images_evaluation has 658 characters of 659"):
-        omniglot.find(tmp_path)
+        omniglot.find(tmp_path, omniglot.trees(tmp_path))
     shutil.copy(source / "images_evaluation.zip", tmp_path / "python")
-    assert len(omniglot.find(tmp_path)["evaluation"]) == 659
+    assert len(omniglot.find(tmp_path, omniglot.trees(tmp_path))["evaluation"]) == 659
 
 
 def test_one_set_alone_is_an_error(source, tmp_path, cache):
@@ -107,14 +107,14 @@ def test_incomplete_and_wrong_drawings_are_explained(tmp_path, source, cache):
     shutil.copy(source / "images_background.zip", tmp_path)
     small = encoded(np.zeros((28, 28), np.uint8))
     for change, message in (
-        (lambda files, name: files.pop(name), "A0/character01 of images_evaluation has 19 draw"),
+        (lambda files, name: files.pop(name), "images_evaluation: A0/character01 has 19 draw"),
         (lambda files, name: files.update({name: small}), "0000_01.png is 28x28, but Omniglot"),
         (lambda files, name: files.update({name: b"x"}), "0000_01.png is not a whole image"),
     ):
         archive_of(tmp_path, change)
         with pytest.raises(UserError, match=message):
-            source_ = omniglot.open_source(tmp_path, 28, 1, "background", 0)
-            {split: [c.read() for c in classes[:1]] for split, classes in source_.splits()}
+            content = omniglot.open_source(tmp_path, 28, 1, "background", 0).content()
+            {split: [c.read() for c in classes[:1]] for split, classes in content.splits()}
 
 
 def test_other_data_is_not_omniglot(tmp_path, cache):
@@ -125,7 +125,7 @@ def test_other_data_is_not_omniglot(tmp_path, cache):
 
 def test_other_sizes_and_channels(source):
     picture = omniglot.open_source(source, 20, 3, "paper", 0)
-    _, classes = next(iter(picture.splits()))
+    _, classes = next(iter(picture.content().splits()))
     images = classes[0].read()
     assert images.shape == (20, 20, 20, 3)
     assert np.array_equal(images[..., 0], images[..., 2])

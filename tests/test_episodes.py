@@ -173,7 +173,7 @@ def test_values_are_normalised_per_channel():
     [
         ({"ways": 4}, "--ways is 4, but the train split of made has 3 classes; give fewer"),
         ({"ways": 13, "rotations": "classes"}, "has 12 classes"),
-        ({"shots": 4}, "--shots 4 and --targets 3 need 7 images a class, but class1 in the train"),
+        ({"shots": 4}, "--shots 4 and --targets 3 need 7 images a class, but 1 of 3 in the train"),
         ({"shots": 0}, "--shots is 0: give a number >= 1"),
         ({"targets": -1}, "--targets is -1"),
         ({"rotations": "some"}, "--rotations is 'some': choose one of none, classes, augment"),

@@ -1,7 +1,7 @@
-"""Data sets as class banks: Omniglot, mini-ImageNet, any image folder, and a generated stand-in.
+"""Data sets as class banks: Omniglot, mini-ImageNet, pictures of one's own, a generated stand-in.
 
 ``python -m engine.data fetch omniglot|mini`` downloads, ``python -m engine.data info PATH`` says
-what it sees.
+what it sees, ``python -m engine.data cache`` what is kept of it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import CHANNELS, DATASETS, PATH, SPLITS, check
-from engine.data import folder, mini, omniglot, standin
-from engine.data.bank import ClassBank, Source, default_cache, open_bank
-from engine.errors import UserError, explained
+from engine.config import CHANNELS, DATASETS, PATH, RATIO, SPLITS, check
+from engine.data import mini, omniglot, recognise, standin
+from engine.data.bank import Bank, ClassBank, Content, default_cache, open_bank
+from engine.errors import UserError, expanded, explained, listed, printable
 
 __all__ = ["ClassBank", "Dataset", "default_path", "load"]
 
@@ -27,13 +27,16 @@ _BINARY = (0.0,), (1.0,)
 class Dataset:
     """Banks of train, val and test; the network sees ``(value * scale - mean) / std``."""
 
-    name: str  # omniglot, mini, mini-standin or folder:<name>
+    # omniglot, mini, mini-standin, folder:<name>; omniglot-like:<name> and mini-like:<name> where
+    # the classes are not theirs
+    name: str
     banks: dict[str, ClassBank]
     scale: float
     mean: tuple[float, ...]  # per channel, as std
     std: tuple[float, ...]
     identity: str  # of the content: the same for the same data wherever it lies
     notice: str | None = None  # to be shown before anything else is
+    notes: tuple[str, ...] = ()  # what was left out or decided in reading it, a line each
 
 
 def default_path(dataset: str) -> Path:
@@ -51,63 +54,92 @@ def load(
     seed: int = 0,
     strict: bool = False,
     cache: str | Path | None = None,
+    split_ratio: str | None = None,
+    skip_small: bool = False,
 ) -> Dataset:
     """The data set at ``path`` (None: ``default_path``), decoded into a cached class bank.
 
-    ``split`` (paper, background) and ``seed`` choose Omniglot's classes. When mini has no path and
+    ``split`` (paper, background) and ``seed`` choose Omniglot's classes; ``split_ratio`` (as
+    ``64/16/20``) and ``seed`` divide the classes of data without splits. When mini has no path and
     nothing lies at its default, the result is the stand-in, with its ``notice``; ``strict`` makes
-    that an error. Raises UserError when data is missing, incomplete or broken, or the cache
-    (None: $MAMLPP_CACHE or ~/.cache/mamlpp) cannot be written.
+    that an error. A class all of whose images are left out is one, too, unless ``skip_small``.
+    Raises UserError when data is missing, incomplete or broken, or the cache (None: $MAMLPP_CACHE
+    or ~/.cache/mamlpp) cannot be written.
     """
     check("dataset", dataset, DATASETS)
     check("channels", channels, CHANNELS)
     check("image_size", image_size, ">= 1")
     check("split", split, SPLITS)
+    check("split_ratio", split_ratio, RATIO)
     check("cache", cache, PATH)
     check("data", path, PATH)
     place = _existing(dataset, path)
     options = {"size": image_size, "channels": channels}
-    name, notice = dataset, None
+
+    def accept(content: Content) -> None:
+        if content.empty and not skip_small:
+            raise UserError(
+                f"{place} has {len(content.empty)} classes without an image that can be read: "
+                f"{listed(content.empty)}; remove them, or leave them out by --skip-small-classes"
+            )
+
     if place is None:
         if strict:
             raise UserError(f"--strict-data: no data at {default_path(dataset)}; {mini.WAYS}")
-        source = standin.open_source(image_size, channels)
-        name, notice = standin.NAME, standin.NOTICE
+        source, notice = standin.open_source(image_size, channels), standin.NOTICE
     elif dataset == "omniglot":
-        source = omniglot.open_source(place, image_size, channels, split, seed)
+        source, notice = omniglot.open_source(place, image_size, channels, split, seed), None
         options |= {"split": split, "seed": seed}
-    elif dataset == "mini":
-        source = mini.open_source(place, image_size, channels)
     else:
-        source = folder.open_source(place, image_size, channels)
-        name = f"folder:{place.resolve().stem if place.is_file() else place.resolve().name}"
-    return _dataset(name, source, Path(cache) if cache else default_cache(), options, notice)
+        ways = mini.WAYS if dataset == "mini" else f"known are {recognise.FORMS}"
+        source = recognise.open_source(place, image_size, channels, split_ratio, seed, ways)
+        options |= {"ratio": split_ratio, "seed": seed}
+        notice = None
+    label = standin.NAME if place is None else dataset
+    bank = open_bank(source, expanded(cache or default_cache()), label, options, accept)
+    return _dataset(dataset, place, bank, channels, notice)
 
 
 def _dataset(
-    name: str,
-    source: Source,
-    cache: Path,
-    options: dict,
-    notice: str | None,
+    kind: str, place: Path | None, bank: Bank, channels: int, notice: str | None
 ) -> Dataset:
-    banks, digest = open_bank(source, cache.expanduser(), name.partition(":")[0], options)
-    binary = name == "omniglot"
-    mean, std = _BINARY if binary else _RGB if options["channels"] == 3 else _GREY
-    mean, std = mean * (options["channels"] // len(mean)), std * (options["channels"] // len(std))
+    binary = kind == "omniglot"
+    mean, std = _BINARY if binary else _RGB if channels == 3 else _GREY
+    mean, std = mean * (channels // len(mean)), std * (channels // len(std))
     scale = 1.0 if binary else 1 / 255
-    content = json.dumps([digest, scale, mean, std]).encode()
-    identity = hashlib.sha256(content).hexdigest()[:32]
-    return Dataset(name, banks, scale, mean, std, identity, notice)
+    digest = json.dumps([bank.digest, scale, mean, std]).encode()
+    identity = hashlib.sha256(digest).hexdigest()[:32]
+    notes = bank.content.notes
+    if bank.content.empty:
+        left = f"{len(bank.content.empty)} classes without an image"
+        notes += (f"left out: {left} ({listed(bank.content.empty, 3)})",)
+    name = _name(kind, place, bank.splits)
+    return Dataset(name, bank.splits, scale, mean, std, identity, notice, notes)
+
+
+def _name(kind: str, place: Path | None, banks: dict[str, ClassBank]) -> str:
+    """A published name only for what bears it: figures are compared by it."""
+    if place is None:
+        return standin.NAME
+    counts = {split: _counted(bank) for split, bank in banks.items()}
+    if kind == "mini" and mini.is_mini(counts) or kind == "omniglot" and omniglot.is_it(counts):
+        return kind
+    whole = place.resolve()
+    name = whole.name if whole.is_dir() else whole.stem.removesuffix(".tar")
+    return f"{kind}{'' if kind == 'folder' else '-like'}:{printable(name)}"
+
+
+def _counted(bank: ClassBank) -> dict[str, int]:
+    return dict(zip(bank.names, bank.counts.tolist(), strict=True))
 
 
 def _existing(dataset: str, path: str | Path | None) -> Path | None:
     """The path if something is there; None if mini may be replaced by the stand-in."""
     if path is None and dataset == "folder":
         raise UserError("--dataset folder needs --data: name a folder or zip archive of images")
-    place = Path(path).expanduser() if path is not None else default_path(dataset)
+    place = expanded(path) if path is not None else default_path(dataset)
     with explained(f"cannot read {place}", "correct its permissions"):
-        found = place.is_file() or (place.is_dir() and any(place.iterdir()))
+        found = any(place.iterdir()) if place.is_dir() else place.exists()
     if found:
         return place
     if dataset == "mini" and path is None:

@@ -1,16 +1,19 @@
-"""python -m engine.data fetch omniglot|mini, python -m engine.data info PATH."""
+"""python -m engine.data fetch omniglot|mini, info PATH, or cache [--clear]."""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 from engine.config import Parser
-from engine.data import default_path
+from engine.data import default_path, shelf
+from engine.data.bank import default_cache
 from engine.data.fetch import FILES, LICENCES, fetch
 from engine.data.info import describe
-from engine.errors import UserError
+from engine.errors import UserError, expanded, explained, say
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,6 +37,14 @@ def _parser() -> Parser:
     )
     info = commands.add_parser("info", help="say what lies at a path and how to train on it")
     info.add_argument("path", type=_path)
+    cache = commands.add_parser("cache", help="list the decoded data that is kept, or remove it")
+    cache.add_argument("--clear", action="store_true", default=False, help="remove all of it")
+    cache.add_argument(
+        "--cache",
+        type=_path,
+        default=None,
+        help="folder (default: $MAMLPP_CACHE or ~/.cache/mamlpp)",
+    )
     return parser
 
 
@@ -45,12 +56,35 @@ def _path(text: str) -> Path:
 
 def _run(args: Namespace) -> int:
     if args.command == "info":
-        print(describe(args.path))
+        tell = describe(args.path)
+    elif args.command == "cache":
+        tell = _cache(expanded(args.cache or default_cache()), args.clear)
     else:
         folder = args.to or default_path(args.dataset)
         fetch(FILES[args.dataset], folder)
-        print(f"{folder} is complete. {LICENCES[args.dataset]}")
+        tell = [f"{folder} is complete. {LICENCES[args.dataset]}"]
+    for line in tell:
+        say(line)
     return 0
+
+
+def _cache(folder: Path, clear: bool) -> list[str]:
+    with explained(f"cannot read the cache {folder}", "name another folder with --cache"):
+        found = [(file, file.stat()) for file in shelf.banks(folder)]
+    total = sum(stat.st_size for _, stat in found)
+    if clear:
+        gone = shelf.clear(folder)
+        return [f"{folder}: removed {len(gone)} files, {_size(total)}"]
+    lines = [f"  {file.name}  {_size(st.st_size)}, last used {_day(st)}" for file, st in found]
+    return [f"{folder}: {len(found)} data sets, {_size(total)}", *lines]
+
+
+def _day(stat: os.stat_result) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(stat.st_mtime))
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
 
 
 if __name__ == "__main__":

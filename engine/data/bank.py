@@ -1,8 +1,9 @@
-"""The class bank: every image of a split, classes contiguous, uint8, memory-mapped from a cache.
+"""The class bank: every image of a split, classes contiguous, uint8, in memory of this process.
 
-One file holds all splits of a data set: the images, then a JSON footer, then a trailer with the
-footer's digest and length. It is written under a temporary name and renamed when complete, so a
-file under the final name is whole; each class carries a digest, checked whenever it is opened.
+One file in the cache holds all splits of a data set: the images, then a JSON footer, then a trailer
+with the footer's digest and length. It is written under a temporary name and renamed when complete,
+so a file under the final name is whole. Whoever opens it copies it, each class checked by its
+digest: what another program does to the file afterwards changes nothing.
 """
 
 from __future__ import annotations
@@ -11,31 +12,34 @@ import contextlib
 import hashlib
 import json
 import os
-import time
-import uuid
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.data.images import Unreadable
+from engine.data.shelf import locked, shelve
 from engine.errors import UserError, explained
 from kernels.pools import each
 
-FORMAT = 1  # of the bank file and of how images are decoded: raise it to rebuild every cache
+FORMAT = 2  # of the bank file and of how images are decoded: raise it to rebuild every cache
+_CONTENT = 1  # of what the identity of a data set is made of
 _MAGIC = b"mamlbank"
 _TRAILER = 32 + 8 + len(_MAGIC)
-_STALE = 3600.0  # seconds after which an unfinished temporary file belongs to no live process
+_SHARE = 4  # of the machine's memory: a larger bank is copied into a nameless file
 
 
 @dataclass(frozen=True)
 class ClassBank:
     """Class c is ``images[starts[c] : starts[c + 1]]``."""
 
-    images: Tensor  # uint8 [M, H, W, C], memory-mapped
+    images: Tensor  # uint8 [M, H, W, C]
     starts: Tensor  # int64 [classes + 1]
     names: tuple[str, ...]
 
@@ -58,12 +62,29 @@ Splits = Iterable[tuple[str, list[ClassSource]]]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a data set comes from. ``splits()`` is lazy, so that one split is in memory at once."""
+class Content:
+    """What lies at a path. ``splits()`` is lazy, so that one split is in memory at once."""
 
-    kind: str  # in words, for people
-    key: list  # JSON; changes whenever the content may have: paths, sizes, times, versions
+    kind: str  # how it was read, in words, for people
     splits: Callable[[], Splits]
+    parts: tuple[str, ...]  # names of the splits
+    notes: tuple[str, ...] = ()  # what was left out or decided, a line each
+    empty: tuple[str, ...] = ()  # classes without an image
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from."""
+
+    place: str  # a later key of the same place makes an earlier one useless
+    key: list  # JSON; changes whenever the content may have: paths, sizes, times, versions
+    content: Callable[[], Content]
+
+
+class Bank(NamedTuple):
+    splits: dict[str, ClassBank]
+    digest: str  # of names and images, whatever they were read from
+    content: Content  # without its splits
 
 
 def default_cache() -> Path:
@@ -75,82 +96,109 @@ def open_bank(
     folder: Path,
     name: str,
     options: dict,
-) -> tuple[dict[str, ClassBank], str]:
-    """The banks of a source, by split, and the digest of their content.
+    accept: Callable[[Content], None] = lambda content: None,
+) -> Bank:
+    """The bank of a source.
 
-    Reads them from the cache in ``folder`` when a whole file is there for this source and these
-    options; otherwise builds it. Raises UserError when the source cannot be read or the cache
+    Reads it from the cache in ``folder`` when a whole file is there for this source and these
+    options; otherwise builds it, and removes what it takes the place of. ``accept`` sees the
+    content first and may raise. Raises UserError when the source cannot be read or the cache
     cannot be written, leaving nothing behind.
     """
-    key = json.dumps([FORMAT, name, source.key, options], sort_keys=True)
-    path = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.bank"
+    place = _digest([name, source.place, options])[:12]
+    path = folder / f"{name}-{place}-{_digest([FORMAT, source.key])[:20]}.bank"
     found = read_bank(path)
     if found is None:
-        write_bank(path, source.splits(), label=name)
+        content = source.content()
+        accept(content)
+        write_bank(path, content, label=name)
+        shelve(path)
         found = read_bank(path)
     if found is None:
         raise UserError(
             f"the image cache {path} does not read back as it was written: the disk is failing or "
             "another program changes it; name another folder with --cache"
         )
+    accept(found.content)
+    with contextlib.suppress(OSError):
+        os.utime(path)  # by which unused ones are told
     return found
 
 
-def write_bank(path: Path, splits: Splits, label: str) -> None:
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_bank(path: Path, content: Content, label: str) -> None:
     """Writes every class in order to a temporary file and renames it to ``path``."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     cure = "make room or allow writing there, or name another folder with --cache"
-    try:
-        with explained(f"cannot write the image cache in {path.parent}", cure):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale(path)
-            with open(temporary, "xb") as file, _progress(label) as bar:
-                footer = _write_classes(file, splits, bar)
-                body = json.dumps(footer).encode()
-                trailer = hashlib.sha256(body).digest() + len(body).to_bytes(8, "little") + _MAGIC
-                file.write(body + trailer)
-                file.flush()
-                os.fsync(file.fileno())
+    with explained(f"cannot write the image cache in {path.parent}", cure):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path) as (file, temporary), _progress(label) as bar:
+            footer = {
+                "content": _write_classes(file, content.splits(), bar),
+                "format": FORMAT,
+                "kind": content.kind,
+                "notes": content.notes,
+                "empty": content.empty,
+                "label": label,
+            }
+            body = json.dumps(footer).encode()
+            trailer = hashlib.sha256(body).digest() + len(body).to_bytes(8, "little") + _MAGIC
+            file.write(body + trailer)
+            file.flush()
+            os.fsync(file.fileno())
             os.replace(temporary, path)
-            _sync_folder(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        _sync_folder(path.parent)
 
 
 def _write_classes(file, splits: Splits, bar: tqdm) -> dict:
-    footer: dict = {"format": FORMAT, "shape": None, "splits": {}}
+    """Raises Unreadable, once all were looked at, with every image that cannot be used."""
+    content: dict = {"format": _CONTENT, "shape": None, "splits": {}}
+    unreadable: list[Unreadable] = []
     for split, classes in splits:
         digests = []
         for source in classes:
-            images = np.ascontiguousarray(source.read())
-            footer["shape"] = footer["shape"] or list(images.shape[1:])
+            try:
+                images = np.ascontiguousarray(source.read())
+            except Unreadable as error:
+                unreadable.append(error)
+            bar.update(source.count)
+            if unreadable:
+                continue
+            content["shape"] = content["shape"] or list(images.shape[1:])
             assert images.dtype == np.uint8, images.dtype
-            assert images.shape == (source.count, *footer["shape"]), (source.name, images.shape)
+            assert images.shape == (source.count, *content["shape"]), (source.name, images.shape)
             data = images.reshape(-1).data
             digests.append(hashlib.sha256(data).hexdigest())
             file.write(data)
-            bar.update(source.count)
-        footer["splits"][split] = {
+        content["splits"][split] = {
             "names": [source.name for source in classes],
             "counts": [source.count for source in classes],
             "digests": digests,
         }
-    return footer
+    if unreadable:
+        faults = [fault for error in unreadable for fault in error.faults]
+        raise Unreadable(faults, unreadable[0].cure)
+    return content
 
 
-def read_bank(path: Path) -> tuple[dict[str, ClassBank], str] | None:
-    """The banks in a file, memory-mapped, and their digest; None if it is absent or not whole."""
+def read_bank(path: Path) -> Bank | None:
+    """A copy of the bank in a file; None if it is absent or not whole."""
     try:
         with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TRAILER))
-            trailer = file.read()
-            length = int.from_bytes(trailer[32:40], "little")
-            if trailer[40:] != _MAGIC or length > size - _TRAILER:
+            footer, size = _read_footer(file)
+            if footer is None or footer["format"] != FORMAT:
                 return None
-            file.seek(size - _TRAILER - length)
-            body = file.read(length)
+            content = footer["content"]
+            shape, splits = content["shape"], content["splits"]
+            images = sum(sum(split["counts"]) for split in splits.values())
+            if images * int(np.prod(shape)) != size:
+                return None
+            room = _room(size, path.parent)
+            banks = _divide(room, shape, splits)
+            if not _copy(path, banks, splits):
+                return None
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -158,23 +206,57 @@ def read_bank(path: Path) -> tuple[dict[str, ClassBank], str] | None:
             f"cannot read the image cache {path}: {error.strerror}; correct its permissions or "
             "name another folder with --cache"
         ) from None
+    told = Content(
+        footer["kind"], tuple, tuple(splits), tuple(footer["notes"]), tuple(footer["empty"])
+    )
+    return Bank(banks, hashlib.sha256(json.dumps(content).encode()).hexdigest(), told)
+
+
+def _read_footer(file) -> tuple[dict | None, int]:
+    """The footer, and how many bytes of images lie before it; None if it is not whole."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TRAILER))
+    trailer = file.read()
+    length = int.from_bytes(trailer[32:40], "little")
+    if trailer[40:] != _MAGIC or length > size - _TRAILER:
+        return None, 0
+    file.seek(size - _TRAILER - length)
+    body = file.read(length)
     if hashlib.sha256(body).digest() != trailer[:32]:
-        return None
-    footer = json.loads(body)
-    shape, splits = footer["shape"], footer["splits"]
-    images = sum(sum(split["counts"]) for split in splits.values())
-    if footer["format"] != FORMAT or images * int(np.prod(shape)) != size - _TRAILER - length:
-        return None
-    banks = _map(path, shape, splits)
-    return (banks, trailer[:32].hex()) if _is_whole(banks, splits) else None
+        return None, 0
+    return json.loads(body), size - _TRAILER - length
 
 
-def _map(path: Path, shape: list[int], splits: dict) -> dict[str, ClassBank]:
+def _room(size: int, folder: Path) -> np.ndarray:
+    """uint8 [size] that no other process reaches: memory, or a file without a name where that
+    would take too much of it."""
+    if size <= _memory() // _SHARE:
+        return np.empty(size, np.uint8)
+    cure = f"make room for {size:,} bytes there, or name another folder with --cache"
+    with explained(f"cannot hold the images in {folder}", cure):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a bus error
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, np.uint8, "r+", shape=(size,))
+
+
+def _memory() -> int:
+    """Bytes of the machine, or of the container that this process is in."""
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not told, as on Windows
+        whole = 1 << 33
+    with contextlib.suppress(OSError, ValueError):
+        whole = min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return whole
+
+
+def _divide(room: np.ndarray, shape: list[int], splits: dict) -> dict[str, ClassBank]:
     banks, offset = {}, 0
     for split, content in splits.items():
         starts = np.cumsum([0, *content["counts"]], dtype=np.int64)
-        # copy-on-write, because torch wants memory it may write; the file itself never changes
-        images = np.memmap(path, np.uint8, "c", offset, shape=(int(starts[-1]), *shape))
+        count = int(starts[-1])
+        images = room[offset : offset + count * int(np.prod(shape))].reshape(count, *shape)
         offset += images.size
         banks[split] = ClassBank(
             torch.from_numpy(images), torch.from_numpy(starts), tuple(content["names"])
@@ -182,27 +264,23 @@ def _map(path: Path, shape: list[int], splits: dict) -> dict[str, ClassBank]:
     return banks
 
 
-def _is_whole(banks: dict[str, ClassBank], splits: dict) -> bool:
-    """Compares the digest of every class; this also brings the file into the page cache."""
+def _copy(path: Path, banks: dict[str, ClassBank], splits: dict) -> bool:
+    """Reads every class into its place; False when one is not what its digest says."""
 
-    def check(item: tuple[ClassBank, int, str]) -> bool:
-        bank, c, digest = item
-        images = bank.images[bank.starts[c] : bank.starts[c + 1]].numpy()
-        return hashlib.sha256(images.reshape(-1).data).hexdigest() == digest
+    def read(item: tuple[memoryview, int, str]) -> bool:
+        place, offset, digest = item
+        with open(path, "rb") as file:
+            file.seek(offset)
+            whole = file.readinto(place) == len(place)
+        return whole and hashlib.sha256(place).hexdigest() == digest
 
-    items = (
-        (bank, c, digest)
-        for split, bank in banks.items()
-        for c, digest in enumerate(splits[split]["digests"])
-    )
-    return all(each(check, items))
-
-
-def _remove_stale(path: Path) -> None:
-    for left in path.parent.glob(f"{path.name}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _STALE:
-                left.unlink()
+    items, offset = [], 0
+    for split, bank in banks.items():
+        for c, digest in enumerate(splits[split]["digests"]):
+            images = bank.images[bank.starts[c] : bank.starts[c + 1]].numpy()
+            items.append((images.reshape(-1).data, offset, digest))
+            offset += images.size
+    return all(each(read, items))
 
 
 def _sync_folder(folder: Path) -> None:

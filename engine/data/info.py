@@ -2,55 +2,75 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from pathlib import Path
 
 from engine.data import mini, omniglot
-from engine.data.tree import SUFFIXES, Tree, opened
-from engine.errors import UserError
+from engine.data.bank import ClassSource, Content
+from engine.data.images import is_image, opened
+from engine.data.recognise import FORMS, recognise
+from engine.data.tree import Tree
+from engine.errors import UserError, listed
 
 _SAMPLE = 50  # images whose size is looked at
 
 
-def describe(path: Path) -> str:
-    """Several lines: the kind of data, classes and images of each split, and the command to train.
+def describe(path: Path) -> list[str]:
+    """Several lines: the kind of data and how it was read, classes and images of each split, what
+    was left out, and the command to train.
 
     Raises UserError when nothing is recognised or what is there is incomplete.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; check the path")
-    if found := omniglot.find(path):
-        parts = {part: [len(c) for c in found[part].values()] for part in found}
-        kind, shape, dataset = "Omniglot", f"105x105, {len(found)} of 2 sets", "omniglot"
-    elif source := mini.find(path):
-        content = {split: {c.name: c.count for c in classes} for split, classes in source.splits()}
-        parts = {split: list(counts.values()) for split, counts in content.items()}
-        wnids = all(re.fullmatch(r"n\d{8}", name) for counts in content.values() for name in counts)
-        kind, shape, dataset = source.kind, _shape(path), "mini" if wnids else "folder"
-    else:
-        raise UserError(
-            f"{path}: nothing recognised. Known are Omniglot (its two zips or folders), "
-            "mini-ImageNet (pickles, CSV files with images) and <split>/<class>/<image> trees "
-            "with splits train, val, test"
-        )
-    lines = [f"{path}: {kind}; images {shape}"]
-    lines += [f"  {part:<10} {_counts(counts)}" for part, counts in parts.items()]
-    lines.append(f"train on it: python -m engine.train --dataset {dataset} --data {path}")
-    return "\n".join(lines)
+    among = omniglot.trees(path)
+    if found := omniglot.find(path, among):
+        lines = [f"{path}: Omniglot; images 105x105, {len(found)} of 2 sets"]
+        parts = {part: [len(drawings) for drawings in found[part].values()] for part in found}
+        lines += [_counts(part, counts) for part, counts in parts.items()]
+        return [*lines, _command("omniglot", path)]
+    content = recognise(among[0], mini.SIDE, 3)
+    if content is None:
+        raise UserError(f"{path}: nothing recognised. Known are Omniglot and {FORMS}")
+    return _described(path, among[0], content)
 
 
-def _counts(counts: list[int]) -> str:
+def _described(path: Path, tree: Tree, content: Content) -> list[str]:
+    classes = {split: _counted(sources) for split, sources in content.splits()}
+    lines = [f"{path}: {content.kind}; images {_shape(tree)}"]
+    lines += [_counts(split, list(counts.values())) for split, counts in classes.items()]
+    lines += [f"  {note}" for note in content.notes]
+    if content.empty:
+        lines.append(f"  {len(content.empty)} classes without an image: {listed(content.empty)}")
+    dataset = "mini" if mini.is_mini(classes) else "folder"
+    more = " --skip-small-classes" if content.empty else ""
+    if "test" not in content.parts:
+        more += " --split-ratio 64/16/20"
+    elif "val" not in content.parts:
+        lines.append("  no val: some of the training classes will validate")
+    return [*lines, _command(dataset, path, more)]
+
+
+def _counted(sources: list[ClassSource]) -> dict[str, int]:
+    return {source.name: source.count for source in sources}
+
+
+def _command(dataset: str, path: Path, more: str = "") -> str:
+    place = shlex.quote(str(path))
+    return f"train on it: python -m engine.train --dataset {dataset} --data {place}{more}"
+
+
+def _counts(part: str, counts: list[int]) -> str:
     low, high = min(counts), max(counts)
     each = f"{low}" if low == high else f"{low} to {high}"
-    return f"{len(counts):>4} classes, {sum(counts):>6,} images, {each} a class"
+    return f"  {part:<10} {len(counts):>4} classes, {sum(counts):>6,} images, {each} a class"
 
 
-def _shape(path: Path) -> str:
+def _shape(tree: Tree) -> str:
     """The sizes of some of the images, evenly picked."""
-    tree = Tree(path)
-    names = [name for name in tree.names if name.lower().endswith(SUFFIXES)]
+    names = [name for name in tree.names if is_image(name)]
     if not names:
-        return f"{mini.SIDE}x{mini.SIDE}"  # pickles, which are of no other size
+        return "in arrays"
     sizes = set()
     for name in names[:: -(-len(names) // _SAMPLE)]:
         with opened(tree.read(name), tree.where(name)) as image:

@@ -11,32 +11,43 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.bank import ClassSource, Source, Splits
-from engine.data.tree import Tree, opened
-from engine.errors import UserError
+from engine.data.bank import ClassSource, Content, Source, Splits
+from engine.data.images import Unreadable, all_of, opened
+from engine.data.layout import SPLITS
+from engine.data.mini import digest
+from engine.data.tree import Tree, open_tree
+from engine.errors import UserError, listed
 
 SETS = {"background": 964, "evaluation": 659}  # characters
 DRAWINGS = 20
 _SIDE = 105
 _PAPER_SPLIT = {"train": 1150, "val": 50, "test": 423}
 _HELD_OUT = 50  # background characters that validate, under the background/evaluation split
+_CHARACTERS = "2f1d1d148e5ac8e1a22d32f3f46002a2"  # of both sets, as `mini.digest` gives it
 _FILE = re.compile(r"(?:^|/)([^/]+/character\d\d)/[^/]+\.png$", re.IGNORECASE)
+_ZIP = re.compile(r"(?:^|/)images_(?:background|evaluation)\.zip$")
 _HINT = "get it by: python -m engine.data fetch omniglot"
 
 # set → character → where its drawings are
 Characters = dict[str, dict[str, list[tuple[Tree, str]]]]
 
 
-def find(path: Path) -> Characters | None:
-    """What lies at ``path``: the two zips, the two unpacked folders, or one zip of both.
+def trees(path: Path) -> list[Tree]:
+    """What may hold it: a folder or archive, and the two zips in a folder."""
+    found = [open_tree(path)]
+    if path.is_dir():
+        zips = [n for n in found[0].names if _ZIP.search(n)]
+        found += [open_tree(path / name) for name in zips]
+    return found
+
+
+def find(path: Path, among: list[Tree]) -> Characters | None:
+    """What lies there: the two zips, the two unpacked folders, or one archive of both.
 
     Raises UserError when a set is incomplete; None if nothing is of Omniglot.
     """
-    trees = [Tree(path)]
-    if path.is_dir():
-        trees += [Tree(p) for name in SETS for p in sorted(path.rglob(f"images_{name}.zip"))]
     found: Characters = {}
-    for tree in trees:
+    for tree in among:
         for name in tree.names:
             below = f"{tree.path.name}/{name}".lower()
             part = next((s for s in SETS if f"images_{s}" in below), None)
@@ -51,19 +62,30 @@ def find(path: Path) -> Characters | None:
 
 
 def open_source(path: Path, size: int, channels: int, split: str, seed: int) -> Source:
-    found = find(path)
-    if found is None:
-        raise UserError(f"{path} holds no Omniglot (images_background, images_evaluation); {_HINT}")
-    if missing := SETS.keys() - found.keys():
-        raise UserError(f"{path} has no images_{missing.pop()}; {_HINT}")
-    trees = {id(tree): tree for part in found.values() for c in part.values() for tree, _ in c}
+    among = trees(path)
 
-    def splits() -> Splits:
-        for name, labels in split_names(found, split, seed).items():
+    def content() -> Content:
+        found = find(path, among)
+        if found is None:
+            raise UserError(
+                f"{path} holds no Omniglot (images_background, images_evaluation); {_HINT}"
+            )
+        if missing := SETS.keys() - found.keys():
+            raise UserError(f"{path} has no images_{missing.pop()}; {_HINT}")
+
+        def splits() -> Splits:
             drawings = found["background"] | found["evaluation"]
-            yield name, [_class(label, drawings[label], size, channels) for label in labels]
+            for name, labels in split_names(found, split, seed).items():
+                yield name, [_class(label, drawings[label], size, channels) for label in labels]
 
-    return Source("Omniglot", [tree.key for tree in trees.values()], splits)
+        return Content("Omniglot", splits, SPLITS)
+
+    return Source(str(path.resolve()), [tree.key for tree in among], content)
+
+
+def is_it(classes: dict[str, dict[str, int]]) -> bool:
+    """By the names of its characters: split → character → drawings."""
+    return digest(name for names in classes.values() for name in names) == _CHARACTERS
 
 
 def split_names(found: Characters, split: str, seed: int) -> dict[str, list[str]]:
@@ -90,7 +112,7 @@ def split_names(found: Characters, split: str, seed: int) -> dict[str, list[str]
 
 def _class(name: str, drawings: list[tuple[Tree, str]], size: int, channels: int) -> ClassSource:
     def read() -> np.ndarray:
-        grey = np.stack([_decode(tree.read(n), tree.where(n), size) for tree, n in drawings])
+        grey = all_of(lambda d: _decode(d[0].read(d[1]), d[0].where(d[1]), size), drawings)
         return np.repeat(grey[..., None], channels, axis=-1)
 
     return ClassSource(name, len(drawings), read)
@@ -101,7 +123,7 @@ def _decode(data: bytes, where: str, size: int) -> np.ndarray:
         image = np.asarray(file.convert("1"))
     if image.shape != (_SIDE, _SIDE):
         shape = "x".join(map(str, image.shape[::-1]))
-        raise UserError(f"{where} is {shape}, but Omniglot is {_SIDE}x{_SIDE}; {_HINT}")
+        raise Unreadable([f"{where} is {shape}, but Omniglot is {_SIDE}x{_SIDE}"], _HINT)
     nearest = ((np.arange(size) + 0.5) * _SIDE / size).astype(np.int64)
     return image[nearest[:, None], nearest].astype(np.uint8)
 
@@ -120,9 +142,6 @@ def _require_whole(path: Path, part: str, characters: dict[str, list]) -> None:
         raise UserError(
             f"{path}: images_{part} has {len(characters)} characters of {SETS[part]}; {_HINT}"
         )
-    for name, drawings in characters.items():
-        if len(drawings) != DRAWINGS:
-            raise UserError(
-                f"{path}: {name} of images_{part} has {len(drawings)} drawings of {DRAWINGS}; "
-                f"{_HINT}"
-            )
+    few = [f"{n} has {len(d)} drawings" for n, d in characters.items() if len(d) != DRAWINGS]
+    if few:
+        raise UserError(f"{path}, images_{part}: {listed(few)} of {DRAWINGS}; {_HINT}")

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.data.bank import ClassSource, Source, Splits
-from engine.data.tree import fit
+from engine.data.bank import ClassSource, Content, Source, Splits
+from engine.data.images import fit
 from kernels.pools import each
 
 VERSION = 1  # raise it when any image changes
@@ -66,7 +66,8 @@ def open_source(size: int, channels: int) -> Source:
             yield split, [_class(first + c, size, channels) for c in range(classes)]
             first += classes
 
-    return Source(f"generated stand-in, version {VERSION}", [VERSION, IMAGES, _SEED], splits)
+    kind = f"generated stand-in, version {VERSION}"
+    return Source(NAME, [VERSION, IMAGES, _SEED], lambda: Content(kind, splits, tuple(CLASSES)))
 
 
 def _class(number: int, size: int, channels: int) -> ClassSource:

@@ -1,237 +1,164 @@
-"""The files below a folder or inside a zip archive, read in memory, and images decoded from them.
+"""The regular files below a folder or inside an archive, and where they lie.
 
-Nothing is ever extracted, so a member's name can do no more than name a class.
+Nothing is ever extracted to where a member's name says, so a name can do no more than name a class.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import hashlib
 import os
-import struct
-import warnings
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
-from functools import cached_property, partial
+import stat
+from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
-from engine.data.bank import ClassSource
+from engine.data.images import Unreadable, all_of, decode
 from engine.errors import UserError, explained
-from kernels.pools import each
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _LARGEST_FILE = 1 << 28  # bytes; a larger "image" is a mistake or a decompression bomb
-_LARGEST_IMAGE = 1 << 26  # pixels
-_BROKEN = (  # what PIL raises on files that are not what they claim
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
-_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-# as PIL advises; here and not where images are opened, which threads do
-warnings.simplefilter("error", Image.DecompressionBombWarning)
+_MOST_VISITS = 1000  # of one folder, by links to it: more is a tangle without end
+_BINARY = getattr(os, "O_BINARY", 0)  # of Windows
+_LITTER = {"thumbs.db", "desktop.ini", "icon\r"}  # what file managers leave
 
 
 class Tree:
-    """``names``: sorted posix paths relative to the root. Hidden files are left out."""
+    """``names``: sorted posix paths relative to the root; ``folders``: of the folders likewise.
+
+    Hidden files and what file managers leave are not there; ``odd`` says what else is not: a reason
+    in words → names.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    folders: tuple[str, ...]
+    odd: dict[str, list[str]]
+    key: list  # JSON; changes when a file does
+
+    def open(self, name: str) -> BinaryIO:
+        """Raises Unreadable when the file is missing, encrypted or corrupt."""
+        raise NotImplementedError
+
+    def size(self, name: str) -> int:
+        """In bytes, once unpacked."""
+        raise NotImplementedError
+
+    def read(self, name: str) -> bytes:
+        """The whole file; raises Unreadable as ``open``, and when it is too large for an image."""
+        self._check_size(name)
+        with self.open(name) as file:
+            return file.read()
+
+    def _check_size(self, name: str) -> None:
+        if (size := self.size(name)) > _LARGEST_FILE:
+            raise Unreadable([f"{self.where(name)} has {size:,} bytes: no image"], "remove it")
+
+    def where(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+    def images(self, names: Iterable[str], size: int, channels: int) -> np.ndarray:
+        """uint8 [len(names), size, size, channels]. Raises Unreadable with all that are broken."""
+        return all_of(lambda n: decode(self.read(n), self.where(n), size, channels), names)
+
+
+class FolderTree(Tree):
+    """Follows links; a file is there by every name that leads to it."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._archive = None
-        if path.is_dir():
-            self.names = tuple(sorted(_walk(path)))
-            return
-        try:
-            self._archive = zipfile.ZipFile(path)
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist; check the path") from None
-        except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(
-                f"{path} is neither a folder nor a whole zip archive ({error}); get it again"
-            ) from None
-        members = (m.filename for m in self._archive.infolist() if not m.is_dir())
-        self.names = tuple(sorted({name for name in members if not _hidden(name)}))
+        self.odd = {}
+        self._files: dict[str, tuple[int, int]] = {}  # size and time
+        folders: list[str] = []
+        self._walk(folders)
+        self._files = dict(sorted(self._files.items()))
+        self.names, self.folders = tuple(self._files), tuple(sorted(folders))
+        listing = repr((self._files, self.folders)).encode("utf-8", "surrogatepass")
+        self.key = [str(path.resolve()), hashlib.sha256(listing).hexdigest()]
 
-    @cached_property
-    def key(self) -> list:
-        """Path, size and time of all that is read, for the cache."""
-        if self._archive is not None:
-            return [_stamp(self.path)]
-        return [str(self.path.resolve()), [_stamp(self.path / n)[1:] + [n] for n in self.names]]
+    def _walk(self, folders: list[str]) -> None:
+        """Raises UserError on what cannot be listed, and where links lead to ever more folders."""
+        cure = "correct its permissions or remove it"
+        with explained(f"cannot read {self.path}", cure):
+            root = os.stat(self.path)
+        visits: dict[tuple[int, int], int] = {}
+        # a folder, what the names in it begin with, the identities of it and those it lies in
+        waiting = [(str(self.path), "", ((root.st_dev, root.st_ino), ()))]
+        while waiting:
+            folder, prefix, chain = waiting.pop()
+            visits[chain[0]] = visits.get(chain[0], 0) + 1
+            if visits[chain[0]] > _MOST_VISITS:
+                raise UserError(
+                    f"links below {self.path} lead to {folder} in more than {_MOST_VISITS} ways; "
+                    "remove some"
+                )
+            with explained(f"cannot read {folder}", cure), os.scandir(folder) as entries:
+                inside = [entry for entry in entries if _shown(entry.name)]
+            for entry in inside:
+                name = prefix + entry.name
+                try:
+                    found = entry.stat()
+                except OSError as error:
+                    self._left_out(f"links that lead nowhere ({error.strerror})", name)
+                    continue
+                identity = (found.st_dev, found.st_ino)
+                if stat.S_ISREG(found.st_mode):
+                    self._files[name] = found.st_size, found.st_mtime_ns
+                elif not stat.S_ISDIR(found.st_mode):
+                    self._left_out("pipes, sockets or devices", name)
+                elif _contains(chain, identity):
+                    self._left_out("links to a folder that they lie in", name)
+                else:
+                    folders.append(name)
+                    waiting.append((entry.path, f"{name}/", (identity, chain)))
+
+    def _left_out(self, reason: str, name: str) -> None:
+        self.odd.setdefault(reason, []).append(name)
+
+    def size(self, name: str) -> int:
+        return self._files[name][0]
+
+    def open(self, name: str) -> BinaryIO:
+        file = self.path / name
+        try:
+            # not waited for, should a pipe have taken its place
+            descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+            return os.fdopen(descriptor, "rb")
+        except OSError as error:
+            raise Unreadable([f"cannot read {file} ({error.strerror})"]) from None
 
     def read(self, name: str) -> bytes:
-        """Raises UserError when the file is missing, too large, encrypted or corrupt."""
         try:
-            if self._archive is None:
-                file = self.path / name
-                size, read = file.stat().st_size, file.read_bytes
-            else:
-                member = self._archive.getinfo(name)
-                size, read = member.file_size, partial(self._archive.read, member)
-            if size > _LARGEST_FILE:
-                raise UserError(f"{self.where(name)} has {size:,} bytes: no image; remove it")
-            return read()
-        except KeyError:
-            raise UserError(f"{self.where(name)} is missing; get the archive again") from None
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(f"cannot read {self.where(name)} ({error}); get it again") from None
-        except (RuntimeError, NotImplementedError) as error:  # encrypted, unknown compression
-            raise UserError(f"cannot read {self.where(name)} ({error}); unpack it first") from None
-
-    def where(self, name: str) -> str:
-        return f"{self.path}{':' if self._archive else '/'}{name}"
-
-    def images(self, names: Iterable[str], size: int, channels: int) -> np.ndarray:
-        """uint8 [len(names), size, size, channels]."""
-        return np.stack(
-            each(lambda name: decode(self.read(name), self.where(name), size, channels), names)
-        )
+            return super().read(name)
+        except OSError as error:
+            raise Unreadable([f"cannot read {self.where(name)} ({error.strerror})"]) from None
 
 
-def split_classes(tree: Tree) -> dict[str, dict[str, list[str]]] | None:
-    """``<split>/<class>/<image>`` below any folder: split → class → file names, sorted.
+def open_tree(path: Path) -> Tree:
+    """The folder, or the zip or tar archive. Raises UserError when it is neither, or not whole."""
+    from engine.data import archives  # which are trees
 
-    None when no file lies so. Raises UserError when a split is missing or a class is in two.
-    """
-    found: dict[str, dict[str, list[str]]] = {}
-    roots = set()
-    for name in tree.names:
-        *root, folder, label, file = ("", "", *name.split("/"))
-        split = next((s for s, also in SPLITS.items() if folder.lower() in also), None)
-        if split and file.lower().endswith(SUFFIXES):
-            roots.add("/".join(root))
-            found.setdefault(split, {}).setdefault(label, []).append(name)
-    if not found:
-        return None
-    if len(roots) > 1:
-        raise UserError(
-            f"{tree.path} holds several data sets, in {_some(r.strip('/') or '.' for r in roots)}; "
-            "name the folder of one of them"
-        )
-    require_splits(tree.path, found)
-    found = {split: found[split] for split in SPLITS}
-    require_disjoint(tree.path, found)
-    return found
+    with explained(f"cannot read {path}", "check the path and its permissions"):
+        mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        return FolderTree(path)
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is a pipe, socket or device; name a folder, zip or tar archive")
+    return archives.open_archive(path)
 
 
-def require_splits(path: Path, found: Iterable[str]) -> None:
-    if missing := SPLITS.keys() - set(found):
-        raise UserError(
-            f"{path} has no images for {_some(missing)}: train, val and test are all needed, each "
-            "as a folder of class folders; add what is missing"
-        )
+def visible(name: str) -> bool:
+    """Whether no part of a path is hidden, or left by a file manager."""
+    return all(map(_shown, name.split("/")))
 
 
-def require_disjoint(path: Path, found: dict[str, Iterable[str]]) -> None:
-    """A class seen in training would make the test accuracy worthless."""
-    first: dict[str, str] = {}
-    for split, names in found.items():
-        for name in names:
-            if first.setdefault(name, split) != split:
-                raise UserError(
-                    f"{path}: class {name!r} is in {first[name]} and in {split}, but few-shot "
-                    "splits share no class; move it, or rename it if these are different classes"
-                )
+def _shown(part: str) -> bool:
+    return not part.startswith((".", "__MACOSX")) and part.lower() not in _LITTER
 
 
-def class_sources(
-    tree: Tree,
-    classes: dict[str, list[str]],
-    size: int,
-    channels: int,
-) -> list[ClassSource]:
-    return [
-        ClassSource(label, len(names), lambda names=names: tree.images(names, size, channels))
-        for label, names in sorted(classes.items())
-    ]
-
-
-def decode(data: bytes, where: str, size: int, channels: int) -> np.ndarray:
-    """An image as uint8 [size, size, channels], by Lanczos if its size differs (not cropped)."""
-    with opened(data, where) as image:
-        return to_array(image, size, channels)
-
-
-@contextlib.contextmanager
-def opened(
-    data: bytes,
-    where: str,
-    formats: tuple[str, ...] = ("PNG", "JPEG", "WEBP"),
-    cure: str = "get it again",
-) -> Iterator[Image.Image]:
-    """The image, of which only the header has been read.
-
-    Raises UserError when it is too large, of another format or broken, the last also from the block
-    that reads its pixels.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
-            if image.width * image.height > _LARGEST_IMAGE:
-                raise UserError(
-                    f"{where} is {image.width}x{image.height}: too large; shrink it first"
-                )
-            yield image
-    except _BOMB as error:
-        raise UserError(f"{where} is too large ({error}); shrink it first") from None
-    except _BROKEN as error:
-        reason = "an empty file" if not data else str(error).split(" <_io")[0]
-        raise UserError(f"{where} is not a whole image ({reason}); {cure}") from None
-
-
-def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16 bits, which PIL would clip instead of scale
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    image = image.convert("RGB" if channels == 3 else "L")
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image).reshape(size, size, channels)
-
-
-def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
-    """uint8 [n, h, w, 3] to [n, size, size, channels]."""
-    if images.shape[1:] == (size, size, channels):
-        return images
-    return np.stack([to_array(Image.fromarray(i), size, channels) for i in images])
-
-
-def stamps(paths: Iterable[Path]) -> list:
-    return [_stamp(path) for path in paths]
-
-
-def _stamp(path: Path) -> list:
-    with explained(f"cannot read {path}", "correct or remove it"):
-        stat = path.stat()
-    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
-
-
-def _walk(root: Path) -> Iterable[str]:
-    """Follows links to folders, each folder once, so that a loop of links ends."""
-    seen = set()
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}; correct its permissions")
-
-    for folder, inner, files in os.walk(root, followlinks=True, onerror=refuse):
-        seen.add(os.path.realpath(folder))
-        inner[:] = sorted(d for d in inner if os.path.realpath(os.path.join(folder, d)) not in seen)
-        below = Path(folder).relative_to(root)
-        yield from (n for file in files if not _hidden(n := (below / file).as_posix()))
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _contains(chain: tuple, identity: tuple[int, int]) -> bool:
+    while chain:
+        if chain[0] == identity:
+            return True
+        chain = chain[1]
+    return False

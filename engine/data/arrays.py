@@ -1,0 +1,2 @@
+def find(tree, size, channels):
+    return None

@@ -1,0 +1,219 @@
+"""Pictures of any kind as uint8 arrays of one shape: what Pillow reads, as a viewer would show it.
+
+Alpha lies on white, a camera's orientation is applied, and more than 8 bits are brought to 8 by the
+bits that the values of the file take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from engine.errors import UserError, printable
+from kernels.pools import each
+
+T = TypeVar("T")
+# Not pictures, or drawn by another program: nothing is started to read a file.
+_OTHERS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
+_LARGEST_IMAGE = 1 << 26  # pixels
+_LARGE = 1 << 22  # pixels: of these one is decoded at a time, and a file of less than
+_DENSEST = 500  # pixels a byte is no picture but a decompression bomb
+_BROKEN = (  # what PIL raises on files that are not what they claim
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_one_large = threading.Lock()
+# as PIL advises; here and not where images are opened, which threads do
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+class Unreadable(UserError):
+    """Files that cannot be used, all of them: ``faults`` says of each in words which and why."""
+
+    def __init__(self, faults: list[str], cure: str = "get it again"):
+        self.faults, self.cure = faults, cure
+        if len(faults) == 1:
+            super().__init__(f"{faults[0]}; {cure}")
+            return
+        more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
+        first = "; ".join(map(printable, faults[:10]))
+        super().__init__(f"{len(faults)} images cannot be used: {first}{more}; correct them")
+
+
+@cache
+def suffixes() -> tuple[str, ...]:
+    """The endings, lower case, of the names of files that Pillow reads as pictures."""
+    known = Image.registered_extensions()  # loads every plugin
+    return tuple(sorted(end for end, kind in known.items() if kind in _formats()))
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(sorted(Image.OPEN.keys() - _OTHERS))
+
+
+def is_image(name: str) -> bool:
+    """By the ending of a file's name."""
+    return name.lower().endswith(suffixes())
+
+
+def all_of(read: Callable[[T], np.ndarray], items: Iterable[T]) -> np.ndarray:
+    """What ``read`` makes of each item, stacked. Raises Unreadable with the faults of them all."""
+
+    def tried(item: T) -> np.ndarray | Unreadable:
+        try:
+            return read(item)
+        except Unreadable as error:
+            return error
+
+    results = each(tried, items)
+    if faulty := [result for result in results if isinstance(result, Unreadable)]:
+        raise Unreadable([fault for error in faulty for fault in error.faults], faulty[0].cure)
+    return np.stack(results)
+
+
+def decode(data: bytes, where: str, size: int, channels: int) -> np.ndarray:
+    """An image as uint8 [size, size, channels], by Lanczos if its size differs (not cropped)."""
+    with opened(data, where) as image:
+        large = image.width * image.height > _LARGE
+        with _one_large if large else contextlib.nullcontext():
+            return to_array(_eight_bits(image, data, where), size, channels)
+
+
+@contextlib.contextmanager
+def opened(
+    data: bytes,
+    where: str,
+    formats: tuple[str, ...] | None = None,
+    cure: str = "get it again",
+) -> Iterator[Image.Image]:
+    """The image, of which only the header has been read.
+
+    Raises Unreadable when it is too large, of another format or broken, the last also from the
+    block that reads its pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=formats or _formats()) as image:
+            pixels = image.width * image.height
+            shape = f"{image.width}x{image.height}"
+            if pixels > _LARGEST_IMAGE:
+                raise Unreadable([f"{where} is {shape}: too large"], "shrink it first")
+            if pixels > max(_LARGE, _DENSEST * len(data)):
+                bomb = f"{where} is {shape} in {len(data):,} bytes: no picture but a bomb"
+                raise Unreadable([bomb], "remove it")
+            yield image
+    except _BOMB as error:
+        raise Unreadable([f"{where} is too large ({error})"], "shrink it first") from None
+    except _BROKEN as error:
+        reason = "an empty file" if not data else str(error).split(" <_io")[0]
+        raise Unreadable([f"{where} is not a whole image ({reason})"], cure) from None
+
+
+def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """uint8 [size, size, channels] of an image of 8 bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(ground, image)
+    image = image.convert("RGB" if channels == 3 else "L")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(size, size, channels)
+
+
+def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """uint8 [n, h, w, 1 or 3] to [n, size, size, channels]."""
+    if images.shape[1:] == (size, size, channels):
+        return images
+    if images.shape[-1] == 1:
+        images = images[..., 0]
+    return np.stack([to_array(Image.fromarray(i), size, channels) for i in images])
+
+
+def _eight_bits(image: Image.Image, data: bytes, where: str) -> Image.Image:
+    """The image itself, or one of 8 bits in the place of one that has more."""
+    if image.mode == "F":
+        return _with_orientation(_from_float(np.asarray(image), where), image)
+    if image.mode.startswith("I"):
+        return _with_orientation(Image.fromarray(_scaled(np.asarray(image), where)), image)
+    raw = _raw_mode(image)
+    if ";16" not in raw:
+        return image
+    values = np.asarray(image).astype(np.int64) << 8  # Pillow reads the upper bytes alone
+    colours = 3 if image.mode.startswith("RGB") else 1
+    if values[..., :colours].max() >= 1 << 15:
+        return image  # all 16 bits are in use, and the upper 8 are there
+    values += _lower_bytes(image, raw, data, where)
+    parts = [_scaled(values[..., :colours], where)]
+    if values.shape[-1] > colours:
+        parts.append(_scaled(values[..., colours:], where))
+    deep = Image.fromarray(np.concatenate(parts, -1).astype(np.uint8), image.mode)
+    return _with_orientation(deep, image)
+
+
+def _with_orientation(image: Image.Image, source: Image.Image) -> Image.Image:
+    image.getexif().update(source.getexif())
+    return image
+
+
+def _scaled(values: np.ndarray, where: str) -> np.ndarray:
+    """uint8 of whole numbers of 8 to 16 bits: as many as the largest needs."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= 1 << 16:
+        kind = f"{where} has values from {low} to {high}, of more than 16 bits or below zero"
+        raise Unreadable([kind], "save it with 8 or 16 bits")
+    return (values >> max(0, high.bit_length() - 8)).astype(np.uint8)
+
+
+def _from_float(values: np.ndarray, where: str) -> Image.Image:
+    """Of numbers from 0 to 1, or to 255."""
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high <= 255:
+        kind = f"{where} has values from {low:.4g} to {high:.4g}, neither 0 to 1 nor 0 to 255"
+        raise Unreadable([kind], "save it with 8 bits")
+    return Image.fromarray(np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8))
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels lie in the file, as ``RGB;16B``; empty where nothing says so."""
+    args = image.tile[0][3] if getattr(image, "tile", None) else ""
+    args = (args,) if isinstance(args, str) else args or ()
+    return next((a for a in args if isinstance(a, str)), "")
+
+
+def _lower_bytes(image: Image.Image, raw: str, data: bytes, where: str) -> np.ndarray:
+    """By reading the file once more, as if its numbers had the other order of bytes."""
+    other = raw[:-1] + {"B": "L", "L": "B", "N": "B"}.get(raw[-1], "?")
+    with Image.open(io.BytesIO(data), formats=(image.format,)) as again:
+        swapped = []
+        for codec, extents, offset, args in again.tile:
+            args = other if args == raw else tuple(other if a == raw else a for a in args)
+            swapped.append((codec, extents, offset, args))
+        again.tile = [type(tile)(*new) for tile, new in zip(again.tile, swapped, strict=True)]
+        try:
+            return np.asarray(again)
+        except ValueError:
+            kind = f"{where} has 16 bits in a form ({raw}) of which only the upper 8 can be read"
+            raise Unreadable([kind], "save it with 8 bits") from None

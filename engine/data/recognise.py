@@ -1,0 +1,55 @@
+"""What lies at a path, in whatever form people keep their pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.data import arrays, tables
+from engine.data.bank import Content, Source
+from engine.data.layout import divided, flat_folders, split_folders, tree_content
+from engine.data.tree import Tree, open_tree
+from engine.errors import UserError
+
+FORMS = (
+    "<split>/<class>/<image> folders (splits train, val, test or as base, novel, meta-train, …), "
+    "<class>/<image> folders with --split-ratio, CSV files with the images, CUB's images.txt, or "
+    "pickles or npz files of arrays, in a folder, zip or tar archive"
+)
+
+
+def recognise(tree: Tree, size: int, channels: int) -> Content | None:
+    """The first of these forms that the tree has; None if it has none.
+
+    Raises UserError when it has one that is incomplete or contradicts itself.
+    """
+    if found := tables.csv_files(tree):
+        return tree_content(tree, "CSV files and images", found, size, channels)
+    folders = split_folders(tree)
+    if folders and len(folders[0]) > 1:
+        kind = "train, val and test folders of class folders"
+        return tree_content(tree, kind, folders, size, channels)
+    if found := arrays.find(tree, size, channels):
+        return found
+    if found := tables.cub(tree):
+        return tree_content(tree, "images.txt and images, as of CUB", found, size, channels)
+    if folders:  # of one split
+        return tree_content(tree, "class folders of one split", folders, size, channels)
+    if found := flat_folders(tree):
+        return tree_content(tree, "class folders without splits", found, size, channels)
+    return None
+
+
+def open_source(
+    path: Path, size: int, channels: int, ratio: str | None, seed: int, ways: str
+) -> Source:
+    """Images are resized to ``size`` and turned grey or RGB; ``ways`` ends the line that is told
+    when the content is nothing known."""
+    tree = open_tree(path)
+
+    def content() -> Content:
+        found = recognise(tree, size, channels)
+        if found is None:
+            raise UserError(f"{path} holds no images in a form that is known; {ways}")
+        return divided(found, path, ratio, seed)
+
+    return Source(str(path.resolve()), tree.key, content)
