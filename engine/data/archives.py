@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import tarfile
@@ -137,14 +138,16 @@ def _plain(path: Path) -> BinaryIO:
     opener = next((o for magic, o in _COMPRESSED.items() if head.startswith(magic)), None)
     if opener is None:
         return open(path, "rb")
-    most, whole = _most(path), tempfile.TemporaryFile()
-    cure = "make room in the folder for temporary files, or name another by TMPDIR, or unpack it"
-    with opener(path) as file:
-        while block := file.read(1 << 20):
-            with explained(f"cannot unpack {path}", cure):
-                whole.write(block)
-            if whole.tell() > most:
-                raise _bomb(path, most)
+    most, cure = _most(path), "make room for temporary files (TMPDIR), or unpack it yourself"
+    with contextlib.ExitStack() as stack:
+        whole = stack.enter_context(tempfile.TemporaryFile())
+        with opener(path) as file:
+            while block := file.read(1 << 20):
+                with explained(f"cannot unpack {path}", cure):
+                    whole.write(block)
+                if whole.tell() > most:
+                    raise _bomb(path, most)
+        stack.pop_all()  # stays open
     whole.seek(0)
     return whole
 

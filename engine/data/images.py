@@ -26,8 +26,8 @@ T = TypeVar("T")
 # Not pictures, or drawn by another program: nothing is started to read a file.
 _OTHERS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 _LARGEST_IMAGE = 1 << 26  # pixels
-_LARGE = 1 << 22  # pixels: of these one is decoded at a time, and a file of less than
-_DENSEST = 500  # pixels a byte is no picture but a decompression bomb
+_LARGE = 1 << 22  # pixels: of images with more, one is decoded at a time, and one
+_DENSEST = 900  # times the size of its file is no picture but a decompression bomb
 _BROKEN = (  # what PIL raises on files that are not what they claim
     OSError,
     SyntaxError,
@@ -119,7 +119,7 @@ def opened(
             shape = f"{image.width}x{image.height}"
             if pixels > _LARGEST_IMAGE:
                 raise Unreadable([f"{where} is {shape}: too large"], "shrink it first")
-            if pixels > max(_LARGE, _DENSEST * len(data)):
+            if pixels > _LARGE and _size(image) > _DENSEST * len(data):
                 bomb = f"{where} is {shape} in {len(data):,} bytes: no picture but a bomb"
                 raise Unreadable([bomb], "remove it")
             yield image
@@ -128,6 +128,12 @@ def opened(
     except _BROKEN as error:
         reason = "an empty file" if not data else str(error).split(" <_io")[0]
         raise Unreadable([f"{where} is not a whole image ({reason})"], cure) from None
+
+
+def _size(image: Image.Image) -> float:
+    """Bytes of the pixels."""
+    bits = {"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if image.mode.startswith("I") else 8)
+    return image.width * image.height * len(image.getbands()) * bits / 8
 
 
 def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.data import arrays, tables
+from engine.data import arrays, lists
 from engine.data.bank import Content, Source
 from engine.data.layout import divided, flat_folders, split_folders, tree_content
 from engine.data.tree import Tree, open_tree
@@ -22,7 +22,7 @@ def recognise(tree: Tree, size: int, channels: int) -> Content | None:
 
     Raises UserError when it has one that is incomplete or contradicts itself.
     """
-    if found := tables.csv_files(tree):
+    if found := lists.csv_files(tree):
         return tree_content(tree, "CSV files and images", found, size, channels)
     folders = split_folders(tree)
     if folders and len(folders[0]) > 1:
@@ -30,7 +30,7 @@ def recognise(tree: Tree, size: int, channels: int) -> Content | None:
         return tree_content(tree, kind, folders, size, channels)
     if found := arrays.find(tree, size, channels):
         return found
-    if found := tables.cub(tree):
+    if found := lists.cub(tree):
         return tree_content(tree, "images.txt and images, as of CUB", found, size, channels)
     if folders:  # of one split
         return tree_content(tree, "class folders of one split", folders, size, channels)
