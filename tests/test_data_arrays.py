@@ -18,6 +18,7 @@ from engine.data.arrays import split_named, split_of
 from engine.errors import UserError
 from tests.samples import SPLITS, encoded, mini_split, write_pickles
 
+SIDE = 12
 NAMES = {split: [f"n{s}{c}" for c in range(3)] for s, split in enumerate(SPLITS)}
 
 
@@ -39,7 +40,7 @@ class FolderTree:
         return f"{self.path}/{name}"
 
 
-def found(path: Path, size: int = 84, channels: int = 3) -> tuple[dict, arrays.Content]:
+def found(path: Path, size: int = SIDE, channels: int = 3) -> tuple[dict, arrays.Content]:
     """Split → class → images, and the rest."""
     content = arrays.find(FolderTree(path), size, channels)
     read = {}
@@ -62,7 +63,7 @@ def refused(path: Path, *words: str) -> str:
     return message
 
 
-def images(split: str, side: int = 84, channels: int = 3) -> np.ndarray:
+def images(split: str, side: int = SIDE, channels: int = 3) -> np.ndarray:
     """12 of 3 classes, whose rows lie together."""
     rng = np.random.default_rng(len(split))
     return rng.integers(0, 256, (12, side, side, channels), np.uint8)
@@ -386,11 +387,11 @@ def test_val_may_be_absent_and_further_files_are_noted(tmp_path):
 
 
 def test_other_folders_are_none_of_this(tmp_path):
-    assert arrays.find(FolderTree(tmp_path), 84, 3) is None
+    assert arrays.find(FolderTree(tmp_path), SIDE, 3) is None
     (tmp_path / "latest.pkl").write_bytes(b"")
     (tmp_path / "train.csv").write_bytes(b"")
     (tmp_path / "train_labels.pkl").write_bytes(b"")
-    assert arrays.find(FolderTree(tmp_path), 84, 3) is None
+    assert arrays.find(FolderTree(tmp_path), SIDE, 3) is None
 
 
 def test_missing_and_doubled_files_are_all_named(tmp_path):
@@ -409,7 +410,7 @@ def test_missing_and_doubled_files_are_all_named(tmp_path):
 def test_one_split_is_read_at_a_time(tmp_path):
     save(tmp_path, FORMS["arrays of rows"])
     (tmp_path / "val.pkl").write_bytes(b"broken")
-    splits = arrays.find(FolderTree(tmp_path), 84, 3).splits()
+    splits = arrays.find(FolderTree(tmp_path), SIDE, 3).splits()
     assert next(splits)[0] == "train"
     with pytest.raises(UserError, match=r"val\.pkl is truncated or no pickle"):
         next(splits)
@@ -512,9 +513,9 @@ def test_classes_in_two_splits_are_all_named(tmp_path):
 
 
 def test_splits_of_different_forms_are_refused(tmp_path):
-    sides = {"train": 84, "val": 84, "test": 32}
+    sides = {"train": SIDE, "val": SIDE, "test": 32}
     save(tmp_path, lambda s: {"data": images(s, sides[s]), "labels": np.repeat(NAMES[s], 4)})
-    refused(tmp_path, "84x84x3 up to 255 in", "train.pkl, 32x32x3 up to 255 in", "test.pkl")
+    refused(tmp_path, "12x12x3 up to 255 in", "train.pkl, 32x32x3 up to 255 in", "test.pkl")
     save(
         tmp_path,
         lambda s: {
@@ -522,7 +523,7 @@ def test_splits_of_different_forms_are_refused(tmp_path):
             "labels": np.repeat(NAMES[s], 4),
         },
     )
-    refused(tmp_path, "84x84x3 up to 1 in", "val.pkl")
+    refused(tmp_path, "12x12x3 up to 1 in", "val.pkl")
 
 
 def test_images_without_a_class_are_noted(tmp_path):
@@ -577,6 +578,10 @@ def npy(array: np.ndarray) -> bytes:
             "claims shape [-1, 0]",
         ),
         (
+            lambda b: written(content=npy(np.array(["a"])).replace(b"a\0\0\0", b"\xff" * 4)),
+            "x has letters that are not Unicode",
+        ),
+        (
             lambda b: written("x.npy", zipfile.ZIP_DEFLATED, bytes(1 << 25)),
             "is compressed more than 200 times, as no images are: x.npy (33,554,432 bytes in",
         ),
@@ -588,12 +593,12 @@ def test_broken_and_hostile_npz_are_explained(change, message, tmp_path):
 
 def test_npz_that_exceed_memory_are_not_read(tmp_path, monkeypatch):
     npz(tmp_path, lambda b: b)
-    monkeypatch.setattr("engine.data.npz.free_memory", lambda: 100_000)
-    refused(tmp_path, "bytes of arrays, but 100,000 bytes of memory are free")
+    monkeypatch.setattr("engine.data.npz.free_memory", lambda: 1000)
+    refused(tmp_path, "bytes of arrays, but 1,000 bytes of memory are free")
 
 
 def test_published_pickles_are_read(tmp_path):
-    read, content = found(write_pickles(tmp_path))
+    read, content = found(write_pickles(tmp_path), 84)
     for split in SPLITS:
         expected = mini_split(split)
         assert list(read[split]) == list(expected["class_dict"])

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
+from engine.data.pickles import is_text
 from engine.errors import UserError, listed
 
 _SMALL = 1 << 24  # bytes of an array that may be as compressible as it likes
@@ -77,7 +78,10 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> np.
                 f"{member.file_size - file.tell():,} bytes; get it again"
             )
     with archive.open(member) as file:
-        return npy.read_array(file, allow_pickle=False)
+        array = npy.read_array(file, allow_pickle=False)
+    if not is_text(array):
+        raise UserError(f"{where} has letters that are not Unicode; get it again")
+    return array
 
 
 def free_memory() -> int | None:

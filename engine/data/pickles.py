@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -67,7 +68,17 @@ def _array(machine: Machine, data: Any, dtype: Any, shape: Any, order: str) -> n
     if math.prod(shape) * dtype.type.itemsize != len(data):
         raise Refused(f"an array of shape {shown(shape)} from {len(data):,} bytes")
     flat = np.frombuffer(data, dtype.type) if data else np.empty(0, dtype.type)
+    if not is_text(flat):
+        raise Refused("letters that are not Unicode")
     return flat.reshape(shape, order=order)
+
+
+def is_text(array: np.ndarray) -> bool:
+    """Whether every letter is Unicode; numpy raises SystemError on others. True of numbers."""
+    if array.dtype.kind != "U" or not array.size:
+        return True
+    letters = np.dtype("u4").newbyteorder(array.dtype.byteorder)
+    return bool(np.ascontiguousarray(array).reshape(-1).view(letters).max() <= sys.maxunicode)
 
 
 # The stand-ins of functions: each is given the machine and the arguments in the file.
@@ -162,7 +173,7 @@ for _builtins in ("builtins", "__builtin__"):
     _NAMES |= {(_builtins, name): _list for name in ("list", "tuple", "set", "frozenset")}
     _NAMES |= {(_builtins, name): _bytes for name in ("bytes", "bytearray")}
     _NAMES |= {(_builtins, name): _range for name in ("range", "xrange")}
-    _NAMES |= {(_builtins, name): _uncalled for name in ("int", "float", "str")}
+    _NAMES |= {(_builtins, name): _uncalled for name in ("bool", "float", "int", "long", "str")}
     _NAMES[_builtins, "dict"] = _dict
 
 

@@ -39,7 +39,7 @@ def read_table(content: Any, labels: Any, where: str, note: Note) -> Table:
     elif pixels is not None and (by := labels) is not None:
         images = images_of(content[pixels], where, note)
         rows = _by_label(content[by], content, len(images), where, note)
-    elif content and all(map(_is_images, content.values())):
+    elif pixels is None and content and all(map(_is_images, content.values())):
         return _by_class(content, where, note)
     else:
         raise UserError(
@@ -96,15 +96,8 @@ def integers(values: Any) -> np.ndarray | None:
 def _texts(values: Any) -> list[str] | None:
     """None if these are no strings."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "SU" and values.ndim == 1:
-        try:
-            values = values.tolist()
-        except ValueError:  # no Unicode
-            return None
-    if (
-        not isinstance(values, list)
-        or not values
-        or not all(type(v) in (str, bytes) for v in values)
-    ):
+        values = values.tolist()
+    if not isinstance(values, list) or not values or {*map(type, values)} - {str, bytes}:
         return None
     return [text(v) if isinstance(v, bytes) else v for v in values]
 
