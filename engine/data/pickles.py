@@ -1,140 +1,203 @@
 """Pickles of arrays, read without running anything that is in them.
 
-Only four names may be asked for, and none of them gets the real thing: each has a stand-in that
-can build an array of numbers and nothing else. The stand-ins have no attributes to be set.
+A file may name only what is in one table here, and gets none of the real things: each has a
+stand-in that makes an array of numbers, a list, a dict or a range, and nothing else.
 """
 
 from __future__ import annotations
 
+import io
 import math
-import pickle
-from pathlib import Path
-from typing import Any
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from engine.data.opcodes import Machine, Refused, StandIn, shown, text
 from engine.errors import UserError
 
-_NUMBERS = {f"{kind}{width}" for kind in "iu" for width in (1, 2, 4, 8)} | {"b1", "f4", "f8"}
+_TYPE = re.compile(r"[iu][1248]|f[248]|b1|[SU][1-9]\d{0,3}")
+_MOST_AXES = 32
 
 
-class _Refused(Exception):
-    pass
+class _DType(StandIn):
+    """Of numpy.dtype; itself no value."""
+
+    __slots__ = ("type",)
+
+    def __init__(self, name: Any):
+        name = text(name) if isinstance(name, bytes) else name
+        if not isinstance(name, str) or not _TYPE.fullmatch(name):
+            raise Refused(f"an array of type {shown(name)}")
+        self.type = np.dtype(name)
+
+    def build(self, machine: Machine, state: Any) -> None:
+        order = state[1] if isinstance(state, list) and len(state) > 1 else None
+        order = text(order) if isinstance(order, bytes) else order
+        if order not in ("<", ">", "|", "="):
+            raise Refused(f"byte order {shown(order)}")
+        self.type = self.type.newbyteorder(order)
+
+    @property
+    def value(self) -> Any:
+        raise Refused("a dtype as a value")
 
 
-class _DType:
-    """Stands in for numpy.dtype."""
+class _Array(StandIn):
+    """Of numpy.ndarray."""
 
-    __slots__ = ("name", "order")
+    __slots__ = ()
 
-    def __init__(self, name: str | bytes, *_: Any):
-        self.name = name.decode() if isinstance(name, bytes) else name
-        self.order = "="
-        if self.name not in _NUMBERS:
-            raise _Refused(f"an array of type {self.name!r}")
-
-    def __setstate__(self, state: tuple) -> None:
-        order = state[1]
-        self.order = order.decode() if isinstance(order, bytes) else order
-        if self.order not in ("<", ">", "|", "="):
-            raise _Refused(f"byte order {self.order!r}")
-
-
-class _Array:
-    """Stands in for numpy.ndarray; ``value`` is the array once the state has been read."""
-
-    __slots__ = ("value",)
-
-    def __setstate__(self, state: tuple) -> None:
+    def build(self, machine: Machine, state: Any) -> None:
+        if not isinstance(state, list) or len(state) != 5:
+            raise Refused("an array of an unknown form")
         _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _DType) or not isinstance(data, bytes):
-            raise _Refused("an array that is not numbers")
-        if not all(isinstance(n, int) and n >= 0 for n in shape):
-            raise _Refused(f"an array of shape {shape}")
-        numbers = np.dtype(dtype.name).newbyteorder(dtype.order)
-        if math.prod(shape) * numbers.itemsize != len(data):
-            raise _Refused(f"an array of shape {shape} from {len(data):,} bytes")
-        self.value = np.frombuffer(data, numbers).reshape(shape, order="F" if fortran else "C")
+        self.value = _array(machine, data, dtype, shape, "F" if fortran is True else "C")
 
 
-class _Function:
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        raise _Refused("a changed function")
-
-
-class _Reconstruct(_Function):
-    """Stands in for numpy's _reconstruct, which makes the empty array that a state then fills."""
-
-    __slots__ = ()
-
-    def __call__(self, *_: Any) -> _Array:
-        return _Array()
-
-
-class _Encode(_Function):
-    """Stands in for _codecs.encode, by which Python 3 writes bytes into old protocols."""
-
-    __slots__ = ()
-
-    def __call__(self, text: str, encoding: str | bytes) -> bytes:
-        if encoding not in ("latin1", "latin-1", b"latin1"):
-            raise _Refused(f"encoding {encoding!r}")
-        return text.encode("latin-1")
+def _array(machine: Machine, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    """Read-only; no bytes are copied."""
+    if not isinstance(dtype, _DType) or not isinstance(data, bytes):
+        raise Refused("an array that is not numbers")
+    if not isinstance(shape, list) or len(shape) > _MOST_AXES:
+        raise Refused(f"an array of shape {shown(shape)}")
+    if not all(type(n) is int and 0 <= n <= machine.size for n in shape):
+        raise Refused(f"an array of shape {shown(shape)}")
+    if math.prod(shape) * dtype.type.itemsize != len(data):
+        raise Refused(f"an array of shape {shown(shape)} from {len(data):,} bytes")
+    flat = np.frombuffer(data, dtype.type) if data else np.empty(0, dtype.type)
+    if not is_text(flat):
+        raise Refused("letters that are not Unicode")
+    return flat.reshape(shape, order=order)
 
 
-_ALLOWED = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DType,
-    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
-    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct(),
-    ("_codecs", "encode"): _Encode(),
+def is_text(array: np.ndarray) -> bool:
+    """Whether every letter is Unicode; numpy raises SystemError on others. True of numbers."""
+    if array.dtype.kind != "U" or not array.size:
+        return True
+    letters = np.dtype("u4").newbyteorder(array.dtype.byteorder)
+    return bool(np.ascontiguousarray(array).reshape(-1).view(letters).max() <= sys.maxunicode)
+
+
+# The stand-ins of functions: each is given the machine and the arguments in the file.
+
+
+def _reconstruct(machine: Machine, *_: Any) -> _Array:
+    return _Array()
+
+
+def _frombuffer(
+    machine: Machine,
+    data: Any,
+    dtype: Any,
+    shape: Any,
+    order: Any,
+    axes: Any = None,
+) -> np.ndarray:
+    array = _array(machine, data, dtype, shape, "F" if order == "F" else "C")
+    if axes is None:
+        return array
+    if not isinstance(axes, list) or not all(type(n) is int for n in axes):
+        raise Refused("axes that are no whole numbers")
+    return array.transpose(axes)
+
+
+def _scalar(machine: Machine, dtype: Any, data: Any) -> Any:
+    return _array(machine, data, dtype, [], "C").item()
+
+
+def _dtype(machine: Machine, name: Any, *_: Any) -> _DType:
+    return _DType(name)
+
+
+def _encode(machine: Machine, characters: Any, encoding: Any) -> bytes:
+    """As Python 3 writes bytes into old protocols: every byte from a character in the file."""
+    if encoding not in ("latin1", "latin-1", b"latin1", b"latin-1"):
+        raise Refused(f"encoding {shown(encoding)}")
+    if not isinstance(characters, str):
+        raise Refused(f"an encoded {type(characters).__name__}")
+    machine.encoded += len(characters)
+    if machine.encoded > machine.size:
+        raise Refused("more encoded bytes than the file has")
+    return characters.encode("latin-1")
+
+
+def _bytes(machine: Machine, data: Any = b"", encoding: Any = None) -> bytes:
+    return data if isinstance(data, bytes) else _encode(machine, data, encoding)
+
+
+def _list(machine: Machine, items: Any = None) -> list:
+    machine.spend()
+    if items is not None and not isinstance(items, list):
+        raise Refused(f"a list of a {type(items).__name__}")
+    return [] if items is None else items
+
+
+def _dict(machine: Machine, pairs: Any = None) -> dict:
+    """Of dict, and of OrderedDict, which Python 2 wrote with its pairs."""
+    pairs, made = _list(machine, pairs), {}
+    machine.spend(len(pairs))
+    for pair in pairs:
+        machine.set_items(made, pair if isinstance(pair, list) and len(pair) == 2 else [pair])
+    return made
+
+
+def _defaultdict(machine: Machine, *_: Any) -> dict:
+    return _dict(machine)
+
+
+def _range(machine: Machine, *bounds: Any) -> range:
+    if not all(type(n) is int and abs(n) <= machine.size for n in bounds):
+        raise Refused(f"a range of {shown(list(bounds))}, which is longer than the file")
+    return range(*bounds)
+
+
+def _uncalled(machine: Machine, *_: Any) -> None:
+    raise Refused("a call of a type")
+
+
+_NAMES: dict[tuple[str, str], Callable] = {
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): _dict,
+    ("collections", "defaultdict"): _defaultdict,
+    ("numpy", "ndarray"): _uncalled,
+    ("numpy", "dtype"): _dtype,
 }
+for _core in ("numpy.core", "numpy._core"):
+    _NAMES[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
+    _NAMES[f"{_core}.multiarray", "scalar"] = _scalar
+    _NAMES[f"{_core}.numeric", "_frombuffer"] = _frombuffer
+for _builtins in ("builtins", "__builtin__"):
+    _NAMES |= {(_builtins, name): _list for name in ("list", "tuple", "set", "frozenset")}
+    _NAMES |= {(_builtins, name): _bytes for name in ("bytes", "bytearray")}
+    _NAMES |= {(_builtins, name): _range for name in ("range", "xrange")}
+    _NAMES |= {(_builtins, name): _uncalled for name in ("bool", "float", "int", "long", "str")}
+    _NAMES[_builtins, "dict"] = _dict
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise _Refused(repr(f"{module}.{name}"[:100])) from None
+def read_pickle(file: BinaryIO, size: int, where: str) -> Any:
+    """Dicts, lists (also of tuples and sets), ranges, strings, bytes, numbers and numpy arrays of
+    numbers or text (read-only). Keys of dicts are text or whole numbers.
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise _Refused("a persistent object")
-
-
-def read_pickle(path: Path) -> Any:
-    """Dicts, lists, strings, numbers and numpy arrays of numbers (read-only); byte strings as
-    text.
-
-    Raises UserError when the file asks for anything else, is truncated or is no pickle.
+    ``size`` is the file's, in bytes, and bounds what is read. Raises UserError when the file asks
+    for anything else, is truncated or is no pickle.
     """
     try:
-        with open(path, "rb") as file:
-            return _plain(_Unpickler(file, encoding="bytes").load())
-    except _Refused as error:
+        buffered = io.BufferedReader(file, 1 << 16)
+        try:
+            return Machine(buffered, size, _NAMES).run()
+        finally:
+            buffered.detach()  # or it would close the file
+    except Refused as error:
         raise UserError(
-            f"{path} was not read, and nothing in it was run: it asks for {error}, and a data file "
-            "needs only arrays of numbers; get it from a source you trust"
+            f"{where} was not read, and nothing in it was run: it asks for {error}, and a data "
+            "file needs only arrays of numbers; get it from a source you trust"
         ) from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check it") from None
     except MemoryError:
-        raise UserError(f"{path} does not fit into memory; use a machine with more") from None
-    except Exception as error:  # a broken pickle can make the unpickler raise almost anything
-        raise UserError(f"{path} is truncated or no pickle ({error}); get it again") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Array):
-        return value.value
-    if isinstance(value, dict):
-        return {_plain(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, bytes):
-        return value.decode("latin-1")
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise _Refused(f"a {type(value).__name__}")
+        raise UserError(f"{where} does not fit into memory; use a machine with more") from None
+    except OSError as error:
+        raise UserError(f"cannot read {where}: {error.strerror or error}; check it") from None
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where} is truncated or no pickle ({error}); get it again") from None
