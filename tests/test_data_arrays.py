@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import io
 import pickle
 import zipfile
@@ -14,7 +13,10 @@ import numpy as np
 import pytest
 
 from engine.data import arrays
-from engine.data.arrays import split_named, split_of
+from engine.data.arrays import split_of
+from engine.data.bank import Content
+from engine.data.layout import split_named
+from engine.data.tree import FolderTree
 from engine.errors import UserError
 from tests.samples import SPLITS, encoded, mini_split, write_pickles
 
@@ -22,25 +24,7 @@ SIDE = 12
 NAMES = {split: [f"n{s}{c}" for c in range(3)] for s, split in enumerate(SPLITS)}
 
 
-class FolderTree:
-    def __init__(self, path: Path):
-        self.path = path
-        files = (file for file in path.rglob("*") if file.is_file())
-        self.names = tuple(sorted(file.relative_to(path).as_posix() for file in files))
-
-    def size(self, name: str) -> int:
-        return (self.path / name).stat().st_size
-
-    @contextlib.contextmanager
-    def open(self, name: str):
-        with open(self.path / name, "rb") as file:
-            yield file
-
-    def where(self, name: str) -> str:
-        return f"{self.path}/{name}"
-
-
-def found(path: Path, size: int = SIDE, channels: int = 3) -> tuple[dict, arrays.Content]:
+def found(path: Path, size: int = SIDE, channels: int = 3) -> tuple[dict, Content]:
     """Split → class → images, and the rest."""
     content = arrays.find(FolderTree(path), size, channels)
     read = {}

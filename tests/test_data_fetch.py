@@ -231,7 +231,7 @@ def test_info_tells_kinds_apart(tmp_path, data_dir, capsys):
     (tmp_path / "mini").mkdir()
     assert command.main(["info", str(write_pickles(tmp_path / "mini"))]) == 0
     out = capsys.readouterr().out
-    assert "mini-ImageNet, pickles; images 84x84" in out and "--dataset mini" in out
+    assert "pickles; images in arrays" in out and "--dataset folder" in out
     assert command.main(["info", str(data_dir / "omniglot" / "images_background.zip")]) == 0
     out = capsys.readouterr().out
     assert "1 of 2 sets" in out and "964 classes, 19,280 images, 20 a class" in out

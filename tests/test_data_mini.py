@@ -1,20 +1,18 @@
-"""mini-ImageNet in its four forms, and pickles that are not what they should be."""
+"""mini-ImageNet in its forms, what may bear its name, and lists of images as people write them."""
 
 from __future__ import annotations
 
-import codecs
-import io
-import os
-import pickle
-import struct
+import collections
+import csv
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine.data import load, mini
-from engine.data.pickles import read_pickle
-from engine.data.tree import Tree
+from engine.data.recognise import recognise
+from engine.data.tree import open_tree
 from engine.errors import UserError
 from tests.samples import (
     SPLITS,
@@ -38,10 +36,9 @@ def folder(tmp_path):
     return tmp_path / "mini"
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 2, 4])
-def test_published_pickles_are_read(protocol, folder):
-    dataset = load_mini(write_pickles(folder, protocol))
-    assert (dataset.name, dataset.notice) == ("mini", None)
+def test_published_pickles_are_read(folder):
+    dataset = load_mini(write_pickles(folder))
+    assert (dataset.name, dataset.notice) == ("mini-like:mini", None)
     for split in SPLITS:
         content, bank = mini_split(split), dataset.banks[split]
         assert bank.names == tuple(content["class_dict"])
@@ -55,187 +52,18 @@ def test_pickles_are_resized_on_request(folder):
     assert bank.images.shape == (8, 20, 20, 1)
 
 
-def test_pickles_by_label_are_read(folder):
-    for split in ("train_phase_train", "train_phase_val", "val", "test"):
-        content = mini_split(split)
-        names = list(content["class_dict"])
-        labels = [c for _ in range(4) for c in range(2)]
-        numbers = {name: c for c, name in enumerate(names)}
-        content = {"data": content["image_data"], "labels": labels, "catname2label": numbers}
-        file = folder / f"miniImageNet_category_split_{split}.pickle"
-        file.write_bytes(pickle.dumps(content, 2))
-    dataset = load_mini(folder)
-    content = mini_split("train_phase_train")
-    assert dataset.banks["train"].names == tuple(content["class_dict"])
-    assert np.array_equal(dataset.banks["train"].images[:4].numpy(), content["image_data"][::2])
-
-
-def python2_pickle(text: bytes, array: np.ndarray) -> bytes:
-    """{text: array} as Python 2 and numpy 1 wrote it in protocol 2: byte strings throughout."""
-
-    def string(value: bytes) -> bytes:
-        return b"T" + struct.pack("<i", len(value)) + value
-
-    shape = b"(" + b"".join(b"J" + struct.pack("<i", n) for n in array.shape) + b"t"
-    dtype = b"cnumpy\ndtype\n(" + string(b"u1") + b"K\x00K\x01tR(K\x03" + string(b"|") + b"NNN"
-    dtype += b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    empty = (
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + string(b"b") + b"tR"
-    )
-    state = b"(K\x01" + shape + dtype + b"\x89" + string(array.tobytes()) + b"tb"
-    return b"\x80\x02}" + string(text) + empty + state + b"s."
-
-
-def test_pickles_of_python_2_are_read(tmp_path):
-    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
-    (tmp_path / "x").write_bytes(python2_pickle(b"image_data", array))
-    content = read_pickle(tmp_path / "x")
-    assert list(content) == ["image_data"]
-    assert np.array_equal(content["image_data"], array)
-
-
-@pytest.mark.parametrize("dtype", ["u1", "<i8", ">i4", "?", "<f4"])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_arrays_come_back_as_they_were(dtype, order, tmp_path):
-    array = np.asarray(np.arange(6).reshape(2, 3), dtype, order=order)
-    (tmp_path / "x").write_bytes(pickle.dumps({"a": array, "n": [1, 2.5, None, "é"]}, 2))
-    content = read_pickle(tmp_path / "x")
-    assert content["a"].dtype == array.dtype
-    assert np.array_equal(content["a"], array)
-    assert content["n"] == [1, 2.5, None, "é"]
-
-
-class Call:
-    """Pickles as a call of any function."""
-
-    def __init__(self, function, *arguments):
-        self.reduced = function, arguments
-
-    def __reduce__(self):
-        return self.reduced
-
-
-def persistent() -> bytes:
-    file = io.BytesIO()
-    pickler = pickle.Pickler(file, 2)
-    pickler.persistent_id = lambda value: "id" if value == "x" else None
-    pickler.dump(["x"])
-    return file.getvalue()
-
-
-MALICIOUS = {
-    "a command": pickle.dumps(Call(os.system, "touch ran")),
-    "evaluation": pickle.dumps(Call(eval, "open('ran', 'w')")),
-    "a file": pickle.dumps(Call(open, "ran", "w")),
-    "another codec": pickle.dumps(Call(codecs.encode, "abc", "rot13"), 2),
-    "objects": pickle.dumps(np.array([Call(os.system, "touch ran")], dtype=object), 2),
-    "only objects": pickle.dumps(np.array([None], dtype=object), 2),
-    "dotted name": b"\x80\x04\x8c\x05numpy\x8c\x0fndarray.__dict__\x93.",
-    "old instance": b"(S'touch ran'\nios\nsystem\n.",
-    "a name of two lines": b"\x80\x04\x8c\x03o\ns\x8c\x06system\x93.",
-    "numpy's loader": pickle.dumps(Call(np.load, "x.npy")),
-    "a persistent object": persistent(),
-    "a changed function": b"cnumpy.core.multiarray\n_reconstruct\nN}S'__defaults__'\nNs\x86b.",
-    "a changed class": b"cnumpy\nndarray\nN}S'value'\nNs\x86b.",
-    "too few bytes": python2_pickle(b"x", np.zeros((2, 3, 4), np.uint8)).replace(
-        b"J\x02\x00\x00\x00", b"J\xff\xff\xff\x7f"
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MALICIOUS)
-def test_malicious_pickles_run_nothing(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.pkl").write_bytes(MALICIOUS[name])
-    with pytest.raises(UserError, match="nothing in it was run|truncated or no pickle") as caught:
-        read_pickle(tmp_path / "x.pkl")
-    assert [f.name for f in tmp_path.iterdir()] == ["x.pkl"]
-    assert "\n" not in str(caught.value)
-
-
 def test_a_malicious_pickle_stops_the_loading(folder):
     write_pickles(folder)
-    (folder / "mini-imagenet-cache-test.pkl").write_bytes(MALICIOUS["a command"])
-    with pytest.raises(UserError, match=r"asks for '(posix|nt)\.system'"):
+    content = b"cposix\nsystem\n(S'touch ran'\ntR."
+    (folder / "mini-imagenet-cache-test.pkl").write_bytes(content)
+    with pytest.raises(UserError, match="asks for 'posix.system'"):
         load_mini(folder)
     assert list((folder.parent / "cache").iterdir()) == []
 
 
-@pytest.mark.parametrize("keep", [0, 1, 40, 100_000, -1])
-def test_truncated_pickles_are_explained(keep, folder):
-    file = write_pickles(folder) / "mini-imagenet-cache-train.pkl"
-    file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(UserError, match="is truncated or no pickle"):
-        load_mini(folder)
-
-
-def images(shape, dtype=np.uint8):
-    return {"image_data": np.zeros(shape, dtype), "class_dict": {"n00000000": [0]}}
-
-
-def rows(**classes):
-    return {"image_data": np.zeros((4, 84, 84, 3), np.uint8), "class_dict": classes}
-
-
-def by_label(labels, numbers):
-    return {"data": np.zeros((4, 84, 84, 3), np.uint8), "labels": labels, "catname2label": numbers}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([1, 2], "holds a list"),
-        ({"x": 1}, r"has keys \['x'\]"),
-        (images((2, 84, 84, 1)), r"are uint8 \[2, 84, 84, 1\], but must be"),
-        (images((2, 84, 84, 3), np.float32), "the images are float32"),
-        (images((0, 84, 84, 3)), r"\[0, 84, 84, 3\]"),
-        ({"image_data": [[1]], "class_dict": {"a": [0]}}, "the images are no array"),
-        (rows(), "no dict of classes"),
-        (rows(a=[0, 4]), "class a names rows 0 to 4 of 4 images"),
-        (rows(a=[-1, 0]), "class a names rows -1 to 0"),
-        (rows(a=[0.5]), "class a has no list of row numbers"),
-        (rows(a=[]), "class a has no list of row numbers"),
-        (rows(a=[0, 1], b=[1, 2]), "belongs to two classes or twice to one"),
-        (rows(a=[[0, 1]]), "class a has no list of row numbers"),
-        (rows(a=[[0], [1, 2]]), "class a has no list of row numbers"),
-        (rows(a=[2**70]), "class a has no list of row numbers"),
-        (by_label([0], {}), "label 0 has no name"),
-        (by_label([0], []), "catname2label is no dict"),
-        (by_label([0], {"a": [0]}), "must give each class a whole number"),
-        (by_label([0], {"a": "0"}), "must give each class a whole number"),
-        (by_label([0], {"a": 0, "b": 0}), "gives two classes one number"),
-        (by_label([[0, 1]], {"a": 0, "b": 1}), "the labels are no list of whole numbers"),
-        (by_label([[0], [0, 1]], {"a": 0, "b": 1}), "the labels are no list of whole numbers"),
-        (by_label(["a"], {"a": 0}), "the labels are no list of whole numbers"),
-    ],
-)
-def test_wrong_contents_are_explained(content, message, folder):
-    write_pickles(folder)
-    (folder / "mini-imagenet-cache-train.pkl").write_bytes(pickle.dumps(content, 4))
-    with pytest.raises(UserError, match=message) as caught:
-        load_mini(folder)
-    assert "\n" not in str(caught.value)
-
-
-def test_missing_doubled_and_overlapping_pickles_are_explained(folder):
-    write_pickles(folder)
-    train, test = (folder / f"mini-imagenet-cache-{s}.pkl" for s in ("train", "test"))
-    kept = test.read_bytes()
-    test.write_bytes(train.read_bytes())
-    with pytest.raises(UserError, match="class 'n50000000' is in train and in test"):
-        load_mini(folder)
-    test.unlink()
-    with pytest.raises(UserError, match="none for test; finish it by: python -m engine.data fetch"):
-        load_mini(folder)
-    test.write_bytes(kept)
-    (folder / "train.pickle").write_bytes(train.read_bytes())
-    with pytest.raises(UserError, match="two pickles for train"):
-        load_mini(folder)
-
-
 def test_folders_of_wnids_are_read(tmp_path):
     dataset = load_mini(write_files(tmp_path / "mini", tree_files(side=84)))
-    assert dataset.name == "mini"
+    assert dataset.name == "mini-like:mini"
     assert dataset.banks["train"].images.shape == (6, 84, 84, 3)
 
 
@@ -283,13 +111,80 @@ def test_csv_names_are_places_among_imagenets_numbers(tmp_path):
         load_mini(path)
 
 
+SPREADSHEETS = {
+    "a byte order mark": lambda t: b"\xef\xbb\xbf" + t.encode(),
+    "UTF-16": lambda t: t.encode("utf-16"),
+    "semicolons": lambda t: t.replace(",", ";").encode(),
+    "tabs": lambda t: t.replace(",", "\t").encode(),
+    "spaces": lambda t: t.replace(",", " , ").encode(),
+    "an upper-case header": lambda t: t.replace("filename,label", "Filename,LABEL").encode(),
+    "other words": lambda t: t.replace("filename,label", "Image Path,class_name").encode(),
+    "no header": lambda t: t.replace("filename,label\n", "").encode(),
+    "lines of Windows": lambda t: t.replace("\n", "\r\n").encode(),
+    "quotes": lambda t: (
+        "\n".join(f'"{line}"' for line in t.split("\n")).replace(",", '","').encode()
+    ),
+    "an index": lambda t: "\n".join(f"{n},{row}" for n, row in enumerate(t.split("\n"))).encode(),
+    "paths": lambda t: re.sub(r"^(\w+)\.", r"images/\1.", t, flags=re.M).encode(),
+    "paths of elsewhere": lambda t: re.sub(r"^(\w+)\.", r"C:\\\\me\\\\\1.", t, flags=re.M).encode(),
+    "another suffix": lambda t: t.replace(".png", ".JPEG").encode(),
+    "no suffix": lambda t: t.replace(".png", "").encode(),
+    "blank lines": lambda t: t.replace("\n", "\n\n,\n").encode(),
+}
+
+
+@pytest.mark.parametrize("form", SPREADSHEETS)
+def test_csv_files_of_spreadsheets_are_read(form, tmp_path):
+    files, tables = {}, {split: "filename,label" for split in SPLITS}
+    for name, content in tree_files().items():
+        split, label, number = name.split("/")
+        files[f"images/{label}x{number}"] = content
+        tables[split] += f"\n{label}x{number},{label}"
+    expected = load_mini(write_files(tmp_path / "tree", tree_files()), 12).identity
+    files |= {f"{split}.csv": SPREADSHEETS[form](text) for split, text in tables.items()}
+    assert load_mini(write_files(tmp_path / "csv", files), 12).identity == expected
+
+
+def test_equal_names_in_several_classes_are_told_apart(tmp_path):
+    files = {name.replace("train/", "").replace("val/", ""): c for name, c in tree_files().items()}
+    files = {f"pool/{name.removeprefix('test/')}": content for name, content in files.items()}
+    table = {split: [] for split in SPLITS}
+    for name in tree_files():
+        split, label, file = name.split("/")
+        table[split].append((file, label))
+    path = write_files(tmp_path / "csv", files | csv_files(table))
+    expected = load_mini(write_files(tmp_path / "tree", tree_files()), 12).identity
+    assert load_mini(path, 12).identity == expected
+    (path / "pool/train0/1.png").unlink()  # another class's 1.png is not it
+    with pytest.raises(UserError, match="lacks the image 1.png of class train0"):
+        load_mini(path, 12)
+
+
+def test_an_image_that_may_be_any_of_several_is_not_guessed(tmp_path):
+    image = tree_files()["train/train0/0.png"]
+    files = {f"{part}/{split}.png": image for part in "ab" for split in SPLITS}
+    files |= csv_files({split: [(f"{split}.png", split)] for split in SPLITS})
+    with pytest.raises(UserError, match="several files for 3 .*: train.png of class train"):
+        load_mini(write_files(tmp_path / "m", files))
+
+
+def test_all_that_is_missing_is_counted(tmp_path):
+    table = {split: [(f"{split}{n}.jpg", split) for n in range(20)] for split in SPLITS}
+    with pytest.raises(UserError, match="lacks 60 images: train0.jpg of .* and 50 more, which"):
+        load_mini(write_files(tmp_path / "m", csv_files(table)))
+    files = csv_files(table)
+    files["splits/val.csv"] += b"\n,val\nx.jpg\n"
+    with pytest.raises(UserError, match="val.csv, lines 22, 23: a file name or its label is"):
+        load_mini(write_files(tmp_path / "m", files))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.pop("splits/val.csv"), r"has no val\.csv"),
-        (lambda f: f.update({"splits/val.csv": b"a,b\n1,2\n"}), "not filename and label"),
+        (lambda f: f.pop("splits/test.csv"), "has no images for test"),
+        (lambda f: f.update({"splits/val.csv": b"a,b\n1,2\n"}), "no columns filename and label"),
         (lambda f: f.update({"splits/val.csv": b"filename,label\n"}), "has no rows"),
-        (lambda f: f.update({"splits/val.csv": b"\xff\xfe\x00"}), "not filename and label|no CSV"),
+        (lambda f: f.update({"splits/val.csv": b"\xff\xfe\x00"}), "no columns filename and label"),
         (lambda f: f.update({"splits/val.csv": b"filename,label\nval.jpg\n"}), "line 2: a file"),
         (lambda f: f.update({"splits/val.csv": b"filename,label\n,val\n"}), "line 2: a file"),
         (
@@ -317,9 +212,19 @@ def test_wrong_csv_files_are_explained(change, message, tmp_path):
 
 def test_the_split_files_of_ravi_are_understood(data_dir):
     tables = data_dir / "mini-imagenet-splits"
-    assert len(Tree(tables).names) >= 3
-    with pytest.raises(UserError, match=r"lacks the image n0153282900000005\.jpg"):
-        mini.find(tables)
+    with pytest.raises(
+        UserError, match=r"lacks 60,000 images: n0153282900000005\.jpg of class n01"
+    ):
+        recognise(open_tree(tables), 84, 3)
+    labels = {split: _labels(tables / f"{split}.csv") for split in SPLITS}
+    assert mini.is_mini(labels)
+    labels["val"]["n01855672"] -= 1
+    assert not mini.is_mini(labels)
+
+
+def _labels(table: Path) -> dict[str, int]:
+    rows = csv.DictReader(table.read_text().splitlines())
+    return dict(collections.Counter(row["label"] for row in rows))
 
 
 def test_an_unfinished_download_is_not_replaced_by_the_stand_in(tmp_path, monkeypatch):
@@ -327,5 +232,5 @@ def test_an_unfinished_download_is_not_replaced_by_the_stand_in(tmp_path, monkey
     part = tmp_path / "datasets/mini/mini-imagenet-cache-train.pkl.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"x")
-    with pytest.raises(UserError, match="holds no mini-ImageNet that could be recognised; run"):
+    with pytest.raises(UserError, match="holds no images in a form that is known; run `python"):
         load("mini", image_size=84, channels=3, cache=tmp_path / "cache")

@@ -109,7 +109,7 @@ def _dataset(
     scale = 1.0 if binary else 1 / 255
     digest = json.dumps([bank.digest, scale, mean, std]).encode()
     identity = hashlib.sha256(digest).hexdigest()[:32]
-    notes = bank.content.notes
+    notes = tuple(bank.content.notes)
     if bank.content.empty:
         left = f"{len(bank.content.empty)} classes without an image"
         notes += (f"left out: {left} ({listed(bank.content.empty, 3)})",)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from engine.data.bank import ClassSource, Splits
+from engine.data.bank import ClassSource, Content
+from engine.data.layout import SPLITS, split_named
 from engine.data.npz import read_npz
 from engine.data.pickles import read_pickle
 from engine.data.tables import Class, Table, read_table
@@ -19,22 +20,8 @@ from engine.data.tree import Tree
 from engine.errors import UserError, listed
 
 SUFFIXES = (".pkl", ".pickle", ".npz")
-_SPLITS = {
-    "train": ("train", "training", "base", "metatrain"),
-    "val": ("val", "valid", "validation", "metaval", "metavalid", "metavalidation"),
-    "test": ("test", "testing", "novel", "metatest"),
-}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _LABELS = {"label", "labels"}
-
-
-@dataclass(frozen=True)
-class Content:
-    """What was found. ``splits()`` reads one split at a time and adds to ``notes`` as it goes."""
-
-    kind: str  # in words
-    notes: list[str]  # what was left out or decided, a line each
-    splits: Callable[[], Splits]
 
 
 @dataclass
@@ -45,12 +32,6 @@ class _Files:
     labels: list[str] = field(default_factory=list)
 
 
-def split_named(word: str) -> str | None:
-    """train, val or test by a name that people give them: base, meta-val, Novel…"""
-    plain = re.sub(r"[\s_-]", "", word.lower())
-    return next((split for split, names in _SPLITS.items() if plain in names), None)
-
-
 def split_of(stem: str) -> str | None:
     """The split that the words of a file's name name; None if they name none or two."""
     found = {split_named(word) for word in _WORD.findall(stem)} - {None}
@@ -58,7 +39,8 @@ def split_of(stem: str) -> str | None:
 
 
 def find(tree: Tree, size: int, channels: int) -> Content | None:
-    """What pickles and npz archives there are; None if the name of none names a split.
+    """What pickles and npz archives there are; None if the name of none names a split. Reading
+    them adds to the notes.
 
     Images come as uint8 [size, size, channels]. Raises UserError when train or test is missing, or
     a split has several files.
@@ -73,11 +55,12 @@ def find(tree: Tree, size: int, channels: int) -> Content | None:
     kind = " and ".join(sorted(ends, reverse=True))
     if any(split.labels for split in files.values()):
         kind += ", images and labels apart (as tiered-ImageNet)"
-    return Content(kind, notes, lambda: _Reader(tree, files, notes).splits(size, channels))
+    splits = lambda: _Reader(tree, files, notes).splits(size, channels)  # noqa: E731
+    return Content(kind, splits, tuple(files), notes)
 
 
 def _files(tree: Tree, notes: list[str]) -> dict[str, _Files]:
-    files = {split: _Files() for split in _SPLITS}
+    files = {split: _Files() for split in SPLITS}
     further, unnamed = [], []
     for name in tree.names:
         stem, dot, suffix = name.rsplit("/", 1)[-1].rpartition(".")

@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +68,7 @@ class Content:
     kind: str  # how it was read, in words, for people
     splits: Callable[[], Splits]
     parts: tuple[str, ...]  # names of the splits
-    notes: tuple[str, ...] = ()  # what was left out or decided, a line each
+    notes: list[str] = field(default_factory=list)  # what was left out or decided in reading
     empty: tuple[str, ...] = ()  # classes without an image
 
 
@@ -141,7 +141,7 @@ def write_bank(path: Path, content: Content, label: str) -> None:
                 "kind": content.kind,
                 "notes": content.notes,
                 "empty": content.empty,
-                "label": label,
+                "name": path.name,
             }
             body = json.dumps(footer).encode()
             trailer = hashlib.sha256(body).digest() + len(body).to_bytes(8, "little") + _MAGIC
@@ -185,10 +185,12 @@ def _write_classes(file, splits: Splits, bar: tqdm) -> dict:
 
 def read_bank(path: Path) -> Bank | None:
     """A copy of the bank in a file; None if it is absent or not whole."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read the image cache {path}: it is no file; remove it")
     try:
         with open(path, "rb") as file:
             footer, size = _read_footer(file)
-            if footer is None or footer["format"] != FORMAT:
+            if footer is None or (footer["format"], footer["name"]) != (FORMAT, path.name):
                 return None
             content = footer["content"]
             shape, splits = content["shape"], content["splits"]
@@ -206,9 +208,7 @@ def read_bank(path: Path) -> Bank | None:
             f"cannot read the image cache {path}: {error.strerror}; correct its permissions or "
             "name another folder with --cache"
         ) from None
-    told = Content(
-        footer["kind"], tuple, tuple(splits), tuple(footer["notes"]), tuple(footer["empty"])
-    )
+    told = Content(footer["kind"], tuple, tuple(splits), footer["notes"], tuple(footer["empty"]))
     return Bank(banks, hashlib.sha256(json.dumps(content).encode()).hexdigest(), told)
 
 

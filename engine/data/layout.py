@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +33,7 @@ Classes = dict[str, dict[str, list[str]]]  # split → class → names of its im
 
 def split_named(word: str) -> str | None:
     """The split that a folder or file is named by: train, training, base, meta-train, …"""
-    word = word.lower().replace("_", "-").removeprefix("meta-").removeprefix("meta")
+    word = re.sub(r"[\s_-]", "", word.lower()).removeprefix("meta")
     return next((split for split, words in _WORDS.items() if word in words), None)
 
 
@@ -141,16 +142,18 @@ def tree_content(
         ]
 
     others = [name for name in tree.names if not is_image(name)]
-    notes += left_out(others, "files that are no images by their names")
-    for reason, names in tree.odd.items():
-        notes += left_out(names, reason)
+    notes += left_out(others, "files that are no images by their names") + odd(tree)
     splits = lambda: ((part, sources(part)) for part in parts)  # noqa: E731
-    return Content(kind, splits, parts, tuple(notes), tuple(empty))
+    return Content(kind, splits, parts, notes, tuple(empty))
 
 
 def left_out(names: list[str], what: str) -> list[str]:
     """A line that counts and names files that are not used; none when there is none."""
     return [f"left out: {len(names):,} {what} ({listed(names, 3)})"] if names else []
+
+
+def odd(tree: Tree) -> list[str]:
+    return [line for reason, names in tree.odd.items() for line in left_out(names, reason)]
 
 
 def require_disjoint(path: Path, found: dict[str, Iterable[str]]) -> None:
@@ -252,5 +255,5 @@ def _cut(
                     )
                 yield split, [sources[c] for c in chosen]
 
-    notes = (how, *content.notes)
-    return dataclasses.replace(content, splits=splits, parts=SPLITS, notes=notes)
+    content.notes.insert(0, how)
+    return dataclasses.replace(content, splits=splits, parts=SPLITS)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from engine.data.images import is_image
-from engine.data.layout import ALL, Classes, left_out, split_named
+from engine.data.layout import ALL, SPLITS, Classes, left_out, split_named
 from engine.data.tree import Tree
 from engine.errors import UserError, listed
 
@@ -86,7 +86,8 @@ def _tables(tree: Tree) -> dict[str, str]:
         stem, _, suffix = file.rpartition(".")
         if suffix.lower() == "csv" and (split := split_named(stem)):
             found.setdefault(folder, {}).setdefault(split, name)
-    return max(found.values(), key=len, default={})
+    tables = max(found.values(), key=len, default={})
+    return {split: tables[split] for split in SPLITS if split in tables}
 
 
 def _rows(tree: Tree, table: str) -> Rows | None:

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.tree import decode, fit
+from engine.data.images import all_of, decode, fit
 from engine.errors import UserError, listed
-from kernels.pools import each
 
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")  # how PNG, JPEG and WebP begin
 _AGAIN = "get the file again"
@@ -38,12 +37,10 @@ class Images:
     def take(self, rows: np.ndarray, size: int, channels: int) -> np.ndarray:
         """uint8 [len(rows), size, size, channels]."""
         if not isinstance(self.values, np.ndarray):
-            return np.stack(each(lambda row: self._decoded(row, size, channels), rows.tolist()))
+            return all_of(lambda row: self._decoded(row, size, channels), rows.tolist())
         images = self.values[rows]
         if images.dtype != np.uint8 or self.scale != 1:
             images = np.rint(images.astype(np.float32) * np.float32(self.scale)).astype(np.uint8)
-        if images.shape[3] == 1 and images.shape[1:] != (size, size, channels):
-            images = images[..., 0]  # as PIL wants grey images
         return fit(images, size, channels)
 
     def _decoded(self, row: int, size: int, channels: int) -> np.ndarray:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from engine.data import arrays, lists
 from engine.data.bank import Content, Source
-from engine.data.layout import divided, flat_folders, split_folders, tree_content
+from engine.data.images import is_image
+from engine.data.layout import (
+    divided,
+    flat_folders,
+    left_out,
+    odd,
+    split_folders,
+    tree_content,
+)
 from engine.data.tree import Tree, open_tree
 from engine.errors import UserError
 
@@ -29,6 +37,8 @@ def recognise(tree: Tree, size: int, channels: int) -> Content | None:
         kind = "train, val and test folders of class folders"
         return tree_content(tree, kind, folders, size, channels)
     if found := arrays.find(tree, size, channels):
+        images = [name for name in tree.names if is_image(name)]
+        found.notes.extend(left_out(images, "images in files of their own") + odd(tree))
         return found
     if found := lists.cub(tree):
         return tree_content(tree, "images.txt and images, as of CUB", found, size, channels)
