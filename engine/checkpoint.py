@@ -20,7 +20,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ import torch
 from torch import Tensor
 
 from engine import locks
-from engine.errors import UserError, explained
+from engine.errors import UserError, explained, listed
 
-FORMAT = 1
+# Of what ``save`` writes; raised whenever a field is added there, to Config, State or Params. All
+# since 1 are read: what an older file lacks takes its neutral value, a default of its class.
+FORMAT = 2
 LATEST, CONFIG, LOG, RESULT, BOARD = (
     "latest.pt",
     "config.json",
@@ -78,11 +80,25 @@ def load(path: Path) -> Checkpoint:
     except Exception as error:  # zipfile, torch and pickle raise many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path} is damaged ({reason:.80}); {_cure(path)}") from error
+    return _understood(path, content)
+
+
+def _understood(path: Path, content: Any) -> Checkpoint:
+    """The checkpoint that a file holds, whichever version wrote it."""
     found = content.pop("format", None) if isinstance(content, dict) else None
-    known = Checkpoint.__dataclass_fields__.keys()
-    if found != FORMAT or content.keys() | {"precisions"} != known:
+    if type(found) is not int or found < 1:
+        raise UserError(f"{path} is no checkpoint of this program; {_cure(path)}")
+    if found > FORMAT:
         raise UserError(
-            f"{path} is no checkpoint of format {FORMAT} (it says {found}); {_cure(path)}"
+            f"{path} has format {found}, this version reads up to {FORMAT}: a newer one made it; "
+            "use that one"
+        )
+    known = fields(Checkpoint)
+    needed = {f.name for f in known if f.default is MISSING}
+    if not needed <= content.keys() <= {f.name for f in known}:
+        raise UserError(
+            f"{path} is no checkpoint of format {found}: it has {listed(map(str, content))}; "
+            f"{_cure(path)}"
         )
     return Checkpoint(**content)
 
@@ -112,7 +128,8 @@ def pack(value: Any) -> Any:
 
 
 def unpack(like: Any, packed: Any, name: str = "state") -> Any:
-    """``packed`` in the structure, device and dtype of ``like``.
+    """``packed`` in the structure, device and dtype of ``like``, by the names of its fields; one
+    that an older version had not has its class's default.
 
     Raises UserError when a name or a shape differs.
     """
@@ -125,10 +142,15 @@ def unpack(like: Any, packed: Any, name: str = "state") -> Any:
             )
         return packed.to(device=like.device, dtype=like.dtype)
     if hasattr(like, "_fields"):
-        if not isinstance(packed, dict) or set(packed) != set(like._fields):
-            raise UserError(f"{name} of the checkpoint is not that of this version; train again")
-        parts = ((f, unpack(getattr(like, f), packed[f], f"{name}.{f}")) for f in like._fields)
-        return type(like)(**dict(parts))
+        known, needed = set(like._fields), set(like._fields) - like._field_defaults.keys()
+        if not isinstance(packed, dict) or not needed <= packed.keys() <= known:
+            has = listed(map(str, packed)) if isinstance(packed, dict) else type(packed).__name__
+            raise UserError(
+                f"{name} of the checkpoint has {has}, this version takes {listed(like._fields)}; "
+                "use the version that made it"
+            )
+        parts = {f: unpack(getattr(like, f), packed[f], f"{name}.{f}") for f in packed}
+        return type(like)(**parts)
     if isinstance(like, (tuple, list)):
         return type(like)(unpack(a, b, name) for a, b in zip(like, packed, strict=True))
     return packed

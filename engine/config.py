@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.errors import UserError
+from engine.errors import UserError, listed
 from engine.presets import PRESETS, preset_fields
 
 __all__ = ["Config", "Parser", "UserError", "add_flags", "check", "parse"]
@@ -36,10 +36,20 @@ _RANGES = {
 }
 
 
-def _flag(help: str, allowed=None, *, default: Any = MISSING, free: bool = False):
+def _flag(
+    help: str,
+    allowed=None,
+    *,
+    default: Any = MISSING,
+    free: bool = False,
+    neutral: Any = MISSING,
+):
     """A field that is a flag. ``allowed``: tuple of choices, a key of _RANGES or PATH; ``free``:
-    the value cannot change what a run learns beyond rounding, so a resumed run may change it."""
-    metadata = {"help": help, "allowed": allowed, "free": free}
+    the value cannot change what a run learns beyond rounding, so a resumed run may change it;
+    ``neutral``, if it is not the default: the value under which the engine does what it did before
+    it had the field. Every field added from now on has one, for the files of older versions."""
+    neutral = default if neutral is MISSING else neutral
+    metadata = {"help": help, "allowed": allowed, "free": free, "neutral": neutral}
     return field(metadata=metadata, **({} if default is MISSING else {"default": default}))
 
 
@@ -184,14 +194,11 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of ``to_dict``; raises UserError when the fields are another version's."""
-        known = {f.name for f in fields(cls)}
-        if odd := known ^ values.keys():
-            raise UserError(
-                f"configuration of another version: fields {', '.join(sorted(odd))} are missing or "
-                "unknown; use the version that made it, or train again"
-            )
-        return cls(**values)
+        """The inverse of ``to_dict``, of this version or an older one.
+
+        Raises UserError when the fields are those of a newer version, or of something else.
+        """
+        return cls(**_completed(values))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -203,12 +210,16 @@ class Config:
         )
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
-        """``field: saved -> now`` for each field in which a resumed run may not differ."""
+        """``field: saved -> now`` for each field in which a resumed run may not differ.
+
+        Raises UserError as ``from_dict`` does.
+        """
+        saved = _completed(saved)
         fixed = [f.name for f in fields(self) if not f.metadata["free"]]
         return [
-            f"{name}: {saved.get(name)} -> {getattr(self, name)}"
+            f"{name}: {saved[name]} -> {getattr(self, name)}"
             for name in fixed
-            if saved.get(name) != getattr(self, name)
+            if saved[name] != getattr(self, name)
         ]
 
     def __str__(self) -> str:
@@ -220,6 +231,23 @@ class Config:
         table = ["  " + " ".join(cells[row::rows]).rstrip() for row in range(rows)]
         table += [f"  {name:<21} {value}" for name, value in values if name in lines and value]
         return "\n".join(table)
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved configuration with the neutral value of each field that its version had not."""
+    neutral = {f.name: f.metadata["neutral"] for f in fields(Config)}
+    if unknown := saved.keys() - neutral.keys():
+        raise UserError(
+            f"the configuration has fields that this version does not know: "
+            f"{listed(sorted(map(str, unknown)))}; a newer version made it, use that one"
+        )
+    lost = [name for name, value in neutral.items() if value is MISSING and name not in saved]
+    if lost:
+        raise UserError(
+            f"the configuration lacks {listed(lost)}, which every version wrote; it is damaged, "
+            "or not of this program: give another"
+        )
+    return neutral | saved
 
 
 class Parser(argparse.ArgumentParser):

@@ -177,9 +177,10 @@ def own_paths(path: Path, trained: Config) -> dict[str, str]:
         found = json.loads((folder / checkpoint.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(found, dict) or trained.differences(found):
-        return {}
-    return {name: found[name] for name in ("data", "cache") if isinstance(found.get(name), str)}
+    with contextlib.suppress(UserError):  # it is of no run, or of a newer version's
+        if isinstance(found, dict) and not trained.differences(found):
+            return {n: found[n] for n in ("data", "cache") if isinstance(found.get(n), str)}
+    return {}
 
 
 def restore(cfg: Config, saved: list[Checkpoint], device: torch.device) -> dict[int, State]:

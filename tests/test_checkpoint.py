@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -105,10 +106,44 @@ def test_no_checkpoint_at_all(saved, raw):
         load(saved)
 
 
-def test_another_format_is_refused(saved):
-    torch.save(torch.load(saved, weights_only=True) | {"format": 99}, saved)
-    with pytest.raises(UserError, match="no checkpoint of format 1 .it says 99"):
+@pytest.mark.parametrize(("changed", "words"), [
+    ({"format": 99}, "format 99, this version reads up to 2: a newer one"),
+    ({"format": True}, "no checkpoint of this program"),
+    ({"format": None}, "no checkpoint of this program"),
+    ({"colour": 1}, "no checkpoint of format 2: it has .*colour"),
+])  # fmt: skip
+def test_another_format_is_refused(saved, changed, words):
+    torch.save(torch.load(saved, weights_only=True) | changed, saved)
+    with pytest.raises(UserError, match=words):
         load(saved)
+
+
+def test_a_file_of_the_first_format_is_read_with_neutral_values(saved):
+    found = torch.load(saved, weights_only=True) | {"format": 1}
+    for name in ("precisions", "origin"):
+        found.pop(name, None)
+    torch.save(found, saved)
+    assert load(saved).precisions is None
+    del found["rng"]
+    torch.save(found, saved)
+    with pytest.raises(UserError, match="no checkpoint of format 1: it has config, data_name"):
+        load(saved)
+
+
+def test_a_part_of_the_state_that_an_older_version_had_not_has_its_default():
+    class Old(NamedTuple):
+        a: torch.Tensor
+
+    class New(NamedTuple):
+        a: torch.Tensor
+        b: int = 7
+
+    packed = pack(Old(torch.ones(2)))
+    assert unpack(New(torch.zeros(2), 1), packed).b == 7
+    assert unpack(New(torch.zeros(2), 1), {"b": 3} | packed).b == 3
+    for odd in ({"b": 3}, packed | {"c": 1}, [1]):
+        with pytest.raises(UserError, match=r"state of the checkpoint has .*takes a, b"):
+            unpack(New(torch.zeros(2), 1), odd)
 
 
 def test_a_failed_write_leaves_the_old_file(saved):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import config
 from engine.config import DATASETS, Config, default_run
 from engine.errors import UserError
 from engine.presets import PRESETS
@@ -173,11 +174,31 @@ def test_a_configuration_without_paths_is_the_same_run():
     assert given.differences(cfg.to_dict()) == []
 
 
-def test_saved_form_of_another_version_is_refused():
+def test_a_field_that_an_older_version_had_not_takes_its_neutral_value():
+    cfg = Config.of(threads=3, precision="fp32")
+    older = {k: v for k, v in cfg.to_dict().items() if k not in ("threads", "precision")}
+    assert Config.from_dict(older) == dataclasses.replace(cfg, threads=0, precision="auto")
+    assert cfg.differences(older) == ["precision: auto -> fp32"]
+
+
+def test_a_neutral_value_may_differ_from_the_default():
+    values = config._flag("help", default=5, neutral=0).metadata, config._flag("help").metadata
+    assert [v["neutral"] for v in values] == [0, dataclasses.MISSING]
+
+
+def test_every_field_with_a_default_has_a_neutral_value_that_is_allowed():
+    for f in dataclasses.fields(Config):
+        if f.default is not dataclasses.MISSING:
+            dataclasses.replace(Config.of(), **{f.name: f.metadata["neutral"]})
+
+
+def test_saved_form_of_a_newer_version_or_of_something_else_is_refused():
     values = Config.of().to_dict()
-    del values["ways"]
-    with pytest.raises(UserError, match="ways"):
-        Config.from_dict(values | {"colour": 1})
+    for read in (Config.from_dict, Config.of().differences):
+        with pytest.raises(UserError, match="does not know: colour; a newer version"):
+            read(values | {"colour": 1})
+        with pytest.raises(UserError, match="lacks ways, tasks"):
+            read({k: v for k, v in values.items() if k not in ("ways", "tasks")})
 
 
 def test_differences_name_only_what_changes_the_result():
