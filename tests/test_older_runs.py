@@ -1,8 +1,8 @@
 """A run of November 2026 loads, evaluates and goes on, whatever is added to the engine since.
 
 ``tests/data/run-2026-11`` was made by the code of commit 86dba19, in a folder where ``tiny`` was
-``steady_images``: ``python -m engine.train`` with ``FLAGS`` of ``tests.tiny``, ``--data tiny --cache
-cache --run run``, stopped by Ctrl-C after iteration 9 of 12.
+``steady_images``: ``python -m engine.train`` with ``FLAGS`` of ``tests.tiny``, ``--data tiny``,
+``--cache cache`` and ``--run run``, stopped by Ctrl-C after iteration 9 of 12.
 """
 
 import hashlib
