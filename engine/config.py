@@ -23,6 +23,12 @@ ROTATIONS = ("none", "classes", "augment")
 CHANNELS = (1, 3)
 PATH = "a path"
 _LARGEST = {int: 2**63 - 1, float: 1e30}  # what torch takes as a number, with room to compute
+# Above what any machine holds, and so small that the product of all is a number of bytes.
+_SIZES = dict.fromkeys("ways shots targets tasks filters steps eval_steps".split(), 2**16)
+_SIZES |= {"image_size": 2**13}
+_TYPES = {"int": int, "float": float, "bool": bool, "str": str, "str | None": str}
+# What a finished run that is trained on has anew: its length, and what follows from that.
+SCHEDULE = ("epochs", "msl_epochs", "first_order_epochs")
 # What a number may be: the words for the message and the test itself.
 _RANGES = {
     "in [1, 16]": lambda v: 1 <= v <= 16,
@@ -160,12 +166,21 @@ class Config:
         default=None,
         free=True,
     )
+    init: str | None = _flag(
+        "run folder (of which the best epoch) or .pt file whose weights, gains, inner rates and "
+        "running statistics this run starts from (default: random ones)",
+        PATH,
+        default=None,
+        free=True,
+    )
     log_every: int = _flag("iterations per row of the log", ">= 1", default=50, free=True)
     fresh: bool = _flag("start over: remove the run's own files first", default=False, free=True)
 
     def __post_init__(self):
         for f in fields(self):
-            check(f.name, getattr(self, f.name), f.metadata["allowed"])
+            value = getattr(self, f.name)
+            _check_type(f.name, value, f.type)
+            check(f.name, value, f.metadata["allowed"])
         _check_combinations(self)
 
     @classmethod
@@ -209,13 +224,14 @@ class Config:
             self, **{f.name: None for f in fields(self) if f.metadata["allowed"] == PATH}
         )
 
-    def differences(self, saved: dict[str, Any]) -> list[str]:
-        """``field: saved -> now`` for each field in which a resumed run may not differ.
+    def differences(self, saved: dict[str, Any], besides: tuple[str, ...] = ()) -> list[str]:
+        """``field: saved -> now`` for each field in which a resumed run may not differ, ``besides``
+        these.
 
         Raises UserError as ``from_dict`` does.
         """
         saved = _completed(saved)
-        fixed = [f.name for f in fields(self) if not f.metadata["free"]]
+        fixed = [f.name for f in fields(self) if not (f.metadata["free"] or f.name in besides)]
         return [
             f"{name}: {saved[name]} -> {getattr(self, name)}"
             for name in fixed
@@ -225,7 +241,7 @@ class Config:
     def __str__(self) -> str:
         """Three aligned columns, then a line for each path and switch that is set."""
         values = [(f.name, getattr(self, f.name)) for f in fields(self)]
-        lines = {"data", "cache", "run", "strict_data", "fresh", "no_graph"}
+        lines = {"data", "cache", "run", "init", "strict_data", "fresh", "no_graph"}
         cells = [f"{name:<21} {value!s:<13}" for name, value in values if name not in lines]
         rows = math.ceil(len(cells) / 3)
         table = ["  " + " ".join(cells[row::rows]).rstrip() for row in range(rows)]
@@ -285,15 +301,42 @@ def check(name: str, value: Any, allowed: tuple | str | None) -> None:
     """Raises UserError when the field ``name`` may not have the value; ``allowed`` as of _flag."""
     flag = "--" + name.replace("_", "-")
     if allowed == PATH:
-        if value == "":  # pathlib would take the working directory
-            raise UserError(f"{flag} is empty: name a path, or leave it out")
+        _check_path(flag, value)
         return
     if isinstance(allowed, tuple) and value not in allowed:
         raise UserError(f"{flag} is {value!r}: choose one of {', '.join(map(str, allowed))}")
     if isinstance(allowed, str) and not (math.isfinite(value) and _RANGES[allowed](value)):
         raise UserError(f"{flag} is {value}: give a number {allowed}")
-    if type(value) in _LARGEST and value > _LARGEST[type(value)]:
-        raise UserError(f"{flag} is {value}: give a number up to {_LARGEST[type(value)]}")
+    most = _SIZES.get(name, _LARGEST.get(type(value)))
+    if most is not None and value > most:
+        raise UserError(f"{flag} is {value}: give a number up to {most}")
+
+
+def _check_type(name: str, value: Any, type_name: str) -> None:
+    """A file or a library's user may give anything; a whole number is a float, too."""
+    wanted = _TYPES[type_name]
+    taken = (int, float) if wanted is float else wanted
+    if value is None and "None" in type_name:
+        return
+    if not isinstance(value, taken) or (isinstance(value, bool) and wanted is not bool):
+        shown = f"{value!r:.40}"
+        raise UserError(f"{name} is {shown}, of type {type(value).__name__}: it takes {type_name}")
+
+
+def _check_path(flag: str, value: str | Path | None) -> None:
+    text = str(value or "")
+    if value == "":  # pathlib would take the working directory
+        raise UserError(f"{flag} is empty: name a path, or leave it out")
+    if "\0" in text:
+        raise UserError(f"{flag} is {text!r}: no path holds the character of code 0")
+    try:
+        Path(text).expanduser()
+    except RuntimeError as error:
+        user = Path(text).parts[0]
+        raise UserError(
+            f"{flag} is {text}: there is no user {user[1:] or 'here'} whose home {user} could be; "
+            f"name the folder, or ./{text} for one of that name"
+        ) from error
 
 
 def _check_combinations(cfg: Config) -> None:

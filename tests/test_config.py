@@ -144,6 +144,10 @@ def test_without_annealing_the_end_follows_the_learning_rate():
     ("--data=", ["--data is empty", "leave it out"]),
     ("--lr 1e-6", ["--min-lr is 1e-05", "1e-06"]),
     ("--image-size 15", ["--image-size is 15", "16"]),
+    ("--image-size 9000000000000000000", ["--image-size is 9000000000000000000", "up to 8192"]),
+    ("--filters 70000", ["--filters is 70000", "up to 65536"]),
+    ("--data ~nobody-here/x", ["--data is ~nobody-here/x", "no user nobody-here", "./~nobody"]),
+    ("--init=", ["--init is empty"]),
     ("--split background", ["--split background", "mini"]),
     ("--dataset omniglot --channels 3", ["--channels is 3", "give 1"]),
 ])  # fmt: skip
@@ -153,6 +157,22 @@ def test_mistakes_are_one_line_with_the_value_and_what_is_allowed(argv, words):
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(("field", "value", "words"), [
+    ("ways", True, "ways is True, of type bool: it takes int"),
+    ("ways", 5.0, "ways is 5.0, of type float: it takes int"),
+    ("lr", "1", "lr is '1', of type str: it takes float"),
+    ("lr", False, "lr is False, of type bool: it takes float"),
+    ("fresh", 1, "fresh is 1, of type int: it takes bool"),
+    ("data", [], r"data is \[\], of type list: it takes str . None"),
+    ("preset", None, "preset is None"),
+    ("split", {"x": 1}, "split is .*, of type dict: it takes str"),
+    ("run", "a\0b", "no path holds"),
+])  # fmt: skip
+def test_values_of_another_type_are_refused(field, value, words):
+    with pytest.raises(UserError, match=words):
+        Config.from_dict(Config.of().to_dict() | {field: value})
 
 
 def test_small_images_are_allowed_where_nothing_is_pooled_away():
@@ -215,7 +235,7 @@ def test_every_field_that_decides_the_result_is_printed():
     cfg = Config.of(data=None)
     shown = str(cfg)
     for f in dataclasses.fields(cfg):
-        if f.name not in ("data", "cache", "run", "strict_data", "fresh", "no_graph"):
+        if f.name not in ("data", "cache", "run", "init", "strict_data", "fresh", "no_graph"):
             assert f.name in shown
     assert max(map(len, shown.splitlines())) <= 120
 
