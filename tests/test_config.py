@@ -279,7 +279,13 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(module):
 
 @pytest.mark.parametrize(
     "flag, value",
-    [("--seed", "9" * 30), ("--eval-tasks", "9" * 30), ("--lr", "1e300"), ("--threads", "5000")],
+    [
+        ("--seed", "9" * 30),
+        ("--ways", "9" * 400),
+        ("--eval-tasks", "9" * 30),
+        ("--lr", "1e300"),
+        ("--threads", "5000"),
+    ],
 )
 def test_numbers_that_torch_cannot_take_are_refused(flag, value):
     with pytest.raises(UserError, match=f"{flag} is .*: give a number"):
