@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,16 @@ def check_type(name: str, value: Any, type_name: str) -> None:
     if value is None and "None" in type_name:
         return
     if not isinstance(value, taken) or (isinstance(value, bool) and wanted is not bool):
-        shown = f"{value!r:.40}"
-        raise UserError(f"{name} is {shown}, of type {type(value).__name__}: it takes {type_name}")
+        found = f"{shown(value)}, of type {type(value).__name__}"
+        raise UserError(f"{name} is {found}: it takes {type_name}")
+
+
+def shown(value: Any) -> str:
+    """A short form of whatever a file holds."""
+    try:
+        return f"{reprlib.repr(value):.60}"
+    except ValueError:  # a whole number of thousands of digits
+        return "out of all bounds"
 
 
 def _check_path(flag: str, value: str | Path | None) -> None:

@@ -34,11 +34,10 @@ def _flag(
     free: bool = False,
     neutral: Any = MISSING,
 ):
-    """A field that is a flag. ``allowed``: tuple of choices, a key of
-    allowed.RANGES or PATH; ``free``:
-    the value cannot change what a run learns beyond rounding, so a resumed run may change it;
-    ``neutral``, if it is not the default: the value under which the engine does what it did before
-    it had the field. Every field added from now on has one, for the files of older versions."""
+    """A field that is a flag. ``allowed``: tuple of choices, a key of allowed.RANGES or PATH;
+    ``free``: the value cannot change what a run learns beyond rounding, so a resumed run may change
+    it; ``neutral``, if it is not the default: the value under which the engine does what it did
+    before it had the field. Every field added from now on has one, for files of older versions."""
     neutral = default if neutral is MISSING else neutral
     metadata = {"help": help, "allowed": allowed, "free": free, "neutral": neutral}
     return field(metadata=metadata, **({} if default is MISSING else {"default": default}))

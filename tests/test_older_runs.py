@@ -18,6 +18,7 @@ from engine import checkpoint, evaluate, meta, train
 from engine.config import Config
 from engine.episodes import Episode
 from engine.model import Backbone
+from engine.packed import unpack
 from engine.unroll import adapt_and_predict
 from tests.tiny import flags
 
@@ -64,7 +65,7 @@ def test_everything_is_read():
     assert digest(latest.rng) == "1ccf17250133dec5"
     cfg = Config.from_dict(latest.config)
     assert (cfg.ways, cfg.lr, cfg.min_lr, cfg.rotations) == (3, 1e-3, 1e-5, "none")
-    state = checkpoint.unpack(meta.init_state(cfg), latest.state)
+    state = unpack(meta.layout(cfg), latest.state, "cpu")
     assert state.iteration == 9
     assert [digest(t) for group in state[:4] for t in group] == [
         *("7fd2d813bb42b7c3", "0d102d4b66eecc7e", "debc456d222f7ce2"),
@@ -97,7 +98,7 @@ def test_everything_is_read():
 def test_the_network_adapts_and_predicts_as_it_did(backend, protocol, statistics, expected):
     latest = checkpoint.load(OLD / "latest.pt")
     cfg = Config.from_dict(latest.config)
-    state = checkpoint.unpack(meta.init_state(cfg), latest.state)
+    state = unpack(meta.layout(cfg), latest.state, "cpu")
     episode = Episode(
         patterns(3, 37), torch.tensor([[0, 1, 2]]), patterns(3, 41), torch.tensor([[0, 1, 2]])
     )
