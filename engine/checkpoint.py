@@ -118,7 +118,8 @@ def _understood(path: Path, content: Any) -> Checkpoint:
                 f"{path} is damaged: its {name} is {shown(value)} and not {words}; {_cure(path)}"
             )
     try:
-        saved.config = Config.from_dict(saved.config).to_dict()
+        # no path: it would be one of another machine, and a cache there is written to
+        saved.config = Config.from_dict(saved.config).without_paths().to_dict()
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return saved
@@ -234,13 +235,9 @@ def _open_lock(path: Path) -> int:
     """A descriptor of a file that is made if nothing is there, and never written."""
     if path.is_symlink():
         raise UserError(f"{path} is a link: a run folder has its own lock; remove the link")
-    # Flags that Windows has not; a pipe is opened without waiting for its other end.
-    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
-    if not stat.S_ISREG(os.fstat(lock).st_mode):
-        os.close(lock)
-        raise UserError(f"{path} is no regular file: move it away, or give another --run")
-    return lock
+    if path.exists():
+        refuse_special(path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _refuse_unwritable(path: Path) -> None:

@@ -163,7 +163,7 @@ class Run:
 
     def _remove_fallen(self) -> None:
         with checkpoint.writing(self.folder):
-            for epoch in self.fallen:
+            for epoch in {*self.fallen} - {epoch for epoch, _ in self.best}:
                 epoch_file(self.folder, epoch).unlink(missing_ok=True)
 
     def _checkpoint(self) -> Checkpoint:
