@@ -10,7 +10,7 @@ import torch
 
 from engine import meta
 from engine.config import Config
-from engine.errors import UserError, say
+from engine.errors import UserError, printable, say
 from engine.meta import State
 from engine.model import Backbone
 from engine.saved import load_best, restore
@@ -35,13 +35,13 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
     state = meta.init_state(cfg, device)
     if cfg.init is None:
         return Beginning(state, None)
-    path = Path(cfg.init).resolve()
-    if folder.resolve() in (path, path.parent):
+    path = Path(cfg.init).expanduser()
+    if folder.resolve() in (path.resolve(), path.resolve().parent):
         raise UserError(
             f"--init is {cfg.init}, which lies in the run folder that --fresh empties: give "
             "another --run"
         )
-    source = load_best(Path(cfg.init))[0]
+    source = load_best(path)[0]
     trained = Config.from_dict(source.config)
     different = [
         f"{name}: {getattr(trained, name)} -> {getattr(cfg, name)}"
@@ -60,10 +60,11 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
         theta = torch.cat([theta[:body], state.params.theta[body:]])
         shapes = (f"{c.ways}-way {c.image_size}x{c.image_size}" for c in (trained, cfg))
         head = f"a new classifier ({' -> '.join(shapes)})"
-    say(
+    line = (
         f"starting from epoch {source.epoch} of {cfg.init}, trained on {source.data_name}: its "
         f"convolutions, gains, inner rates and running statistics, {head}"
     )
+    say(printable(line))
     origin = {
         "data_name": source.data_name,
         "data_identity": source.data_identity,

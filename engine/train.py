@@ -44,7 +44,7 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
     interrupt.phase = "unwind"
     with machine(cfg) as device:
         dataset = load_dataset(cfg, "train", "val", "test")
-        folder = Path(cfg.run or default_run(cfg, dataset.name))
+        folder = Path(cfg.run or default_run(cfg, dataset.name)).expanduser()
         say(f"{dataset.name} on {device}, run folder {folder}\n{cfg}")
         new = cfg.fresh or not (folder / LATEST).exists()
         # before anything is made or, by --fresh, removed
