@@ -17,10 +17,11 @@ import contextlib
 import io
 import json
 import os
-import shutil
+import re
+import stat
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,14 @@ import torch
 from torch import Tensor
 
 from engine import locks
-from engine.errors import UserError, explained
+from engine.allowed import shown
+from engine.config import Config
+from engine.errors import UserError, explained, listed
+from engine.packed import FIELDS
 
-FORMAT = 1
+# Of what ``save`` writes; raised whenever a field is added there, to Config, State or Params. All
+# since 1 are read: what an older file lacks takes its neutral value, a default of its class.
+FORMAT = 2
 LATEST, CONFIG, LOG, RESULT, BOARD = (
     "latest.pt",
     "config.json",
@@ -38,6 +44,7 @@ LATEST, CONFIG, LOG, RESULT, BOARD = (
     "result.json",
     "tensorboard",
 )
+FILES = LATEST, CONFIG, LOG, RESULT
 
 
 @dataclass
@@ -55,6 +62,8 @@ class Checkpoint:
     rng: Tensor  # torch's generator
     # What --precision auto stands for in the run, by type of device; None in files from before.
     precisions: dict[str, str] | None = None
+    fallen: list[int] = field(default_factory=list)  # epochs no longer among the best
+    origin: dict[str, Any] | None = None  # of the weights that --init brought
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -67,10 +76,13 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 def load(path: Path) -> Checkpoint:
     """Reads what ``save`` wrote, on the CPU. Raises UserError when missing, damaged or foreign."""
     try:
+        refuse_special(path)
         with zipfile.ZipFile(path) as archive:  # torch itself does not check the sums
             if broken := archive.testzip():
                 raise ValueError(f"wrong checksum of {broken}")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(
             f"cannot read checkpoint {path}: {error.strerror}; {_cure(path)}"
@@ -78,19 +90,45 @@ def load(path: Path) -> Checkpoint:
     except Exception as error:  # zipfile, torch and pickle raise many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path} is damaged ({reason:.80}); {_cure(path)}") from error
+    return _understood(path, content)
+
+
+def _understood(path: Path, content: Any) -> Checkpoint:
+    """The checkpoint that a file holds, whichever version wrote it."""
     found = content.pop("format", None) if isinstance(content, dict) else None
-    known = Checkpoint.__dataclass_fields__.keys()
-    if found != FORMAT or content.keys() | {"precisions"} != known:
+    if type(found) is not int or found < 1:
+        raise UserError(f"{path} is no checkpoint of this program; {_cure(path)}")
+    if found > FORMAT:
         raise UserError(
-            f"{path} is no checkpoint of format {FORMAT} (it says {found}); {_cure(path)}"
+            f"{path} has format {found}, this version reads up to {FORMAT}: a newer one made it; "
+            "use that one"
         )
-    return Checkpoint(**content)
+    known = fields(Checkpoint)
+    needed = {f.name for f in known if f.default is f.default_factory is MISSING}
+    lost, odd = needed - content.keys(), content.keys() - {f.name for f in known}
+    if lost or odd:
+        raise UserError(
+            f"{path} is no checkpoint of format {found}: it lacks [{listed(sorted(lost))}] and has "
+            f"[{listed(sorted(map(str, odd)))}] beside; {_cure(path)}"
+        )
+    saved = Checkpoint(**content)
+    for name, (is_right, words) in FIELDS.items():
+        if not is_right(value := getattr(saved, name)):
+            raise UserError(
+                f"{path} is damaged: its {name} is {shown(value)} and not {words}; {_cure(path)}"
+            )
+    try:
+        # no path: it would be one of another machine, and a cache there is written to
+        saved.config = Config.from_dict(saved.config).without_paths().to_dict()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return saved
 
 
 def _cure(path: Path) -> str:
     if path.name != LATEST:
         return "give another checkpoint"
-    whole = ", ".join(sorted(p.name for p in path.parent.glob("epoch-*.pt")))
+    whole = ", ".join(file.name for file in epoch_files(path.parent))
     return "put a whole copy in its place, or start over with --fresh" + (
         f" (saved epochs that may still be evaluated: {whole})" if whole else ""
     )
@@ -100,47 +138,46 @@ def epoch_file(folder: Path, epoch: int) -> Path:
     return folder / f"epoch-{epoch:04d}.pt"
 
 
-def pack(value: Any) -> Any:
-    """Nested named tuples, tuples, tensors and numbers as dicts, lists and CPU tensors."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().clone()  # clone: a view would drag its whole storage along
-    if hasattr(value, "_asdict"):
-        return {name: pack(entry) for name, entry in value._asdict().items()}
-    if isinstance(value, (tuple, list)):
-        return [pack(entry) for entry in value]
-    return value
+def epoch_files(folder: Path) -> list[Path]:
+    """All that are there under the very name of ``epoch_file``: others are the user's own."""
+    numbers = (re.fullmatch(r"epoch-(\d{4,18})\.pt", name) for name in os.listdir(folder))
+    epochs = sorted({int(number[1]) for number in numbers if number})
+    return [path for path in (epoch_file(folder, e) for e in epochs) if os.path.lexists(path)]
 
 
-def unpack(like: Any, packed: Any, name: str = "state") -> Any:
-    """``packed`` in the structure, device and dtype of ``like``.
-
-    Raises UserError when a name or a shape differs.
-    """
-    if isinstance(like, Tensor):
-        if not isinstance(packed, Tensor) or packed.shape != like.shape:
-            shape = list(packed.shape) if isinstance(packed, Tensor) else type(packed).__name__
-            raise UserError(
-                f"{name} of the checkpoint has shape {shape}, the network of this configuration "
-                f"needs {list(like.shape)}; give the checkpoint's own configuration"
-            )
-        return packed.to(device=like.device, dtype=like.dtype)
-    if hasattr(like, "_fields"):
-        if not isinstance(packed, dict) or set(packed) != set(like._fields):
-            raise UserError(f"{name} of the checkpoint is not that of this version; train again")
-        parts = ((f, unpack(getattr(like, f), packed[f], f"{name}.{f}")) for f in like._fields)
-        return type(like)(**dict(parts))
-    if isinstance(like, (tuple, list)):
-        return type(like)(unpack(a, b, name) for a, b in zip(like, packed, strict=True))
-    return packed
+def refuse_special(path: Path) -> None:
+    """Raises UserError where something lies that is no file, as a folder or a pipe, which would be
+    waited for; OSError where nothing does, or a link to nothing."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{path} is no regular file: move it away, or name another folder or file")
 
 
-def writing(folder: Path) -> contextlib.AbstractContextManager[None]:
+def read_json(path: Path) -> Any:
+    """Raises OSError or ValueError when it cannot be read, UserError when it is no file."""
+    refuse_special(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
     """For a block that writes there: its OSError becomes a UserError."""
-    return explained(
-        f"cannot write run folder {folder}",
+    cure = (
         "make room there or give a writable --run; checkpoints already saved are whole, the same "
-        "command continues",
+        "command continues"
     )
+    try:
+        with explained(f"cannot write run folder {folder}", cure):
+            yield
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError) and not folder.exists():
+            raise UserError(
+                f"run folder {folder} is gone, and what was saved in it with it: put it back if it "
+                "was moved, and the same command continues; else it starts over"
+            ) from error
+        raise
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -151,7 +188,8 @@ def write_atomic(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path.parent):
         try:
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)  # never written through, if it is a link
+            with open(temporary, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -175,27 +213,74 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def open_run(folder: Path, fresh: bool) -> Iterator[None]:
     """Makes and locks the run folder, removes leftovers (``fresh``: every file of the run).
 
-    Raises UserError when the folder cannot be written or another process trains into it.
+    Raises UserError when the folder cannot be written, something else lies under the name of a
+    file of the run, or another process trains into it.
     """
     with contextlib.ExitStack() as stack:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(folder / ".lock", "w"))
-            if not locks.lock(lock.fileno()):
+            lock = _open_lock(folder / ".lock")
+            stack.callback(os.close, lock)
+            if not locks.lock(lock):
                 raise UserError(
                     f"another process is training into {folder}; wait for it or give another --run"
                 )
+            for name in FILES:
+                _refuse_unwritable(folder / name)
             _clean(folder, fresh)
         yield
 
 
+def _open_lock(path: Path) -> int:
+    """A descriptor of a file that is made if nothing is there, and never written."""
+    if path.is_symlink():
+        raise UserError(f"{path} is a link: a run folder has its own lock; remove the link")
+    if path.exists():
+        refuse_special(path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def _refuse_unwritable(path: Path) -> None:
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link to nothing: remove it, or give another --run")
+    refuse_special(path)
+
+
+def files(folder: Path) -> list[str]:
+    """The names there that a run gives its files, latest.pt first and config.json last."""
+    epochs = [path.name for path in epoch_files(folder)]
+    return [n for n in (LATEST, *epochs, LOG, RESULT, CONFIG) if os.path.lexists(folder / n)]
+
+
 def _clean(folder: Path, fresh: bool) -> None:
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()
+    """Removes what this program wrote there, by its names: all else is the user's."""
+    names = "|".join(map(re.escape, FILES)) + r"|epoch-\d{4,18}\.pt"
+    for name in os.listdir(folder):
+        if re.fullmatch(rf"\.({names})\.tmp", name):
+            (folder / name).unlink()
     if not fresh:
         return
-    for name in (LATEST, CONFIG, LOG, RESULT):  # latest first: without it there is no run
-        (folder / name).unlink(missing_ok=True)
-    for old in folder.glob("epoch-*.pt"):
-        old.unlink()
-    shutil.rmtree(folder / BOARD, ignore_errors=True)
+    found = files(folder)
+    if found and LATEST not in found and not _is_config(folder / CONFIG):
+        raise UserError(
+            f"{folder} holds {listed(found)} of no run, for it has no {LATEST} and no {CONFIG} of "
+            "one: --fresh would remove what is not its own; move it away, or give another --run"
+        )
+    for name in found:  # latest.pt first: without it there is no run
+        (folder / name).unlink()
+    board = folder / BOARD
+    if board.is_dir() and not board.is_symlink():
+        for events in board.glob("events.out.tfevents.*"):
+            events.unlink()
+        with contextlib.suppress(OSError):  # something else is there, too
+            board.rmdir()
+
+
+def _is_config(path: Path) -> bool:
+    try:
+        found = read_json(path)
+        return isinstance(found, dict) and bool(Config.from_dict(found))
+    except (OSError, ValueError, UserError):
+        return False

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.errors import UserError
+from engine.allowed import PATH, RATIO, check, check_type
+from engine.errors import UserError, listed
 from engine.presets import PRESETS, preset_fields
 
 __all__ = ["Config", "Parser", "UserError", "add_flags", "check", "parse"]
@@ -22,26 +22,24 @@ DATASETS = ("omniglot", "mini", "folder")
 SPLITS = ("paper", "background")
 ROTATIONS = ("none", "classes", "augment")
 CHANNELS = (1, 3)
-PATH = "a path"
-RATIO = "three shares, as 64/16/20"
-_LARGEST = {int: 2**63 - 1, float: 1e30}  # what torch takes as a number, with room to compute
-# What a number may be: the words for the message and the test itself.
-_RANGES = {
-    "in [1, 16]": lambda v: 1 <= v <= 16,
-    ">= 0": lambda v: v >= 0,
-    ">= 1": lambda v: v >= 1,
-    ">= 2": lambda v: v >= 2,
-    "> 0": lambda v: v > 0,
-    "in [0, 1024]": lambda v: 0 <= v <= 1024,
-    "in [0, 1)": lambda v: 0 <= v < 1,
-    "in (0, 1]": lambda v: 0 < v <= 1,
-}
+# What a finished run that is trained on has anew: its length, and what follows from that.
+SCHEDULE = ("epochs", "msl_epochs", "first_order_epochs")
 
 
-def _flag(help: str, allowed=None, *, default: Any = MISSING, free: bool = False):
-    """A field that is a flag. ``allowed``: tuple of choices, a key of _RANGES or PATH; ``free``:
-    the value cannot change what a run learns beyond rounding, so a resumed run may change it."""
-    metadata = {"help": help, "allowed": allowed, "free": free}
+def _flag(
+    help: str,
+    allowed=None,
+    *,
+    default: Any = MISSING,
+    free: bool = False,
+    neutral: Any = MISSING,
+):
+    """A field that is a flag. ``allowed``: tuple of choices, a key of allowed.RANGES or PATH;
+    ``free``: the value cannot change what a run learns beyond rounding, so a resumed run may change
+    it; ``neutral``, if it is not the default: the value under which the engine does what it did
+    before it had the field. Every field added from now on has one, for files of older versions."""
+    neutral = default if neutral is MISSING else neutral
+    metadata = {"help": help, "allowed": allowed, "free": free, "neutral": neutral}
     return field(metadata=metadata, **({} if default is MISSING else {"default": default}))
 
 
@@ -161,12 +159,21 @@ class Config:
         default=None,
         free=True,
     )
+    init: str | None = _flag(
+        "run folder (of which the best epoch) or .pt file whose weights, gains, inner rates and "
+        "running statistics this run starts from (default: random ones)",
+        PATH,
+        default=None,
+        free=True,
+    )
     log_every: int = _flag("iterations per row of the log", ">= 1", default=50, free=True)
     fresh: bool = _flag("start over: remove the run's own files first", default=False, free=True)
 
     def __post_init__(self):
         for f in fields(self):
-            check(f.name, getattr(self, f.name), f.metadata["allowed"])
+            value = getattr(self, f.name)
+            check_type(f.name, value, f.type)
+            check(f.name, value, f.metadata["allowed"])
         _check_combinations(self)
 
     @classmethod
@@ -195,14 +202,11 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """The inverse of ``to_dict``; raises UserError when the fields are another version's."""
-        known = {f.name for f in fields(cls)}
-        if odd := known ^ values.keys():
-            raise UserError(
-                f"configuration of another version: fields {', '.join(sorted(odd))} are missing or "
-                "unknown; use the version that made it, or train again"
-            )
-        return cls(**values)
+        """The inverse of ``to_dict``, of this version or an older one.
+
+        Raises UserError when the fields are those of a newer version, or of something else.
+        """
+        return cls(**_completed(values))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -213,24 +217,46 @@ class Config:
             self, **{f.name: None for f in fields(self) if f.metadata["allowed"] == PATH}
         )
 
-    def differences(self, saved: dict[str, Any]) -> list[str]:
-        """``field: saved -> now`` for each field in which a resumed run may not differ."""
-        fixed = [f.name for f in fields(self) if not f.metadata["free"]]
+    def differences(self, saved: dict[str, Any], besides: tuple[str, ...] = ()) -> list[str]:
+        """``field: saved -> now`` for each field in which a resumed run may not differ, ``besides``
+        these.
+
+        Raises UserError as ``from_dict`` does.
+        """
+        saved = _completed(saved)
+        fixed = [f.name for f in fields(self) if not (f.metadata["free"] or f.name in besides)]
         return [
-            f"{name}: {saved.get(name)} -> {getattr(self, name)}"
+            f"{name}: {saved[name]} -> {getattr(self, name)}"
             for name in fixed
-            if saved.get(name) != getattr(self, name)
+            if saved[name] != getattr(self, name)
         ]
 
     def __str__(self) -> str:
         """Three aligned columns, then a line for each path and switch that is set."""
         values = [(f.name, getattr(self, f.name)) for f in fields(self)]
-        lines = {"data", "cache", "run", "strict_data", "fresh", "no_graph"}
+        lines = {"data", "cache", "run", "init", "strict_data", "fresh", "no_graph"}
         cells = [f"{name:<21} {value!s:<13}" for name, value in values if name not in lines]
         rows = math.ceil(len(cells) / 3)
         table = ["  " + " ".join(cells[row::rows]).rstrip() for row in range(rows)]
         table += [f"  {name:<21} {value}" for name, value in values if name in lines and value]
         return "\n".join(table)
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved configuration with the neutral value of each field that its version had not."""
+    neutral = {f.name: f.metadata["neutral"] for f in fields(Config)}
+    if unknown := saved.keys() - neutral.keys():
+        raise UserError(
+            f"the configuration has fields that this version does not know: "
+            f"{listed(sorted(map(str, unknown)))}; a newer version made it, use that one"
+        )
+    lost = [name for name, value in neutral.items() if value is MISSING and name not in saved]
+    if lost:
+        raise UserError(
+            f"the configuration lacks {listed(lost)}, which every version wrote; it is damaged, "
+            "or not of this program: give another"
+        )
+    return neutral | saved
 
 
 class Parser(argparse.ArgumentParser):
@@ -262,25 +288,6 @@ def add_flags(parser: Parser, names: list[str]) -> None:
 def parse(parser: Parser, argv: list[str]) -> dict[str, Any]:
     """The flags that were given, by field name."""
     return vars(parser.parse_args(argv))
-
-
-def check(name: str, value: Any, allowed: tuple | str | None) -> None:
-    """Raises UserError when the field ``name`` may not have the value; ``allowed`` as of _flag."""
-    flag = "--" + name.replace("_", "-")
-    if allowed == PATH:
-        if value == "":  # pathlib would take the working directory
-            raise UserError(f"{flag} is empty: name a path, or leave it out")
-        return
-    if allowed == RATIO:
-        if value is not None and not re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", value):
-            raise UserError(f"{flag} is {value!r}: give {RATIO}, each 1 or more")
-        return
-    if isinstance(allowed, tuple) and value not in allowed:
-        raise UserError(f"{flag} is {value!r}: choose one of {', '.join(map(str, allowed))}")
-    if isinstance(allowed, str) and not (math.isfinite(value) and _RANGES[allowed](value)):
-        raise UserError(f"{flag} is {value}: give a number {allowed}")
-    if type(value) in _LARGEST and value > _LARGEST[type(value)]:
-        raise UserError(f"{flag} is {value}: give a number up to {_LARGEST[type(value)]}")
 
 
 def _check_combinations(cfg: Config) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 
 class UserError(Exception):
@@ -36,14 +35,6 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(printable, names[:most])) + more
-
-
-def expanded(path: str | Path) -> Path:
-    """With ``~`` and ``~user`` written out. Raises UserError when there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise UserError(f"{path}: there is no such user here; write the folder out") from None
 
 
 @contextlib.contextmanager

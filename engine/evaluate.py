@@ -214,7 +214,8 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     explicit = _flags(argv)
     path, part = explicit.pop("checkpoint"), explicit.pop("on")
     from engine.report import test_table
-    from engine.run import load_best, load_dataset, machine, own_paths, restore, settled
+    from engine.run import load_dataset, machine, settled
+    from engine.saved import load_best, own_data, restore
 
     interrupt.phase = "unwind"
     saved = load_best(path)
@@ -233,7 +234,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
             f"--dataset is omniglot, which is grey: the network of {path} takes "
             f"{trained.channels} channels; give other data, or train with --channels 1"
         )
-    cfg = dataclasses.replace(trained, **own_paths(path, trained) | explicit)
+    cfg = dataclasses.replace(trained, **own_data(path, trained) | explicit)
     if cfg.data is None and cfg.dataset == trained.dataset:
         cfg = _at_default(cfg, path, saved[0].data_name)
     with machine(cfg) as device:

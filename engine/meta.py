@@ -63,6 +63,17 @@ def init_state(cfg: Config, device: torch.device | str = "cpu") -> State:
     return State(params, zeros, zeros, running, 0).to(device)
 
 
+def layout(cfg: Config) -> State:
+    """The shapes and dtypes of a state, on torch's meta device: they take no memory."""
+    model = Backbone.of(cfg)
+    norm_rows = cfg.steps if cfg.norm_weights == "per-step" else 1
+    stat_rows = cfg.steps if cfg.norm_stats == "per-step" else 1
+    shapes = (sum(model.sizes),), (norm_rows, 2 * model.stat_width), (cfg.steps, len(model.sizes))
+    params = Params(*(torch.empty(shape, device="meta") for shape in shapes))
+    running = torch.empty(stat_rows, model.stat_width, device="meta")
+    return State(params, params, params, Moments(running, running), 0)
+
+
 def loss_weights(epoch: int, cfg: Config) -> list[float]:
     """Weight of the target loss after each inner step (MSL, paper §4): equal at first, the last
     step's growing as the others fall to 0.03/K, and from epoch `msl_epochs` on the last step alone.

@@ -161,7 +161,7 @@ def cut_log(path: Path, iteration: int, epoch: int) -> None:
         return
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             row = json.loads(line)
             validated = row["epoch"] <= epoch or row["kind"] != "validation"
             if row["iteration"] <= iteration and validated:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +12,15 @@ import torch
 
 import kernels
 from engine import checkpoint, data, meta
+from engine.beginning import Beginning, beginning
 from engine.checkpoint import Checkpoint, epoch_file
-from engine.config import Config
+from engine.config import SCHEDULE, Config
 from engine.data import Dataset
 from engine.data.bank import default_cache
 from engine.episodes import EpisodeSampler
-from engine.errors import UserError, say
+from engine.errors import UserError, listed, say
 from engine.meta import State
+from engine.packed import pack, unpack
 from engine.report import Meter
 from engine.workers import keep_freed_memory
 from kernels import dispatch
@@ -30,6 +31,7 @@ from kernels.threads import cores
 # The classes of a data set are divided, and the stand-in is drawn, the same for every run: two
 # runs, whatever their seeds, are tested on classes that neither has seen.
 SPLIT_SEED = 0
+_CURE = "give another --run, or start over with --fresh"
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Run:
     precisions: dict[str, str] = dataclasses.field(default_factory=dict)  # for auto, by device type
     epoch: int = 0  # trained and validated
     best: list[list] = dataclasses.field(default_factory=list)  # [epoch, accuracy], best first
+    fallen: list[int] = dataclasses.field(default_factory=list)  # epochs whose files are to go
+    origin: dict | None = None  # of the weights that --init brought
     interval: Meter = dataclasses.field(default_factory=Meter)  # since the last row of the log
     whole: Meter = dataclasses.field(default_factory=Meter)  # since the epoch began
 
@@ -51,57 +55,83 @@ class Run:
         self.asked = self.asked or self.cfg.precision
 
     @classmethod
-    def open(cls, cfg: Config, folder: Path, dataset: Dataset, device: torch.device) -> Run:
-        """Continues the run in ``folder``, or starts one there.
+    def open(
+        cls,
+        cfg: Config,
+        folder: Path,
+        dataset: Dataset,
+        device: torch.device,
+        begun: Beginning | None = None,
+    ) -> Run:
+        """Continues the run in ``folder``, or starts one there, from ``begun`` if that is given.
 
         Raises UserError when its checkpoint is damaged, of other data or of another configuration.
         """
         latest = folder / checkpoint.LATEST
-        run = cls(cfg, folder, dataset, meta.init_state(cfg, device))
         if latest.exists():
-            run._continue(checkpoint.load(latest), device)
-            run._settle(device)
-        elif orphans := sorted(path.name for path in folder.glob("epoch-*.pt")):
+            run = cls._continued(cfg, folder, dataset, checkpoint.load(latest), device)
+        elif orphans := checkpoint.files(folder):
             raise UserError(
-                f"{folder} holds {', '.join(orphans)} but no {latest.name}: put it back to "
+                f"{folder} holds {listed(orphans)} but no {latest.name}: put it back to "
                 "continue, give another --run, or start over with --fresh, which removes them"
             )
         else:
+            begun = begun or beginning(cfg, folder, device)
             torch.manual_seed(cfg.seed)
+            run = cls(cfg, folder, dataset, begun.state, origin=begun.origin)
             run._settle(device)
             run.save()
         checkpoint.write_json(folder / checkpoint.CONFIG, cfg.to_dict())
         run._remove_fallen()  # left by a run that was killed between two files
         return run
 
-    def _continue(self, saved: Checkpoint, device: torch.device) -> None:
-        cure = "give another --run, or start over with --fresh"
-        if saved.data_identity != self.dataset.identity:
+    @classmethod
+    def _continued(
+        cls, cfg: Config, folder: Path, dataset: Dataset, saved: Checkpoint, device: torch.device
+    ) -> Run:
+        if saved.data_identity != dataset.identity:
             raise UserError(
-                f"{self.folder} was trained on {saved.data_name} ({saved.data_identity:.12}), the "
-                f"data now is {self.dataset.name} ({self.dataset.identity:.12}); {cure}"
+                f"{folder} was trained on {saved.data_name} ({saved.data_identity:.12}), the "
+                f"data now is {dataset.name} ({dataset.identity:.12}); {_CURE}"
             )
-        if different := self.cfg.differences(saved.config):
+        if cfg.init and saved.origin is None:
             raise UserError(
-                f"{self.folder} has another configuration ({'; '.join(different)}); give its own "
-                f"values to continue it, or {cure}"
+                f"--init is {cfg.init}, and {folder} is of a run that began without it: leave it "
+                f"out to continue that, or {_CURE}"
             )
-        self.state = checkpoint.unpack(self.state, saved.state)
-        self.precisions = saved.precisions
+        longer = _refuse_other(cfg, folder, saved)
+        state = unpack(meta.layout(cfg), saved.state, device)
+        if not 0 <= state.iteration - saved.epoch * cfg.iterations <= cfg.iterations:
+            raise UserError(
+                f"{folder / checkpoint.LATEST} is damaged: it is after iteration {state.iteration} "
+                f"and {saved.epoch} epochs of {cfg.iterations}; {_CURE}"
+            )
+        meters = {name: _meter(folder, saved, name) for name in ("interval", "whole")}
+        run = cls(cfg, folder, dataset, state, epoch=saved.epoch, best=saved.best, **meters)
+        run.fallen, run.origin, run.precisions = saved.fallen, saved.origin, saved.precisions
         if saved.precisions is None:  # from before anything was measured
             with dispatch.following(dispatch.UNCHECKED):
                 best = kernels.fastest_precision(torch.empty(0, dtype=torch.float32, device=device))
-                self.precisions = {device.type: best}
-        self.epoch, self.best = saved.epoch, saved.best
+                run.precisions = {device.type: best}
+        if run.epoch < cfg.epochs or not (folder / checkpoint.RESULT).exists():
+            run.refuse_lost()
+        torch.set_rng_state(saved.rng)
+        run._settle(device)
+        if run.epoch < cfg.epochs:
+            with checkpoint.writing(folder):
+                (folder / checkpoint.RESULT).unlink(missing_ok=True)  # of fewer epochs
+        if longer:
+            run.save()
+        return run
+
+    def refuse_lost(self) -> None:
+        """Raises UserError when a file is missing that the final test needs."""
         files = (epoch_file(self.folder, epoch) for epoch, _ in self.best)
-        lost = [file.name for file in files if not file.exists()]
-        if lost and not (self.folder / checkpoint.RESULT).exists():
+        if lost := [file.name for file in files if not file.exists()]:
             raise UserError(
                 f"{self.folder} has lost {', '.join(lost)}, which the final test needs: put it "
-                f"back to continue, {cure}"
+                f"back to continue, {_CURE}"
             )
-        self.interval, self.whole = (Meter(**saved.meters[name]) for name in ("interval", "whole"))
-        torch.set_rng_state(saved.rng)
 
     def _settle(self, device: torch.device) -> None:
         """A run keeps to one precision, whatever a later measurement of the machine says."""
@@ -120,72 +150,71 @@ class Run:
         ranked = sorted(
             [*self.best, [self.epoch, accuracy]], key=lambda entry: (-entry[1], entry[0])
         )
-        self.best = ranked[: self.cfg.ensemble]
+        self.best, fallen = ranked[: self.cfg.ensemble], ranked[self.cfg.ensemble :]
+        self.fallen = [epoch for epoch, _ in fallen]
 
     def save_epoch(self) -> None:
         """Saves after ``rank``. Wherever it is cut off, each file that latest.pt names is there."""
-        if self.epoch in (epoch for epoch, _ in self.best):
+        if self.epoch not in self.fallen:
             checkpoint.save(epoch_file(self.folder, self.epoch), self._checkpoint())
         self.save()
         self._remove_fallen()
+        self.refuse_lost()
 
     def _remove_fallen(self) -> None:
-        kept = {epoch_file(self.folder, epoch) for epoch, _ in self.best}
-        for path in set(self.folder.glob("epoch-*.pt")) - kept:
-            path.unlink(missing_ok=True)
+        with checkpoint.writing(self.folder):
+            for epoch in {*self.fallen} - {epoch for epoch, _ in self.best}:
+                epoch_file(self.folder, epoch).unlink(missing_ok=True)
 
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
             config=replace(self.cfg.without_paths(), precision=self.asked).to_dict(),
             data_name=self.dataset.name,
             data_identity=self.dataset.identity,
-            state=checkpoint.pack(self.state),
+            state=pack(self.state),
             epoch=self.epoch,
             best=self.best,
             meters={name: vars(getattr(self, name)).copy() for name in ("interval", "whole")},
             rng=torch.get_rng_state(),
             precisions=self.precisions,
+            fallen=self.fallen,
+            origin=self.origin,
         )
 
 
-def load_best(path: Path) -> list[Checkpoint]:
-    """The checkpoints that a run folder holds, best on validation first, or the one of a file."""
-    if not path.exists():
-        raise UserError(f"no checkpoint at {path}: give a run folder or a .pt file")
-    if not path.is_dir():
-        return [checkpoint.load(path)]
-    if not (path / checkpoint.LATEST).exists():
-        raise UserError(
-            f"{path} is no run folder, it has no {checkpoint.LATEST}: give one, or a .pt file"
-        )
-    latest = checkpoint.load(path / checkpoint.LATEST)
-    if not latest.best:
-        raise UserError(
-            f"{path} has no validated epoch yet; train on, or give {path / checkpoint.LATEST}"
-        )
-    return [checkpoint.load(epoch_file(path, epoch)) for epoch, _ in latest.best]
-
-
-def own_paths(path: Path, trained: Config) -> dict[str, str]:
-    """Data and cache of a run on this machine, as far as its folder names them.
-
-    A checkpoint, which may have come from elsewhere, does not: they are in the config.json of
-    ``path`` or beside it, if that is of the same configuration.
+def _refuse_other(cfg: Config, folder: Path, saved: Checkpoint) -> bool:
+    """Whether a finished run is trained on for more epochs, which is said; UserError when its
+    configuration differs in anything else.
     """
-    folder = path if path.is_dir() else path.parent
+    trained = Config.from_dict(saved.config)
+    more = cfg.epochs > trained.epochs
+    longer = more and saved.epoch == trained.epochs
+    if different := cfg.differences(saved.config, besides=SCHEDULE if longer else ()):
+        own = "give its own values to continue it"
+        if more and not longer:
+            own = f"finish its {trained.epochs} epochs, then it can be trained on, or {own}"
+        raise UserError(
+            f"{folder} has another configuration ({'; '.join(different)}); {own}, or {_CURE}"
+        )
+    if longer:
+        order = 2 if meta.second_order(saved.epoch, cfg) else 1
+        changed = "; ".join(cfg.differences(saved.config))
+        say(
+            f"training on after {trained.epochs} epochs by the schedule of {cfg.epochs} "
+            f"({changed}): epoch {saved.epoch + 1} has learning rate "
+            f"{meta.learning_rate(saved.epoch, cfg):.2e} and order {order}"
+        )
+    return longer
+
+
+def _meter(folder: Path, saved: Checkpoint, name: str) -> Meter:
     try:
-        found = json.loads((folder / checkpoint.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict) or trained.differences(found):
-        return {}
-    return {name: found[name] for name in ("data", "cache") if isinstance(found.get(name), str)}
-
-
-def restore(cfg: Config, saved: list[Checkpoint], device: torch.device) -> dict[int, State]:
-    """The states of checkpoints by epoch, in their order."""
-    like = meta.init_state(cfg, device)
-    return {entry.epoch: checkpoint.unpack(like, entry.state) for entry in saved}
+        return Meter(**saved.meters[name])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / checkpoint.LATEST} is damaged: its meters have no {name} that this version "
+            f"knows; {_CURE}"
+        ) from error
 
 
 def settled(cfg: Config, device: torch.device, had: dict[str, str]) -> Config:

@@ -37,16 +37,20 @@ def main(argv: list[str] | None = None) -> int:
 def train(cfg: Config, interrupt: Interrupt) -> None:
     """One run from where its folder says it stands to its tested end."""
     # Here and not above: torch takes seconds to import, and Ctrl-C is answered meanwhile.
-    from engine.checkpoint import open_run
+    from engine.beginning import beginning
+    from engine.checkpoint import LATEST, open_run
     from engine.run import Run, load_dataset, machine
 
     interrupt.phase = "unwind"
     with machine(cfg) as device:
         dataset = load_dataset(cfg, "train", "val", "test")
-        folder = Path(cfg.run or default_run(cfg, dataset.name))
+        folder = Path(cfg.run or default_run(cfg, dataset.name)).expanduser()
         say(f"{dataset.name} on {device}, run folder {folder}\n{cfg}")
+        new = cfg.fresh or not (folder / LATEST).exists()
+        # before anything is made or, by --fresh, removed
+        begun = beginning(cfg, folder, device) if new else None
         with open_run(folder, cfg.fresh):
-            run = Run.open(replace(cfg, fresh=False), folder, dataset, device)
+            run = Run.open(replace(cfg, fresh=False), folder, dataset, device, begun)
             interrupt.phase = "finish"
             if run.epoch < cfg.epochs:
                 train_epochs(run, interrupt)
@@ -129,19 +133,18 @@ def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
 
 def final_test(run: Run, interrupt: Interrupt) -> None:
     """Best model and ensemble on the test tasks; a finished run shows what it found."""
-    import json
-
     from engine import checkpoint
     from engine.evaluate import test
     from engine.report import test_table
-    from engine.run import load_best, restore
+    from engine.saved import load_best, restore
 
     path = run.folder / checkpoint.RESULT
     # one that is missing or damaged is made again
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        table = test_table(json.loads(path.read_text()))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        table = test_table(checkpoint.read_json(path))
         say(f"already finished\n{table}")
         return
+    run.refuse_lost()
     members = restore(run.cfg, load_best(run.folder), run.state.params.theta.device)
     result = test(run.cfg, members, run.dataset, between=interrupt.check)
     checkpoint.write_json(path, result)

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import checkpoint, meta
-from engine.checkpoint import Checkpoint, load, open_run, pack, save, unpack, write_atomic
+from engine.checkpoint import Checkpoint, load, open_run, save, write_atomic
 from engine.config import Config
 from engine.errors import UserError
+from engine.packed import pack, unpack
 from engine.report import Meter, cut_log
 from engine.run import Run
 from tests.tiny import environment, same, small_disk
@@ -52,7 +54,7 @@ def test_everything_comes_back_bit_for_bit(saved):
     cfg = config()
     state = meta.init_state(cfg)
     back, original = load(saved), content(cfg, state)
-    restored = unpack(meta.init_state(config(seed=1)), back.state)
+    restored = unpack(meta.layout(config(seed=1)), back.state, "cpu")
     assert type(restored) is meta.State and same(restored, state)
     assert restored.iteration == state.iteration
     assert {k: v for k, v in vars(back).items() if k not in ("state", "rng")} == {
@@ -72,8 +74,8 @@ def test_only_the_tensors_of_the_state_are_written_not_what_they_are_views_of():
 
 
 def test_a_state_of_another_network_is_refused(saved):
-    with pytest.raises(UserError, match="params.theta of the checkpoint has shape"):
-        unpack(meta.init_state(config(filters=8)), load(saved).state)
+    with pytest.raises(UserError, match="params.theta of the checkpoint is torch.float32 "):
+        unpack(meta.layout(config(filters=8)), load(saved).state, "cpu")
 
 
 @settings(max_examples=150, deadline=None)
@@ -105,10 +107,45 @@ def test_no_checkpoint_at_all(saved, raw):
         load(saved)
 
 
-def test_another_format_is_refused(saved):
-    torch.save(torch.load(saved, weights_only=True) | {"format": 99}, saved)
-    with pytest.raises(UserError, match="no checkpoint of format 1 .it says 99"):
+@pytest.mark.parametrize(("changed", "words"), [
+    ({"format": 99}, "format 99, this version reads up to 2: a newer one"),
+    ({"format": True}, "no checkpoint of this program"),
+    ({"format": None}, "no checkpoint of this program"),
+    ({"colour": 1}, r"no checkpoint of format 2: it lacks \[\] and has \[colour\]"),
+])  # fmt: skip
+def test_another_format_is_refused(saved, changed, words):
+    torch.save(torch.load(saved, weights_only=True) | changed, saved)
+    with pytest.raises(UserError, match=words):
         load(saved)
+
+
+def test_a_file_of_the_first_format_is_read_with_neutral_values(saved):
+    found = torch.load(saved, weights_only=True) | {"format": 1}
+    for name in ("precisions", "fallen", "origin"):
+        del found[name]
+    torch.save(found, saved)
+    back = load(saved)
+    assert (back.precisions, back.fallen, back.origin) == (None, [], None)
+    del found["rng"]
+    torch.save(found, saved)
+    with pytest.raises(UserError, match=r"no checkpoint of format 1: it lacks \[rng\]"):
+        load(saved)
+
+
+def test_a_part_of_the_state_that_an_older_version_had_not_has_its_default():
+    class Old(NamedTuple):
+        a: torch.Tensor
+
+    class New(NamedTuple):
+        a: torch.Tensor
+        b: int = 7
+
+    packed = pack(Old(torch.ones(2)))
+    assert unpack(New(torch.zeros(2), 1), packed, "cpu").b == 7
+    assert unpack(New(torch.zeros(2), 1), {"b": 3} | packed, "cpu").b == 3
+    for odd in ({"b": 3}, packed | {"c": 1}, [1]):
+        with pytest.raises(UserError, match=r"state of the checkpoint has .*takes a, b"):
+            unpack(New(torch.zeros(2), 1), odd, "cpu")
 
 
 def test_a_failed_write_leaves_the_old_file(saved):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import config
 from engine.config import DATASETS, Config, default_run
 from engine.errors import UserError
 from engine.presets import PRESETS
@@ -143,6 +144,10 @@ def test_without_annealing_the_end_follows_the_learning_rate():
     ("--data=", ["--data is empty", "leave it out"]),
     ("--lr 1e-6", ["--min-lr is 1e-05", "1e-06"]),
     ("--image-size 15", ["--image-size is 15", "16"]),
+    ("--image-size 9000000000000000000", ["--image-size is 9000000000000000000", "up to 8192"]),
+    ("--filters 70000", ["--filters is 70000", "up to 65536"]),
+    ("--data ~nobody-here/x", ["--data is ~nobody-here/x", "no user nobody-here", "./~nobody"]),
+    ("--init=", ["--init is empty"]),
     ("--split background", ["--split background", "mini"]),
     ("--dataset omniglot --channels 3", ["--channels is 3", "give 1"]),
 ])  # fmt: skip
@@ -152,6 +157,22 @@ def test_mistakes_are_one_line_with_the_value_and_what_is_allowed(argv, words):
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(("field", "value", "words"), [
+    ("ways", True, "ways is True, of type bool: it takes int"),
+    ("ways", 5.0, "ways is 5.0, of type float: it takes int"),
+    ("lr", "1", "lr is '1', of type str: it takes float"),
+    ("lr", False, "lr is False, of type bool: it takes float"),
+    ("fresh", 1, "fresh is 1, of type int: it takes bool"),
+    ("data", [], r"data is \[\], of type list: it takes str . None"),
+    ("preset", None, "preset is None"),
+    ("split", {"x": 1}, "split is .*, of type dict: it takes str"),
+    ("run", "a\0b", "no path holds"),
+])  # fmt: skip
+def test_values_of_another_type_are_refused(field, value, words):
+    with pytest.raises(UserError, match=words):
+        Config.from_dict(Config.of().to_dict() | {field: value})
 
 
 def test_small_images_are_allowed_where_nothing_is_pooled_away():
@@ -173,11 +194,31 @@ def test_a_configuration_without_paths_is_the_same_run():
     assert given.differences(cfg.to_dict()) == []
 
 
-def test_saved_form_of_another_version_is_refused():
+def test_a_field_that_an_older_version_had_not_takes_its_neutral_value():
+    cfg = Config.of(threads=3, precision="fp32")
+    older = {k: v for k, v in cfg.to_dict().items() if k not in ("threads", "precision")}
+    assert Config.from_dict(older) == dataclasses.replace(cfg, threads=0, precision="auto")
+    assert cfg.differences(older) == ["precision: auto -> fp32"]
+
+
+def test_a_neutral_value_may_differ_from_the_default():
+    values = config._flag("help", default=5, neutral=0).metadata, config._flag("help").metadata
+    assert [v["neutral"] for v in values] == [0, dataclasses.MISSING]
+
+
+def test_every_field_with_a_default_has_a_neutral_value_that_is_allowed():
+    for f in dataclasses.fields(Config):
+        if f.default is not dataclasses.MISSING:
+            dataclasses.replace(Config.of(), **{f.name: f.metadata["neutral"]})
+
+
+def test_saved_form_of_a_newer_version_or_of_something_else_is_refused():
     values = Config.of().to_dict()
-    del values["ways"]
-    with pytest.raises(UserError, match="ways"):
-        Config.from_dict(values | {"colour": 1})
+    for read in (Config.from_dict, Config.of().differences):
+        with pytest.raises(UserError, match="does not know: colour; a newer version"):
+            read(values | {"colour": 1})
+        with pytest.raises(UserError, match="lacks ways, tasks"):
+            read({k: v for k, v in values.items() if k not in ("ways", "tasks")})
 
 
 def test_differences_name_only_what_changes_the_result():
@@ -194,7 +235,7 @@ def test_every_field_that_decides_the_result_is_printed():
     cfg = Config.of(data=None)
     shown = str(cfg)
     for f in dataclasses.fields(cfg):
-        if f.name not in ("data", "cache", "run", "strict_data", "fresh", "no_graph"):
+        if f.name not in ("data", "cache", "run", "init", "strict_data", "fresh", "no_graph"):
             assert f.name in shown
     assert max(map(len, shown.splitlines())) <= 120
 
@@ -238,7 +279,13 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(module):
 
 @pytest.mark.parametrize(
     "flag, value",
-    [("--seed", "9" * 30), ("--eval-tasks", "9" * 30), ("--lr", "1e300"), ("--threads", "5000")],
+    [
+        ("--seed", "9" * 30),
+        ("--ways", "9" * 400),
+        ("--eval-tasks", "9" * 30),
+        ("--lr", "1e300"),
+        ("--threads", "5000"),
+    ],
 )
 def test_numbers_that_torch_cannot_take_are_refused(flag, value):
     with pytest.raises(UserError, match=f"{flag} is .*: give a number"):

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from engine import checkpoint, evaluate, meta, train
-from engine.run import load_best, load_dataset, machine, own_paths, restore
+from engine.packed import pack
+from engine.run import load_dataset, machine
+from engine.saved import load_best, own_data, restore
 from tests.tiny import flags, make_images
 
 
@@ -25,7 +27,7 @@ def members(run):
     """Its configuration, data, and states by epoch."""
     saved = load_best(run)
     cfg = evaluate.Config.from_dict(saved[0].config)
-    cfg = dataclasses.replace(cfg, **own_paths(run, cfg))
+    cfg = dataclasses.replace(cfg, **own_data(run, cfg))
     with machine(cfg) as device:
         return cfg, load_dataset(cfg), restore(cfg, saved, device)
 
@@ -119,8 +121,9 @@ def test_no_stand_in_for_the_data_that_a_checkpoint_was_trained_on(
     if place:
         (tmp_path / place).mkdir(parents=True)  # empty
     cfg = evaluate.Config.of(filters=1)
-    state = checkpoint.pack(meta.init_state(cfg))
-    content = checkpoint.Checkpoint(cfg.to_dict(), "mini", "", state, 1, [], {}, torch.zeros(1))
+    state = pack(meta.init_state(cfg))
+    rng = torch.get_rng_state()
+    content = checkpoint.Checkpoint(cfg.to_dict(), "mini", "", state, 1, [], {}, rng)
     checkpoint.save(tmp_path / "real.pt", content)
     refused(["real.pt"], capsys, "--data" if place else "real.pt was trained on mini")
 

@@ -36,6 +36,16 @@ def random_episode(cfg: Config, seed: int = 0) -> Episode:
     return Episode(images(support), labels(support), images(target), labels(target))
 
 
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+@pytest.mark.parametrize("rows", ["per-step", "shared"])
+def test_the_layout_is_that_of_the_first_state(downsample: str, rows: str) -> None:
+    cfg = config(downsample=downsample, norm_weights=rows, norm_stats=rows, steps=3, channels=3)
+    state, layout = meta.init_state(cfg), meta.layout(cfg)
+    for groups in zip(state[:4], layout[:4], strict=True):
+        assert [(t.shape, t.dtype) for t in groups[0]] == [(t.shape, t.dtype) for t in groups[1]]
+    assert layout.params.theta.device.type == "meta" and layout.iteration == state.iteration
+
+
 def test_multi_step_loss_starts_equal_and_ends_on_the_last_step() -> None:
     cfg = config(steps=4, msl_epochs=3)
     assert meta.loss_weights(0, cfg) == pytest.approx([0.25] * 4)

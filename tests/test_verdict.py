@@ -242,11 +242,12 @@ def test_evaluation_follows_the_same_verdict(images, tmp_path):
     folder, cache = tmp_path / "run", tmp_path / "cache"
     code, out, err = call("engine.train", *flags(images, folder, "--cache", cache))
     assert (code, err) == (0, "") and "kernels checked on" in out
-    code, out, err = call("engine.evaluate", folder)
+    evaluate = ("engine.evaluate", folder, "--cache", cache)
+    code, out, err = call(*evaluate)
     assert (code, err) == (0, "") and "kernels checked on" not in out
     for file in cache.glob("kernels-*.json"):
         file.unlink()
-    code, out, err = call("engine.evaluate", folder)
+    code, out, err = call(*evaluate)
     assert (code, err) == (0, "") and "kernels checked on" in out
 
 

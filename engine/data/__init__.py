@@ -11,10 +11,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import CHANNELS, DATASETS, PATH, RATIO, SPLITS, check
+from engine.allowed import PATH, RATIO, check
+from engine.config import CHANNELS, DATASETS, SPLITS
 from engine.data import mini, omniglot, recognise, standin
 from engine.data.bank import Bank, ClassBank, Content, default_cache, open_bank
-from engine.errors import UserError, expanded, explained, listed, printable
+from engine.errors import UserError, explained, listed, printable
 
 __all__ = ["ClassBank", "Dataset", "default_path", "load"]
 
@@ -71,6 +72,7 @@ def load(
     check("image_size", image_size, ">= 1")
     check("split", split, SPLITS)
     check("split_ratio", split_ratio, RATIO)
+    cache = default_cache() if cache is None else cache
     check("cache", cache, PATH)
     check("data", path, PATH)
     place = _existing(dataset, path)
@@ -95,8 +97,9 @@ def load(
         source = recognise.open_source(place, image_size, channels, split_ratio, seed, ways)
         options |= {"ratio": split_ratio, "seed": seed}
         notice = None
+    folder = Path(cache).expanduser()
     label = standin.NAME if place is None else dataset
-    bank = open_bank(source, expanded(cache or default_cache()), label, options, accept)
+    bank = open_bank(source, folder, label, options, accept)
     return _dataset(dataset, place, bank, channels, notice)
 
 
@@ -137,7 +140,7 @@ def _existing(dataset: str, path: str | Path | None) -> Path | None:
     """The path if something is there; None if mini may be replaced by the stand-in."""
     if path is None and dataset == "folder":
         raise UserError("--dataset folder needs --data: name a folder or zip archive of images")
-    place = expanded(path) if path is not None else default_path(dataset)
+    place = Path(path).expanduser() if path is not None else default_path(dataset)
     with explained(f"cannot read {place}", "correct its permissions"):
         found = any(place.iterdir()) if place.is_dir() else place.exists()
     if found:

@@ -8,12 +8,13 @@ import time
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
+from engine.allowed import PATH, check
 from engine.config import Parser
 from engine.data import default_path, shelf
 from engine.data.bank import default_cache
 from engine.data.fetch import FILES, LICENCES, fetch
 from engine.data.info import describe
-from engine.errors import UserError, expanded, explained, say
+from engine.errors import UserError, explained, say
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def _run(args: Namespace) -> int:
     if args.command == "info":
         tell = describe(args.path)
     elif args.command == "cache":
-        tell = _cache(expanded(args.cache or default_cache()), args.clear)
+        tell = _cache(_folder(args.cache or default_cache()), args.clear)
     else:
         folder = args.to or default_path(args.dataset)
         fetch(FILES[args.dataset], folder)
@@ -66,6 +67,11 @@ def _run(args: Namespace) -> int:
     for line in tell:
         say(line)
     return 0
+
+
+def _folder(place: Path) -> Path:
+    check("cache", place, PATH)
+    return place.expanduser()
 
 
 def _cache(folder: Path, clear: bool) -> list[str]:

@@ -1,0 +1,82 @@
+"""The state before the first iteration: random, or with the weights of another run (``--init``)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from engine import meta
+from engine.config import Config
+from engine.errors import UserError, printable, say
+from engine.meta import State
+from engine.model import Backbone
+from engine.saved import load_best, restore
+
+# What the shapes and the meaning of all but the classifier follow from.
+_NETWORK = "channels filters stages downsample steps norm_weights norm_stats".split()
+
+
+class Beginning(NamedTuple):
+    state: State
+    origin: dict[str, Any] | None  # what may be told of the weights of --init: no path
+
+
+def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
+    """A function of ``cfg.seed``, and of what ``cfg.init`` names: of that the network, the gains
+    and biases, the inner rates and the running statistics, but nothing of Adam or the schedules.
+
+    A classifier of another shape, by ``ways`` or ``image_size``, stays as random as it was. Raises
+    UserError when anything else differs in shape, or when the weights lie in the run's own folder,
+    which it would remove.
+    """
+    state = meta.init_state(cfg, device)
+    if cfg.init is None:
+        return Beginning(state, None)
+    path = Path(cfg.init).expanduser()
+    if folder.resolve() in (path.resolve(), path.resolve().parent):
+        raise UserError(
+            f"--init is {cfg.init}, which lies in the run folder that --fresh empties: give "
+            "another --run"
+        )
+    source = load_best(path)[0]
+    trained = Config.from_dict(source.config)
+    different = [
+        f"{name}: {getattr(trained, name)} -> {getattr(cfg, name)}"
+        for name in _NETWORK
+        if getattr(trained, name) != getattr(cfg, name)
+    ]
+    if different:
+        raise UserError(
+            f"--init is {cfg.init}, of another network ({'; '.join(different)}): give its own "
+            "values, or other weights"
+        )
+    (given,) = restore(trained, [source], device).values()
+    body = sum(Backbone.of(cfg).sizes[:-2])
+    theta, head = given.params.theta, "its classifier"
+    if len(theta) != len(state.params.theta) or trained.ways != cfg.ways:
+        theta = torch.cat([theta[:body], state.params.theta[body:]])
+        shapes = (f"{c.ways}-way {c.image_size}x{c.image_size}" for c in (trained, cfg))
+        head = f"a new classifier ({' -> '.join(shapes)})"
+    line = (
+        f"starting from epoch {source.epoch} of {cfg.init}, trained on {source.data_name}: its "
+        f"convolutions, gains, inner rates and running statistics, {head}"
+    )
+    say(printable(line))
+    origin = {
+        "data_name": source.data_name,
+        "data_identity": source.data_identity,
+        "epoch": source.epoch,
+        "weights": _digest(given),
+    }
+    return Beginning(
+        state._replace(params=given.params._replace(theta=theta), running=given.running), origin
+    )
+
+
+def _digest(state: State) -> str:
+    tensors = (*state.params, *state.running)
+    content = b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)
+    return hashlib.sha256(content).hexdigest()[:32]
