@@ -107,23 +107,25 @@ def account(run: Run, finished: list[Finished], report: Report) -> None:
         for meter in (run.interval, run.whole):
             meter.add(metrics.loss, metrics.accuracy, seconds)
         report.progress(iteration, run.interval)
-        if run.interval.count >= cfg.log_every or iteration % cfg.iterations == 0:
+        ends = run.interval.count >= cfg.log_every or iteration % cfg.iterations == 0
+        if ends or report.nothing_yet(seconds):
             epoch = run.epoch
             rate, second = meta.learning_rate(epoch, cfg), meta.second_order(epoch, cfg)
-            report.train(iteration, epoch + 1, rate, second, run.interval)
+            report.train(iteration, epoch + 1, rate, second, run.interval, early=not ends)
+        if ends:
             run.interval = Meter()
 
 
 def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
     """Scores the epoch on the fixed validation tasks and takes it into the best."""
-    from engine.evaluate import evaluate
+    from engine import evaluate
+    from engine.model import Backbone
 
     cfg, iteration, whole = run.cfg, run.state.iteration, run.whole
-    (score,), _ = evaluate(
-        cfg, [run.state], run.dataset, "val", cfg.eval_tasks, between=interrupt.check
-    )
+    score, by_step = evaluate.validate(cfg, run.state, run.dataset, between=interrupt.check)
     run.rank(score.accuracy)
-    report.validation(iteration, run.epoch, score, whole, run.best[0][0])
+    rates = dict(zip(Backbone.of(cfg).shapes, run.state.params.rates.T.tolist(), strict=True))
+    report.validation(iteration, run.epoch, score, by_step, rates, whole, run.best[0][0])
     run.save_epoch()
 
 
