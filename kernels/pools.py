@@ -42,9 +42,11 @@ def started(
     return None, 0
 
 
-def each(function: Callable[[T], U], items: Iterable[T]) -> list[U]:
-    """`function` of each of `items`, in order, by some threads at once."""
-    pool, _ = started(min(MOST, (os.cpu_count() or 1) + 4), "each")
+def each(function: Callable[[T], U], items: Iterable[T], threads: int = 0) -> list[U]:
+    """`function` of each of `items`, in order, by `threads` at once: where they read files, by
+    some more than there are cores.
+    """
+    pool, _ = started(threads or min(MOST, (os.cpu_count() or 1) + 4), "each")
     if pool is None:
         return [function(item) for item in items]
     with pool:
