@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.errors import UserError
+from engine.errors import UserError, say
 from engine.presets import PRESETS, preset_fields
 
 __all__ = ["Config", "Parser", "UserError", "add_flags", "check", "parse"]
@@ -211,7 +211,7 @@ class Config:
             if saved.get(name) != getattr(self, name)
         ]
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         """Three aligned columns, then a line for each path and switch that is set."""
         values = [(f.name, getattr(self, f.name)) for f in fields(self)]
         lines = {"data", "cache", "run", "strict_data", "fresh", "no_graph"}
@@ -219,7 +219,7 @@ class Config:
         rows = math.ceil(len(cells) / 3)
         table = ["  " + " ".join(cells[row::rows]).rstrip() for row in range(rows)]
         table += [f"  {name:<21} {value}" for name, value in values if name in lines and value]
-        return "\n".join(table)
+        return table
 
 
 class Parser(argparse.ArgumentParser):
@@ -230,6 +230,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+    def print_help(self, file: Any = None) -> None:
+        say(*self.format_help().splitlines())
 
 
 def add_flags(parser: Parser, names: list[str]) -> None:

@@ -296,7 +296,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
         say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
         result = test(cfg, restore(trained, saved, device), dataset, part)
-        say(test_table(result))
+        say(*test_table(result))
 
 
 def _at_default(cfg: Config, path: Path, data_name: str) -> Config:

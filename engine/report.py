@@ -34,7 +34,7 @@ from typing import Any
 from tqdm import tqdm
 
 from engine import checkpoint
-from engine.errors import say
+from engine.errors import printable, say
 from engine.evaluate import Score, StepAccuracy
 from kernels.pools import told
 
@@ -79,7 +79,7 @@ class Report:
         self._bar = tqdm(
             total=self._total,
             initial=iteration,
-            desc=data,
+            desc=printable(data),
             disable=None,  # unless stderr is a terminal
             dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
@@ -167,10 +167,10 @@ class Report:
             },
         )
 
-    def say(self, text: str) -> None:
-        """A line of text above the bar."""
+    def say(self, line: str) -> None:
+        """Above the bar."""
         self._bar.clear()
-        say(text)
+        say(line)
 
     def _row(self, iteration: int, row: dict[str, Any]) -> None:
         if row["kind"] != "train" or self._bar.disable:
@@ -214,20 +214,18 @@ def cut_log(path: Path, iteration: int, epoch: int) -> None:
     checkpoint.write_atomic(path, "".join(kept).encode())
 
 
-def test_table(result: dict[str, Any]) -> str:
-    """The final test as text; ``result`` is what evaluate.test returns."""
+def test_table(result: dict[str, Any]) -> list[str]:
+    """The final test in lines; ``result`` is what evaluate.test returns."""
     best, ensemble = result["best"], result["ensemble"]
     epochs = ", ".join(map(str, ensemble["epochs"]))
-    return "\n".join(
-        [
-            f"{result['data']}, {result['ways']}-way {result['shots']}-shot, {result['tasks']} "
-            f"{result['split']} tasks, {result['steps']} inner steps, {result['protocol']}, "
-            f"{result['norm_statistics']} statistics; ± is the 95 % interval over tasks",
-            f"  best model      {_percent(best)}   (epoch {best['epoch']})",
-            f"  ensemble of {len(ensemble['epochs']):<3} {_percent(ensemble)}   "
-            f"(mean logits of epochs {epochs})",
-        ]
-    )
+    return [
+        f"{result['data']}, {result['ways']}-way {result['shots']}-shot, {result['tasks']} "
+        f"{result['split']} tasks, {result['steps']} inner steps, {result['protocol']}, "
+        f"{result['norm_statistics']} statistics; ± is the 95 % interval over tasks",
+        f"  best model      {_percent(best)}   (epoch {best['epoch']})",
+        f"  ensemble of {len(ensemble['epochs']):<3} {_percent(ensemble)}   "
+        f"(mean logits of epochs {epochs})",
+    ]
 
 
 def _percent(score: dict[str, Any]) -> str:

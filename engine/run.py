@@ -276,7 +276,7 @@ def load_dataset(cfg: Config, *parts: str) -> Dataset:
         cache=cfg.cache,
     )
     if dataset.notice:
-        say(f"\n{dataset.notice}\n")
+        say("", *dataset.notice.splitlines(), "")
     wanted = [cfg.image_size, cfg.image_size, cfg.channels]
     for part in parts:
         sampler(cfg, dataset, part, seed=0)

@@ -44,7 +44,7 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
     with machine(cfg) as device:
         dataset = load_dataset(cfg, "train", "val", "test")
         folder = Path(cfg.run or default_run(cfg, dataset.name))
-        say(f"{dataset.name} on {device}, run folder {folder}\n{cfg}")
+        say(f"{dataset.name} on {device}, run folder {folder}", *cfg.lines())
         with open_run(folder, cfg.fresh):
             run = Run.open(replace(cfg, fresh=False), folder, dataset, device)
             interrupt.phase = "finish"
@@ -142,12 +142,12 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
     # one that is missing or damaged is made again
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         table = test_table(json.loads(path.read_text()))
-        say(f"already finished\n{table}")
+        say("already finished", *table)
         return
     members = restore(run.cfg, load_best(run.folder), run.state.params.theta.device)
     result = test(run.cfg, members, run.dataset, between=interrupt.check)
     checkpoint.write_json(path, result)
-    say(f"{test_table(result)}\nsaved in {path}")
+    say(*test_table(result), f"saved in {path}")
 
 
 if __name__ == "__main__":

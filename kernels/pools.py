@@ -6,6 +6,7 @@ results.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -55,11 +56,12 @@ def each(function: Callable[[T], U], items: Iterable[T], threads: int = 0) -> li
 
 @cache
 def _tell(reason: str) -> None:
-    print(
-        f"mamlpp: the system gives no more threads ({reason}): the same results, later; raise the "
-        "limit of processes or memory (ulimit -u, -v), or give --threads 1 --prefetch 0",
-        file=sys.stderr,
-    )
+    with contextlib.suppress(OSError):  # the work is done all the same
+        print(
+            f"mamlpp: the system gives no more threads ({reason}): the same results, later; raise "
+            "the limit of processes or memory (ulimit -u, -v), or give --threads 1 --prefetch 0",
+            file=sys.stderr,
+        )
 
 
 def told(error: Exception) -> None:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from engine.config import Parser
 from engine.data import default_path
 from engine.data.fetch import FILES, LICENCES, fetch
 from engine.data.info import describe
-from engine.errors import UserError
+from engine.errors import say
+from engine.interrupt import Interrupt, answered
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return _run(_parser().parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
+    return answered(
+        lambda interrupt: _run(argv, interrupt), stopped="stopped; the same command continues"
+    )
 
 
 def _parser() -> Parser:
@@ -43,14 +39,15 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _run(args: Namespace) -> int:
+def _run(argv: list[str] | None, interrupt: Interrupt) -> None:
+    interrupt.phase = "unwind"
+    args = _parser().parse_args(argv)
     if args.command == "info":
-        print(describe(args.path))
+        say(*describe(args.path).splitlines())
     else:
         folder = args.to or default_path(args.dataset)
         fetch(FILES[args.dataset], folder)
-        print(f"{folder} is complete. {LICENCES[args.dataset]}")
-    return 0
+        say(f"{folder} is complete. {LICENCES[args.dataset]}")
 
 
 if __name__ == "__main__":
