@@ -83,7 +83,8 @@ def open_streams() -> None:
             os.fstat(number)
         except OSError:
             nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
-            setattr(sys, name, open(nowhere, mode, encoding="utf-8", errors="replace"))
+            stream = open(nowhere, mode, encoding="utf-8", errors="replace", closefd=False)
+            setattr(sys, name, stream)
 
 
 def discard(stream: int) -> None:

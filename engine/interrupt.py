@@ -56,11 +56,15 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         self._ends, self._terminals = _is_command(), [s for s in (1, 2) if os.isatty(s)]
-        nohup = HANGUP is not None and signal.getsignal(HANGUP) == signal.SIG_IGN
-        handled = [s for s in SIGNALS if not (nohup and s == HANGUP)]
+        before = {s: signal.getsignal(s) for s in SIGNALS}
+        if before.get(HANGUP) == signal.SIG_IGN:  # nohup
+            del before[HANGUP]
         if threading.current_thread() is not threading.main_thread():
-            handled = []
-        self._before = {s: signal.signal(s, self._handle) for s in handled}
+            before = {}
+        # None: a handler that is not Python's, and could not be put back.
+        self._before = {s: handler for s, handler in before.items() if handler is not None}
+        for signum in self._before:
+            signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *exc: object) -> None:
