@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine import train
+from engine.checkpoint import LATEST, load
 from engine.config import Config
 from engine.interrupt import Interrupt
 from tests.tiny import ROOT, environment, finish, flags, wait_for
@@ -61,6 +62,7 @@ def test_ctrl_c_in_another_program_leaves_it_its_life(images, times):
     process.send_signal(signal.SIGINT)
     returned, out, err = finish(process)
     assert returned == 0 and "Traceback" not in err and out.endswith("the program goes on\n")
+    assert load(folder / LATEST).epoch >= 0  # whole
     assert "returned 130" in out if times == 1 else "returned 143" in out or "interrupted" in out
 
 
