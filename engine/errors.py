@@ -76,14 +76,17 @@ def complain(line: str) -> None:
 
 def open_streams() -> None:
     """Has standard streams that were closed (``2>&-``) lead nowhere. Else the next file opened
-    takes the number of one, and what a library prints goes into that file.
+    takes the number of one, and what a library prints goes into that file. One that Python alone
+    has not, as in a program without a console, leads where its number does.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
-            stream = open(nowhere, mode, encoding="utf-8", errors="replace", closefd=False)
+            os.open(os.devnull, os.O_RDWR)  # has the lowest number that is free: this one
+            setattr(sys, name, None)
+        if getattr(sys, name) is None:
+            stream = open(number, mode, encoding="utf-8", errors="replace", closefd=False)
             setattr(sys, name, stream)
 
 

@@ -28,6 +28,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,12 @@ class Report:
     def __init__(
         self, folder: Path, data: str, iteration: int, epoch: int, epochs: int, total: int
     ):
-        self._data, self._epochs, self._total = data, epochs, total
+        self._data, self._epochs, self._total, self._done = data, epochs, total, iteration
         cut_log(folder / checkpoint.LOG, iteration, epoch)
         self._folder = folder
         self._first = time.monotonic() + FIRST_ROW  # when the first row must have come
         with checkpoint.writing(folder):
             self._log = open(folder / checkpoint.LOG, "a", encoding="utf-8")
-            self._board = _tensorboard(folder / checkpoint.BOARD, iteration)
         self._bar = tqdm(
             total=self._total,
             initial=iteration,
@@ -92,8 +92,13 @@ class Report:
         self._bar.close()
         with contextlib.suppress(OSError):  # a full disk has been reported by the row it met
             self._log.close()
-            if self._board is not None:
-                self._board.close()
+            if board := vars(self).get("_board"):
+                board.close()
+
+    @cached_property
+    def _board(self) -> Any:
+        """Made for the first row: it takes as long to import as an iteration."""
+        return _tensorboard(self._folder / checkpoint.BOARD, self._done)
 
     def progress(self, iteration: int, interval: Meter) -> None:
         """Moves the bar; on a console that is no terminal there is none."""
