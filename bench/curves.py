@@ -57,7 +57,7 @@ def compare(argv: list[str], interrupt: Interrupt) -> None:
     path = FOLDER / f"{name}.json"
     kept = record(runs)
     results.save(kept, path)
-    say(f"{tables.table(HEAD, _rows(kept))}saved in {path}")
+    say(*tables.table(HEAD, _rows(kept)).splitlines(), f"saved in {path}")
 
 
 def configurations(argv: list[str]) -> tuple[str, list[Config]]:

@@ -49,7 +49,10 @@ def _beginning(*runs: Path) -> list[dict]:
     }
     if odd := odd - _LOCAL - {"backend"}:
         raise UserError(f"{runs[1]} is of another training: {', '.join(sorted(odd))} differ")
-    logs = [[row for row in _log(run) if row["kind"] == "train"] for run in runs]
+    logs = [
+        [row for row in _log(run) if row["kind"] == "train" and not row.get("early")]
+        for run in runs
+    ]
     return [
         {"backend": config["backend"], "rows": log[: min(map(len, logs))]}
         for config, log in zip(configs, logs, strict=True)

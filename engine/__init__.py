@@ -1,1 +1,32 @@
 """MAML++: the algorithm, from images to a tested model. It knows nothing of kernel backends."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def _stranger() -> str | None:
+    """What is in the way of our package `kernels`, as a folder of that name where the program was
+    started: Python looks there first. In one line, or None.
+    """
+    spec = find_spec("kernels")
+    places = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+    if any((place / "norm_act.py").is_file() for place in places):
+        return None
+    ours = Path(__file__).resolve().parents[1] / "kernels"
+    if spec is None:
+        return f"the package `kernels` of {ours.parent} is not found; install mamlpp again"
+    found = spec.origin or places[0]
+    return f"{found} is in the way of {ours}: rename it, or start in another folder"
+
+
+if _problem := _stranger():
+    # By `python -m engine.train` this runs before any line of the command's own.
+    if sys.argv[0] == "-m":
+        from engine.errors import complain
+
+        complain(f"error: {_problem}")
+        raise SystemExit(2)
+    raise ImportError(_problem)

@@ -10,7 +10,7 @@ import torch
 
 from engine import meta
 from engine.config import Config
-from engine.errors import UserError, printable, say
+from engine.errors import UserError, say
 from engine.meta import State
 from engine.model import Backbone
 from engine.saved import load_best, restore
@@ -64,7 +64,7 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
         f"starting from epoch {source.epoch} of {cfg.init}, trained on {source.data_name}: its "
         f"convolutions, gains, inner rates and running statistics, {head}"
     )
-    say(printable(line))
+    say(line)
     origin = {
         "data_name": source.data_name,
         "data_identity": source.data_identity,

@@ -198,11 +198,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        locks.sync_folder(path.parent)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

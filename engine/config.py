@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.allowed import PATH, RATIO, check, check_type
-from engine.errors import UserError, listed
+from engine.errors import UserError, listed, say
 from engine.presets import PRESETS, preset_fields
 
 __all__ = ["Config", "Parser", "UserError", "add_flags", "check", "parse"]
@@ -231,7 +231,7 @@ class Config:
             if saved[name] != getattr(self, name)
         ]
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         """Three aligned columns, then a line for each path and switch that is set."""
         values = [(f.name, getattr(self, f.name)) for f in fields(self)]
         lines = {"data", "cache", "run", "init", "strict_data", "fresh", "no_graph"}
@@ -239,7 +239,7 @@ class Config:
         rows = math.ceil(len(cells) / 3)
         table = ["  " + " ".join(cells[row::rows]).rstrip() for row in range(rows)]
         table += [f"  {name:<21} {value}" for name, value in values if name in lines and value]
-        return "\n".join(table)
+        return table
 
 
 def _completed(saved: dict[str, Any]) -> dict[str, Any]:
@@ -267,6 +267,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+    def print_help(self, file: Any = None) -> None:
+        say(*self.format_help().splitlines())
 
 
 def add_flags(parser: Parser, names: list[str]) -> None:

@@ -46,20 +46,48 @@ def explained(what: str, cure: str) -> Iterator[None]:
         raise UserError(f"{what}: {error.strerror or error}; {cure}") from error
 
 
-def say(text: str) -> None:
-    """Prints at once; a character that the console's encoding lacks is shown as ``?``.
+def say(*lines: str) -> None:
+    """Prints each as one printable line, at once; a character that the console's encoding lacks is
+    shown as ``?``.
 
-    Raises UserError when it cannot be written: a full disk, or a closed pipe as of ``| head``.
+    Raises UserError when they cannot be written: a full disk, or a closed pipe as of ``| head``.
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = "".join(printable(line) + "\n" for line in lines)
     try:
-        print(text.encode(encoding, "replace").decode(encoding), flush=True)
+        print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
     except OSError as error:
         discard(sys.stdout.fileno())  # the buffer is flushed at exit
         raise UserError(
             f"cannot write to standard output: {error.strerror}; send it elsewhere and give the "
             "same command again"
         ) from None
+
+
+def complain(line: str) -> None:
+    """One printable line on standard error; where that cannot be written, there is no other place
+    to say it.
+    """
+    try:
+        print(printable(line), file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr.fileno())  # the buffer is flushed at exit
+
+
+def open_streams() -> None:
+    """Has standard streams that were closed (``2>&-``) lead nowhere. Else the next file opened
+    takes the number of one, and what a library prints goes into that file. One that Python alone
+    has not, as in a program without a console, leads where its number does.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # has the lowest number that is free: this one
+            setattr(sys, name, None)
+        if getattr(sys, name) is None:
+            stream = open(number, mode, encoding="utf-8", errors="replace", closefd=False)
+            setattr(sys, name, stream)
 
 
 def discard(stream: int) -> None:

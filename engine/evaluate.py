@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # torch takes seconds to import; a wrong flag is answered bef
 # The same tasks for every run, so that two runs, whatever their seeds, are compared on equal terms.
 TASK_SEED = 0
 BATCH = 16  # tasks drawn at once
+# One validation task in so many is predicted after every step. Of the paper's tasks, with many more
+# targets than support images, such a one takes up to three times as long.
+STEP_SHARE = 30
 
 FLAGS = (
     "dataset data cache strict_data split split_ratio skip_small_classes rotations ways shots "
@@ -43,6 +46,13 @@ class Score(NamedTuple):
 
     accuracy: float
     interval: float
+    tasks: int
+
+
+class StepAccuracy(NamedTuple):
+    """Mean accuracy over the first tasks after each inner step, and the number of tasks."""
+
+    accuracy: list[float]
     tasks: int
 
 
@@ -68,47 +78,95 @@ def evaluate(
     """
     import torch
 
-    import kernels
-    from engine.model import Backbone
-    from engine.run import sampler
-    from engine.unroll import adapt_and_predict
-
-    model, device = Backbone.of(cfg), states[0].params.theta.device
+    predict = _prediction(cfg)
 
     @torch.inference_mode()
-    def predict(episode: Episode) -> Tensor:  # [states, T, N, ways]
-        predictions = [
-            adapt_and_predict(
-                model,
-                state.params,
-                state.running,
-                episode,
-                steps=cfg.eval_steps or cfg.steps,
-                norm_statistics=cfg.norm_statistics,
-                protocol=cfg.protocol,
-            )
-            for state in states
-        ]
-        return torch.stack(predictions)
+    def members(episode: Episode) -> Tensor:  # [states + 1, T, N, ways]
+        logits = torch.stack([predict(state, episode) for state in states])
+        return torch.cat([logits, logits.mean(0, keepdim=True)])
 
-    tasks_of = sampler(cfg, dataset, part, seed=TASK_SEED)
-    if device.type == "cuda":
-        answers = _on_device(predict, tasks_of, device, cfg)
-    else:
-        answers = _on_host(predict, tasks_of)
-    correct = []
-    for first in tqdm(range(0, tasks, BATCH), desc=part, leave=False, disable=None):
-        between()
-        with kernels.only_kernels():
-            logits, labels = answers(first, min(BATCH, tasks - first))
-            logits = torch.cat([logits, logits.mean(0, keepdim=True)])
-            hits = logits.argmax(-1) == labels  # [states + 1, T, N]
-            correct.append(hits.double().mean(-1).cpu())
-    *single, ensemble = (score(row) for row in torch.cat(correct, dim=1))
+    fixed = _Tasks(cfg, dataset, part, states[0].params.theta.device)
+    answers = fixed.answers(members, cfg.no_graph)
+    *single, ensemble = map(score, _accuracies(answers, tasks, part, between))
     return single, ensemble
 
 
-# Logits [states, T, N, ways] and labels [T, N] of some tasks, by the first one and their number.
+def validate(
+    cfg: Config, state: State, dataset: Dataset, *, between: Callable[[], None] = lambda: None
+) -> tuple[Score, StepAccuracy]:
+    """The score on the validation tasks, and the accuracy after each inner step on the first of
+    them: so few that the predictions after every step add about a tenth to the time.
+    """
+    predict, part = _prediction(cfg), "val"
+    fixed = _Tasks(cfg, dataset, part, state.params.theta.device)
+    last = fixed.answers(lambda episode: predict(state, episode).unsqueeze(0), cfg.no_graph)
+    # A graph is captured by running it a few times: for so few tasks that would be the most of it.
+    each = fixed.answers(lambda episode: predict(state, episode, every=True), no_graph=True)
+    (row,) = _accuracies(last, cfg.eval_tasks, part, between)
+    first = max(1, cfg.eval_tasks // STEP_SHARE)
+    by_step = _accuracies(each, first, part, between).mean(1)
+    return score(row), StepAccuracy(by_step.tolist(), first)
+
+
+def _prediction(cfg: Config) -> Callable[..., Tensor]:
+    """Of (state, episode): logits [T, N, ways], and with every=True [steps, T, N, ways]."""
+    import torch
+
+    from engine.model import Backbone
+    from engine.unroll import adapt_and_predict
+
+    model = Backbone.of(cfg)
+
+    @torch.inference_mode()
+    def predict(state: State, episode: Episode, **options: bool) -> Tensor:
+        return adapt_and_predict(
+            model,
+            state.params,
+            state.running,
+            episode,
+            steps=cfg.eval_steps or cfg.steps,
+            norm_statistics=cfg.norm_statistics,
+            protocol=cfg.protocol,
+            **options,
+        )
+
+    return predict
+
+
+def _accuracies(
+    answers: Answers, tasks: int, label: str, between: Callable[[], None]
+) -> Tensor:  # float64 [rows, tasks], on the CPU
+    import torch
+
+    import kernels
+
+    correct = []
+    for first in tqdm(range(0, tasks, BATCH), desc=label, leave=False, disable=None):
+        between()
+        with kernels.only_kernels():
+            logits, labels = answers(first, min(BATCH, tasks - first))
+            hits = logits.argmax(-1) == labels  # [rows, T, N]
+            correct.append(hits.double().mean(-1).cpu())
+    return torch.cat(correct, dim=1)
+
+
+class _Tasks:
+    """The fixed tasks of a part, answered where the states are."""
+
+    def __init__(self, cfg: Config, dataset: Dataset, part: str, device: torch.device):
+        from engine.run import sampler
+
+        self._sampler = sampler(cfg, dataset, part, seed=TASK_SEED)
+        self._bank = self._sampler.bank.to(device) if device.type == "cuda" else None
+
+    def answers(self, predict: Predict, no_graph: bool) -> Answers:
+        if self._bank is None:
+            return _on_host(predict, self._sampler)
+        return _on_device(predict, self._sampler, self._bank, no_graph)
+
+
+# Logits [rows, T, N, ways], a row a state or a step, and labels [T, N] of some tasks, by the first
+# one and their number.
 Answers = Callable[[int, int], "tuple[Tensor, Tensor]"]
 Predict = Callable[["Episode"], "Tensor"]
 
@@ -125,16 +183,14 @@ def _on_host(predict: Predict, sampler: EpisodeSampler) -> Answers:
     return answers
 
 
-def _on_device(
-    predict: Predict, sampler: EpisodeSampler, device: torch.device, cfg: Config
-) -> Answers:
+def _on_device(predict: Predict, sampler: EpisodeSampler, bank: Tensor, no_graph: bool) -> Answers:
     """With images gathered on the device, and each number of tasks a graph of its own. Its answers
     are to be read before the next are asked for.
     """
     from engine.graph import capture
     from engine.resident import Feed
 
-    bank, captured = sampler.bank.to(device), {}
+    captured = {}
 
     def begin(count: int) -> tuple:
         feed, result = Feed(sampler, bank, count), []
@@ -143,7 +199,7 @@ def _on_device(
             episode = feed.episode()
             result[:] = predict(episode), episode.target_y
 
-        replay = body if cfg.no_graph else capture(body, device)
+        replay = body if no_graph else capture(body, bank.device)
         return feed, feed.staging(), replay, result
 
     def answers(first: int, count: int) -> tuple[Tensor, Tensor]:
@@ -243,7 +299,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
         say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
         result = test(cfg, restore(trained, saved, device), dataset, part)
-        say(test_table(result))
+        say(*test_table(result))
 
 
 def _at_default(cfg: Config, path: Path, data_name: str) -> Config:

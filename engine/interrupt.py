@@ -9,11 +9,22 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 
-from engine.errors import Diverged, UserError, discard, is_out_of_memory
+from engine.errors import (
+    Diverged,
+    UserError,
+    complain,
+    discard,
+    is_out_of_memory,
+    open_streams,
+    printable,
+)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+SIGNALS = tuple(s for s in (signal.SIGINT, signal.SIGTERM, HANGUP) if s is not None)
+OURS = ("engine", "bench")  # packages whose modules are command lines
 
 
 class Stopped(BaseException):
@@ -32,6 +43,11 @@ class Interrupt:
     ``exit``: the process ends at once (an exception inside the import of an extension module can
     be lost, or crash it). ``unwind``: Stopped is raised where the program stands. ``finish``: the
     signal is noted, and Stopped is raised by the next ``check``.
+
+    Only a process that was started as one of our command lines is ours to end. In any other
+    program, such as a notebook, ``exit`` is as ``unwind``, and a second signal raises
+    KeyboardInterrupt where the program stands. In a thread that is not the main one Python lets
+    nobody handle signals: there this does nothing, and the program's own handlers stay.
     """
 
     def __init__(self):
@@ -39,10 +55,16 @@ class Interrupt:
         self._received: int | None = None
 
     def __enter__(self) -> Interrupt:
-        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
-        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        handled = [s for s in SIGNALS if not (nohup and s == signal.SIGHUP)]
-        self._before = {s: signal.signal(s, self._handle) for s in handled}
+        self._ends, self._terminals = _is_command(), [s for s in (1, 2) if os.isatty(s)]
+        before = {s: signal.getsignal(s) for s in SIGNALS}
+        if before.get(HANGUP) == signal.SIG_IGN:  # nohup
+            del before[HANGUP]
+        if threading.current_thread() is not threading.main_thread():
+            before = {}
+        # None: a handler that is not Python's, and could not be put back.
+        self._before = {s: handler for s, handler in before.items() if handler is not None}
+        for signum in self._before:
+            signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -59,44 +81,52 @@ class Interrupt:
         for stream in self._terminals:
             if not os.isatty(stream):  # closed: a line there would be an error
                 discard(stream)
-        if signum == signal.SIGHUP and not first:
+        if signum == HANGUP and not first:
             return
         self._received = signum
-        if first and self.phase == "unwind":
+        if first and (self.phase == "unwind" or self.phase == "exit" and not self._ends):
             raise stopped
         if first and self.phase == "finish":
-            _say(f"{stopped.name}: finishing this iteration, then saving; Ctrl-C now exits at once")
+            _say(f"{stopped.name}: finishing this iteration, then saving; Ctrl-C now stops at once")
             return
         saved = "the last checkpoint is whole" if self.phase == "finish" else "nothing was written"
         _say(f"{stopped.name}: stopped at once, {saved}")
+        if not self._ends:
+            raise KeyboardInterrupt
         os._exit(stopped.code)
 
 
 def answered(work: Callable[[Interrupt], None], *, stopped: str) -> int:
     """Runs a command line and returns its exit code: 0, that of what was wrong (told in one line on
     stderr), or 128 + the signal (``stopped`` tells what then)."""
+    open_streams()
     with Interrupt() as interrupt:
         try:
             work(interrupt)
         except (UserError, Diverged) as error:
-            print(f"error: {error}", file=sys.stderr)
+            complain(f"error: {error}")
             return error.exit_code
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            print(
+            complain(
                 "error: out of memory; lower --tasks, --targets, --filters or --image-size, or use "
-                "a machine with more; checkpoints already saved are whole",
-                file=sys.stderr,
+                "a machine with more; checkpoints already saved are whole"
             )
             return UserError.exit_code
         except Stopped as signalled:
-            print(f"{signalled.name}: {stopped}", file=sys.stderr)
+            complain(f"{signalled.name}: {stopped}")
             return signalled.code
     return 0
+
+
+def _is_command() -> bool:
+    """Whether the process was started as ``python -m`` of one of our modules."""
+    started = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return started is not None and started.name.partition(".")[0] in OURS
 
 
 def _say(line: str) -> None:
     # not print: the signal may have interrupted a print into the same buffer
     with contextlib.suppress(OSError):  # Ctrl-C may have ended the reader of a pipe, too
-        os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
+        os.write(sys.stderr.fileno(), f"\n{printable(line)}\n".encode())

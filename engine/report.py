@@ -1,5 +1,24 @@
 """What a run tells: one console line, one JSONL row and TensorBoard with the same fields; the
-table of a test."""
+table of a test.
+
+Rows of log.jsonl have a ``kind``, and the name of the ``data``, ``epoch`` (1 for the first) and
+``iteration``, the last one that they know of.
+
+``train``, every ``--log-every`` iterations and at the end of an epoch: the means ``loss``,
+``accuracy`` (of the target images after the last step) and ``seconds_per_iteration`` over the
+``iterations`` since the last such row; ``seconds_left``, ``learning_rate`` and ``order`` of the
+derivatives. One that is ``early`` comes when the first iterations since the start or the
+continuation have taken ten seconds; the next row holds its iterations too.
+
+``validation``, once an epoch: ``accuracy``, the half-width ``interval`` of its 95 % interval over
+so many ``tasks``; ``step_accuracy``, a list: after each inner step, on the first ``step_tasks`` of
+the tasks; ``rates``: of each adapted tensor, by its name, a list of its inner learning rate in each
+step, learned or fixed; the means of the epoch, ``train_loss``, ``train_accuracy`` and
+``seconds_per_iteration``; ``best_epoch`` so far. Logs of older versions have neither ``early`` nor
+``iterations``, nor what is by step, nor ``rates``.
+
+TensorBoard has the numbers that are no counts and no lists.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +26,20 @@ import contextlib
 import json
 import math
 import os
+import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from engine import checkpoint
-from engine.errors import say
+from engine.errors import printable, say
+from engine.evaluate import Score, StepAccuracy
 from kernels.pools import told
+
+FIRST_ROW = 10.0  # seconds after which the first row comes, however many iterations that were
 
 
 @dataclass
@@ -46,16 +70,16 @@ class Report:
     def __init__(
         self, folder: Path, data: str, iteration: int, epoch: int, epochs: int, total: int
     ):
-        self._data, self._epochs, self._total = data, epochs, total
+        self._data, self._epochs, self._total, self._done = data, epochs, total, iteration
         cut_log(folder / checkpoint.LOG, iteration, epoch)
         self._folder = folder
+        self._first = time.monotonic() + FIRST_ROW  # when the first row must have come
         with checkpoint.writing(folder):
             self._log = open(folder / checkpoint.LOG, "a", encoding="utf-8")
-            self._board = _tensorboard(folder / checkpoint.BOARD, iteration)
         self._bar = tqdm(
             total=self._total,
             initial=iteration,
-            desc=data,
+            desc=printable(data),
             disable=None,  # unless stderr is a terminal
             dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
@@ -68,8 +92,13 @@ class Report:
         self._bar.close()
         with contextlib.suppress(OSError):  # a full disk has been reported by the row it met
             self._log.close()
-            if self._board is not None:
-                self._board.close()
+            if board := vars(self).get("_board"):
+                board.close()
+
+    @cached_property
+    def _board(self) -> Any:
+        """Made for the first row: it takes as long to import as an iteration."""
+        return _tensorboard(self._folder / checkpoint.BOARD, self._done)
 
     def progress(self, iteration: int, interval: Meter) -> None:
         """Moves the bar; on a console that is no terminal there is none."""
@@ -81,8 +110,17 @@ class Report:
         self._bar.set_postfix_str(postfix, refresh=False)
         self._bar.update(iteration - self._bar.n)
 
-    def train(self, iteration: int, epoch: int, lr: float, second: bool, interval: Meter) -> None:
-        """One row for the iterations since the last."""
+    def nothing_yet(self, seconds: float) -> bool:
+        """Whether an early row is due: there is none since the start, and another iteration of so
+        many seconds would come too late.
+        """
+        return time.monotonic() + seconds > self._first
+
+    def train(
+        self, iteration: int, epoch: int, lr: float, second: bool, interval: Meter, early: bool
+    ) -> None:
+        """One row for the iterations of an interval, or ``early`` for those that it has so far."""
+        self._first = math.inf
         loss, accuracy, seconds = interval.means()
         self._row(
             iteration,
@@ -91,6 +129,8 @@ class Report:
                 "data": self._data,
                 "epoch": epoch,
                 "iteration": iteration,
+                "iterations": interval.count,
+                "early": early,
                 "loss": loss,
                 "accuracy": accuracy,
                 "seconds_per_iteration": seconds,
@@ -101,7 +141,14 @@ class Report:
         )
 
     def validation(
-        self, iteration: int, epoch: int, score: Any, whole_epoch: Meter, best_epoch: int
+        self,
+        iteration: int,
+        epoch: int,
+        score: Score,
+        by_step: StepAccuracy,
+        rates: dict[str, list[float]],  # of each adapted tensor, after each step
+        whole_epoch: Meter,
+        best_epoch: int,
     ) -> None:
         """One row for an epoch: the validation and the means of its training."""
         loss, accuracy, seconds = whole_epoch.means()
@@ -115,6 +162,9 @@ class Report:
                 "accuracy": score.accuracy,
                 "interval": score.interval,
                 "tasks": score.tasks,
+                "step_accuracy": by_step.accuracy,
+                "step_tasks": by_step.tasks,
+                "rates": rates,
                 "train_loss": loss,
                 "train_accuracy": accuracy,
                 "seconds_per_iteration": seconds,
@@ -122,10 +172,10 @@ class Report:
             },
         )
 
-    def say(self, text: str) -> None:
-        """A line of text above the bar."""
+    def say(self, line: str) -> None:
+        """Above the bar."""
         self._bar.clear()
-        say(text)
+        say(line)
 
     def _row(self, iteration: int, row: dict[str, Any]) -> None:
         if row["kind"] != "train" or self._bar.disable:
@@ -169,20 +219,18 @@ def cut_log(path: Path, iteration: int, epoch: int) -> None:
     checkpoint.write_atomic(path, "".join(kept).encode())
 
 
-def test_table(result: dict[str, Any]) -> str:
-    """The final test as text; ``result`` is what evaluate.test returns."""
+def test_table(result: dict[str, Any]) -> list[str]:
+    """The final test in lines; ``result`` is what evaluate.test returns."""
     best, ensemble = result["best"], result["ensemble"]
     epochs = ", ".join(map(str, ensemble["epochs"]))
-    return "\n".join(
-        [
-            f"{result['data']}, {result['ways']}-way {result['shots']}-shot, {result['tasks']} "
-            f"{result['split']} tasks, {result['steps']} inner steps, {result['protocol']}, "
-            f"{result['norm_statistics']} statistics; ± is the 95 % interval over tasks",
-            f"  best model      {_percent(best)}   (epoch {best['epoch']})",
-            f"  ensemble of {len(ensemble['epochs']):<3} {_percent(ensemble)}   "
-            f"(mean logits of epochs {epochs})",
-        ]
-    )
+    return [
+        f"{result['data']}, {result['ways']}-way {result['shots']}-shot, {result['tasks']} "
+        f"{result['split']} tasks, {result['steps']} inner steps, {result['protocol']}, "
+        f"{result['norm_statistics']} statistics; ± is the 95 % interval over tasks",
+        f"  best model      {_percent(best)}   (epoch {best['epoch']})",
+        f"  ensemble of {len(ensemble['epochs']):<3} {_percent(ensemble)}   "
+        f"(mean logits of epochs {epochs})",
+    ]
 
 
 def _percent(score: dict[str, Any]) -> str:

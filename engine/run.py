@@ -307,9 +307,8 @@ def load_dataset(cfg: Config, *parts: str) -> Dataset:
         skip_small=cfg.skip_small_classes,
     )
     if dataset.notice:
-        say(f"\n{dataset.notice}\n")
-    for note in dataset.notes:
-        say(f"{dataset.name}: {note}")
+        say("", *dataset.notice.splitlines(), "")
+    say(*(f"{dataset.name}: {note}" for note in dataset.notes))
     wanted = [cfg.image_size, cfg.image_size, cfg.channels]
     wrong = []
     for part in parts:

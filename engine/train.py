@@ -45,7 +45,7 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
     with machine(cfg) as device:
         dataset = load_dataset(cfg, "train", "val", "test")
         folder = Path(cfg.run or default_run(cfg, dataset.name)).expanduser()
-        say(f"{dataset.name} on {device}, run folder {folder}\n{cfg}")
+        say(f"{dataset.name} on {device}, run folder {folder}", *cfg.lines())
         new = cfg.fresh or not (folder / LATEST).exists()
         # before anything is made or, by --fresh, removed
         begun = beginning(cfg, folder, device) if new else None
@@ -111,23 +111,25 @@ def account(run: Run, finished: list[Finished], report: Report) -> None:
         for meter in (run.interval, run.whole):
             meter.add(metrics.loss, metrics.accuracy, seconds)
         report.progress(iteration, run.interval)
-        if run.interval.count >= cfg.log_every or iteration % cfg.iterations == 0:
+        ends = run.interval.count >= cfg.log_every or iteration % cfg.iterations == 0
+        if ends or report.nothing_yet(seconds):
             epoch = run.epoch
             rate, second = meta.learning_rate(epoch, cfg), meta.second_order(epoch, cfg)
-            report.train(iteration, epoch + 1, rate, second, run.interval)
+            report.train(iteration, epoch + 1, rate, second, run.interval, early=not ends)
+        if ends:
             run.interval = Meter()
 
 
 def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
     """Scores the epoch on the fixed validation tasks and takes it into the best."""
-    from engine.evaluate import evaluate
+    from engine import evaluate
+    from engine.model import Backbone
 
     cfg, iteration, whole = run.cfg, run.state.iteration, run.whole
-    (score,), _ = evaluate(
-        cfg, [run.state], run.dataset, "val", cfg.eval_tasks, between=interrupt.check
-    )
+    score, by_step = evaluate.validate(cfg, run.state, run.dataset, between=interrupt.check)
     run.rank(score.accuracy)
-    report.validation(iteration, run.epoch, score, whole, run.best[0][0])
+    rates = dict(zip(Backbone.of(cfg).shapes, run.state.params.rates.T.tolist(), strict=True))
+    report.validation(iteration, run.epoch, score, by_step, rates, whole, run.best[0][0])
     run.save_epoch()
 
 
@@ -142,13 +144,13 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
     # one that is missing or damaged is made again
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
         table = test_table(checkpoint.read_json(path))
-        say(f"already finished\n{table}")
+        say("already finished", *table)
         return
     run.refuse_lost()
     members = restore(run.cfg, load_best(run.folder), run.state.params.theta.device)
     result = test(run.cfg, members, run.dataset, between=interrupt.check)
     checkpoint.write_json(path, result)
-    say(f"{test_table(result)}\nsaved in {path}")
+    say(*test_table(result), f"saved in {path}")
 
 
 if __name__ == "__main__":

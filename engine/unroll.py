@@ -9,6 +9,7 @@ A model is anything with `sizes`, `bessel`, `prepare` and `loss`, as `engine.mod
 `prepare` gives images that have the passes of `engine.passes.Images`.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import NamedTuple
@@ -226,8 +227,9 @@ def adapt_and_predict(
     steps: int,
     norm_statistics: str = "batch",
     protocol: str = "transductive",
-) -> Tensor:  # target logits [T, N, ways]
-    """Adapt to the support sets, then classify the target sets.
+    every: bool = False,
+) -> Tensor:  # target logits [T, N, ways], with `every` of each step [steps, T, N, ways]
+    """Adapt to the support sets, then classify the target sets; with `every`, after each step.
 
     What normalises is the batch's own statistics or the running ones. With the batch's,
     `transductive` lets the target images of a task normalise each other; `inductive` uses the
@@ -235,9 +237,11 @@ def adapt_and_predict(
     """
     given = running if norm_statistics == "running" else None
     support = episode.support_x, episode.support_y
-    for step in inner_loop(model, params, *support, steps, given):
-        theta, row = step.adapted, step.row
-    statistics = _running_at(given, steps - 1)
-    if statistics is None and protocol == "inductive":
-        _, statistics = model.prepare(episode.support_x, 1).predict(theta, row)
-    return model.prepare(episode.target_x, 1).predict(theta, row, statistics)[0]
+    shown = deque(inner_loop(model, params, *support, steps, given), None if every else 1)
+    images, logits = model.prepare(episode.target_x, len(shown)), []
+    for step in shown:
+        theta, row, statistics = step.adapted, step.row, _running_at(given, step.index)
+        if statistics is None and protocol == "inductive":
+            _, statistics = model.prepare(episode.support_x, 1).predict(theta, row)
+        logits.append(images.predict(theta, row, statistics)[0])
+    return torch.stack(logits) if every else logits[0]

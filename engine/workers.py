@@ -56,7 +56,8 @@ def _pool(count: int) -> tuple[ThreadPoolExecutor | None, int]:
 
 
 # Threads do not come along to the child of a fork, which would wait for them for ever.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def keep_freed_memory() -> None:

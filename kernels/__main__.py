@@ -4,9 +4,10 @@ Exit code: 0 done, 1 what was checked is not within its error budget, 2 a mistak
 """
 
 import argparse
+import os
 import sys
 import time
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import torch
 
@@ -19,6 +20,9 @@ from kernels.check.oracle import PARTS
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise dispatch.BackendError(f"{message}; see {self.prog} --help")
+
+    def print_help(self, file: TextIO | None = None) -> None:
+        _say(*self.format_help().splitlines())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,28 +38,31 @@ def main(argv: list[str] | None = None) -> int:
             return _check()
         _print_table()
     except dispatch.BackendError as error:
-        print(f"error: {error}", file=sys.stderr)
+        try:
+            print(f"error: {_printable(str(error))}", file=sys.stderr, flush=True)
+        except OSError:  # there is no other place to say it
+            _discard(sys.stderr)
         return 2
     return 0
 
 
 def _check() -> int:
     began, found = time.monotonic(), []
-    print(*_about(), sep="\n")
+    _say(*_about())
     titles = "device", "backend", "set", "op", "products", "network", "value", "gradient", "tangent"
-    print("\nlargest error, and what is allowed of it\n" + _line(titles))
+    _say("", "largest error, and what is allowed of it", _line(titles))
     for device in rows.devices():
         found += rows.rows(rows.subjects(device, every=True), rows.FULL)
     for row in found:
         errors = (f"{row.parts[part].error:.1e} of {row.parts[part].budget:.1e}" for part in PARTS)
-        print(_line((*row[:6], *errors)) + (f"  FAILED: {row.failed}" if row.failed else ""))
+        _say(_line((*row[:6], *errors)) + (f"  FAILED: {row.failed}" if row.failed else ""))
     failed = sum(row.failed is not None for row in found)
     result = (
         f"{failed} of {len(found)} rows FAILED: {verdict.REPORT}"
         if failed
         else (f"all {len(found)} rows are within their error budgets")
     )
-    print(f"\n{result} ({time.monotonic() - began:.0f} s)")
+    _say("", f"{result} ({time.monotonic() - began:.0f} s)")
     return 1 if failed else 0
 
 
@@ -96,7 +103,31 @@ def _print_table() -> None:
             precisions.append(f"precision of passes on {device.type}: {', '.join(names) or 'none'}")
     order = {op: at for at, op in enumerate(dispatch.OPS)}
     lines[1:] = sorted(lines[1:], key=lambda line: order[line.split()[0]])
-    print(*lines, "", *_about()[1:], *precisions, sep="\n")
+    _say(*lines, "", *_about()[1:], *precisions)
+
+
+def _discard(stream: TextIO) -> None:
+    """Has what is flushed there at exit, and all else, go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _say(*lines: str) -> None:
+    """Prints each as one line. Raises BackendError when it cannot be written: a full disk, or a
+    closed pipe.
+    """
+    try:
+        print(*map(_printable, lines), sep="\n", flush=True)
+    except OSError as error:
+        _discard(sys.stdout)
+        reason = f"cannot write to standard output: {error.strerror}"
+        raise dispatch.BackendError(reason) from None
+
+
+def _printable(line: str) -> str:
+    """What would do something to a terminal, in a path or in a file that another program wrote, is
+    shown as Python writes it.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ results.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -42,9 +43,11 @@ def started(
     return None, 0
 
 
-def each(function: Callable[[T], U], items: Iterable[T]) -> list[U]:
-    """`function` of each of `items`, in order, by some threads at once."""
-    pool, _ = started(min(MOST, (os.cpu_count() or 1) + 4), "each")
+def each(function: Callable[[T], U], items: Iterable[T], threads: int = 0) -> list[U]:
+    """`function` of each of `items`, in order, by `threads` at once: where they read files, by
+    some more than there are cores.
+    """
+    pool, _ = started(threads or min(MOST, (os.cpu_count() or 1) + 4), "each")
     if pool is None:
         return [function(item) for item in items]
     with pool:
@@ -53,11 +56,12 @@ def each(function: Callable[[T], U], items: Iterable[T]) -> list[U]:
 
 @cache
 def _tell(reason: str) -> None:
-    print(
-        f"mamlpp: the system gives no more threads ({reason}): the same results, later; raise the "
-        "limit of processes or memory (ulimit -u, -v), or give --threads 1 --prefetch 0",
-        file=sys.stderr,
-    )
+    with contextlib.suppress(OSError):  # the work is done all the same
+        print(
+            f"mamlpp: the system gives no more threads ({reason}): the same results, later; raise "
+            "the limit of processes or memory (ulimit -u, -v), or give --threads 1 --prefetch 0",
+            file=sys.stderr,
+        )
 
 
 def told(error: Exception) -> None:

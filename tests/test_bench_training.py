@@ -65,6 +65,7 @@ def begun(folder: Path, backend: str, losses: list[float]) -> None:
         | {"seconds_per_iteration": loss}
         for i, loss in enumerate(losses)
     ]
+    rows.insert(0, {"kind": "train", "iteration": 3, "early": True})  # of no interval of its own
     results.save(config, folder / "config.json")
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

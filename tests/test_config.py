@@ -233,7 +233,7 @@ def test_differences_name_only_what_changes_the_result():
 
 def test_every_field_that_decides_the_result_is_printed():
     cfg = Config.of(data=None)
-    shown = str(cfg)
+    shown = "\n".join(cfg.lines())
     for f in dataclasses.fields(cfg):
         if f.name not in ("data", "cache", "run", "init", "strict_data", "fresh", "no_graph"):
             assert f.name in shown

@@ -58,6 +58,21 @@ def test_ensemble_of_one_is_the_model_and_of_equals_too(members):
     assert pair == [one, one] and ensemble == one
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"norm_statistics": "running"}, {"protocol": "inductive", "eval_steps": 4}]
+)
+def test_a_validation_has_the_accuracy_after_each_step_on_its_first_tasks(members, options):
+    cfg, dataset, states = members
+    cfg, state = dataclasses.replace(cfg, eval_tasks=61, **options), next(iter(states.values()))
+    score, by_step = evaluate.validate(cfg, state, dataset)
+    assert ([score], score) == evaluate.evaluate(cfg, [state], dataset, "val", 61)
+    assert by_step.tasks == 2 and len(by_step.accuracy) == (cfg.eval_steps or cfg.steps)
+    for steps, accuracy in enumerate(by_step.accuracy, start=1):
+        until = dataclasses.replace(cfg, eval_steps=steps)
+        (alone,), _ = evaluate.evaluate(until, [state], dataset, "val", 2)
+        assert alone.accuracy == accuracy
+
+
 def test_ensemble_takes_the_mean_of_the_logits(members, monkeypatch):
     cfg, dataset, states = members
     state = next(iter(states.values()))

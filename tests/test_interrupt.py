@@ -2,11 +2,14 @@
 
 import os
 import signal
+import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 
 from engine.errors import Diverged, UserError
-from engine.interrupt import SIGNALS, Stopped, answered
+from engine.interrupt import SIGNALS, Stopped, _is_command, answered
 
 
 class Exited(BaseException):
@@ -19,6 +22,7 @@ def at_once(hangup, monkeypatch):
         raise Exited(code)
 
     monkeypatch.setattr("os._exit", exit_at_once)
+    monkeypatch.setattr("engine.interrupt._is_command", lambda: True)
 
 
 def interrupted(*signals):
@@ -62,6 +66,47 @@ def test_each_end_has_its_code_and_line(work, code, line, capfd):
 def test_a_second_signal_exits_at_once_unless_it_is_a_hangup(first):
     with pytest.raises(Exited, match="130"):
         answered(interrupted(first, signal.SIGINT), stopped="stopped here")
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_another_program_is_not_ended(first, monkeypatch, capfd):
+    monkeypatch.setattr("engine.interrupt._is_command", lambda: False)
+    handlers = [signal.getsignal(s) for s in SIGNALS]
+    with pytest.raises(KeyboardInterrupt):
+        answered(interrupted(first, signal.SIGINT), stopped="stopped here")
+    assert "stopped at once, the last checkpoint is whole" in capfd.readouterr().err
+    assert [signal.getsignal(s) for s in SIGNALS] == handlers
+
+    def early(interrupt):
+        assert interrupt.phase == "exit"
+        os.kill(os.getpid(), first)
+
+    assert answered(early, stopped="stopped here") == 128 + first
+    assert capfd.readouterr().err.splitlines()[-1].endswith(": stopped here")
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("engine.train", True), ("bench.gpu.__main__", True), ("pytest", False), (None, False)],
+)
+def test_the_process_is_ours_when_python_m_began_it(name, ours, monkeypatch):
+    monkeypatch.undo()
+    spec = None if name is None else SimpleNamespace(name=name)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    assert _is_command() is ours
+
+
+def test_in_another_thread_the_handlers_stay_as_they_are():
+    handlers, codes = [signal.getsignal(s) for s in SIGNALS], []
+
+    def work(interrupt):
+        interrupt.check()
+        assert [signal.getsignal(s) for s in SIGNALS] == handlers
+
+    thread = threading.Thread(target=lambda: codes.append(answered(work, stopped="stopped")))
+    thread.start()
+    thread.join()
+    assert codes == [0]
 
 
 def test_nohup_is_respected():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from engine.evaluate import Score
+from engine.evaluate import Score, StepAccuracy
 from engine.report import Meter, Report
 
 
@@ -17,8 +17,9 @@ def write(folder, done: int, loss: float) -> None:
     """Iterations ``done + 1`` to 3 of a run of one epoch, and its validation."""
     with Report(folder, "folder:x", done, 0, 1, 3) as report:
         for iteration in range(done + 1, 4):
-            report.train(iteration, 1, 1e-3, False, meter(loss + iteration))
-        report.validation(3, 1, Score(0.5, 0.25, 4), meter(loss), 1)
+            report.train(iteration, 1, 1e-3, False, meter(loss + iteration), early=False)
+        steps, rates = StepAccuracy([0.25, 0.5], 1), {"linear.bias": [0.01, 0.02]}
+        report.validation(3, 1, Score(0.5, 0.25, 4), steps, rates, meter(loss), 1)
 
 
 def test_tensorboard_shows_the_rows_of_the_log(tmp_path):

@@ -31,7 +31,7 @@ def made(place):
 
 def test_it_has_the_shape_of_mini_imagenet_and_says_what_it_is(made):
     dataset, seconds = made
-    assert seconds < 60
+    assert seconds < 30
     assert dataset.name == "mini-standin"
     counts = {split: len(bank.names) for split, bank in dataset.banks.items()}
     assert counts == {"train": 64, "val": 16, "test": 20}

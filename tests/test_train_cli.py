@@ -9,12 +9,13 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from engine import train
-from engine.report import cut_log
+from engine.report import Meter, Report, cut_log
 from engine.run import Run
 from tests.tiny import call, finish, flags, make_images, one_line, same, small_disk, start, wait_for
 
@@ -50,6 +51,11 @@ def test_a_run_leaves_its_files_its_curve_and_both_test_results(straight):
     assert [row["epoch"] for row in curve] == [1, 2, 3]
     assert all(0 <= row["accuracy"] <= 1 and row["train_loss"] > 0 for row in curve)
     assert {row["data"] for row in rows(straight)} == {"folder:tiny"}
+    last = torch.load(straight / "latest.pt", weights_only=True)["state"]["params"]["rates"]
+    names = [f"conv{s}.weight" for s in range(3)] + ["linear.weight", "linear.bias"]
+    assert curve[-1]["rates"] == dict(zip(names, last.T.tolist(), strict=True))
+    assert curve[0]["rates"] != curve[-1]["rates"] and last.shape == (2, 5)
+    assert [(row["step_tasks"], len(row["step_accuracy"])) for row in curve] == [(1, 2)] * 3
     orders = {row["epoch"]: row["order"] for row in rows(straight, "train")}
     assert orders == {1: 1, 2: 2, 3: 2}  # a third of the epochs are first order
 
@@ -70,6 +76,33 @@ def test_a_run_leaves_its_files_its_curve_and_both_test_results(straight):
     ):
         assert words in console
     assert f"{100 * result['ensemble']['accuracy']:.2f} %" in console
+
+
+def test_the_first_row_comes_early_and_changes_no_other(straight, images, monkeypatch):
+    monkeypatch.setattr("engine.report.FIRST_ROW", 0.0)
+    folder = images.parent / "early"
+    assert train.main(flags(images, folder, "--log-every", 3)) == 0
+    found = rows(folder, "train")
+    shown = [(row["iteration"], row["iterations"], row["early"]) for row in found]
+    ends = [(3, 3, False), (4, 1, False), (7, 3, False), (8, 1, False), (11, 3, False)]
+    assert shown == [(1, 1, True), *ends, (12, 1, False)]
+    single = [row["loss"] for row in rows(straight, "train")]
+    assert found[0]["loss"] == single[0]
+    assert found[1]["loss"] == pytest.approx(sum(single[:3]) / 3, rel=1e-12)
+    assert timeless(rows(folder, "validation")) == timeless(rows(straight, "validation"))
+    same_rows = ("accuracy", "learning_rate", "order")
+    assert [found[0][n] for n in same_rows] == [rows(straight, "train")[0][n] for n in same_rows]
+
+
+def test_an_iteration_that_would_end_too_late_is_not_waited_for(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("engine.report.time", SimpleNamespace(monotonic=lambda: now))
+    with Report(tmp_path, "folder:x", 0, 0, 1, 3) as report:
+        now = 106.0
+        assert not report.nothing_yet(seconds=3.0) and report.nothing_yet(seconds=6.0)
+        report.train(1, 1, 1e-3, False, Meter(1, 1.0, 0.5, 6.0), early=True)
+        now = 1000.0
+        assert not report.nothing_yet(seconds=6.0)
 
 
 def test_checkpoints_carry_everything_but_paths_of_this_machine(straight):

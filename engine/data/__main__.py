@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from engine.allowed import PATH, check
@@ -14,18 +14,14 @@ from engine.data import default_path, shelf
 from engine.data.bank import default_cache
 from engine.data.fetch import FILES, LICENCES, fetch
 from engine.data.info import describe
-from engine.errors import UserError, explained, say
+from engine.errors import explained, say
+from engine.interrupt import Interrupt, answered
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return _run(_parser().parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
+    return answered(
+        lambda interrupt: _run(argv, interrupt), stopped="stopped; the same command continues"
+    )
 
 
 def _parser() -> Parser:
@@ -55,18 +51,17 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _run(args: Namespace) -> int:
+def _run(argv: list[str] | None, interrupt: Interrupt) -> None:
+    interrupt.phase = "unwind"
+    args = _parser().parse_args(argv)
     if args.command == "info":
-        tell = describe(args.path)
+        say(*describe(args.path))
     elif args.command == "cache":
-        tell = _cache(_folder(args.cache or default_cache()), args.clear)
+        say(*_cache(_folder(args.cache or default_cache()), args.clear))
     else:
         folder = args.to or default_path(args.dataset)
         fetch(FILES[args.dataset], folder)
-        tell = [f"{folder} is complete. {LICENCES[args.dataset]}"]
-    for line in tell:
-        say(line)
-    return 0
+        say(f"{folder} is complete. {LICENCES[args.dataset]}")
 
 
 def _folder(place: Path) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.errors import UserError, explained
+from engine.errors import UserError, explained, say
 
 _OMNIGLOT = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 _MINI = "https://zenodo.org/records/7978538/files/"
@@ -104,7 +104,7 @@ def _fetch_one(remote: Remote, folder: Path) -> None:
                 f"{final} is there but is not the file that {remote.url} should be (md5 "
                 f"{remote.md5}); move it away to download it"
             )
-        print(f"{final}: already here")
+        say(f"{final}: already here")
         return
     _complete(remote, part)
     if not _is_right(part, remote):

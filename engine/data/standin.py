@@ -18,6 +18,7 @@ import numpy as np
 from engine.data.bank import ClassSource, Content, Source, Splits
 from engine.data.images import fit
 from kernels.pools import each
+from kernels.threads import cores
 
 VERSION = 1  # raise it when any image changes
 CLASSES = {"train": 64, "val": 16, "test": 20}
@@ -78,7 +79,7 @@ def draw(number: int) -> np.ndarray:
     """uint8 [IMAGES, 84, 84, 3]: the images of one class, of number 0 to 99."""
     kind = _kind(np.random.RandomState([_SEED, number]))
     rngs = [np.random.RandomState([_SEED, number, c]) for c in range(IMAGES // _CHUNK)]
-    return np.concatenate(each(lambda rng: _draw_chunk(kind, rng), rngs))
+    return np.concatenate(each(lambda rng: _draw_chunk(kind, rng), rngs, cores()))
 
 
 def _kind(rng: np.random.RandomState) -> _Kind:
@@ -98,17 +99,19 @@ def _draw_chunk(kind: _Kind, rng: np.random.RandomState) -> np.ndarray:
     image = _background(rng)
     for _ in range(2):  # other things in view
         along, across = _frame(rng, reach=1.0, sizes=(0.1, 0.35))
-        inside = _edge(1 - np.sqrt(along * along + across * across))
-        image = _over(image, _plane(_uniform(rng, 0, 1, 3, _CHUNK)), inside)
+        inside = _edge(1 - _radius(along, across))
+        _cover(image, _plane(_uniform(rng, 0, 1, 3, _CHUNK)), inside)
     inside, texture = _object(kind, *_frame(rng, reach=0.28, sizes=(0.45, 0.75)))
     colours = kind.colours.T[:, :, None] + _uniform(rng, -0.2, 0.2, 3, 2, _CHUNK)
     first, second = _plane(colours[:, 0]), _plane(colours[:, 1])
-    image = _over(image, first + (second - first) * texture, inside)
+    _cover(image, first + (second - first) * texture, inside)
     tilt_x, tilt_y = _plane(_uniform(rng, -0.3, 0.3, 2, _CHUNK))
     light = _plane(_uniform(rng, 0.7, 1.2, _CHUNK)) * (1 + tilt_x * _X + tilt_y * _Y)
     noise = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
-    image = image * light * np.float32(255) + (noise * np.float32(0.15) - np.float32(19))
-    return np.moveaxis(np.clip(image, 0, 255).astype(np.uint8), 0, -1)
+    image *= light
+    image *= np.float32(255)
+    image += noise * np.float32(0.15) - np.float32(19)
+    return np.stack(np.clip(image, 0, 255, out=image).astype(np.uint8), -1)
 
 
 def _background(rng: np.random.RandomState) -> np.ndarray:
@@ -118,7 +121,8 @@ def _background(rng: np.random.RandomState) -> np.ndarray:
         along_x, along_y = _plane(_uniform(rng, -1.2, 1.2, 2, _CHUNK))
         waves += _wave(along_x * _X + along_y * _Y + _plane(_uniform(rng, 0, 1, _CHUNK)))
     first, second = _uniform(rng, 0.15, 0.85, 2, 3, _CHUNK)
-    return _over(_plane(first), _plane(second), _edge(waves * np.float32(0.3), 0.5))
+    first, second = _plane(first), _plane(second)
+    return first + (second - first) * _edge(waves * np.float32(0.3), 0.5)
 
 
 def _frame(
@@ -143,17 +147,8 @@ def _object(
     across: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cover and texture in [0, 1], [n, 84, 84], of an object in its own frame."""
-    radius = np.sqrt(along * along + across * across) + np.float32(1e-3)
-    cosine, sine = along / radius, across / radius
-    outline, spokes = np.ones_like(radius), None
-    c, s = cosine, sine  # of k times the angle
-    for k in range(_HARMONICS):
-        a, b = kind.outline[:, k].astype(np.float32)
-        if a or b:
-            outline += a * c + b * s
-        if k + 1 == kind.spokes:
-            spokes = c
-        c, s = c * cosine - s * sine, s * cosine + c * sine
+    radius = _radius(along, across) + np.float32(1e-3)
+    outline, spokes = _outline(kind, along / radius, across / radius)
     texture = np.zeros_like(radius)
     waves, mix = kind.waves.astype(np.float32), kind.mix.astype(np.float32)
     for frequency, weight, place in zip(waves, mix, (along, across, radius), strict=False):
@@ -164,17 +159,52 @@ def _object(
     return _edge(outline - radius, 12), _edge(texture, 1)
 
 
+def _outline(
+    kind: _Kind, cosine: np.ndarray, sine: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The object's radius in each direction, and the spokes' wave if its texture has them."""
+    outline, spokes = np.ones_like(cosine), None
+    terms, spoked = kind.outline.astype(np.float32), kind.spokes if kind.mix[3] else 0
+    last = max([spoked, *(k + 1 for k in range(_HARMONICS) if terms[:, k].any())])
+    c, s = cosine, sine  # of k + 1 times the angle
+    for k in range(last):
+        if k:
+            c, s = c * cosine - s * sine, s * cosine + c * sine
+        a, b = terms[:, k]
+        if a or b:
+            outline += a * c + b * s
+        if k + 1 == spoked:
+            spokes = c
+    return outline, spokes
+
+
+def _radius(along: np.ndarray, across: np.ndarray) -> np.ndarray:
+    squares = along * along
+    squares += across * across
+    return np.sqrt(squares, out=squares)
+
+
 def _wave(turns: np.ndarray) -> np.ndarray:
     """A triangle wave of period 1 between -1 and 1."""
-    return np.abs(turns - np.floor(turns + np.float32(0.5))) * np.float32(4) - np.float32(1)
+    nearest = np.floor(turns + np.float32(0.5))
+    wave = np.abs(np.subtract(turns, nearest, out=nearest), out=nearest)
+    wave *= np.float32(4)
+    wave -= np.float32(1)
+    return wave
 
 
 def _edge(x: np.ndarray, sharpness: float = 12) -> np.ndarray:
-    return np.clip(x * np.float32(sharpness) + np.float32(0.5), 0, 1)
+    """Between 0 and 1; in place."""
+    x *= np.float32(sharpness)
+    x += np.float32(0.5)
+    return np.clip(x, 0, 1, out=x)
 
 
-def _over(image: np.ndarray, paint: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    return image + (paint - image) * cover
+def _cover(image: np.ndarray, paint: np.ndarray, cover: np.ndarray) -> None:
+    """Paints the image, in place, as far as it is covered."""
+    change = paint - image
+    change *= cover
+    image += change
 
 
 def _plane(values: np.ndarray) -> np.ndarray:
