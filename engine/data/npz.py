@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
+from engine.data.opcodes import MOST_LETTERS
 from engine.data.pickles import is_text
 from engine.errors import UserError, listed
 
@@ -27,6 +28,10 @@ def read_npz(file: BinaryIO, where: str) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
+            if (longest := max(map(len, members), default=0)) > MOST_LETTERS:
+                raise UserError(
+                    f"{where} has an array whose name has {longest:,} letters; save it again"
+                )
             if len(members) < len(archive.infolist()):
                 raise UserError(f"{where} has two arrays of one name; get it again")
             _require_sane(list(members.values()), where)
@@ -36,7 +41,8 @@ def read_npz(file: BinaryIO, where: str) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"cannot read {where}: {error.strerror or error}; check it") from None
     except _BROKEN as error:
-        raise UserError(f"{where} is truncated or no npz ({error}); get it again") from None
+        reason = str(error)[:200]  # zipfile quotes whole files
+        raise UserError(f"{where} is truncated or no npz ({reason}); get it again") from None
 
 
 def _require_sane(members: list[zipfile.ZipInfo], where: str) -> None:

@@ -21,6 +21,7 @@ _MOST_STEPS = 1 << 26  # half a minute; tiered-ImageNet, as 448,695 PNGs, takes 
 _MOST_VALUES = 1 << 23  # lists, dicts and memo entries, of about 100 bytes each
 _MOST_KEYS = 1 << 17  # of one dict: integers can be chosen so that their hashes collide
 _LARGE = 1 << 16  # bytes; longer strings count against the size of the file before they are read
+MOST_LETTERS = 1000  # of a name
 _ESCAPES = re.compile(rb"\\(?:[\\'\"nrt]|x[0-9a-fA-F]{2})")  # by which Python 2 wrote strings
 _FOREIGN = {
     **dict.fromkeys((b"P", b"Q"), "a persistent object"),
@@ -35,9 +36,14 @@ class Refused(Exception):
 
 
 class StandIn:
-    """Of an object that a file first names and then changes; ``value`` is what becomes of it."""
+    """Of an object that a file first names and then gives a state."""
 
-    __slots__ = ("value",)
+    __slots__ = ()
+
+    @property
+    def value(self) -> Any:
+        """What becomes of it in the end."""
+        raise NotImplementedError
 
     def build(self, machine: Machine, state: Any) -> None:
         raise NotImplementedError
@@ -58,16 +64,17 @@ class Machine:
         self.encoded = 0  # bytes made of strings
 
     def run(self) -> Any:
-        """Raises Refused, or ValueError, IndexError, KeyError or TypeError when it is no pickle."""
+        """Raises Refused, or ValueError, IndexError or TypeError when it is no pickle."""
         for _ in range(_MOST_STEPS):
             code = self.file.read(1)
             if code == b".":
                 return finished(self.stack.pop(), 4 * self.size + 65536)
-            if code in _FOREIGN:
-                raise Refused(_FOREIGN[code])
-            if code not in _STEPS:
+            step = _STEPS.get(code)
+            if step is None:
+                if code in _FOREIGN:
+                    raise Refused(_FOREIGN[code])
                 raise ValueError(f"no opcode {code!r}" if code else "it ends too soon")
-            _STEPS[code](self)
+            step(self)
         raise Refused(f"more than {_MOST_STEPS:,} steps")
 
     def take(self, count: int) -> bytes:
@@ -121,6 +128,11 @@ class Machine:
         self.made({})
         self.set_items(self.stack[-1], items)
 
+    def recall(self, place: int) -> Any:
+        if place not in self.memo:
+            raise ValueError(f"no memo entry {place}")
+        return self.memo[place]
+
     def remember(self, place: int) -> None:
         self.spend()
         self.memo[place] = self.stack[-1]
@@ -153,6 +165,8 @@ class Machine:
             key = text(key) if isinstance(key, bytes) else key
             if type(key) not in (str, int):
                 raise Refused(f"a dict with a {type(key).__name__} as a key")
+            if isinstance(key, str) and len(key) > MOST_LETTERS:
+                raise Refused(f"a dict with a key of {len(key):,} letters")
             if key in target:
                 raise Refused(f"a dict with two entries {shown(key)}")
             target[key] = value
@@ -216,7 +230,7 @@ def shown(value: Any) -> str:
     """Short, and without a walk over what may be endless."""
     if isinstance(value, list):
         short = len(value) < 9 and all(type(n) is int for n in value)
-        return str(value) if short else f"of {len(value):,} values"
+        return str(value) if short else f"({len(value):,} values)"
     if isinstance(value, str | bytes):
         value = value[:100]
     return repr(value)[:100]
@@ -292,9 +306,9 @@ _READ = {  # what is put on the stack
     b"\x8c": _sized(_BYTE, _utf8),
     b"\x8d": _sized(_LONG_LENGTH, _utf8),
     b"2": lambda machine: machine.stack[-1],
-    b"g": lambda machine: machine.memo[_place(machine)],
-    b"h": lambda machine: machine.memo[_BYTE(machine)],
-    b"j": lambda machine: machine.memo[_LENGTH(machine)],
+    b"g": lambda machine: machine.recall(_place(machine)),
+    b"h": lambda machine: machine.recall(_BYTE(machine)),
+    b"j": lambda machine: machine.recall(_LENGTH(machine)),
 }
 
 

@@ -48,13 +48,22 @@ class _DType(StandIn):
 class _Array(StandIn):
     """Of numpy.ndarray."""
 
-    __slots__ = ()
+    __slots__ = ("array",)
+
+    def __init__(self):
+        self.array = None
+
+    @property
+    def value(self) -> np.ndarray:
+        if self.array is None:
+            raise Refused("an array without numbers")
+        return self.array
 
     def build(self, machine: Machine, state: Any) -> None:
         if not isinstance(state, list) or len(state) != 5:
             raise Refused("an array of an unknown form")
         _, shape, dtype, fortran, data = state
-        self.value = _array(machine, data, dtype, shape, "F" if fortran is True else "C")
+        self.array = _array(machine, data, dtype, shape, "F" if fortran is True else "C")
 
 
 def _array(machine: Machine, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
@@ -199,5 +208,6 @@ def read_pickle(file: BinaryIO, size: int, where: str) -> Any:
         raise UserError(f"{where} does not fit into memory; use a machine with more") from None
     except OSError as error:
         raise UserError(f"cannot read {where}: {error.strerror or error}; check it") from None
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where} is truncated or no pickle ({error}); get it again") from None
+    except (ValueError, IndexError, TypeError) as error:
+        reason = str(error)[:200]
+        raise UserError(f"{where} is truncated or no pickle ({reason}); get it again") from None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.opcodes import text
+from engine.data.opcodes import MOST_LETTERS, text
 from engine.data.pixels import Images, Note, images_of, is_encoded, set_scale
 from engine.errors import UserError, listed
 
@@ -94,12 +94,13 @@ def integers(values: Any) -> np.ndarray | None:
 
 
 def _texts(values: Any) -> list[str] | None:
-    """None if these are no strings."""
+    """None if these are no strings, or no names."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "SU" and values.ndim == 1:
         values = values.tolist()
     if not isinstance(values, list) or not values or {*map(type, values)} - {str, bytes}:
         return None
-    return [text(v) if isinstance(v, bytes) else v for v in values]
+    found = [text(v) if isinstance(v, bytes) else v for v in values]
+    return found if max(map(len, found)) <= MOST_LETTERS else None
 
 
 def _by_label(labels: Any, content: dict, count: int, where: str, note: Note) -> dict:
