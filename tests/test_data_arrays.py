@@ -15,6 +15,7 @@ import pytest
 
 from engine.data import arrays
 from engine.data.arrays import split_named, split_of
+from engine.data.npz import read_npz
 from engine.errors import UserError
 from tests.samples import SPLITS, encoded, mini_split, write_pickles
 
@@ -562,20 +563,28 @@ def npy(array: np.ndarray) -> bytes:
         (lambda b: b[: len(b) // 2], "is truncated or no npz"),
         (lambda b: b"", "is truncated or no npz"),
         (lambda b: b[:300] + b"\xff" + b[301:], "is truncated or no npz (Bad CRC-32"),
-        (lambda b: written(content=b"text"), "is truncated or no npz"),
-        (lambda b: written(content=npy(np.array([{}]))), "x is an array of object, which was not"),
-        (lambda b: written(content=npy(np.zeros(3, "u1,u1"))), "which was not read"),
+        (lambda b: written(content=b"text"), "x is no array"),
+        (lambda b: written(content=b"\x93NUMPY\x01\x00"), "is truncated or no npz"),
+        (
+            lambda b: written(content=npy(np.array([{}]))),
+            "x was not read, as it is no array of numbers or text: {'descr': '|O'",
+        ),
+        (lambda b: written(content=npy(np.zeros(3, "u1,u1"))), "{'descr': [('f0', '|u1')"),
         (
             lambda b: written(content=npy(np.zeros((2, 3))).replace(b"(2, 3)", b"(9, 9)")),
             "x claims shape [9, 9] of float64, but has 48 bytes",
         ),
         (
             lambda b: written(content=npy(np.zeros(10)).replace(b"(10,), }   ", b"(10**9,), }")),
-            "is truncated or no npz",
+            "no array of numbers or text: {'descr': '<f8'",
+        ),
+        (
+            lambda b: written(content=npy(np.zeros((0, 1))).replace(b"(0, 1)", b"(0,99)")),
+            "claims shape [0, 99] of float64, but has 0 bytes",
         ),
         (
             lambda b: written(content=npy(np.zeros((1, 0))).replace(b"(1, 0)", b"(-1,0)")),
-            "claims shape [-1, 0]",
+            "no array of numbers or text",
         ),
         (
             lambda b: written(content=npy(np.array(["a"])).replace(b"a\0\0\0", b"\xff" * 4)),
@@ -589,6 +598,25 @@ def npy(array: np.ndarray) -> bytes:
 )
 def test_broken_and_hostile_npz_are_explained(change, message, tmp_path):
     refused(npz(tmp_path, change), message, "test.npz")
+
+
+@pytest.mark.parametrize("save_as", [np.savez, np.savez_compressed])
+def test_arrays_of_npz_come_back_as_they_were(save_as):
+    arrays_ = {
+        kind + order: np.asarray(np.arange(24).reshape(2, 3, 4), kind, order=order)
+        for kind in ("u1", "<i8", ">i4", "?", "<f2", ">f4", "U5", ">U5", "S3")
+        for order in "CF"
+    } | {"0-d": np.array(3), "empty": np.zeros((0,)), "a/b": np.arange(3)}
+    file = io.BytesIO()
+    save_as(file, **arrays_)
+    back = read_npz(file, "x.npz")
+    assert list(back) == list(arrays_)
+    for name, array in arrays_.items():
+        assert back[name].dtype == array.dtype
+        assert back[name].shape == array.shape
+        assert np.array_equal(back[name], array)
+    old = written("x.npy", content=npy(np.zeros((2, 3))).replace(b"(2, 3), }  ", b"(2L, 3L), }"))
+    assert read_npz(io.BytesIO(old), "x.npz")["x"].shape == (2, 3)
 
 
 def test_npz_that_exceed_memory_are_not_read(tmp_path, monkeypatch):

@@ -65,11 +65,12 @@ class Machine:
 
     def run(self) -> Any:
         """Raises Refused, or ValueError, IndexError or TypeError when it is no pickle."""
+        read, steps = self.file.read, _STEPS.get
         for _ in range(_MOST_STEPS):
-            code = self.file.read(1)
+            code = read(1)
             if code == b".":
                 return finished(self.stack.pop(), 4 * self.size + 65536)
-            step = _STEPS.get(code)
+            step = steps(code)
             if step is None:
                 if code in _FOREIGN:
                     raise Refused(_FOREIGN[code])

@@ -18,7 +18,7 @@ import numpy as np
 from engine.data.opcodes import Machine, Refused, StandIn, shown, text
 from engine.errors import UserError
 
-_TYPE = re.compile(r"[iu][1248]|f[248]|b1|[SU][1-9]\d{0,3}")
+TYPE = re.compile(r"[iu][1248]|f[248]|b1|[SU][1-9]\d{0,3}")
 _MOST_AXES = 32
 
 
@@ -29,7 +29,7 @@ class _DType(StandIn):
 
     def __init__(self, name: Any):
         name = text(name) if isinstance(name, bytes) else name
-        if not isinstance(name, str) or not _TYPE.fullmatch(name):
+        if not isinstance(name, str) or not TYPE.fullmatch(name):
             raise Refused(f"an array of type {shown(name)}")
         self.type = np.dtype(name)
 
