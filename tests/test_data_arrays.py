@@ -602,16 +602,16 @@ def test_broken_and_hostile_npz_are_explained(change, message, tmp_path):
 
 @pytest.mark.parametrize("save_as", [np.savez, np.savez_compressed])
 def test_arrays_of_npz_come_back_as_they_were(save_as):
-    arrays_ = {
+    given = {
         kind + order: np.asarray(np.arange(24).reshape(2, 3, 4), kind, order=order)
         for kind in ("u1", "<i8", ">i4", "?", "<f2", ">f4", "U5", ">U5", "S3")
         for order in "CF"
     } | {"0-d": np.array(3), "empty": np.zeros((0,)), "a/b": np.arange(3)}
     file = io.BytesIO()
-    save_as(file, **arrays_)
+    save_as(file, **given)
     back = read_npz(file, "x.npz")
-    assert list(back) == list(arrays_)
-    for name, array in arrays_.items():
+    assert list(back) == list(given)
+    for name, array in given.items():
         assert back[name].dtype == array.dtype
         assert back[name].shape == array.shape
         assert np.array_equal(back[name], array)
@@ -619,10 +619,46 @@ def test_arrays_of_npz_come_back_as_they_were(save_as):
     assert read_npz(io.BytesIO(old), "x.npz")["x"].shape == (2, 3)
 
 
-def test_npz_that_exceed_memory_are_not_read(tmp_path, monkeypatch):
+def test_files_that_exceed_memory_are_not_read(tmp_path, monkeypatch):
     npz(tmp_path, lambda b: b)
-    monkeypatch.setattr("engine.data.npz.free_memory", lambda: 1000)
-    refused(tmp_path, "bytes of arrays, but 1,000 bytes of memory are free")
+    (tmp_path / "test.npz").unlink()
+    (tmp_path / "test.pkl").write_bytes(bytes(5000))
+    monkeypatch.setattr("engine.data.pickles.free_memory", lambda: 1000)
+    refused(
+        tmp_path,
+        "train.npz needs 5,584 bytes of memory, but 1,000 are free",
+        "test.pkl needs 5,000 bytes of memory, but 1,000 are free",
+    )
+
+
+class ZipTree(FolderTree):
+    def __init__(self, path: Path):
+        self.path = path
+        self.archive = zipfile.ZipFile(path)
+        self.names = tuple(sorted(self.archive.namelist()))
+
+    def size(self, name: str) -> int:
+        return self.archive.getinfo(name).file_size
+
+    def open(self, name: str):
+        return self.archive.open(name)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_files_inside_a_zip_are_read(kind, tmp_path):
+    tiered(tmp_path, False, specific)
+    (tmp_path / "val_labels.pkl").unlink()
+    (tmp_path / "val_images.npz").unlink()
+    (tmp_path / "val.pkl").write_bytes(pickle.dumps(FORMS["ranges"]("val"), 2))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w", kind) as archive:
+        for file in sorted(tmp_path.glob("*.[np]*")):
+            archive.write(file, f"tiered/{file.name}")
+    tree = ZipTree(tmp_path / "all.zip")
+    with tree.archive:
+        content = arrays.find(tree, SIDE, 3)
+        read = {split: [c.read() for c in classes] for split, classes in content.splits()}
+    for split in SPLITS:
+        assert np.array_equal(np.concatenate(read[split]), images(split))
 
 
 def test_published_pickles_are_read(tmp_path):

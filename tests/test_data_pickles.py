@@ -8,7 +8,6 @@ import io
 import math
 import os
 import pickle
-import resource
 import struct
 import sys
 import time
@@ -323,6 +322,8 @@ HARMLESS = {  # odd, but what they hold is small and plain
 
 def check_hostile() -> None:
     """Reads every one; prints the longest time and the memory taken on top, in seconds and KiB."""
+    import resource  # which Windows has not
+
     status = Path("/proc/self/status").read_text().splitlines()
     taken = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmSize:"))
     limit = taken + (1 << 28)

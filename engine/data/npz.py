@@ -7,13 +7,12 @@ import re
 import struct
 import zipfile
 import zlib
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from engine.data.opcodes import MOST_LETTERS
-from engine.data.pickles import TYPE, is_text
+from engine.data.pickles import TYPE, is_text, require_memory
 from engine.errors import UserError, listed
 
 _SMALL = 1 << 24  # bytes of an array that may be as compressible as it likes
@@ -71,12 +70,7 @@ def _require_sane(members: list[zipfile.ZipInfo], where: str) -> None:
             f"{where} is compressed more than {_MOST_RATIO} times, as no images are: "
             f"{listed(bombs)}; get it from a source you trust"
         )
-    needed, free = sum(m.file_size for m in members), free_memory()
-    if free is not None and needed > free:
-        raise UserError(
-            f"{where} holds {needed:,} bytes of arrays, but {free:,} bytes of memory are free; "
-            "use a machine with more"
-        )
+    require_memory(sum(m.file_size for m in members), where)
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> np.ndarray:
@@ -109,13 +103,3 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> np.
     if not is_text(array):
         raise UserError(f"{where} has letters that are not Unicode; get it again")
     return array.reshape(shape, order="F" if found["fortran"] == "True" else "C")
-
-
-def free_memory() -> int | None:
-    """Bytes that can be taken without swapping; None where the system does not say (not Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return sizes[0] * 1024 if sizes else None

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 _MOST_STEPS = 1 << 26  # half a minute; tiered-ImageNet, as 448,695 PNGs, takes about 1e7
-_MOST_VALUES = 1 << 23  # lists, dicts and memo entries, of about 100 bytes each
+_MOST_VALUES = 1 << 23  # lists, dicts and memo entries: tiered-ImageNet has 7e6, a GB holds 9e6
 _MOST_KEYS = 1 << 17  # of one dict: integers can be chosen so that their hashes collide
 _LARGE = 1 << 16  # bytes; longer strings count against the size of the file before they are read
 MOST_LETTERS = 1000  # of a name
@@ -59,7 +59,7 @@ class Machine:
         self.stack: list = []
         self.marks: list[list] = []
         self.memo: dict[int, Any] = {}
-        self.values = min(size // 4 + 65536, _MOST_VALUES)  # that may still be made
+        self.values = min(size // 2 + 65536, _MOST_VALUES)  # that may still be made
         self.large = size  # bytes that may still be read as long strings
         self.encoded = 0  # bytes made of strings
 
@@ -106,6 +106,7 @@ class Machine:
 
     def since_mark(self) -> list:
         items, self.stack = self.stack, self.marks.pop()
+        self.values += 1  # of the mark
         return items
 
     def discard(self) -> None:
@@ -147,6 +148,7 @@ class Machine:
     def call(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, FunctionType) or not isinstance(arguments, list):
             raise Refused(f"a call of a {type(function).__name__}")
+        self.spend()
         self.stack.append(function(self, *arguments))
 
     def build(self, state: Any) -> None:

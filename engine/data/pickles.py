@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -138,7 +139,6 @@ def _bytes(machine: Machine, data: Any = b"", encoding: Any = None) -> bytes:
 
 
 def _list(machine: Machine, items: Any = None) -> list:
-    machine.spend()
     if items is not None and not isinstance(items, list):
         raise Refused(f"a list of a {type(items).__name__}")
     return [] if items is None else items
@@ -193,6 +193,7 @@ def read_pickle(file: BinaryIO, size: int, where: str) -> Any:
     ``size`` is the file's, in bytes, and bounds what is read. Raises UserError when the file asks
     for anything else, is truncated or is no pickle.
     """
+    require_memory(size, where)
     try:
         buffered = io.BufferedReader(file, 1 << 16)
         try:
@@ -211,3 +212,23 @@ def read_pickle(file: BinaryIO, size: int, where: str) -> Any:
     except (ValueError, IndexError, TypeError) as error:
         reason = str(error)[:200]
         raise UserError(f"{where} is truncated or no pickle ({reason}); get it again") from None
+
+
+def require_memory(needed: int, where: str) -> None:
+    """Before the memory is taken, since a system that has none left ends the process."""
+    free = free_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"{where} needs {needed:,} bytes of memory, but {free:,} are free; use a machine with "
+            "more"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that can be taken without swapping; None where the system does not say (not Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return sizes[0] * 1024 if sizes else None
