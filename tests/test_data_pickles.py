@@ -386,6 +386,19 @@ def test_steps_are_bounded(monkeypatch):
         read(b"N0" * 50 + b"N.")
 
 
+@pytest.mark.parametrize("protocol", [1, 2, 4])
+def test_bounds_leave_room_for_honest_files(protocol):
+    """Those that make most of fewest bytes."""
+    numbers = read(pickle.dumps(list(np.arange(20_000)), protocol))
+    assert numbers == list(range(20_000))
+    small = read(pickle.dumps([np.zeros(1, np.uint8) for _ in range(9_000)], protocol))
+    assert {a.shape for a in small} == {(1,)}
+    pairs = read(pickle.dumps([(i, i) for i in range(70_000)], protocol))
+    assert pairs[-1] == [69_999, 69_999]
+    names = [name for name in ("n01532829", "n01558993") for _ in range(60_000)]
+    assert read(pickle.dumps(names, protocol)) == names
+
+
 def test_what_a_pickle_asks_for_is_printable():
     with pytest.raises(UserError, match=r"asks for 'a\\x1b\[31m\.b'") as caught:
         read(b"ca\x1b[31m\nb\n.")

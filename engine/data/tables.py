@@ -86,11 +86,9 @@ def integers(values: Any) -> np.ndarray | None:
         array = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
         fits = array.ndim == 1 and len(array) and array.max() < 1 << 62
         return array.astype(np.int64) if fits else None
-    if isinstance(values, range):
-        return np.arange(values.start, values.stop, values.step) if len(values) else None
-    if not isinstance(values, list) or not values or not all(type(v) is int for v in values):
+    if not isinstance(values, list | range) or not values or {*map(type, values)} != {int}:
         return None
-    return np.array(values) if max(map(abs, values)) < 1 << 62 else None
+    return np.array(values, np.int64) if max(map(abs, values)) < 1 << 62 else None
 
 
 def _texts(values: Any) -> list[str] | None:
