@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from engine.data.opcodes import MOST_LETTERS
+from engine.data.machine import MOST_LETTERS
 from engine.data.pickles import TYPE, is_text, require_memory
 from engine.errors import UserError, listed
 

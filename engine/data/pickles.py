@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from engine.data.opcodes import Machine, Refused, StandIn, shown, text
+from engine.data.machine import Machine, Refused, StandIn, shown, text
+from engine.data.opcodes import run
 from engine.errors import UserError
 
 TYPE = re.compile(r"[iu][1248]|f[248]|b1|[SU][1-9]\d{0,3}")
@@ -197,7 +198,7 @@ def read_pickle(file: BinaryIO, size: int, where: str) -> Any:
     try:
         buffered = io.BufferedReader(file, 1 << 16)
         try:
-            return Machine(buffered, size, _NAMES).run()
+            return run(Machine(buffered, size, _NAMES))
         finally:
             buffered.detach()  # or it would close the file
     except Refused as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.opcodes import MOST_LETTERS, text
+from engine.data.machine import MOST_LETTERS, text
 from engine.data.pixels import Images, Note, images_of, is_encoded, set_scale
 from engine.errors import UserError, listed
 
