@@ -16,6 +16,7 @@ from engine.data import arrays
 from engine.data.arrays import split_of
 from engine.data.bank import Content
 from engine.data.layout import split_named
+from engine.data.npz import read_npz
 from engine.data.tree import FolderTree
 from engine.errors import UserError
 from tests.samples import SPLITS, encoded, mini_split, write_pickles
@@ -546,20 +547,28 @@ def npy(array: np.ndarray) -> bytes:
         (lambda b: b[: len(b) // 2], "is truncated or no npz"),
         (lambda b: b"", "is truncated or no npz"),
         (lambda b: b[:300] + b"\xff" + b[301:], "is truncated or no npz (Bad CRC-32"),
-        (lambda b: written(content=b"text"), "is truncated or no npz"),
-        (lambda b: written(content=npy(np.array([{}]))), "x is an array of object, which was not"),
-        (lambda b: written(content=npy(np.zeros(3, "u1,u1"))), "which was not read"),
+        (lambda b: written(content=b"text"), "x is no array"),
+        (lambda b: written(content=b"\x93NUMPY\x01\x00"), "is truncated or no npz"),
+        (
+            lambda b: written(content=npy(np.array([{}]))),
+            "x was not read, as it is no array of numbers or text: {'descr': '|O'",
+        ),
+        (lambda b: written(content=npy(np.zeros(3, "u1,u1"))), "{'descr': [('f0', '|u1')"),
         (
             lambda b: written(content=npy(np.zeros((2, 3))).replace(b"(2, 3)", b"(9, 9)")),
             "x claims shape [9, 9] of float64, but has 48 bytes",
         ),
         (
             lambda b: written(content=npy(np.zeros(10)).replace(b"(10,), }   ", b"(10**9,), }")),
-            "is truncated or no npz",
+            "no array of numbers or text: {'descr': '<f8'",
+        ),
+        (
+            lambda b: written(content=npy(np.zeros((0, 1))).replace(b"(0, 1)", b"(0,99)")),
+            "claims shape [0, 99] of float64, but has 0 bytes",
         ),
         (
             lambda b: written(content=npy(np.zeros((1, 0))).replace(b"(1, 0)", b"(-1,0)")),
-            "claims shape [-1, 0]",
+            "no array of numbers or text",
         ),
         (
             lambda b: written(content=npy(np.array(["a"])).replace(b"a\0\0\0", b"\xff" * 4)),
@@ -575,10 +584,65 @@ def test_broken_and_hostile_npz_are_explained(change, message, tmp_path):
     refused(npz(tmp_path, change), message, "test.npz")
 
 
-def test_npz_that_exceed_memory_are_not_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("save_as", [np.savez, np.savez_compressed])
+def test_arrays_of_npz_come_back_as_they_were(save_as):
+    given = {
+        kind + order: np.asarray(np.arange(24).reshape(2, 3, 4), kind, order=order)
+        for kind in ("u1", "<i8", ">i4", "?", "<f2", ">f4", "U5", ">U5", "S3")
+        for order in "CF"
+    } | {"0-d": np.array(3), "empty": np.zeros((0,)), "a/b": np.arange(3)}
+    file = io.BytesIO()
+    save_as(file, **given)
+    back = read_npz(file, "x.npz")
+    assert list(back) == list(given)
+    for name, array in given.items():
+        assert back[name].dtype == array.dtype
+        assert back[name].shape == array.shape
+        assert np.array_equal(back[name], array)
+    old = written("x.npy", content=npy(np.zeros((2, 3))).replace(b"(2, 3), }  ", b"(2L, 3L), }"))
+    assert read_npz(io.BytesIO(old), "x.npz")["x"].shape == (2, 3)
+
+
+def test_files_that_exceed_memory_are_not_read(tmp_path, monkeypatch):
     npz(tmp_path, lambda b: b)
-    monkeypatch.setattr("engine.data.npz.free_memory", lambda: 1000)
-    refused(tmp_path, "bytes of arrays, but 1,000 bytes of memory are free")
+    (tmp_path / "test.npz").unlink()
+    (tmp_path / "test.pkl").write_bytes(bytes(5000))
+    monkeypatch.setattr("engine.data.pickles.free_memory", lambda: 1000)
+    refused(
+        tmp_path,
+        "train.npz needs 5,584 bytes of memory, but 1,000 are free",
+        "test.pkl needs 5,000 bytes of memory, but 1,000 are free",
+    )
+
+
+class ZipTree(FolderTree):
+    def __init__(self, path: Path):
+        self.path = path
+        self.archive = zipfile.ZipFile(path)
+        self.names = tuple(sorted(self.archive.namelist()))
+
+    def size(self, name: str) -> int:
+        return self.archive.getinfo(name).file_size
+
+    def open(self, name: str):
+        return self.archive.open(name)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_files_inside_a_zip_are_read(kind, tmp_path):
+    tiered(tmp_path, False, specific)
+    (tmp_path / "val_labels.pkl").unlink()
+    (tmp_path / "val_images.npz").unlink()
+    (tmp_path / "val.pkl").write_bytes(pickle.dumps(FORMS["ranges"]("val"), 2))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w", kind) as archive:
+        for file in sorted(tmp_path.glob("*.[np]*")):
+            archive.write(file, f"tiered/{file.name}")
+    tree = ZipTree(tmp_path / "all.zip")
+    with tree.archive:
+        content = arrays.find(tree, SIDE, 3)
+        read = {split: [c.read() for c in classes] for split, classes in content.splits()}
+    for split in SPLITS:
+        assert np.array_equal(np.concatenate(read[split]), images(split))
 
 
 def test_published_pickles_are_read(tmp_path):

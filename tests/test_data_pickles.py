@@ -8,7 +8,6 @@ import io
 import math
 import os
 import pickle
-import resource
 import struct
 import sys
 import time
@@ -201,7 +200,7 @@ HOSTILE = {
     "only objects": pickle.dumps(np.array([None], dtype=object), 2),
     "objects in protocol 5": array_of(b"K\x01\x85", b"C\x08abcdefgh", b"O8"),
     "a structure": pickle.dumps(np.zeros(2, "u1,u1"), 4),
-    "dotted name": b"\x80\x04\x8c\x05numpy\x8c\x0fndarray.__dict__\x93.",
+    "dotted name": b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__dict__\x93.",
     "a name of two lines": b"\x80\x04\x8c\x03o\ns\x8c\x06system\x93.",
     "a name that is a number": b"\x80\x04K\x01K\x02\x93.",
     "INST": b"(S'touch ran'\nios\nsystem\n.",
@@ -294,6 +293,7 @@ HOSTILE = {
     "a tuple as a key": b"})Ns.",
     "a fraction as a key": b"}G\x00\x00\x00\x00\x00\x00\x00\x00Ns.",
     "NaN as a key": b"}Fnan\nNs.",
+    "a key of 1,001 letters": b"}X\xe9\x03\x00\x00" + b"a" * 1001 + b"Ns.",
     "one key twice": b"}(U\x01aK\x01X\x01\x00\x00\x00aK\x02u.",
     "no such memo entry": b"h\x00.",
     "no such place": b"g99999999999999999999\n.",
@@ -322,6 +322,8 @@ HARMLESS = {  # odd, but what they hold is small and plain
 
 def check_hostile() -> None:
     """Reads every one; prints the longest time and the memory taken on top, in seconds and KiB."""
+    import resource  # which Windows has not
+
     status = Path("/proc/self/status").read_text().splitlines()
     taken = next(int(line.split()[1]) << 10 for line in status if line.startswith("VmSize:"))
     limit = taken + (1 << 28)
@@ -382,6 +384,19 @@ def test_steps_are_bounded(monkeypatch):
     assert read(b"N0" * 49 + b"N.") is None
     with pytest.raises(UserError, match="more than 100 steps"):
         read(b"N0" * 50 + b"N.")
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 4])
+def test_bounds_leave_room_for_honest_files(protocol):
+    """Those that make most of fewest bytes."""
+    numbers = read(pickle.dumps(list(np.arange(20_000)), protocol))
+    assert numbers == list(range(20_000))
+    small = read(pickle.dumps([np.zeros(1, np.uint8) for _ in range(9_000)], protocol))
+    assert {a.shape for a in small} == {(1,)}
+    pairs = read(pickle.dumps([(i, i) for i in range(70_000)], protocol))
+    assert pairs[-1] == [69_999, 69_999]
+    names = [name for name in ("n01532829", "n01558993") for _ in range(60_000)]
+    assert read(pickle.dumps(names, protocol)) == names
 
 
 def test_what_a_pickle_asks_for_is_printable():

@@ -230,8 +230,8 @@ def test_an_epoch_of_another_run_is_no_member(run):
 def test_a_folder_that_goes_while_it_is_trained_into(images, tmp_path, monkeypatch, capsys, moved):
     folder, whole = tmp_path / "run", Report.train
 
-    def told(report, iteration, *rest):
-        whole(report, iteration, *rest)
+    def told(report, iteration, *rest, **named):
+        whole(report, iteration, *rest, **named)
         if iteration == 6:
             folder.rename(tmp_path / "moved") if moved else shutil.rmtree(folder)
 
@@ -247,8 +247,8 @@ def test_a_folder_that_goes_while_it_is_trained_into(images, tmp_path, monkeypat
 def test_a_best_epoch_that_goes_is_told_at_the_next(images, tmp_path, monkeypatch, capsys):
     folder, whole = tmp_path / "run", Report.train
 
-    def told(report, iteration, *rest):
-        whole(report, iteration, *rest)
+    def told(report, iteration, *rest, **named):
+        whole(report, iteration, *rest, **named)
         if iteration == 6:
             epoch_file(folder, 1).unlink()
 

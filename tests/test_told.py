@@ -83,7 +83,7 @@ def test_info_and_what_is_wrong_with_a_flag(nasty, capsys):
 
 def test_a_checkpoint_and_a_result_that_others_made(nasty, tmp_path, capsys):
     cfg = Config.of(filters=1)
-    content = checkpoint.Checkpoint(cfg.to_dict(), NASTY, "", {}, 1, [], {}, torch.zeros(1))
+    content = checkpoint.Checkpoint(cfg.to_dict(), NASTY, "", {}, 1, [], {}, torch.get_rng_state())
     checkpoint.save(tmp_path / "given.pt", content)
     assert evaluate.main([str(tmp_path / "given.pt")]) == 2
     err = capsys.readouterr().err

@@ -23,8 +23,8 @@ def cut_at(monkeypatch):
     """Ends the next training when it reports an iteration; None: never."""
     whole, at = Report.train, []
 
-    def told(report, iteration, *rest):
-        whole(report, iteration, *rest)
+    def told(report, iteration, *rest, **named):
+        whole(report, iteration, *rest, **named)
         if iteration in at:
             at.clear()
             raise Cut

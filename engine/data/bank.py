@@ -136,7 +136,7 @@ def write_bank(path: Path, content: Content, label: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path) as (file, temporary), _progress(label) as bar:
             footer = {
-                "content": _write_classes(file, content.splits(), bar),
+                "content": _write_splits(file, content.splits(), bar),
                 "format": FORMAT,
                 "kind": content.kind,
                 "notes": content.notes,
@@ -148,35 +148,40 @@ def write_bank(path: Path, content: Content, label: str) -> None:
             file.write(body + trailer)
             file.flush()
             os.fsync(file.fileno())
+            if os.name == "nt":  # which renames no open file
+                file.close()
             os.replace(temporary, path)
         _sync_folder(path.parent)
 
 
-def _write_classes(file, splits: Splits, bar: tqdm) -> dict:
+def _write_splits(file, splits: Splits, bar: tqdm) -> dict:
     """Raises Unreadable, once all were looked at, with every image that cannot be used."""
     content: dict = {"format": _CONTENT, "shape": None, "splits": {}}
     unreadable: list[Unreadable] = []
     for split, classes in splits:
-        digests = []
-        for source in classes:
+        written = content["splits"][split] = {
+            "names": [source.name for source in classes],
+            "counts": [source.count for source in classes],
+            "digests": [],
+        }
+        while classes:  # each goes when it is done: no two splits are in memory
+            source = classes.pop(0)
             try:
                 images = np.ascontiguousarray(source.read())
             except Unreadable as error:
                 unreadable.append(error)
             bar.update(source.count)
-            if unreadable:
-                continue
-            content["shape"] = content["shape"] or list(images.shape[1:])
-            assert images.dtype == np.uint8, images.dtype
-            assert images.shape == (source.count, *content["shape"]), (source.name, images.shape)
-            data = images.reshape(-1).data
-            digests.append(hashlib.sha256(data).hexdigest())
-            file.write(data)
-        content["splits"][split] = {
-            "names": [source.name for source in classes],
-            "counts": [source.count for source in classes],
-            "digests": digests,
-        }
+            if not unreadable:
+                content["shape"] = content["shape"] or list(images.shape[1:])
+                assert images.dtype == np.uint8, images.dtype
+                assert images.shape == (source.count, *content["shape"]), (
+                    source.name,
+                    images.shape,
+                )
+                data = images.reshape(-1).data
+                written["digests"].append(hashlib.sha256(data).hexdigest())
+                file.write(data)
+            del source
     if unreadable:
         faults = [fault for error in unreadable for fault in error.faults]
         raise Unreadable(faults, unreadable[0].cure)

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import math
+import re
+import struct
 import zipfile
 import zlib
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.lib import format as npy
 
-from engine.data.pickles import is_text
+from engine.data.machine import MOST_LETTERS
+from engine.data.pickles import TYPE, is_text, require_memory
 from engine.errors import UserError, listed
 
 _SMALL = 1 << 24  # bytes of an array that may be as compressible as it likes
 _MOST_RATIO = 200  # drawings in black and white reach about 60
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_BROKEN = (ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+_HEADER = re.compile(  # as all writers write it; Python 2 has an L after numbers
+    r"\{'descr': '(?P<order>[<>|=])(?P<type>\w+)', 'fortran_order': (?P<fortran>True|False), "
+    r"'shape': \((?P<shape>(?:\d{1,18}L?, ?)*(?:\d{1,18}L?)?)\),? ?\}\s*"
+)
+_LONGEST_HEADER = 10_000
+_CHUNK = 1 << 24
+_BROKEN = (  # what zipfile raises on archives that are not what they claim
+    ValueError,
+    EOFError,
+    IndexError,
+    RuntimeError,
+    NotImplementedError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def read_npz(file: BinaryIO, where: str) -> dict[str, np.ndarray]:
@@ -27,6 +42,10 @@ def read_npz(file: BinaryIO, where: str) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
+            if (longest := max(map(len, members), default=0)) > MOST_LETTERS:
+                raise UserError(
+                    f"{where} has an array whose name has {longest:,} letters; save it again"
+                )
             if len(members) < len(archive.infolist()):
                 raise UserError(f"{where} has two arrays of one name; get it again")
             _require_sane(list(members.values()), where)
@@ -36,7 +55,8 @@ def read_npz(file: BinaryIO, where: str) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"cannot read {where}: {error.strerror or error}; check it") from None
     except _BROKEN as error:
-        raise UserError(f"{where} is truncated or no npz ({error}); get it again") from None
+        reason = str(error)[:200]  # zipfile quotes whole files
+        raise UserError(f"{where} is truncated or no npz ({reason}); get it again") from None
 
 
 def _require_sane(members: list[zipfile.ZipInfo], where: str) -> None:
@@ -50,45 +70,36 @@ def _require_sane(members: list[zipfile.ZipInfo], where: str) -> None:
             f"{where} is compressed more than {_MOST_RATIO} times, as no images are: "
             f"{listed(bombs)}; get it from a source you trust"
         )
-    needed, free = sum(m.file_size for m in members), free_memory()
-    if free is not None and needed > free:
-        raise UserError(
-            f"{where} holds {needed:,} bytes of arrays, but {free:,} bytes of memory are free; "
-            "use a machine with more"
-        )
+    require_memory(sum(m.file_size for m in members), where)
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> np.ndarray:
     with archive.open(member) as file:
-        version = npy.read_magic(file)
-        if version not in _HEADERS:
-            raise UserError(f"{where} is of npy version {version}, not 1 or 2; save it again")
-        shape, _, dtype = _HEADERS[version](file)
-        if dtype.kind not in "biufSU":
+        start = file.read(8)
+        length = {1: "<H", 2: "<I", 3: "<I"}.get(start[6]) if start[:6] == b"\x93NUMPY" else None
+        if length is None:
+            raise UserError(f"{where} is no array; save it again")
+        (length,) = struct.unpack(length, file.read(struct.calcsize(length)))
+        header = file.read(min(length, _LONGEST_HEADER)).decode("latin-1")
+        found = _HEADER.fullmatch(header)
+        if not found or not TYPE.fullmatch(found["type"]):
             raise UserError(
-                f"{where} is an array of {dtype}, which was not read: only numbers and text are; "
-                "save it as such"
+                f"{where} was not read, as it is no array of numbers or text: "
+                f"{header.strip()[:200]}; save it as one"
             )
-        # numpy takes the memory that a header claims before it reads
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != (
-            member.file_size - file.tell()
-        ):
-            raise UserError(
-                f"{where} claims shape {list(shape)} of {dtype}, but has "
-                f"{member.file_size - file.tell():,} bytes; get it again"
-            )
-    with archive.open(member) as file:
-        array = npy.read_array(file, allow_pickle=False)
+        dtype = np.dtype(found["order"] + found["type"])
+        shape = [int(n) for n in found["shape"].replace("L", "").replace(",", " ").split()]
+        left = member.file_size - file.tell()
+        if math.prod(shape) * dtype.itemsize != left or not all(n <= left for n in shape):
+            raise UserError(f"{where} claims shape {shape} of {dtype}, but has {left:,} bytes")
+        flat = np.empty(left, np.uint8)
+        for at in range(0, left, _CHUNK):
+            chunk = flat[at : at + _CHUNK]
+            if len(data := file.read(len(chunk))) < len(chunk):
+                raise EOFError("it ends too soon")
+            chunk[:] = np.frombuffer(data, np.uint8)
+        file.read()  # at the end the checksum is compared
+    array = flat.view(dtype)
     if not is_text(array):
         raise UserError(f"{where} has letters that are not Unicode; get it again")
-    return array
-
-
-def free_memory() -> int | None:
-    """Bytes that can be taken without swapping; None where the system does not say (not Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    sizes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return sizes[0] * 1024 if sizes else None
+    return array.reshape(shape, order="F" if found["fortran"] == "True" else "C")

@@ -11,14 +11,16 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from engine.data.opcodes import Machine, Refused, StandIn, shown, text
+from engine.data.machine import Machine, Refused, StandIn, shown, text
+from engine.data.opcodes import run
 from engine.errors import UserError
 
-_TYPE = re.compile(r"[iu][1248]|f[248]|b1|[SU][1-9]\d{0,3}")
+TYPE = re.compile(r"[iu][1248]|f[248]|b1|[SU][1-9]\d{0,3}")
 _MOST_AXES = 32
 
 
@@ -29,7 +31,7 @@ class _DType(StandIn):
 
     def __init__(self, name: Any):
         name = text(name) if isinstance(name, bytes) else name
-        if not isinstance(name, str) or not _TYPE.fullmatch(name):
+        if not isinstance(name, str) or not TYPE.fullmatch(name):
             raise Refused(f"an array of type {shown(name)}")
         self.type = np.dtype(name)
 
@@ -48,13 +50,22 @@ class _DType(StandIn):
 class _Array(StandIn):
     """Of numpy.ndarray."""
 
-    __slots__ = ()
+    __slots__ = ("array",)
+
+    def __init__(self):
+        self.array = None
+
+    @property
+    def value(self) -> np.ndarray:
+        if self.array is None:
+            raise Refused("an array without numbers")
+        return self.array
 
     def build(self, machine: Machine, state: Any) -> None:
         if not isinstance(state, list) or len(state) != 5:
             raise Refused("an array of an unknown form")
         _, shape, dtype, fortran, data = state
-        self.value = _array(machine, data, dtype, shape, "F" if fortran is True else "C")
+        self.array = _array(machine, data, dtype, shape, "F" if fortran is True else "C")
 
 
 def _array(machine: Machine, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
@@ -129,7 +140,6 @@ def _bytes(machine: Machine, data: Any = b"", encoding: Any = None) -> bytes:
 
 
 def _list(machine: Machine, items: Any = None) -> list:
-    machine.spend()
     if items is not None and not isinstance(items, list):
         raise Refused(f"a list of a {type(items).__name__}")
     return [] if items is None else items
@@ -184,10 +194,11 @@ def read_pickle(file: BinaryIO, size: int, where: str) -> Any:
     ``size`` is the file's, in bytes, and bounds what is read. Raises UserError when the file asks
     for anything else, is truncated or is no pickle.
     """
+    require_memory(size, where)
     try:
         buffered = io.BufferedReader(file, 1 << 16)
         try:
-            return Machine(buffered, size, _NAMES).run()
+            return run(Machine(buffered, size, _NAMES))
         finally:
             buffered.detach()  # or it would close the file
     except Refused as error:
@@ -199,5 +210,26 @@ def read_pickle(file: BinaryIO, size: int, where: str) -> Any:
         raise UserError(f"{where} does not fit into memory; use a machine with more") from None
     except OSError as error:
         raise UserError(f"cannot read {where}: {error.strerror or error}; check it") from None
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where} is truncated or no pickle ({error}); get it again") from None
+    except (ValueError, IndexError, TypeError) as error:
+        reason = str(error)[:200]
+        raise UserError(f"{where} is truncated or no pickle ({reason}); get it again") from None
+
+
+def require_memory(needed: int, where: str) -> None:
+    """Before the memory is taken, since a system that has none left ends the process."""
+    free = free_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"{where} needs {needed:,} bytes of memory, but {free:,} are free; use a machine with "
+            "more"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that can be taken without swapping; None where the system does not say (not Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return sizes[0] * 1024 if sizes else None

@@ -48,6 +48,7 @@ class Images:
 
 
 def is_encoded(value: Any) -> bool:
+    """Whether these bytes are a PNG, JPEG or WebP file, going by how they begin."""
     if isinstance(value, np.ndarray):
         flat = value.dtype == np.uint8 and max(value.shape, default=0) == value.size
         return flat and value[:12].tobytes().startswith(_MAGIC)
@@ -55,6 +56,10 @@ def is_encoded(value: Any) -> bool:
 
 
 def images_of(value: Any, where: str, note: Note) -> Images:
+    """Of an array of any number type and order of axes, a list of such, or of encoded images.
+
+    Raises UserError when it is nothing of that kind, or its numbers are no pixels.
+    """
     if isinstance(value, list) and value and all(isinstance(v, np.ndarray | bytes) for v in value):
         if any(map(is_encoded, value)):
             return _encoded(value, where)
@@ -88,7 +93,7 @@ def _channels_last(array: np.ndarray, where: str, note: Note) -> np.ndarray:
     if 0 not in shape and array.ndim == 4 and shape[3] in (1, 3):
         return array
     if 0 not in shape and array.ndim == 4 and shape[1] in (1, 3):
-        note(f"images are stored as [N, C, H, W] ({list(shape)} in the first): turned")
+        note("images are stored as [N, C, H, W]: turned to [N, H, W, C]")
         return array.transpose(0, 2, 3, 1)
     raise UserError(
         f"{where}: the images are {array.dtype} {list(shape)}, but must be [N, H, W, C] or "

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.opcodes import text
+from engine.data.machine import MOST_LETTERS, text
 from engine.data.pixels import Images, Note, images_of, is_encoded, set_scale
 from engine.errors import UserError, listed
 
@@ -86,20 +86,19 @@ def integers(values: Any) -> np.ndarray | None:
         array = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
         fits = array.ndim == 1 and len(array) and array.max() < 1 << 62
         return array.astype(np.int64) if fits else None
-    if isinstance(values, range):
-        return np.arange(values.start, values.stop, values.step) if len(values) else None
-    if not isinstance(values, list) or not values or not all(type(v) is int for v in values):
+    if not isinstance(values, list | range) or not values or {*map(type, values)} != {int}:
         return None
-    return np.array(values) if max(map(abs, values)) < 1 << 62 else None
+    return np.array(values, np.int64) if max(map(abs, values)) < 1 << 62 else None
 
 
 def _texts(values: Any) -> list[str] | None:
-    """None if these are no strings."""
+    """None if these are no strings, or no names."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "SU" and values.ndim == 1:
         values = values.tolist()
     if not isinstance(values, list) or not values or {*map(type, values)} - {str, bytes}:
         return None
-    return [text(v) if isinstance(v, bytes) else v for v in values]
+    found = [text(v) if isinstance(v, bytes) else v for v in values]
+    return found if max(map(len, found)) <= MOST_LETTERS else None
 
 
 def _by_label(labels: Any, content: dict, count: int, where: str, note: Note) -> dict:
