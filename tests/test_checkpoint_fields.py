@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import train
+from engine import checkpoint, train
 from engine.config import Config
 from engine.errors import UserError
 from engine.run import Run, load_dataset
