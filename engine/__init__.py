@@ -24,7 +24,7 @@ def _stranger() -> str | None:
 
 if _problem := _stranger():
     # By `python -m engine.train` this runs before any line of the command's own.
-    if sys.argv[0] == "-m":
+    if sys.argv[:1] == ["-m"]:
         from engine.errors import complain
 
         complain(f"error: {_problem}")

@@ -217,21 +217,23 @@ def test_what_is_not_finite_is_told_with_its_iteration(data, captures) -> None:
     assert found.iteration == 1 and found.metrics.nonfinite.startswith("loss, gradient of theta")
 
 
-def test_evaluation_on_a_device_is_that_of_the_host(data, captures) -> None:
+@pytest.mark.parametrize("every", [False, True])
+def test_evaluation_on_a_device_is_that_of_the_host(data, captures, every) -> None:
     cfg = config()
     model, state, tasks = Backbone.of(cfg), init_state(cfg), sampler(cfg, data)
 
     @torch.inference_mode()
     def predict(episode):
         args = model, state.params, state.running, episode
-        return adapt_and_predict(*args, steps=2).unsqueeze(0)
+        logits = adapt_and_predict(*args, steps=2, every=every)
+        return logits if every else logits.unsqueeze(0)
 
     with kernels.use("plain"), kernels.only_kernels():
-        host, device = _on_host(predict, tasks), _on_device(predict, tasks, tasks.bank, False)
+        host, device = _on_host(predict, tasks), _on_device(predict, tasks, tasks.bank, every)
         for first, count in ((0, 4), (4, 4), (8, 2)):
             for ours, theirs in zip(device(first, count), host(first, count), strict=True):
                 assert torch.equal(ours, theirs)
-    assert len(captures) == 2, "a graph for each number of tasks"
+    assert len(captures) == (0 if every else 2), "a graph for each number of tasks"
 
 
 def test_a_cpu_captures_nothing() -> None:

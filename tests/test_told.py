@@ -19,6 +19,7 @@ from engine.errors import Diverged, complain, say
 from engine.interrupt import answered
 from engine.report import Meter, Report
 from kernels.__main__ import main as kernels_main
+from kernels.dispatch import Findings
 from tests.tiny import environment, flags, make_images
 
 NASTY = "a\x1b[31mb\nc\rd\u202ee\udcfff\u2028g"
@@ -108,6 +109,15 @@ def test_rows_of_the_console_and_the_bar(tmp_path, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert captured.out == f"a line of {SHOWN}\n" and f"{SHOWN} 100%" in captured.err
     assert NASTY not in captured.err and "\x1b[31m" not in captured.err
+
+
+def test_what_a_file_of_the_cache_says_of_the_kernels(capsys, monkeypatch):
+    found = Findings({("native", "conv", "fp32"): NASTY, ("plain", "conv", "fp32"): NASTY}, {})
+    monkeypatch.setattr("kernels.check.verdict.known", lambda device, folder: found)
+    assert kernels_main([]) == 0
+    out = capsys.readouterr().out
+    assert SHOWN in out
+    harmless(out)
 
 
 def test_errors_of_every_kind(capsys):

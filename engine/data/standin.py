@@ -104,13 +104,15 @@ def _draw_chunk(kind: _Kind, rng: np.random.RandomState) -> np.ndarray:
     inside, texture = _object(kind, *_frame(rng, reach=0.28, sizes=(0.45, 0.75)))
     colours = kind.colours.T[:, :, None] + _uniform(rng, -0.2, 0.2, 3, 2, _CHUNK)
     first, second = _plane(colours[:, 0]), _plane(colours[:, 1])
-    _cover(image, first + (second - first) * texture, inside)
+    _cover(image, _mix(first, second, texture), inside)
     tilt_x, tilt_y = _plane(_uniform(rng, -0.3, 0.3, 2, _CHUNK))
     light = _plane(_uniform(rng, 0.7, 1.2, _CHUNK)) * (1 + tilt_x * _X + tilt_y * _Y)
     noise = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
     image *= light
     image *= np.float32(255)
-    image += noise * np.float32(0.15) - np.float32(19)
+    noise = noise * np.float32(0.15)
+    noise -= np.float32(19)
+    image += noise
     return np.stack(np.clip(image, 0, 255, out=image).astype(np.uint8), -1)
 
 
@@ -119,10 +121,12 @@ def _background(rng: np.random.RandomState) -> np.ndarray:
     waves = np.zeros((_CHUNK, SIDE, SIDE), np.float32)
     for _ in range(3):
         along_x, along_y = _plane(_uniform(rng, -1.2, 1.2, 2, _CHUNK))
-        waves += _wave(along_x * _X + along_y * _Y + _plane(_uniform(rng, 0, 1, _CHUNK)))
-    first, second = _uniform(rng, 0.15, 0.85, 2, 3, _CHUNK)
-    first, second = _plane(first), _plane(second)
-    return first + (second - first) * _edge(waves * np.float32(0.3), 0.5)
+        turns = along_x * _X + along_y * _Y
+        turns += _plane(_uniform(rng, 0, 1, _CHUNK))
+        waves += _wave(turns)
+    waves *= np.float32(0.3)
+    first, second = _plane(_uniform(rng, 0.15, 0.85, 2, 3, _CHUNK))
+    return _mix(first, second, _edge(waves, 0.5))
 
 
 def _frame(
@@ -147,7 +151,8 @@ def _object(
     across: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cover and texture in [0, 1], [n, 84, 84], of an object in its own frame."""
-    radius = _radius(along, across) + np.float32(1e-3)
+    radius = _radius(along, across)
+    radius += np.float32(1e-3)
     outline, spokes = _outline(kind, along / radius, across / radius)
     texture = np.zeros_like(radius)
     waves, mix = kind.waves.astype(np.float32), kind.mix.astype(np.float32)
@@ -198,6 +203,12 @@ def _edge(x: np.ndarray, sharpness: float = 12) -> np.ndarray:
     x *= np.float32(sharpness)
     x += np.float32(0.5)
     return np.clip(x, 0, 1, out=x)
+
+
+def _mix(first: np.ndarray, second: np.ndarray, part: np.ndarray) -> np.ndarray:
+    mixed = (second - first) * part
+    mixed += first
+    return mixed
 
 
 def _cover(image: np.ndarray, paint: np.ndarray, cover: np.ndarray) -> None:
