@@ -14,9 +14,9 @@ import pytest
 
 from engine.data import arrays
 from engine.data.arrays import split_of
+from engine.data.arrays.npz import read_npz
 from engine.data.bank import Content
 from engine.data.layout import split_named
-from engine.data.npz import read_npz
 from engine.data.tree import FolderTree
 from engine.errors import UserError
 from tests.samples import SPLITS, encoded, mini_split, write_pickles
@@ -607,7 +607,7 @@ def test_files_that_exceed_memory_are_not_read(tmp_path, monkeypatch):
     npz(tmp_path, lambda b: b)
     (tmp_path / "test.npz").unlink()
     (tmp_path / "test.pkl").write_bytes(bytes(5000))
-    monkeypatch.setattr("engine.data.pickles.free_memory", lambda: 1000)
+    monkeypatch.setattr("engine.data.arrays.pickles.free_memory", lambda: 1000)
     refused(
         tmp_path,
         "train.npz needs 5,584 bytes of memory, but 1,000 are free",

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from engine.data.layout import split_named
 from engine.data.recognise import recognise
 from engine.data.tree import open_tree
 from engine.errors import UserError
-from tests.samples import SPLITS, encoded, tree_files, write_files, write_zip
+from tests.samples import SPLITS, encoded, tree_files, write_files, write_pickles, write_zip
 
 
 def read(path: Path, cache: Path | None = None, **options) -> Dataset:
@@ -362,3 +363,33 @@ def test_no_tree_loses_an_image_without_a_word(tmp_path_factory, paths, windows)
     pictures = {path for path in paths if path[-1].lower().endswith(".png")}
     left = [re.match(r"left out: (\d+) images", note) for note in content.notes]
     assert used + sum(int(found[1]) for found in left if found) == len(pictures)
+
+
+def test_many_files_and_deep_folders_take_little_time(tmp_path):
+    folder = write_files(tmp_path / "tree", tree_files())
+    for c in range(2):
+        for n in range(2000):
+            os.link(folder / "train/train0/0.png", folder / f"train/train{c}/x{n}.png")
+    deep = folder / "train/train0"
+    for _ in range(400):
+        deep /= "d"
+    deep.mkdir(parents=True)
+    read(folder)
+    start = time.process_time()
+    assert read(folder).banks["train"].counts.tolist() == [2003, 2003]
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_pickles_in_an_archive_are_read(kind, tmp_path):
+    (tmp_path / "mini").mkdir()
+    folder = write_pickles(tmp_path / "mini")
+    file = tmp_path / f"mini.{kind}"
+    if kind == "zip":
+        write_zip(file, {f"a/{p.name}": p.read_bytes() for p in folder.iterdir()})
+    else:
+        with tarfile.open(file, "w:gz") as archive:
+            archive.add(folder, "a")
+    assert read(file).identity == read(folder).identity
+    assert read(file).notes == read(folder).notes
+    assert "read by image_data and class_dict" in read(file).notes

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.data import load, mini
 from engine.data.recognise import recognise
@@ -143,6 +145,24 @@ def test_csv_files_of_spreadsheets_are_read(form, tmp_path):
     expected = load_mini(write_files(tmp_path / "tree", tree_files()), 12).identity
     files |= {f"{split}.csv": SPREADSHEETS[form](text) for split, text in tables.items()}
     assert load_mini(write_files(tmp_path / "csv", files), 12).identity == expected
+
+
+CELLS = ["filename", "label", "a.png", "b.png", "c/a.png", "n1", "n2", "", '"', "\x00", "é", "\\"]
+LINES = st.lists(st.lists(st.sampled_from(CELLS), max_size=4), max_size=6)
+
+
+@settings(deadline=None, max_examples=150)
+@given(tables=st.lists(LINES, min_size=3, max_size=3), separator=st.sampled_from(",;\t"))
+def test_any_csv_file_is_read_or_explained(tmp_path_factory, tables, separator):
+    image = tree_files()["train/train0/0.png"]
+    files = {"c/a.png": image, "d/a.png": image, "b.png": image}
+    for split, lines in zip(SPLITS, tables, strict=True):
+        files[f"{split}.csv"] = "\n".join(map(separator.join, lines)).encode()
+    archive = write_zip(tmp_path_factory.mktemp("fuzz") / "x.zip", files)
+    try:
+        load("folder", archive, image_size=8, channels=3, cache=archive.parent / "cache")
+    except UserError as error:
+        assert "\n" not in str(error) and "\x00" not in str(error)
 
 
 def test_equal_names_in_several_classes_are_told_apart(tmp_path):

@@ -33,7 +33,9 @@ def paper(source, cache):
 def test_the_paper_split(paper):
     counts = {split: (len(b.names), len(b.images)) for split, b in paper.banks.items()}
     assert counts == {"train": (1150, 23000), "val": (50, 1000), "test": (423, 8460)}
+    assert paper.name == "omniglot"
     names = [name for bank in paper.banks.values() for name in bank.names]
+    assert not omniglot.is_it({"train": dict.fromkeys(["Alphabet/character01", *names[1:]], 20)})
     assert len(set(names)) == 1623
     assert paper.banks["train"].images.unique().tolist() == [0, 1]
     assert paper.banks["train"].images.float().mean() > 0.8  # paper is 1

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data.pickles import read_pickle
+from engine.data.arrays.pickles import read_pickle
 from engine.errors import UserError
 from tests.tiny import call
 
@@ -380,7 +380,7 @@ def test_deep_nesting_is_read():
 
 
 def test_steps_are_bounded(monkeypatch):
-    monkeypatch.setattr("engine.data.opcodes._MOST_STEPS", 100)
+    monkeypatch.setattr("engine.data.arrays.opcodes._MOST_STEPS", 100)
     assert read(b"N0" * 49 + b"N.") is None
     with pytest.raises(UserError, match="more than 100 steps"):
         read(b"N0" * 50 + b"N.")
@@ -417,7 +417,7 @@ def test_every_opcode_is_known():
     """Those of pickletools and no others, so that a new protocol is noticed."""
     from pickletools import opcodes
 
-    from engine.data.opcodes import _FOREIGN, _STEPS
+    from engine.data.arrays.opcodes import _FOREIGN, _STEPS
 
     assert {o.code.encode("latin-1") for o in opcodes} - {b"."} == set(_STEPS) | set(_FOREIGN)
     assert not set(_STEPS) & set(_FOREIGN)

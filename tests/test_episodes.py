@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data import load
+from engine.data import Dataset, load
+from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler, prefetch
 from engine.errors import UserError
 from tests.samples import dataset
@@ -99,6 +100,55 @@ def test_classes_and_images_are_drawn_evenly():
         places = np.bincount([place for k, place in drawn if k == c], minlength=count)
         expected = len(drawn) / 4 / count
         assert ((places - expected) ** 2 / expected).sum() < count + 6 * np.sqrt(2 * count)
+
+
+def huge(count: int) -> Dataset:
+    """Two classes of so many images, all one pixel in memory."""
+    images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(2 * count, 1, 1, 1)
+    bank = ClassBank(images, torch.tensor([0, count, 2 * count]), ("a", "b"))
+    return Dataset("huge", {"train": bank}, 1.0, (0.0,), (1.0,), "identity")
+
+
+@pytest.mark.parametrize("count", [4096, 4097, 4100, 1_000_000])
+def test_large_classes_are_drawn_evenly_and_without_repeats(count):
+    made = sampler(huge(count), ways=2, shots=5, targets=15)
+    rows = made.draw(0, 400).rows  # [T, ways, samples]
+    assert all(len(set(task.flatten())) == 40 for task in rows)
+    places = rows % count
+    for part in (places[..., :5], places[..., 5:]):  # support and target alike
+        shares = np.histogram(part, 10, (0, count))[0] / part.size
+        assert np.abs(shares - 0.1).max() < 0.02
+
+
+def test_a_class_may_be_drawn_whole():
+    rows = sampler(huge(5000), ways=2, shots=4000, targets=1000).draw(0, 1).rows
+    assert sorted(rows.flatten()) == list(range(10_000))
+
+
+def test_a_draw_takes_no_longer_from_a_large_class():
+    made = sampler(huge(50_000_000), ways=2, shots=5, targets=15)
+    made.draw(0, 4)
+    start = time.process_time()
+    for t in range(20):
+        made.draw(t, 4)
+    assert time.process_time() - start < 1  # one hash for each image would take a minute
+
+
+def test_small_classes_are_left_out_on_request():
+    data = dataset([10, 2, 8, 1])
+    with pytest.raises(
+        UserError, match=r"2 of 4 in the train .* fewer: class1 \(2\), class3 \(1\)"
+    ):
+        sampler(data)
+    made = sampler(data, ways=2, skip_small=True)
+    assert made.classes == 2
+    assert made.notes == [
+        "left out: 2 of 4 classes of train, with fewer than 5 images (class1, class3)"
+    ]
+    drawn = {c for t in range(20) for c, _ in who(made.episode(t, 1).support_x)[0]}
+    assert drawn == {0, 2}
+    with pytest.raises(UserError, match="--ways is 3, but the train split of made has 2 classes"):
+        sampler(data, ways=3, skip_small=True)
 
 
 def marked(classes: int = 3, side: int = 4):

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from engine.data.arrays.npz import read_npz
+from engine.data.arrays.pickles import read_pickle
+from engine.data.arrays.tables import Class, Table, read_table
 from engine.data.bank import ClassSource, Content
 from engine.data.layout import SPLITS, split_named
-from engine.data.npz import read_npz
-from engine.data.pickles import read_pickle
-from engine.data.tables import Class, Table, read_table
 from engine.data.tree import Tree
 from engine.errors import UserError, listed
 

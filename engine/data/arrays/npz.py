@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from engine.data.machine import MOST_LETTERS
-from engine.data.pickles import TYPE, is_text, require_memory
+from engine.data.arrays.machine import MOST_LETTERS
+from engine.data.arrays.pickles import TYPE, is_text, require_memory
 from engine.errors import UserError, listed
 
 _SMALL = 1 << 24  # bytes of an array that may be as compressible as it likes

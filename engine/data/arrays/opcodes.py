@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from engine.data.machine import Machine, Refused, finished
+from engine.data.arrays.machine import Machine, Refused, finished
 
 _MOST_STEPS = 1 << 26  # half a minute; tiered-ImageNet, as 448,695 PNGs, takes about 1e7
 _ESCAPES = re.compile(rb"\\(?:[\\'\"nrt]|x[0-9a-fA-F]{2})")  # by which Python 2 wrote strings

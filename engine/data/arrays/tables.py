@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.machine import MOST_LETTERS, text
-from engine.data.pixels import Images, Note, images_of, is_encoded, set_scale
+from engine.data.arrays.machine import MOST_LETTERS, text
+from engine.data.arrays.pixels import Images, Note, images_of, is_encoded, set_scale
 from engine.errors import UserError, listed
 
 _IMAGES = ("image_data", "data", "images", "image", "x", "arr_0")

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from engine.data.machine import Machine, Refused, StandIn, shown, text
-from engine.data.opcodes import run
+from engine.data.arrays.machine import Machine, Refused, StandIn, shown, text
+from engine.data.arrays.opcodes import run
 from engine.errors import UserError
 
 TYPE = re.compile(r"[iu][1248]|f[248]|b1|[SU][1-9]\d{0,3}")
