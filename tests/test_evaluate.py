@@ -152,6 +152,7 @@ def refused(argv, capsys, *words):
 
 def test_mistakes_are_one_line(run, images, tmp_path, capsys):
     refused([tmp_path / "none.pt"], capsys, "no checkpoint at", "none.pt")
+    refused(["x" * 5000], capsys, "give a run folder or a .pt file")
     refused([tmp_path], capsys, "no run folder", "latest.pt")
     refused([run, "--ways", 5], capsys, "--ways is 5", "3 outputs")
     refused([run, "--data", tmp_path / "none"], capsys, "none", "--data")

@@ -185,6 +185,9 @@ def test_another_classifier_begins_anew_and_says_so(images, finished, tmp_path, 
 def test_another_network_is_refused_before_anything_is_made(images, finished, tmp_path, capsys):
     argv = flags(images, tmp_path / "new", "--init", finished, "--filters", 5, "--steps", 3)
     refused(argv, capsys, "another network (filters: 4 -> 5; steps: 2 -> 3)", "its own values")
+    refused(flags(images, tmp_path / "new", "--init", "x" * 5000), capsys, "give a run folder")
+    refused(flags(images, tmp_path / "new", "--init", "~nobody-here"), capsys, "--init", "no user")
+    refused(flags(images, "~nobody-here/run"), capsys, "--run is ~nobody-here/run", "no user")
     assert not (tmp_path / "new").exists()
     argv = flags(images, finished, "--init", tmp_path / "none.pt", "--fresh")
     refused(argv, capsys, "no checkpoint at", "none.pt")
