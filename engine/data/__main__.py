@@ -8,7 +8,6 @@ import time
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from engine.allowed import PATH, check
 from engine.config import Parser
 from engine.data import default_path, shelf
 from engine.data.bank import default_cache
@@ -48,7 +47,10 @@ def _parser() -> Parser:
 def _path(text: str) -> Path:
     if not text:  # pathlib would take the working directory
         raise ArgumentTypeError("is empty: name a path")
-    return Path(text)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ArgumentTypeError(f"is {text}: there is no such user; write it out") from None
 
 
 def _run(argv: list[str] | None, interrupt: Interrupt) -> None:
@@ -57,16 +59,11 @@ def _run(argv: list[str] | None, interrupt: Interrupt) -> None:
     if args.command == "info":
         say(*describe(args.path))
     elif args.command == "cache":
-        say(*_cache(_folder(args.cache or default_cache()), args.clear))
+        say(*_cache(args.cache or default_cache(), args.clear))
     else:
         folder = args.to or default_path(args.dataset)
         fetch(FILES[args.dataset], folder)
         say(f"{folder} is complete. {LICENCES[args.dataset]}")
-
-
-def _folder(place: Path) -> Path:
-    check("cache", place, PATH)
-    return place.expanduser()
 
 
 def _cache(folder: Path, clear: bool) -> list[str]:

@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.allowed import PATH, check
 from engine.data.images import Unreadable
 from engine.data.shelf import locked, shelve
 from engine.errors import UserError, explained
+from engine.locks import sync_folder
 from kernels.pools import each
 
 FORMAT = 2  # of the bank file and of how images are decoded: raise it to rebuild every cache
@@ -88,7 +90,10 @@ class Bank(NamedTuple):
 
 
 def default_cache() -> Path:
-    return Path(os.environ.get("MAMLPP_CACHE") or Path.home() / ".cache" / "mamlpp")
+    """Raises UserError when $MAMLPP_CACHE names no user's home."""
+    place = os.environ.get("MAMLPP_CACHE") or "~/.cache/mamlpp"
+    check("cache", place, PATH)
+    return Path(place).expanduser()
 
 
 def open_bank(
@@ -151,7 +156,7 @@ def write_bank(path: Path, content: Content, label: str) -> None:
             if os.name == "nt":  # which renames no open file
                 file.close()
             os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _write_splits(file, splits: Splits, bar: tqdm) -> dict:
@@ -286,16 +291,6 @@ def _copy(path: Path, banks: dict[str, ClassBank], splits: dict) -> bool:
             items.append((images.reshape(-1).data, offset, digest))
             offset += images.size
     return all(each(read, items))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power cut, where folders can be opened at all."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager
