@@ -7,7 +7,7 @@ from engine.config import Config
 from engine.data import Dataset
 from engine.episodes import Episode
 from engine.evaluate import BATCH, TASK_SEED, Score, score
-from engine.run import sampler
+from engine.runs.run import sampler
 
 
 def accuracies(episode: Episode) -> Tensor:

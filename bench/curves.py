@@ -27,8 +27,8 @@ from statistics import fmean, median, stdev
 from bench import results, tables, training
 from engine.config import Config, Parser, add_flags, parse
 from engine.errors import say
-from engine.interrupt import Interrupt, answered
-from engine.run import machine
+from engine.runs.interrupt import Interrupt, answered
+from engine.runs.run import machine
 from engine.train import train
 
 FOLDER = results.FOLDER / "curves"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from engine.config import Config
 from engine.meta import loss_weights, second_order
-from engine.model import Backbone
+from engine.models.backbone import Backbone
 from kernels.cases import Case
 
 

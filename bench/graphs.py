@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from engine.graph import warm_up
+from engine.runtime.graph import warm_up
 
 WARM_UPS = 3  # before a capture: allocations, compilation and cuDNN's choices are made in these
 

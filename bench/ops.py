@@ -16,7 +16,7 @@ from bench.cases import Row, cast, episode
 from bench.flops import Work
 from engine.config import Config
 from engine.meta import init_state
-from engine.model import Backbone
+from engine.models.backbone import Backbone
 from kernels import cases, dispatch
 from kernels.cases import Case
 from kernels.plain.layout import channels_last

@@ -29,7 +29,7 @@ import torch
 from bench.cases import Row
 from bench.implementations import IMPLEMENTATIONS, load
 from bench.results import ROOT
-from engine.workers import keep_freed_memory
+from engine.runtime.workers import keep_freed_memory
 
 STATUS = Path("/proc/self/status")
 REST = 0.02  # seconds; OpenMP's threads spin for up to 10 ms after their last work, measured

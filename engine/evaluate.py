@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from engine.config import Config, Parser, add_flags, parse
 from engine.errors import UserError, say
-from engine.interrupt import Interrupt, answered
+from engine.runs.interrupt import Interrupt, answered
 
 if TYPE_CHECKING:  # torch takes seconds to import; a wrong flag is answered before
     import torch
@@ -112,7 +112,7 @@ def _prediction(cfg: Config) -> Callable[..., Tensor]:
     """Of (state, episode): logits [T, N, ways], and with every=True [steps, T, N, ways]."""
     import torch
 
-    from engine.model import Backbone
+    from engine.models.backbone import Backbone
     from engine.unroll import adapt_and_predict
 
     model = Backbone.of(cfg)
@@ -154,7 +154,7 @@ class _Tasks:
     """The fixed tasks of a part, answered where the states are."""
 
     def __init__(self, cfg: Config, dataset: Dataset, part: str, device: torch.device):
-        from engine.run import sampler
+        from engine.runs.run import sampler
 
         self._sampler = sampler(cfg, dataset, part, seed=TASK_SEED)
         self._bank = self._sampler.bank.to(device) if device.type == "cuda" else None
@@ -174,7 +174,7 @@ Predict = Callable[["Episode"], "Tensor"]
 def _on_host(predict: Predict, sampler: EpisodeSampler) -> Answers:
     import torch
 
-    from engine.workers import over_tasks
+    from engine.runtime.workers import over_tasks
 
     def answers(first: int, count: int) -> tuple[Tensor, Tensor]:
         episode = sampler.episode(0, count, first_task=first)
@@ -187,8 +187,8 @@ def _on_device(predict: Predict, sampler: EpisodeSampler, bank: Tensor, no_graph
     """With images gathered on the device, and each number of tasks a graph of its own. Its answers
     are to be read before the next are asked for.
     """
-    from engine.graph import capture
-    from engine.resident import Feed
+    from engine.runtime.graph import capture
+    from engine.runtime.resident import Feed
 
     captured = {}
 
@@ -221,7 +221,7 @@ def test(
     *,
     between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Best model and ensemble, as saved in result.json and shown by report.test_table."""
+    """Best model and ensemble, as saved in result.json and shown by log.test_table."""
     single, ensemble = evaluate(
         cfg, list(members.values()), dataset, part, cfg.eval_tasks, between=between
     )
@@ -269,9 +269,9 @@ def _flags(argv: list[str]) -> dict[str, Any]:
 def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     explicit = _flags(argv)
     path, part = explicit.pop("checkpoint"), explicit.pop("on")
-    from engine.report import test_table
-    from engine.run import load_dataset, machine, settled
-    from engine.saved import load_best, own_data, restore
+    from engine.runs.log import test_table
+    from engine.runs.run import load_dataset, machine, settled
+    from engine.runs.saved import load_best, own_data, restore
 
     interrupt.phase = "unwind"
     saved = load_best(path)

@@ -16,9 +16,9 @@ import kernels
 from engine import unroll
 from engine.config import Config
 from engine.episodes import Episode
-from engine.model import Backbone, Params
-from engine.passes import Moments
-from engine.workers import over_tasks
+from engine.models.backbone import Backbone, Params
+from engine.models.passes import Moments
+from engine.runtime.workers import over_tasks
 
 
 class State(NamedTuple):

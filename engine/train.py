@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from engine.config import Config, default_run
 from engine.errors import Diverged, say
-from engine.interrupt import Interrupt, Stopped, answered
+from engine.runs.interrupt import Interrupt, Stopped, answered
 
 if TYPE_CHECKING:
-    from engine.loop import Finished, Loop
-    from engine.report import Report
-    from engine.run import Run
+    from engine.runs.log import Report
+    from engine.runs.run import Run
+    from engine.runtime.loop import Finished, Loop
 
 SAVE_SECONDS = 60.0  # at most so much work is lost to a power cut
 
@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
 def train(cfg: Config, interrupt: Interrupt) -> None:
     """One run from where its folder says it stands to its tested end."""
     # Here and not above: torch takes seconds to import, and Ctrl-C is answered meanwhile.
-    from engine.beginning import beginning
-    from engine.checkpoint import LATEST, open_run
-    from engine.run import Run, load_dataset, machine
+    from engine.runs.beginning import beginning
+    from engine.runs.checkpoint import LATEST, open_run
+    from engine.runs.run import Run, load_dataset, machine
 
     interrupt.phase = "unwind"
     with machine(cfg) as device:
@@ -59,9 +59,9 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
 
 def train_epochs(run: Run, interrupt: Interrupt) -> None:
     """Trains and validates every epoch that is left; saves when stopped."""
-    from engine.loop import loop
-    from engine.report import Report
-    from engine.run import sampler
+    from engine.runs.log import Report
+    from engine.runs.run import sampler
+    from engine.runtime.loop import loop
 
     cfg, done = run.cfg, run.state.iteration
     if done:
@@ -98,7 +98,7 @@ def train_epoch(run: Run, steps: Loop, report: Report, interrupt: Interrupt) -> 
 def account(run: Run, finished: list[Finished], report: Report) -> None:
     """Takes iterations that are done into the run's figures, and reports what is due."""
     from engine import meta
-    from engine.report import Meter
+    from engine.runs.log import Meter
 
     cfg = run.cfg
     for iteration, metrics, seconds in finished:
@@ -123,7 +123,7 @@ def account(run: Run, finished: list[Finished], report: Report) -> None:
 def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
     """Scores the epoch on the fixed validation tasks and takes it into the best."""
     from engine import evaluate
-    from engine.model import Backbone
+    from engine.models.backbone import Backbone
 
     cfg, iteration, whole = run.cfg, run.state.iteration, run.whole
     score, by_step = evaluate.validate(cfg, run.state, run.dataset, between=interrupt.check)
@@ -135,10 +135,10 @@ def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
 
 def final_test(run: Run, interrupt: Interrupt) -> None:
     """Best model and ensemble on the test tasks; a finished run shows what it found."""
-    from engine import checkpoint
     from engine.evaluate import test
-    from engine.report import test_table
-    from engine.saved import load_best, restore
+    from engine.runs import checkpoint
+    from engine.runs.log import test_table
+    from engine.runs.saved import load_best, restore
 
     path = run.folder / checkpoint.RESULT
     # one that is missing or damaged is made again

@@ -5,8 +5,9 @@ Hessian-vector product a step (Antoniou et al. 2018, eq. 1–4). It keeps the
 support passes of the steps, and one target pass at a time. `autograd` differentiates the same loop
 by `torch.autograd` and is its oracle.
 
-A model is anything with `sizes`, `bessel`, `prepare` and `loss`, as `engine.model.Backbone` has;
-`prepare` gives images that have the passes of `engine.passes.Images`.
+A model is anything with `sizes`, `bessel`, `prepare` and `loss`, as
+`engine.models.backbone.Backbone` has; `prepare` gives images that have the passes of
+`engine.models.passes.Images`.
 """
 
 from collections import deque
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.branch import Branch
 from engine.episodes import Episode
-from engine.model import Params
-from engine.passes import Moments, Pass
+from engine.models.backbone import Params
+from engine.models.passes import Moments, Pass
+from engine.runtime.branch import Branch
 
 
 class MetaGradient(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.model import Backbone, Params
+from engine.models.backbone import Backbone, Params
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FOLDERS = {"GOLDEN_DIR": "golden", "DATA_DIR": "data"}

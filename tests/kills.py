@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import checkpoint
+from engine.runs import checkpoint
 from tests.tiny import flags, make_images, same, start
 
 LONGEST = 120.0  # seconds of one process: longer ones hang

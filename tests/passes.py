@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.model import Backbone
-from engine.passes import Composed, Moments
+from engine.models.backbone import Backbone
+from engine.models.passes import Composed, Moments
 from kernels import native
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import kernels
 from bench import curves, report, results, tables
-from engine.interrupt import Stopped
+from engine.runs.interrupt import Stopped
 from kernels import native
 from tests.test_bench_report import cells
 from tests.tiny import FLAGS, make_images

@@ -14,7 +14,7 @@ from bench.gpu.__main__ import PARTS, main
 from bench.gpu.launches import Work
 from bench.gpu.progress import LeftOut, Progress, Request, work_through
 from engine.config import Config
-from engine.interrupt import Interrupt, Stopped
+from engine.runs.interrupt import Interrupt, Stopped
 from tests import golden
 from tests.tiny import make_images
 

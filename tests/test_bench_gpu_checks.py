@@ -18,7 +18,7 @@ from bench.gpu import checks, compiling, errors, gradients, graph, tuning
 from bench.gpu.replay import Recording, Replay, choices
 from bench.gpu.rows import ROWS, config
 from bench.implementations import IMPLEMENTATIONS, TheLoop, missing
-from engine.passes import FusedKept
+from engine.models.passes import FusedKept
 from kernels.check.oracle import Choices
 from kernels.check.products import convolution, parts
 

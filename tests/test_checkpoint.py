@@ -14,13 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import checkpoint, meta
-from engine.checkpoint import Checkpoint, load, open_run, save, write_atomic
+from engine import meta
 from engine.config import Config
 from engine.errors import UserError
-from engine.packed import pack, unpack
-from engine.report import Meter, cut_log
-from engine.run import Run
+from engine.runs import checkpoint
+from engine.runs.checkpoint import Checkpoint, load, open_run, save, write_atomic
+from engine.runs.log import Meter, cut_log
+from engine.runs.packed import pack, unpack
+from engine.runs.run import Run
 from tests.tiny import environment, same, small_disk
 
 
@@ -160,7 +161,7 @@ LOOP = """
 import sys
 from pathlib import Path
 import torch
-from engine.checkpoint import load, save
+from engine.runs.checkpoint import load, save
 path = Path(sys.argv[1])
 found = load(path)
 step = found.state["iteration"]

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import checkpoint, train
+from engine import train
 from engine.config import Config
 from engine.errors import UserError
-from engine.run import Run, load_dataset
-from engine.saved import load_best, restore
+from engine.runs import checkpoint
+from engine.runs.run import Run, load_dataset
+from engine.runs.saved import load_best, restore
 from tests.tiny import flags
 
 CPU = torch.device("cpu")

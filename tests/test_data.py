@@ -15,7 +15,7 @@ from engine.data import Dataset, bank, load
 from engine.data.bank import ClassSource, Content, read_bank, write_bank
 from engine.data.images import decode
 from engine.errors import UserError
-from engine.locks import lock
+from engine.runs.locks import lock
 from tests.samples import encoded, tree_files, write_files, write_zip
 
 

@@ -7,10 +7,11 @@ import re
 import pytest
 import torch
 
-from engine import checkpoint, evaluate, meta, train
-from engine.packed import pack
-from engine.run import load_dataset, machine
-from engine.saved import load_best, own_data, restore
+from engine import evaluate, meta, train
+from engine.runs import checkpoint
+from engine.runs.packed import pack
+from engine.runs.run import load_dataset, machine
+from engine.runs.saved import load_best, own_data, restore
 from tests.tiny import flags, make_images
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from engine import train
-from engine.checkpoint import LATEST, load
 from engine.config import Config
-from engine.interrupt import Interrupt
+from engine.runs.checkpoint import LATEST, load
+from engine.runs.interrupt import Interrupt
 from tests.tiny import ROOT, environment, finish, flags, wait_for
 
 
@@ -146,5 +146,5 @@ def test_nor_does_a_mere_folder_take_its_place(tmp_path):
     done = python(as_command, ROOT, **options)
     line = f"{tmp_path / 'kernels'} is in the way of {ROOT / 'kernels'}: rename it, or start in"
     assert done.returncode == 2 and done.stderr == f"error: {line} another folder\n"
-    done = python(EDITABLE + "    import engine.run\n", ROOT, **options)
+    done = python(EDITABLE + "    import engine.runs.run\n", ROOT, **options)
     assert done.returncode == 1 and f"ImportError: {line}" in done.stderr

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.errors import Diverged, UserError
-from engine.interrupt import SIGNALS, Stopped, _is_command, answered
+from engine.runs.interrupt import SIGNALS, Stopped, _is_command, answered
 
 
 class Exited(BaseException):
@@ -22,7 +22,7 @@ def at_once(hangup, monkeypatch):
         raise Exited(code)
 
     monkeypatch.setattr("os._exit", exit_at_once)
-    monkeypatch.setattr("engine.interrupt._is_command", lambda: True)
+    monkeypatch.setattr("engine.runs.interrupt._is_command", lambda: True)
 
 
 def interrupted(*signals):
@@ -70,7 +70,7 @@ def test_a_second_signal_exits_at_once_unless_it_is_a_hangup(first):
 
 @pytest.mark.parametrize("first", SIGNALS)
 def test_another_program_is_not_ended(first, monkeypatch, capfd):
-    monkeypatch.setattr("engine.interrupt._is_command", lambda: False)
+    monkeypatch.setattr("engine.runs.interrupt._is_command", lambda: False)
     handlers = [signal.getsignal(s) for s in SIGNALS]
     with pytest.raises(KeyboardInterrupt):
         answered(interrupted(first, signal.SIGINT), stopped="stopped here")

@@ -9,8 +9,8 @@ import kernels
 from engine import meta
 from engine.config import Config
 from engine.episodes import Episode
-from engine.model import Params
-from engine.passes import Moments
+from engine.models.backbone import Params
+from engine.models.passes import Moments
 
 
 def config(**explicit) -> Config:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.model import Backbone
-from engine.passes import Moments
+from engine.models.backbone import Backbone
+from engine.models.passes import Moments
 from kernels import Net, native
 from kernels.native import passes
 from tests.passes import Problem, Results, assert_close, composed, problem

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.model import Backbone
-from engine.passes import Moments
+from engine.models.backbone import Backbone
+from engine.models.passes import Moments
 from kernels import native
 from kernels.native import passes
 from tests.passes import (

@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import checkpoint, evaluate, meta, train
+from engine import evaluate, meta, train
 from engine.config import Config
 from engine.episodes import Episode
-from engine.model import Backbone
-from engine.packed import unpack
+from engine.models.backbone import Backbone
+from engine.runs import checkpoint
+from engine.runs.packed import unpack
 from engine.unroll import adapt_and_predict
 from tests.tiny import flags
 

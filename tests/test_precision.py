@@ -12,9 +12,9 @@ import kernels
 from engine import meta
 from engine.config import Config
 from engine.errors import UserError
-from engine.model import Backbone
-from engine.passes import Moments
-from engine.run import machine
+from engine.models.backbone import Backbone
+from engine.models.passes import Moments
+from engine.runs.run import machine
 from kernels import native
 from kernels.native import passes
 from tests.passes import Problem, composed, margins, named, native_pass, problem

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from engine.evaluate import Score, StepAccuracy
-from engine.report import Meter, Report
+from engine.runs.log import Meter, Report
 
 
 def meter(loss: float) -> Meter:

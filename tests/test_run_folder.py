@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import checkpoint, evaluate, train
-from engine.checkpoint import epoch_file, epoch_files, open_run
+from engine import evaluate, train
 from engine.errors import UserError
-from engine.report import Report
-from engine.run import Run
-from engine.saved import load_best
+from engine.runs import checkpoint
+from engine.runs.checkpoint import epoch_file, epoch_files, open_run
+from engine.runs.log import Report
+from engine.runs.run import Run
+from engine.runs.saved import load_best
 from tests.tiny import flags
 
 

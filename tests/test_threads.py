@@ -125,7 +125,8 @@ def test_the_engine_does_with_the_threads_that_there_are(left: int) -> None:
 
 TRAIN = """
 import faulthandler, threading
-from engine import report, train
+from engine import train
+from engine.runs import log
 # Once all is imported, with as much memory as it needs but for the stacks of threads.
 threading.stack_size(2**30)
 limit(LEFT)

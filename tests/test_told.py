@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import checkpoint, evaluate, report, train
+from engine import evaluate, train
 from engine.config import Config
 from engine.data.__main__ import main as data_main
 from engine.errors import Diverged, complain, say
-from engine.interrupt import answered
-from engine.report import Meter, Report
+from engine.runs import checkpoint
+from engine.runs.interrupt import answered
+from engine.runs.log import Meter, Report, test_table
 from kernels.__main__ import main as kernels_main
 from kernels.dispatch import Findings
 from tests.tiny import environment, flags, make_images
@@ -95,7 +96,7 @@ def test_a_checkpoint_and_a_result_that_others_made(nasty, tmp_path, capsys):
     names = "data", "ways", "shots", "tasks", "split", "steps", "protocol", "norm_statistics"
     result = dict.fromkeys(names, NASTY) | {"best": score | {"epoch": NASTY}}
     result["ensemble"] = score | {"epochs": [NASTY]}
-    say(*report.test_table(result))
+    say(*test_table(result))
     out = capsys.readouterr().out
     assert out.count(SHOWN) == 10
     harmless(out, lines=3)

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from engine import train
-from engine.report import Meter, Report, cut_log
-from engine.run import Run
+from engine.runs.log import Meter, Report, cut_log
+from engine.runs.run import Run
 from tests.tiny import call, finish, flags, make_images, one_line, same, small_disk, start, wait_for
 
 TRAIN = "engine.train"
@@ -79,7 +79,7 @@ def test_a_run_leaves_its_files_its_curve_and_both_test_results(straight):
 
 
 def test_the_first_row_comes_early_and_changes_no_other(straight, images, monkeypatch):
-    monkeypatch.setattr("engine.report.FIRST_ROW", 0.0)
+    monkeypatch.setattr("engine.runs.log.FIRST_ROW", 0.0)
     folder = images.parent / "early"
     assert train.main(flags(images, folder, "--log-every", 3)) == 0
     found = rows(folder, "train")
@@ -96,7 +96,7 @@ def test_the_first_row_comes_early_and_changes_no_other(straight, images, monkey
 
 def test_an_iteration_that_would_end_too_late_is_not_waited_for(tmp_path, monkeypatch):
     now = 100.0
-    monkeypatch.setattr("engine.report.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("engine.runs.log.time", SimpleNamespace(monotonic=lambda: now))
     with Report(tmp_path, "folder:x", 0, 0, 1, 3) as report:
         now = 106.0
         assert not report.nothing_yet(seconds=3.0) and report.nothing_yet(seconds=6.0)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import checkpoint, evaluate, train
-from engine.report import Report
+from engine import evaluate, train
+from engine.runs import checkpoint
+from engine.runs.log import Report
 from tests.tiny import flags, make_images, same
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import kernels
-from engine import checkpoint, train
+from engine import train
 from engine.config import Config
 from engine.data.bank import default_cache
-from engine.run import Run, machine, settled
+from engine.runs import checkpoint
+from engine.runs.run import Run, machine, settled
 from kernels import dispatch, native
 from kernels.check import oracle, verdict
 from kernels.dispatch import Findings, following
@@ -252,7 +253,7 @@ def test_evaluation_follows_the_same_verdict(images, tmp_path):
 
 
 def opened(images, folder: Path) -> Run:
-    from engine.run import load_dataset
+    from engine.runs.run import load_dataset
 
     cfg = Config.resolve(flags(images, folder))
     with machine(cfg) as device:

@@ -36,7 +36,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from engine.model import Backbone
+from engine.models.backbone import Backbone
 from kernels.triton import conv, norm_act, passes, plan, tensors, update
 
 ARCHS = (80, 90)

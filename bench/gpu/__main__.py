@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.config import Parser
 from engine.errors import UserError, say
-from engine.interrupt import Interrupt, answered
+from engine.runs.interrupt import Interrupt, answered
 
 PARTS = (
     "environment", "compile", "kernels", "gradients", "graph", "tune", "ops", "iterations",

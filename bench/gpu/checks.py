@@ -16,7 +16,7 @@ from bench.gpu.replay import Replay, choices
 from bench.gpu.rows import GOALS, config
 from bench.ops import Op
 from engine.config import Config
-from engine.model import Backbone
+from engine.models.backbone import Backbone
 from kernels import cases, dispatch, reference
 from kernels.check.oracle import Choices, exact_products, stage
 

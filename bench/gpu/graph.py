@@ -15,8 +15,8 @@ from bench.gpu.progress import Items, Request
 from bench.gpu.rows import FOREVER, ROWS, config
 from engine.config import Config
 from engine.episodes import EpisodeSampler
-from engine.loop import DeviceLoop
 from engine.meta import State, init_state
+from engine.runtime.loop import DeviceLoop
 
 ITERATIONS = 5  # whose bits are compared
 CLASSES, IMAGES = 40, 20  # of the noise that tasks are drawn from

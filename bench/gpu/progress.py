@@ -11,7 +11,7 @@ import torch
 
 from bench import results
 from engine.errors import UserError, explained, say
-from engine.interrupt import Interrupt
+from engine.runs.interrupt import Interrupt
 
 Items = Iterator[tuple[str, Callable[[], dict]]]  # names, and what measures them
 

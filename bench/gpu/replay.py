@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.model import Backbone
-from engine.passes import ComposedKept, FusedKept, Moments
+from engine.models.backbone import Backbone
+from engine.models.passes import ComposedKept, FusedKept, Moments
 from kernels.check.oracle import Choices, stage
 from kernels.check.products import convolution
 

@@ -10,7 +10,7 @@ from bench import results, training
 from bench.gpu.progress import Items, LeftOut, Request, write
 from engine.config import Config
 from engine.data import default_path
-from engine.interrupt import Interrupt, Stopped
+from engine.runs.interrupt import Interrupt, Stopped
 from engine.train import train
 
 SEEDS = (0, 1, 2)

@@ -14,7 +14,7 @@ from engine.data.bank import default_cache
 from engine.data.fetch import FILES, LICENCES, fetch
 from engine.data.info import describe
 from engine.errors import explained, say
-from engine.interrupt import Interrupt, answered
+from engine.runs.interrupt import Interrupt, answered
 
 
 def main(argv: list[str] | None = None) -> int:

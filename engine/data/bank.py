@@ -27,7 +27,7 @@ from engine.allowed import PATH, check
 from engine.data.images import Unreadable
 from engine.data.shelf import locked, shelve
 from engine.errors import UserError, explained
-from engine.locks import sync_folder
+from engine.runs.locks import sync_folder
 from kernels.pools import each
 
 FORMAT = 2  # of the bank file and of how images are decoded: raise it to rebuild every cache

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.locks import lock
+from engine.runs.locks import lock
 
 _UNUSED = 90 * 86400.0  # seconds
 # The second form is of before there were places.

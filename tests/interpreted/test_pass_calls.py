@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.model import Backbone
-from engine.passes import Moments
+from engine.models.backbone import Backbone
+from engine.models.passes import Moments
 from kernels import triton
 from kernels.triton import passes
 from tests.passes import Problem, Results, composed, error, fused, named, often_equal, problem

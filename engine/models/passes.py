@@ -14,7 +14,7 @@ from torch import Tensor
 import kernels
 
 if TYPE_CHECKING:
-    from engine.model import Backbone
+    from engine.models.backbone import Backbone
 
 
 class Moments(NamedTuple):

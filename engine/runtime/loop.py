@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine import graph, meta
+from engine import meta
 from engine.config import Config
 from engine.episodes import EpisodeSampler, prefetch
 from engine.meta import Metrics, Schedule, State
-from engine.resident import Feed
+from engine.runtime import graph
+from engine.runtime.resident import Feed
 
 AHEAD = 4  # iterations that a device may be behind
 

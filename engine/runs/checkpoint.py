@@ -28,11 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine import locks
 from engine.allowed import shown
 from engine.config import Config
 from engine.errors import UserError, explained, listed
-from engine.packed import FIELDS
+from engine.runs import locks
+from engine.runs.packed import FIELDS
 
 # Of what ``save`` writes; raised whenever a field is added there, to Config, State or Params. All
 # since 1 are read: what an older file lacks takes its neutral value, a default of its class.

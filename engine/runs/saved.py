@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, meta
-from engine.checkpoint import Checkpoint, epoch_file
+from engine import meta
 from engine.config import SCHEDULE, Config
 from engine.errors import UserError, explained
 from engine.meta import State
-from engine.packed import unpack
+from engine.runs import checkpoint
+from engine.runs.checkpoint import Checkpoint, epoch_file
+from engine.runs.packed import unpack
 
 _TRIES = 10  # of reading a run that a training changes meanwhile
 

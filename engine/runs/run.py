@@ -11,18 +11,19 @@ from pathlib import Path
 import torch
 
 import kernels
-from engine import checkpoint, data, meta
-from engine.beginning import Beginning, beginning
-from engine.checkpoint import Checkpoint, epoch_file
+from engine import data, meta
 from engine.config import SCHEDULE, Config
 from engine.data import Dataset
 from engine.data.bank import default_cache
 from engine.episodes import EpisodeSampler
 from engine.errors import UserError, listed, say
 from engine.meta import State
-from engine.packed import pack, unpack
-from engine.report import Meter
-from engine.workers import keep_freed_memory
+from engine.runs import checkpoint
+from engine.runs.beginning import Beginning, beginning
+from engine.runs.checkpoint import Checkpoint, epoch_file
+from engine.runs.log import Meter
+from engine.runs.packed import pack, unpack
+from engine.runtime.workers import keep_freed_memory
 from kernels import dispatch
 from kernels.check import verdict
 from kernels.dispatch import Findings

@@ -34,9 +34,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engine import checkpoint
 from engine.errors import printable, say
 from engine.evaluate import Score, StepAccuracy
+from engine.runs import checkpoint
 from kernels.pools import told
 
 FIRST_ROW = 10.0  # seconds after which the first row comes, however many iterations that were

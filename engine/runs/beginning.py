@@ -12,8 +12,8 @@ from engine import meta
 from engine.config import Config
 from engine.errors import UserError, say
 from engine.meta import State
-from engine.model import Backbone
-from engine.saved import load_best, restore
+from engine.models.backbone import Backbone
+from engine.runs.saved import load_best, restore
 
 # What the shapes and the meaning of all but the classifier follow from.
 _NETWORK = "channels filters stages downsample steps norm_weights norm_stats".split()

@@ -5,7 +5,7 @@ Conv 3×3 → per-step batch norm → leaky ReLU → 2×2 max pool (or stride 2 
 batch norm removes it, its gradient is 0.
 
 `Backbone` implements what `engine.unroll` needs of a model; another model works there if it has the
-same methods. Its passes are in `engine.passes`.
+same methods. Its passes are in `engine.models.passes`.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.passes import Images, Moments, prepare
+from engine.models.passes import Images, Moments, prepare
 
 
 class Params(NamedTuple):

@@ -1,0 +1,1 @@
+"""Networks that the unroll can train, behind one interface."""

@@ -1,0 +1,1 @@
+"""What a run in its folder is, and how it is stopped and continued."""
