@@ -28,7 +28,8 @@ from bench.cases import PRECISIONS, cast, episode
 from engine.config import Config
 from engine.episodes import Episode
 from engine.meta import State, init_state, loss_weights, meta_gradient, meta_step, second_order
-from engine.models.backbone import Backbone, Params
+from engine.models.backbone import Backbone
+from engine.models.interface import Params
 from engine.runtime.workers import over_tasks
 from engine.unroll import adapt_and_predict
 from kernels import native

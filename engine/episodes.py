@@ -30,18 +30,54 @@ _LAST = np.uint64(2**64 - 1)
 _MANY = 1 << 12  # images of a class; of more, a draw looks at those alone that it takes
 
 
+# Of the tasks of an episode: a tensor [T, N, ...]; several by name; or, where tasks differ in their
+# numbers of samples, a list of T tensors [N, ...] or dicts of them.
+Values = Tensor | dict[str, Tensor] | list
+
+
 @dataclass(frozen=True)
 class Episode:
-    """Labels are 0 to ways - 1, class-major. Images are NHWC in memory: each x[t] channels-last."""
+    """Some tasks: what each adapts to, and what it is then tested on.
 
-    support_x: Tensor  # float32 [T, ways * shots, C, H, W]
-    support_y: Tensor  # int64 [T, ways * shots]
-    target_x: Tensor  # float32 [T, ways * targets, C, H, W]
-    target_y: Tensor  # int64 [T, ways * targets]
+    Of images, labels are 0 to ways - 1, class-major, and images are NHWC in memory: each x[t]
+    channels-last.
+    """
+
+    support_x: Values  # images: float32 [T, ways * shots, C, H, W]
+    support_y: Values  # classes: int64 [T, ways * shots]
+    target_x: Values  # images: float32 [T, ways * targets, C, H, W]
+    target_y: Values  # classes: int64 [T, ways * targets]
+
+    @property
+    def tasks(self) -> int:
+        return count(self.support_x)
 
     def slice(self, start: int, stop: int) -> Episode:
         """Tasks start to stop - 1, as views."""
-        return Episode(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+        return self.map(lambda values: part(values, start, stop))
+
+    def map(self, function: Callable[[Values], Values]) -> Episode:
+        """Of the four fields."""
+        return Episode(*(function(getattr(self, f.name)) for f in fields(self)))
+
+
+def count(values: Values) -> int:
+    """How many tasks."""
+    return len(next(iter(values.values())) if isinstance(values, dict) else values)
+
+
+def part(values: Values, start: int, stop: int) -> Values:
+    """Tasks start to stop - 1."""
+    if isinstance(values, dict):
+        return {name: tensor[start:stop] for name, tensor in values.items()}
+    return values[start:stop]
+
+
+def each(values: Values) -> list:
+    """Of every task its own: tensors [N, ...], or dicts of them."""
+    if isinstance(values, dict):
+        return [{n: tensor[t] for n, tensor in values.items()} for t in range(count(values))]
+    return list(values)
 
 
 class Draw(NamedTuple):

@@ -174,11 +174,13 @@ Predict = Callable[["Episode"], "Tensor"]
 def _on_host(predict: Predict, sampler: EpisodeSampler) -> Answers:
     import torch
 
+    import kernels
     from engine.runtime.workers import over_tasks
 
     def answers(first: int, count: int) -> tuple[Tensor, Tensor]:
         episode = sampler.episode(0, count, first_task=first)
-        return torch.cat(over_tasks(predict, episode), dim=1), episode.target_y
+        block = kernels.task_block(episode.support_x, False)
+        return torch.cat(over_tasks(predict, episode, block), dim=1), episode.target_y
 
     return answers
 

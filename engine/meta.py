@@ -16,8 +16,8 @@ import kernels
 from engine import unroll
 from engine.config import Config
 from engine.episodes import Episode
-from engine.models.backbone import Backbone, Params
-from engine.models.passes import Moments
+from engine.models.backbone import Backbone
+from engine.models.interface import Moments, Params
 from engine.runtime.workers import over_tasks
 
 
@@ -142,7 +142,7 @@ def meta_gradient(
         parts = over_tasks(
             lambda block: differentiate(model, state.params, block, weights, second, running),
             episode,
-            keeps=second,
+            model.task_block(episode, second),
         )
         return unroll.total(parts)
 

@@ -5,29 +5,27 @@ Hessian-vector product a step (Antoniou et al. 2018, eq. 1–4). It keeps the
 support passes of the steps, and one target pass at a time. `autograd` differentiates the same loop
 by `torch.autograd` and is its oracle.
 
-A model is anything with `sizes`, `bessel`, `prepare` and `loss`, as
-`engine.models.backbone.Backbone` has; `prepare` gives images that have the passes of
-`engine.models.passes.Images`.
+It knows neither the network nor its inputs: a model is what `engine.models.interface` says, a step
+what `engine.methods` does with a gradient. Dtype and device are those of theta.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import kernels
-from engine.episodes import Episode
-from engine.models.backbone import Params
-from engine.models.passes import Moments, Pass
+from engine.episodes import Episode, Values, count
+from engine.methods.rates import rule
+from engine.models.interface import Model, Moments, Params, Pass
 from engine.runtime.branch import Branch
 
 
 class MetaGradient(NamedTuple):
     loss: Tensor  # [T] weighted over steps; [] once summed
-    logits: Tensor  # [T, N, ways] of the target set after the last step
+    logits: Values  # [T, N, ways] of the target set after the last step
     gradient: Params  # [T, …] each; […] once summed
     rows: tuple[int, ...]  # step of each column of `moments`
     moments: (
@@ -49,8 +47,12 @@ def total(blocks: Sequence[MetaGradient]) -> MetaGradient:
     )
 
 
-def _joined(blocks: Sequence[Tensor]) -> Tensor:
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+def _joined(blocks: Sequence[Values]) -> Values:
+    if len(blocks) == 1:
+        return blocks[0]
+    if isinstance(blocks[0], list):
+        return [of_task for block in blocks for of_task in block]
+    return torch.cat(blocks)
 
 
 class _Step(NamedTuple):
@@ -66,13 +68,13 @@ class _Record:
     them.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: Model):
         self.model, self.rows, self.columns, self.factors = model, [], [], []
 
-    def add(self, step: int, moments: Moments, images: int) -> None:
+    def add(self, step: int, moments: Moments, x: Values) -> None:
         self.rows.append(step)
         self.columns.append(moments)
-        self.factors.append(self.model.bessel(images, moments.var))
+        self.factors.append(self.model.bessel(x, moments.var))
 
     def result(self) -> tuple[tuple[int, ...], Moments]:
         mean, var = (torch.stack(m, 1) for m in zip(*self.columns, strict=True))
@@ -89,20 +91,20 @@ def _running_at(running: Moments | None, step: int) -> Moments | None:
 
 
 def inner_loop(
-    model,
+    model: Model,
     params: Params,
-    x: Tensor,  # [T, N, C, H, W] support images
-    labels: Tensor,  # [T, N]
+    x: Values,  # support set, [T, N, C, H, W] of images
+    labels: Values,  # [T, N]
     steps: int,
     running: Moments | None = None,  # [K or 1, S] normalise instead of the batch's statistics
     keep: bool = False,
 ) -> Iterator[_Step]:
     """Adapt each task's copy of theta to its support set, one gradient step at a time."""
-    update = kernels.backend("update", x)
-    theta, images = params.theta.expand(len(x), -1), model.prepare(x, steps)
+    update = rule(params.rates, model.sizes)
+    theta, inputs = params.theta.expand(count(x), -1), model.prepare(x, steps)
     for k in range(steps):
         row, rates = at_step(params.norm, k), at_step(params.rates, k)
-        support = images.loss_and_gradient(theta, row, labels, _running_at(running, k), keep)
+        support = inputs.loss_and_gradient(theta, row, labels, _running_at(running, k), keep)
         adapted = update.fwd(theta, support.gradient, rates, model.sizes)
         yield _Step(k, row, rates, support, adapted)
         theta = adapted
@@ -115,7 +117,7 @@ def _wanted(weight: float | Tensor) -> bool:
 
 @torch.inference_mode()
 def adjoint(
-    model,
+    model: Model,
     params: Params,
     episode: Episode,
     loss_weights: Sequence[
@@ -127,12 +129,12 @@ def adjoint(
     """Of each task: Σ_k loss_weights[k] · target loss after step k, and its gradient in every
     parameter.
     """
-    labels, (tasks, targets) = episode.target_y, episode.target_x.shape[:2]
+    labels, tasks = episode.target_y, episode.tasks
     wanted = [_wanted(weight) for weight in loss_weights]
-    images = model.prepare(episode.target_x, sum(wanted))
+    inputs = model.prepare(episode.target_x, sum(wanted))
     norm, rates = (p.new_zeros((len(p), tasks, p.shape[1])) for p in params[1:])  # steps first
     loss, logits, record = norm.new_zeros(tasks), None, _Record(model)
-    steps, direct, branch = [], {}, Branch(episode.target_x.device)
+    steps, direct, branch = [], {}, Branch(params.theta.device)
     for step in inner_loop(
         model,
         params,
@@ -143,11 +145,11 @@ def adjoint(
         second_order,
     ):
         k = step.index
-        record.add(k, step.support.moments, episode.support_x.shape[1])
+        record.add(k, step.support.moments, episode.support_x)
         if wanted[k]:
             weight = torch.as_tensor(loss_weights[k], dtype=loss.dtype, device=loss.device)
             with branch.on():
-                target = images.loss_and_gradient(
+                target = inputs.loss_and_gradient(
                     step.adapted, step.row, labels, _running_at(running, k)
                 )
                 logits = target.logits
@@ -155,20 +157,21 @@ def adjoint(
                 loss.addcmul_(weight, target.loss)
                 at_step(norm, k).addcmul_(weight, target.norm_gradient)
                 direct[k] = weight, target.gradient
-            record.add(k, target.moments, targets)
+            record.add(k, target.moments, episode.target_x)
         steps.append(step)
 
     branch.join()
-    update = kernels.backend("update", episode.target_x)
+    update = rule(params.rates, model.sizes)
     carry = torch.zeros_like(step.adapted)  # gradient of the loss in the parameters after a step
     while steps:
         step = steps.pop()
         if step.index in direct:
             carry.addcmul_(*direct[step.index])
         # Only the second derivatives need d_support.
-        d_support, rates[step.index] = update.bwd(
+        d_support, d_rates = update.bwd(
             carry, step.support.gradient, step.rates if second_order else None, model.sizes
         )
+        at_step(rates, step.index).add_(d_rates)
         if second_order:
             product, norm_product = step.support.kept.tangent(d_support)
             carry += product
@@ -180,7 +183,7 @@ def adjoint(
 @torch.inference_mode(False)
 @torch.enable_grad()
 def autograd(
-    model,
+    model: Model,
     params: Params,
     episode: Episode,
     loss_weights: Sequence[float],
@@ -192,35 +195,43 @@ def autograd(
     differentiating the unrolled loop. Its memory grows with steps and targets.
     """
     leaves = Params(*(_plain(p).detach().requires_grad_() for p in params))
-    episode = Episode(*(_plain(getattr(episode, f.name)) for f in fields(episode)))
+    episode = episode.map(_plain)
     running = None if running is None else Moments(*map(_plain, running))
-    theta, record = leaves.theta.expand(len(episode.support_x), -1), _Record(model)
+    theta, record = leaves.theta.expand(episode.tasks, -1), _Record(model)
     outer, logits = leaves.theta.new_zeros(1), None
     for k, weight in enumerate(loss_weights):
         row, given = at_step(leaves.norm, k), _running_at(running, k)
         loss, _, moments = model.loss(theta, row, episode.support_x, episode.support_y, given, ops)
-        record.add(k, moments, episode.support_x.shape[1])
+        record.add(k, moments, episode.support_x)
         (step_gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
-        theta = ops.lslr_update(theta, step_gradient, at_step(leaves.rates, k), model.sizes)
+        rates = at_step(leaves.rates, k)
+        if len(rates) == len(model.sizes):
+            theta = ops.lslr_update(theta, step_gradient, rates, model.sizes)
+        else:
+            theta = theta - rates * step_gradient
         if _wanted(weight):
             loss, logits, moments = model.loss(
                 theta, row, episode.target_x, episode.target_y, given, ops
             )
-            record.add(k, moments, episode.target_x.shape[1])
+            record.add(k, moments, episode.target_x)
             outer = outer + weight * loss.sum()
     gradient = torch.autograd.grad(outer, leaves, materialize_grads=True)
     gradient = Params(*(g.unsqueeze(0) for g in gradient))
     return MetaGradient(outer.detach(), logits, gradient, *record.result())
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """One that autograd may keep: what was made in inference mode is copied."""
-    return tensor.clone() if tensor.is_inference() else tensor
+def _plain(values: Values) -> Values:
+    """Such that autograd may keep: what was made in inference mode is copied."""
+    if isinstance(values, dict):
+        return {name: _plain(tensor) for name, tensor in values.items()}
+    if isinstance(values, list):
+        return [_plain(of_task) for of_task in values]
+    return values.clone() if values.is_inference() else values
 
 
 @torch.inference_mode()
 def adapt_and_predict(
-    model,
+    model: Model,
     params: Params,
     running: Moments,  # [K or 1, S]
     episode: Episode,
@@ -229,7 +240,7 @@ def adapt_and_predict(
     norm_statistics: str = "batch",
     protocol: str = "transductive",
     every: bool = False,
-) -> Tensor:  # target logits [T, N, ways], with `every` of each step [steps, T, N, ways]
+) -> Values:  # target logits [T, N, ways], with `every` of each step [steps, T, N, ways]
     """Adapt to the support sets, then classify the target sets; with `every`, after each step.
 
     What normalises is the batch's own statistics or the running ones. With the batch's,
@@ -239,10 +250,10 @@ def adapt_and_predict(
     given = running if norm_statistics == "running" else None
     support = episode.support_x, episode.support_y
     shown = deque(inner_loop(model, params, *support, steps, given), None if every else 1)
-    images, logits = model.prepare(episode.target_x, len(shown)), []
+    inputs, logits = model.prepare(episode.target_x, len(shown)), []
     for step in shown:
         theta, row, statistics = step.adapted, step.row, _running_at(given, step.index)
         if statistics is None and protocol == "inductive":
             _, statistics = model.prepare(episode.support_x, 1).predict(theta, row)
-        logits.append(images.predict(theta, row, statistics)[0])
+        logits.append(inputs.predict(theta, row, statistics)[0])
     return torch.stack(logits) if every else logits[0]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.models.backbone import Backbone, Params
+from engine.models.backbone import Backbone
+from engine.models.interface import Params
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 FOLDERS = {"GOLDEN_DIR": "golden", "DATA_DIR": "data"}

@@ -9,7 +9,8 @@ from torch import Tensor
 
 import kernels
 from engine.models.backbone import Backbone
-from engine.models.passes import Composed, Moments
+from engine.models.interface import Moments
+from engine.models.passes import Composed
 from kernels import native
 
 

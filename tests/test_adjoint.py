@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 import kernels
 from engine import unroll
 from engine.episodes import Episode
-from engine.models.backbone import Backbone, Params
-from engine.models.passes import Moments
+from engine.models.backbone import Backbone
+from engine.models.interface import Moments, Params
 from kernels import reference
 
 torch.manual_seed(0)

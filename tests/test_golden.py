@@ -7,7 +7,7 @@ import kernels
 from engine import meta, unroll
 from engine.config import Config
 from engine.episodes import Episode
-from engine.models.passes import Moments
+from engine.models.interface import Moments
 from kernels import reference
 from tests.golden import Golden, assert_close, model_of, params_of
 

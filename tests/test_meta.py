@@ -9,8 +9,7 @@ import kernels
 from engine import meta
 from engine.config import Config
 from engine.episodes import Episode
-from engine.models.backbone import Params
-from engine.models.passes import Moments
+from engine.models.interface import Moments, Params
 
 
 def config(**explicit) -> Config:

@@ -13,7 +13,7 @@ import torch
 
 from engine import meta
 from engine.models.backbone import Backbone
-from engine.models.passes import Moments
+from engine.models.interface import Moments
 from kernels import native
 from kernels.native import passes
 from tests.passes import Problem, Results, native_pass, problem

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.models.backbone import Backbone
-from engine.models.passes import Moments
+from engine.models.interface import Moments
 from kernels import Net, native
 from kernels.native import passes
 from tests.passes import Problem, Results, assert_close, composed, problem

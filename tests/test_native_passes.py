@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.models.backbone import Backbone
-from engine.models.passes import Moments
+from engine.models.interface import Moments
 from kernels import native
 from kernels.native import passes
 from tests.passes import (

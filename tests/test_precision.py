@@ -13,7 +13,7 @@ from engine import meta
 from engine.config import Config
 from engine.errors import UserError
 from engine.models.backbone import Backbone
-from engine.models.passes import Moments
+from engine.models.interface import Moments
 from engine.runs.run import machine
 from kernels import native
 from kernels.native import passes

@@ -18,7 +18,8 @@ from engine import unroll
 from engine.config import Config
 from engine.episodes import Episode
 from engine.meta import loss_weights, second_order
-from engine.models.backbone import Backbone, Params
+from engine.models.backbone import Backbone
+from engine.models.interface import Params
 from engine.unroll import MetaGradient
 from kernels import reference
 from kernels.check.oracle import exact_products

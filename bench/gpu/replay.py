@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.models.backbone import Backbone
-from engine.models.passes import ComposedKept, FusedKept, Moments
+from engine.models.interface import Moments
+from engine.models.passes import ComposedKept, FusedKept
 from kernels.check.oracle import Choices, stage
 from kernels.check.products import convolution
 

@@ -4,30 +4,20 @@ Conv 3×3 → per-step batch norm → leaky ReLU → 2×2 max pool (or stride 2 
 `stages` times, then a linear classifier (paper §5; Vinyals et al. 2016). Convolutions have no bias:
 batch norm removes it, its gradient is 0.
 
-`Backbone` implements what `engine.unroll` needs of a model; another model works there if it has the
-same methods. Its passes are in `engine.models.passes`.
+It is a `Model` of `engine.models.interface`. Its passes are in `engine.models.passes`.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import kernels
-from engine.models.passes import Images, Moments, prepare
-
-
-class Params(NamedTuple):
-    """Everything that the outer loop learns. One row of `norm` and `rates` a step; a single row of
-    `norm` is shared.
-    """
-
-    theta: Tensor  # [P] initial network parameters, one flat buffer
-    norm: Tensor  # [K or 1, G] batch-norm gains and biases (BNWB)
-    rates: Tensor  # [K, L] inner learning rates (LSLR)
+from engine.episodes import Episode
+from engine.models.interface import Inputs, Moments, Params
+from engine.models.passes import prepare
 
 
 @dataclass(frozen=True)
@@ -110,12 +100,12 @@ class Backbone:
         rates = torch.full((steps, len(self.shapes)), inner_rate, **kind)
         return Params(self.flat(tensors)[0], norm.repeat_interleave(self.filters, 1), rates)
 
-    def bessel(self, images: int, like: Tensor) -> Tensor:
-        """n / (n − 1) for the n values behind each statistic of `images` images [S]: biased →
+    def bessel(self, x: Tensor, like: Tensor) -> Tensor:  # [T, N, C, H, W]
+        """n / (n − 1) for the n values behind each statistic of a pass over `x` [S]: biased →
         unbiased variance.
         """
         sides = self.image_sizes[:-1] if self.pool else self.image_sizes[1:]
-        counts = tuple(images * side * side for side in sides)
+        counts = tuple(x.shape[1] * side * side for side in sides)
         return _bessel(counts, self.filters, like.dtype, like.device)
 
     def weights(self, theta: Tensor) -> list[Tensor]:
@@ -162,9 +152,12 @@ class Backbone:
         """[T, N, F, h, w] → [T, N, D]: all values, or with stride-2 stages each filter's mean."""
         return x.flatten(2) if self.pool else x.mean((3, 4))
 
-    def prepare(self, x: Tensor, passes: int) -> Images:  # [T, N, C, H, W]
+    def prepare(self, x: Tensor, passes: int) -> Inputs:  # [T, N, C, H, W]
         """Images that `passes` passes will read, as these read them best."""
         return prepare(self, x, passes)
+
+    def task_block(self, episode: Episode, keeps: bool) -> int | None:
+        return kernels.task_block(episode.support_x, keeps)
 
     def loss(
         self,

@@ -6,77 +6,23 @@ one call. `prepare` chooses.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 import kernels
+from engine.models.interface import Inputs, Moments, Pass
 
 if TYPE_CHECKING:
     from engine.models.backbone import Backbone
-
-
-class Moments(NamedTuple):
-    """Batch statistics of every stage, S = stages · filters."""
-
-    mean: Tensor  # [..., S]
-    var: Tensor  # [..., S] biased
-
-
-class Kept(Protocol):
-    """What a pass keeps."""
-
-    def tangent(
-        self,
-        direction: Tensor,  # [T, P]
-    ) -> tuple[Tensor, Tensor]:  # [T, P], [T, G]
-        """Derivative of (gradient, norm_gradient) along a direction of theta: the Hessian-vector
-        product, and by symmetry the gradient of ⟨gradient, direction⟩ in gains and biases (forward
-        over reverse).
-        """
-
-
-class Pass(NamedTuple):
-    """A forward and backward pass over one set of images a task."""
-
-    loss: Tensor  # [T]
-    logits: Tensor  # [T, N, ways]
-    gradient: Tensor  # [T, P]
-    norm_gradient: Tensor  # [T, G]
-    moments: Moments  # [T, S] each
-    kept: Kept | None
-
-
-class Images(Protocol):
-    """A set of images a task, ready for passes. `statistics` normalise instead of the batch's."""
-
-    def predict(
-        self,
-        theta: Tensor,  # [T, P]
-        row: Tensor,  # [G] gains and biases of the step
-        statistics: Moments | None = None,  # [S], or [T, S] of each task
-    ) -> tuple[Tensor, Moments]:  # logits [T, N, ways], the batch's own moments
-        """A forward pass alone."""
-
-    def loss_and_gradient(
-        self,
-        theta: Tensor,  # [T, P]
-        row: Tensor,  # [G]
-        labels: Tensor,  # [T, N]
-        statistics: Moments | None = None,  # [S], or [T, S] of each task
-        keep: bool = False,
-    ) -> Pass:
-        """Mean cross-entropy of each task and its gradient, without autograd; `keep` for the
-        tangent.
-        """
 
 
 def prepare(
     model: Backbone,
     x: Tensor,  # [T, N, C, H, W]
     passes: int,
-) -> Images:
+) -> Inputs:
     """Images that `passes` passes will read. When ops are composed, the moments of the first
     stage's patches pay from two passes on, where it pools.
     """

@@ -24,15 +24,16 @@ from kernels import pools
 T = TypeVar("T")
 
 
-def over_tasks(function: Callable[[Episode], T], episode: Episode, keeps: bool = False) -> list[T]:
-    """`function` of each block of tasks that suits the device, in task order; `keeps` if it keeps
-    passes for second derivatives.
+def over_tasks(
+    function: Callable[[Episode], T], episode: Episode, block: int | None = None
+) -> list[T]:
+    """`function` of each block of so many tasks (`None`: of all), in task order.
 
     Single tasks on a CPU run at once, as many as there are threads, on one core each; those left
     over, too few for every thread, run one after the other on all of them, and so do larger blocks.
     """
-    tasks, count = len(episode.support_x), kernels.threads()
-    block = kernels.task_block(episode.support_x, keeps) or tasks
+    tasks, count = episode.tasks, kernels.threads()
+    block = block or tasks
     blocks = [episode.slice(start, start + block) for start in range(0, tasks, block)]
     if count == 1 or block > 1 or len(blocks) < count:
         return [function(each) for each in blocks]

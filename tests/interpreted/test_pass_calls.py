@@ -10,7 +10,7 @@ from torch import Tensor
 
 import kernels
 from engine.models.backbone import Backbone
-from engine.models.passes import Moments
+from engine.models.interface import Moments
 from kernels import triton
 from kernels.triton import passes
 from tests.passes import Problem, Results, composed, error, fused, named, often_equal, problem

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import kernels
 from engine import unroll
-from engine.models.backbone import Backbone, Params
-from engine.models.passes import Moments
+from engine.models.backbone import Backbone
+from engine.models.interface import Moments, Params
 from kernels import reference, triton
 from kernels.triton import passes
 from tests.ops import randn

@@ -1,0 +1,93 @@
+"""What the unroll needs of a network, and what it gives it: the seam between both.
+
+A model is a `Model`: `Backbone` runs fused passes, `Module` wraps any `nn.Module` with any loss.
+The unroll knows neither. Parameters lie in flat buffers; the leading axis is the task.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from engine.episodes import Episode, Values
+
+
+class Params(NamedTuple):
+    """Everything that the outer loop learns. One row of `norm` and `rates` a step; a single row of
+    `norm` is shared.
+    """
+
+    theta: Tensor  # [P] initial values of the adapted parameters, one flat buffer
+    norm: Tensor  # [K or 1, G] of those that the inner loop leaves: batch norm's (BNWB)
+    rates: Tensor  # [K, L] inner learning rates a tensor (LSLR), or [K or 1, P] a number
+
+
+class Moments(NamedTuple):
+    """Batch statistics of every normalisation of a network, S channels in all."""
+
+    mean: Tensor  # [..., S]
+    var: Tensor  # [..., S] as `Model.bessel` makes it unbiased
+
+
+class Kept(Protocol):
+    """What a pass keeps."""
+
+    def tangent(
+        self,
+        direction: Tensor,  # [T, P]
+    ) -> tuple[Tensor, Tensor]:  # [T, P], [T, G]
+        """Derivative of (gradient, norm_gradient) along a direction of theta: the Hessian-vector
+        product, and by symmetry the gradient of ⟨gradient, direction⟩ in gains and biases.
+        """
+
+
+class Pass(NamedTuple):
+    """A forward and backward pass over one set of inputs a task."""
+
+    loss: Tensor  # [T]
+    logits: Values  # [T, N, ways], or whatever the network answers
+    gradient: Tensor  # [T, P]
+    norm_gradient: Tensor  # [T, G]
+    moments: Moments  # [T, S] each
+    kept: Kept | None
+
+
+class Inputs(Protocol):
+    """A set of inputs a task, ready for passes. `statistics` normalise instead of the batch's."""
+
+    def predict(
+        self,
+        theta: Tensor,  # [T, P]
+        row: Tensor,  # [G] gains and biases of the step
+        statistics: Moments | None = None,  # [S], or [T, S] of each task
+    ) -> tuple[Values, Moments]:  # logits [T, N, ways], the batch's own moments
+        """A forward pass alone."""
+
+    def loss_and_gradient(
+        self,
+        theta: Tensor,  # [T, P]
+        row: Tensor,  # [G]
+        labels: Values,  # [T, N]
+        statistics: Moments | None = None,  # [S], or [T, S] of each task
+        keep: bool = False,
+    ) -> Pass:
+        """The loss of each task and its gradient; `keep` for the tangent."""
+
+
+class Model(Protocol):
+    sizes: tuple[int, ...]  # of the L adapted tensors, in the order of theta
+
+    def prepare(self, x: Values, passes: int) -> Inputs:
+        """Inputs that `passes` passes will read, as these read them best."""
+
+    def bessel(self, x: Values, like: Tensor) -> Tensor:
+        """[S] by what the variances of a pass over `x` are to be multiplied to be unbiased."""
+
+    def loss(
+        self, theta: Tensor, row: Tensor, x: Values, labels: Values, statistics, ops
+    ) -> tuple[Tensor, Values, Moments]:  # loss [T], logits, moments
+        """The loss of each task for autograd to differentiate, by `ops` in place of `kernels`."""
+
+    def task_block(self, episode: Episode, keeps: bool) -> int | None:
+        """Tasks worth giving to one call, `None`: all; `keeps` if passes are kept for tangents."""
