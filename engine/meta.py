@@ -143,6 +143,7 @@ def meta_gradient(
             lambda block: differentiate(model, state.params, block, weights, second, running),
             episode,
             model.task_block(episode, second),
+            model.parallel,
         )
         return unroll.total(parts)
 

@@ -27,6 +27,7 @@ class MetaGradient(NamedTuple):
     loss: Tensor  # [T] weighted over steps; [] once summed
     logits: Values  # [T, N, ways] of the target set after the last step
     gradient: Params  # [T, …] each; […] once summed
+    per_step: tuple[Tensor | None, ...]  # [T] the target loss after each step, if it has a weight
     rows: tuple[int, ...]  # step of each column of `moments`
     moments: (
         Moments  # [T, columns, S]: in order of the steps, support then target; unbiased variance
@@ -37,17 +38,18 @@ def total(blocks: Sequence[MetaGradient]) -> MetaGradient:
     """Blocks of tasks put together, their losses and gradients summed; the same bits whatever the
     blocks.
     """
-    losses, logits, gradients, rows, moments = zip(*blocks, strict=True)
+    losses, logits, gradients, steps, rows, moments = zip(*blocks, strict=True)
     return MetaGradient(
-        _joined(losses).sum(),
-        _joined(logits),
-        Params(*(_joined(g).sum(0) for g in zip(*gradients, strict=True))),
+        joined(losses).sum(),
+        joined(logits),
+        Params(*(joined(g).sum(0) for g in zip(*gradients, strict=True))),
+        tuple(None if s[0] is None else joined(s) for s in zip(*steps, strict=True)),
         rows[0],
-        Moments(*(_joined(m) for m in zip(*moments, strict=True))),
+        Moments(*(joined(m) for m in zip(*moments, strict=True))),
     )
 
 
-def _joined(blocks: Sequence[Values]) -> Values:
+def joined(blocks: Sequence[Values]) -> Values:
     if len(blocks) == 1:
         return blocks[0]
     if isinstance(blocks[0], list):
@@ -135,6 +137,7 @@ def adjoint(
     norm, rates = (p.new_zeros((len(p), tasks, p.shape[1])) for p in params[1:])  # steps first
     loss, logits, record = norm.new_zeros(tasks), None, _Record(model)
     steps, direct, branch = [], {}, Branch(params.theta.device)
+    per_step: list[Tensor | None] = [None] * len(loss_weights)
     for step in inner_loop(
         model,
         params,
@@ -152,7 +155,7 @@ def adjoint(
                 target = inputs.loss_and_gradient(
                     step.adapted, step.row, labels, _running_at(running, k)
                 )
-                logits = target.logits
+                logits, per_step[k] = target.logits, target.loss
                 # In place: what the branch reads is not freed before it is joined.
                 loss.addcmul_(weight, target.loss)
                 at_step(norm, k).addcmul_(weight, target.norm_gradient)
@@ -177,7 +180,7 @@ def adjoint(
             carry += product
             at_step(norm, step.index).add_(norm_product)
     gradient = Params(carry, norm.transpose(0, 1), rates.transpose(0, 1))
-    return MetaGradient(loss, logits, gradient, *record.result())
+    return MetaGradient(loss, logits, gradient, tuple(per_step), *record.result())
 
 
 @torch.inference_mode(False)
@@ -199,6 +202,7 @@ def autograd(
     running = None if running is None else Moments(*map(_plain, running))
     theta, record = leaves.theta.expand(episode.tasks, -1), _Record(model)
     outer, logits = leaves.theta.new_zeros(1), None
+    per_step: list[Tensor | None] = [None] * len(loss_weights)
     for k, weight in enumerate(loss_weights):
         row, given = at_step(leaves.norm, k), _running_at(running, k)
         loss, _, moments = model.loss(theta, row, episode.support_x, episode.support_y, given, ops)
@@ -214,10 +218,10 @@ def autograd(
                 theta, row, episode.target_x, episode.target_y, given, ops
             )
             record.add(k, moments, episode.target_x)
-            outer = outer + weight * loss.sum()
+            outer, per_step[k] = outer + weight * loss.sum(), loss.detach()
     gradient = torch.autograd.grad(outer, leaves, materialize_grads=True)
     gradient = Params(*(g.unsqueeze(0) for g in gradient))
-    return MetaGradient(outer.detach(), logits, gradient, *record.result())
+    return MetaGradient(outer.detach(), logits, gradient, tuple(per_step), *record.result())
 
 
 def _plain(values: Values) -> Values:

@@ -31,6 +31,7 @@ class Backbone:
     negative_slope: float = 0.01
     norm_eps: float = 1e-5
     precision: str = "fp32"  # of kernels.PRECISIONS, or auto: what suits the device
+    parallel = True  # draws no random numbers: tasks may run at once
 
     @classmethod
     def of(cls, cfg) -> "Backbone":

@@ -77,6 +77,7 @@ class Inputs(Protocol):
 
 class Model(Protocol):
     sizes: tuple[int, ...]  # of the L adapted tensors, in the order of theta
+    parallel: bool  # whether tasks may run in several threads at once
 
     def prepare(self, x: Values, passes: int) -> Inputs:
         """Inputs that `passes` passes will read, as these read them best."""

@@ -25,7 +25,10 @@ T = TypeVar("T")
 
 
 def over_tasks(
-    function: Callable[[Episode], T], episode: Episode, block: int | None = None
+    function: Callable[[Episode], T],
+    episode: Episode,
+    block: int | None = None,
+    parallel: bool = True,
 ) -> list[T]:
     """`function` of each block of so many tasks (`None`: of all), in task order.
 
@@ -35,7 +38,7 @@ def over_tasks(
     tasks, count = episode.tasks, kernels.threads()
     block = block or tasks
     blocks = [episode.slice(start, start + block) for start in range(0, tasks, block)]
-    if count == 1 or block > 1 or len(blocks) < count:
+    if count == 1 or block > 1 or len(blocks) < count or not parallel:
         return [function(each) for each in blocks]
     pool, count = _pool(count)
     together = blocks[: len(blocks) // count * count] if pool else []
