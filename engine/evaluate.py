@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
-from engine.config import Config, Parser, add_flags, parse
+from engine.commandline import Parser, add_flags, parse
+from engine.config import Config
 from engine.errors import UserError, say
 from engine.runs.interrupt import Interrupt, answered
 
