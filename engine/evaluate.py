@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.commandline import Parser, add_flags, parse
 from engine.config import Config
 from engine.errors import UserError, say
+from engine.files import output, write
 from engine.runs.interrupt import Interrupt, answered
+
+if TYPE_CHECKING:
+    from engine.runs.checkpoint import Checkpoint
 
 FLAGS = (
     "dataset data cache strict_data split split_ratio skip_small_classes rotations ways shots "
@@ -31,31 +36,70 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _flags(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(prog="python -m engine.evaluate", description=__doc__.split("\n\n")[0])
-    parser.add_argument("checkpoint", type=Path, help="run folder or .pt file")
-    parser.add_argument(
+    parser = Parser(
+        prog="python -m engine.evaluate",
+        usage="%(prog)s CHECKPOINT [flags]",
+        description=__doc__.split("\n\n")[0],
+        epilog="What is not given is as the model was trained, but for --on.",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="run folder, .pt file")
+    parser.group("data").add_argument(
         "--on",
         choices=("test", "val", "train"),
         default="test",
         metavar="test|val|train",
-        help="classes to evaluate on",
+        help="classes to evaluate on (default: test)",
     )
     add_flags(parser, FLAGS)
+    for kind, form in (("json", "in lists"), ("csv", "a row each")):
+        parser.group("results").add_argument(
+            f"--{kind}",
+            type=partial(output, f"--{kind}"),
+            metavar="FILE",
+            default=None,
+            help=f"write the settings, the accuracy in each task and of each class, and how often "
+            f"each class was taken for which, {form}",
+        )
     return parse(parser, argv)
 
 
 def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     explicit = _flags(argv)
     path, part = explicit.pop("checkpoint"), explicit.pop("on")
+    files = {kind: explicit.pop(kind) for kind in ("json", "csv")}
+    if files["json"] and files["json"] == files["csv"]:
+        raise UserError(f"--json and --csv are both {files['csv']}: give two files")
     # torch takes seconds to import; a wrong flag is answered before
+    from engine.breakdown import breakdown
     from engine.runs.log import test_table
     from engine.runs.run import load_dataset, machine, settled
-    from engine.runs.saved import load_best, own_data, restore
-    from engine.scoring import test
+    from engine.runs.saved import load_best, restore
+    from engine.scoring import predictions, summary
 
     interrupt.phase = "unwind"
     saved = load_best(path)
-    trained = Config.from_dict(saved[0].config)
+    trained, cfg = _configurations(path, saved[0], explicit)
+    with machine(cfg) as device:
+        cfg = settled(cfg, device, saved[0].precisions or {})
+        dataset = load_dataset(cfg, part)
+        other = "" if dataset.identity == saved[0].data_identity else ", other data"
+        say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
+        members = restore(trained, saved, device)
+        found = predictions(cfg, [*members.values()], dataset, part, cfg.eval_tasks)
+        result = summary(cfg, [*members], dataset, part, found)
+        say(*test_table(result))
+        if any(files.values()):
+            about = {"checkpoint": str(path), "trained_on": saved[0].data_name}
+            _write(files, about | breakdown(cfg, dataset, part, found, result))
+
+
+def _configurations(
+    path: Path, saved: Checkpoint, explicit: dict[str, Any]
+) -> tuple[Config, Config]:
+    """What the model of a checkpoint was trained with, and what it is to be tested with."""
+    from engine.runs.saved import own_data
+
+    trained = Config.from_dict(saved.config)
     if explicit.get("ways", trained.ways) != trained.ways:
         raise UserError(
             f"--ways is {explicit['ways']}: the classifier of {path} has {trained.ways} outputs; "
@@ -72,14 +116,17 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
         )
     cfg = dataclasses.replace(trained, **own_data(path, trained) | explicit)
     if cfg.data is None and cfg.dataset == trained.dataset:
-        cfg = _at_default(cfg, path, saved[0].data_name)
-    with machine(cfg) as device:
-        cfg = settled(cfg, device, saved[0].precisions or {})
-        dataset = load_dataset(cfg, part)
-        other = "" if dataset.identity == saved[0].data_identity else ", other data"
-        say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
-        result = test(cfg, restore(trained, saved, device), dataset, part)
-        say(*test_table(result))
+        cfg = _at_default(cfg, path, saved.data_name)
+    return trained, cfg
+
+
+def _write(files: dict[str, Path | None], details: dict[str, Any]) -> None:
+    from engine.breakdown import as_csv, as_json
+
+    for kind, make in (("json", as_json), ("csv", as_csv)):
+        if (path := files[kind]) is not None:
+            write(path, make(details))
+            say(f"saved in {path}")
 
 
 def _at_default(cfg: Config, path: Path, data_name: str) -> Config:
