@@ -6,8 +6,8 @@ from torch import Tensor
 from engine.config import Config
 from engine.data import Dataset
 from engine.episodes import Episode
-from engine.evaluate import BATCH, TASK_SEED, Score, score
 from engine.runs.run import sampler
+from engine.scoring import BATCH, TASK_SEED, Score, score
 
 
 def accuracies(episode: Episode) -> Tensor:

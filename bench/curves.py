@@ -25,7 +25,8 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from bench import results, tables, training
-from engine.config import Config, Parser, add_flags, parse
+from engine.commandline import Parser, add_flags, parse
+from engine.config import Config
 from engine.errors import say
 from engine.runs.interrupt import Interrupt, answered
 from engine.runs.run import machine

@@ -23,8 +23,8 @@ def _stranger() -> str | None:
 
 
 if _problem := _stranger():
-    # By `python -m engine.train` this runs before any line of the command's own.
-    if sys.argv[:1] == ["-m"]:
+    # By `python -m engine.train`, or `mamlpp`, this runs before any line of the command's own.
+    if [Path(name).name for name in sys.argv[:1]] in (["-m"], ["mamlpp"]):
         from engine.errors import complain
 
         complain(f"error: {_problem}")

@@ -8,7 +8,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from engine.errors import UserError
+from engine.errors import UserError, nearest
 
 PATH = "a path"
 RATIO = "three shares, as 64/16/20"
@@ -41,7 +41,9 @@ def check(name: str, value: Any, allowed: tuple | str | None) -> None:
             raise UserError(f"{flag} is {value!r}: give {RATIO}, each 1 or more")
         return
     if isinstance(allowed, tuple) and value not in allowed:
-        raise UserError(f"{flag} is {value!r}: choose one of {', '.join(map(str, allowed))}")
+        choices = [*map(str, allowed)]
+        near = nearest(str(value), choices)
+        raise UserError(f"{flag} is {value!r}: {near}choose one of {', '.join(choices)}")
     most = _SIZES.get(name, _LARGEST.get(type(value)))
     if most is not None and value > most:
         raise UserError(f"{flag} is {value}: give a number up to {most}")

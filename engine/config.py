@@ -6,18 +6,21 @@ This module does not import torch, so that ``--help`` and a wrong flag are answe
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from engine.allowed import PATH, RATIO, check, check_type
-from engine.errors import UserError, listed, say
+from engine.errors import UserError, listed
 from engine.presets import PRESETS, preset_fields
 
-__all__ = ["Config", "Parser", "UserError", "add_flags", "check", "parse"]
+__all__ = ["Config", "UserError", "check"]
 
+# What --help shows together, in this order.
+GROUPS = "data", "task", "network", "inner loop", "outer loop", "evaluation", "machine", "run"
+PRESET, DATASET = "maml++", "mini"  # when none is given
 DATASETS = ("omniglot", "mini", "folder")
 SPLITS = ("paper", "background")
 ROTATIONS = ("none", "classes", "augment")
@@ -30,144 +33,149 @@ def _flag(
     help: str,
     allowed=None,
     *,
+    group: str,
     default: Any = MISSING,
     free: bool = False,
     neutral: Any = MISSING,
 ):
-    """A field that is a flag. ``allowed``: tuple of choices, a key of allowed.RANGES or PATH;
-    ``free``: the value cannot change what a run learns beyond rounding, so a resumed run may change
-    it; ``neutral``, if it is not the default: the value under which the engine does what it did
-    before it had the field. Every field added from now on has one, for files of older versions."""
+    """A field that is a flag, of one of GROUPS. ``allowed``: tuple of choices, a key of
+    allowed.RANGES or PATH; ``free``: the value cannot change what a run learns beyond rounding, so
+    a resumed run may change it; ``neutral``, if it is not the default: the value under which the
+    engine does what it did before it had the field. Every field added from now on has one, for
+    files of older versions."""
     neutral = default if neutral is MISSING else neutral
-    metadata = {"help": help, "allowed": allowed, "free": free, "neutral": neutral}
+    metadata = {
+        "help": help,
+        "allowed": allowed,
+        "group": group,
+        "free": free,
+        "neutral": neutral,
+    }
     return field(metadata=metadata, **({} if default is MISSING else {"default": default}))
+
+
+_data, _task, _network, _inner, _outer, _evaluation, _machine, _run = (
+    partial(_flag, group=group) for group in GROUPS
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Every setting of a run. Build one with ``Config.of`` or ``Config.resolve``."""
 
-    preset: str = _flag("published protocol that fills every other field", PRESETS, free=True)
-    # data
-    dataset: str = _flag("kind of data", DATASETS)
-    data: str | None = _flag(
+    preset: str = _run("published protocol that fills every other field", PRESETS, free=True)
+    dataset: str = _data("kind of data", DATASETS)
+    data: str | None = _data(
         "path of the data (default: datasets/<dataset>)", PATH, default=None, free=True
     )
-    cache: str | None = _flag(
+    cache: str | None = _data(
         "folder of decoded data (default: $MAMLPP_CACHE or ~/.cache/mamlpp)",
         PATH,
         default=None,
         free=True,
     )
-    strict_data: bool = _flag(
+    strict_data: bool = _data(
         "fail, instead of using the stand-in, when mini finds no data", default=False, free=True
     )
-    split: str = _flag("Omniglot: classes shuffled, or its own two sets", SPLITS)
-    split_ratio: str | None = _flag(
+    split: str = _data("Omniglot: classes shuffled, or its own two sets", SPLITS)
+    split_ratio: str | None = _data(
         "classes to train, validate and test, as 64/16/20, of data without such splits; of data "
         "without val, its part of the training classes",
         RATIO,
         default=None,
     )
-    skip_small_classes: bool = _flag(
+    skip_small_classes: bool = _data(
         "leave out classes that have too few images for a task, instead of failing", default=False
     )
-    rotations: str = _flag(
+    rotations: str = _data(
         "multiples of 90 degrees: none, as new classes on every split, or one per class and "
         "training task",
         ROTATIONS,
     )
-    image_size: int = _flag("height and width in pixels", ">= 1")
-    channels: int = _flag("1 grey, 3 RGB", CHANNELS)
-    # task
-    ways: int = _flag("classes of a task", ">= 2")
-    shots: int = _flag("support images per class", ">= 1")
-    targets: int = _flag("target images per class", ">= 1")
-    tasks: int = _flag("tasks per outer iteration", ">= 1")
-    # network
-    filters: int = _flag("filters of each convolution", ">= 1")
-    stages: int = _flag("number of convolutions", "in [1, 16]")
-    downsample: str = _flag(
+    image_size: int = _data("height and width in pixels", ">= 1")
+    channels: int = _data("1 grey, 3 RGB", CHANNELS)
+    ways: int = _task("classes of a task", ">= 2")
+    shots: int = _task("support images per class", ">= 1")
+    targets: int = _task("target images per class", ">= 1")
+    tasks: int = _task("tasks per outer iteration", ">= 1")
+    filters: int = _network("filters of each convolution", ">= 1")
+    stages: int = _network("number of convolutions", "in [1, 16]")
+    downsample: str = _network(
         "2x2 max pool after, or stride 2 in, each convolution", ("pool", "stride")
     )
-    negative_slope: float = _flag("slope of the leaky ReLU below zero", ">= 0")
-    # inner loop
-    steps: int = _flag("inner steps in training", ">= 1")
-    eval_steps: int = _flag("inner steps in evaluation, 0: as in training", ">= 0")
-    inner_rate: float = _flag("(initial) inner learning rate", "> 0")
-    rates: str = _flag(
+    negative_slope: float = _network("slope of the leaky ReLU below zero", ">= 0")
+    steps: int = _inner("inner steps in training", ">= 1")
+    eval_steps: int = _inner("inner steps in evaluation, 0: as in training", ">= 0")
+    inner_rate: float = _inner("(initial) inner learning rate", "> 0")
+    rates: str = _inner(
         "inner rates per tensor and step (LSLR): learned or fixed", ("learned", "fixed")
     )
-    norm_weights: str = _flag("rows of gains and biases (BNWB)", ("per-step", "shared"))
-    norm_stats: str = _flag("rows of running statistics (BNRS)", ("per-step", "shared"))
-    norm_momentum: float = _flag("momentum of the running statistics", "in (0, 1]")
-    norm_eps: float = _flag("added to the variance", "> 0")
-    train_norm_statistics: str = _flag("what normalises in training", ("batch", "running"))
-    # outer loop
-    epochs: int = _flag(
+    norm_weights: str = _inner("rows of gains and biases (BNWB)", ("per-step", "shared"))
+    norm_stats: str = _inner("rows of running statistics (BNRS)", ("per-step", "shared"))
+    norm_momentum: float = _inner("momentum of the running statistics", "in (0, 1]")
+    norm_eps: float = _inner("added to the variance", "> 0")
+    train_norm_statistics: str = _inner("what normalises in training", ("batch", "running"))
+    epochs: int = _outer(
         "epochs; without their own flags, the preset's MSL and first-order epochs shrink or grow "
         "in proportion",
         ">= 1",
     )
-    iterations: int = _flag("outer iterations per epoch", ">= 1")
-    lr: float = _flag("learning rate of Adam", "> 0")
-    min_lr: float = _flag("cosine annealing ends here; equal to lr: no annealing", "> 0")
-    beta1: float = _flag("first-moment decay of Adam", "in [0, 1)")
-    beta2: float = _flag("second-moment decay of Adam", "in [0, 1)")
-    clamp: float = _flag("bound on each entry of the network's gradient, 0: none", ">= 0")
-    msl_epochs: int = _flag("epochs of multi-step loss, 0: off", ">= 0")
-    first_order_epochs: int = _flag("first epochs without second derivatives, 0: none", ">= 0")
-    task_reduction: str = _flag("outer loss over the tasks of a batch", ("mean", "sum"))
-    seed: int = _flag("of the initial weights and the training tasks", ">= 0")
-    # evaluation
-    norm_statistics: str = _flag("what normalises in evaluation", ("batch", "running"))
-    protocol: str = _flag(
+    iterations: int = _outer("outer iterations per epoch", ">= 1")
+    lr: float = _outer("learning rate of Adam", "> 0")
+    min_lr: float = _outer("cosine annealing ends here; equal to lr: no annealing", "> 0")
+    beta1: float = _outer("first-moment decay of Adam", "in [0, 1)")
+    beta2: float = _outer("second-moment decay of Adam", "in [0, 1)")
+    clamp: float = _outer("bound on each entry of the network's gradient, 0: none", ">= 0")
+    msl_epochs: int = _outer("epochs of multi-step loss, 0: off", ">= 0")
+    first_order_epochs: int = _outer("first epochs without second derivatives, 0: none", ">= 0")
+    task_reduction: str = _outer("outer loss over the tasks of a batch", ("mean", "sum"))
+    seed: int = _outer("of the initial weights and the training tasks", ">= 0")
+    norm_statistics: str = _evaluation("what normalises in evaluation", ("batch", "running"))
+    protocol: str = _evaluation(
         "normalise a target with the others (transductive) or without",
         ("transductive", "inductive"),
     )
-    eval_tasks: int = _flag("tasks of a validation and of the final test", ">= 2")
-    ensemble: int = _flag("best checkpoints kept, and averaged in the final test", ">= 1")
-    # machine
-    device: str = _flag("where to compute", ("auto", "cpu", "cuda"), default="auto", free=True)
-    threads: int = _flag(
+    eval_tasks: int = _evaluation("tasks of a validation and of the final test", ">= 2")
+    ensemble: int = _evaluation("best checkpoints kept, and averaged in the final test", ">= 1")
+    device: str = _machine("where to compute", ("auto", "cpu", "cuda"), default="auto", free=True)
+    threads: int = _machine(
         "CPU threads, at most one a core; 0: torch's choice", "in [0, 1024]", default=0, free=True
     )
-    unroll: str = _flag(
+    unroll: str = _machine(
         "closed-form adjoint, or torch.autograd as its oracle",
         ("adjoint", "autograd"),
         default="adjoint",
         free=True,
     )
-    backend: str = _flag(
+    backend: str = _machine(
         "of the kernels", ("auto", "native", "triton", "cuda", "plain"), default="auto", free=True
     )
-    no_graph: bool = _flag(
+    no_graph: bool = _machine(
         "on a GPU, launch kernels one by one instead of as a CUDA graph", default=False, free=True
     )
-    precision: str = _flag(
+    precision: str = _machine(
         "of the convolutions' products: as they are, of operands rounded to TF32 or bfloat16, or "
         "in two parts of either, as good as float32; auto: on a GPU tf32, on a CPU the fastest as "
         "good as float32",
         ("auto", "fp32", "tf32", "tf32x3", "bf16x3", "bf16"),
         default="auto",
     )
-    prefetch: int = _flag("batches prepared ahead, 0: none", ">= 0", default=2, free=True)
-    # run
-    run: str | None = _flag(
+    prefetch: int = _machine("batches prepared ahead, 0: none", ">= 0", default=2, free=True)
+    run: str | None = _run(
         "run folder (default: runs/<data>-<ways>w<shots>s-<preset>-seed<seed>)",
         PATH,
         default=None,
         free=True,
     )
-    init: str | None = _flag(
+    init: str | None = _run(
         "run folder (of which the best epoch) or .pt file whose weights, gains, inner rates and "
         "running statistics this run starts from (default: random ones)",
         PATH,
         default=None,
         free=True,
     )
-    log_every: int = _flag("iterations per row of the log", ">= 1", default=50, free=True)
-    fresh: bool = _flag("start over: remove the run's own files first", default=False, free=True)
+    log_every: int = _run("iterations per row of the log", ">= 1", default=50, free=True)
+    fresh: bool = _run("start over: remove the run's own files first", default=False, free=True)
 
     def __post_init__(self):
         for f in fields(self):
@@ -177,7 +185,7 @@ class Config:
         _check_combinations(self)
 
     @classmethod
-    def of(cls, preset: str = "maml++", dataset: str = "mini", **explicit: Any) -> Config:
+    def of(cls, preset: str = PRESET, dataset: str = DATASET, **explicit: Any) -> Config:
         """The preset for the data set, with explicit fields in place of its own."""
         check("preset", preset, PRESETS)
         check("dataset", dataset, DATASETS)
@@ -186,19 +194,13 @@ class Config:
 
     @classmethod
     def resolve(cls, argv: list[str]) -> Config:
-        """The configuration of a command line.
+        """The configuration of a command line of ``engine.train``.
 
         Raises UserError on an unknown flag or a value that is not allowed.
         """
-        parser = Parser(
-            prog="python -m engine.train",
-            description="Train MAML++ and test it. The same command continues a stopped run.",
-            epilog="Rows of the log go to <run>/log.jsonl, and to TensorBoard if it is installed. "
-            "Exit code: 0 done, 2 a mistake to correct, 3 NaN or Inf met, 129, 130 and 143 stopped "
-            "by a closed terminal, Ctrl-C and SIGTERM (saved: the same command continues).",
-        )
-        add_flags(parser, [f.name for f in fields(cls)])
-        return cls.of(**parse(parser, argv))
+        from engine.settings import resolve  # which imports this module
+
+        return resolve(argv).cfg
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
@@ -206,7 +208,7 @@ class Config:
 
         Raises UserError when the fields are those of a newer version, or of something else.
         """
-        return cls(**_completed(values))
+        return cls(**completed(values))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -223,7 +225,7 @@ class Config:
 
         Raises UserError as ``from_dict`` does.
         """
-        saved = _completed(saved)
+        saved = completed(saved)
         fixed = [f.name for f in fields(self) if not (f.metadata["free"] or f.name in besides)]
         return [
             f"{name}: {saved[name]} -> {getattr(self, name)}"
@@ -242,7 +244,7 @@ class Config:
         return table
 
 
-def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
     """A saved configuration with the neutral value of each field that its version had not."""
     neutral = {f.name: f.metadata["neutral"] for f in fields(Config)}
     if unknown := saved.keys() - neutral.keys():
@@ -257,40 +259,6 @@ def _completed(saved: dict[str, Any]) -> dict[str, Any]:
             "or not of this program: give another"
         )
     return neutral | saved
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose mistakes are one line, by UserError."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
-
-    def print_help(self, file: Any = None) -> None:
-        say(*self.format_help().splitlines())
-
-
-def add_flags(parser: Parser, names: list[str]) -> None:
-    """One flag per named field of Config. A flag not given leaves no trace in the namespace."""
-    by_name = {f.name: f for f in fields(Config)}
-    for name in names:
-        f, flag = by_name[name], "--" + name.replace("_", "-")
-        help, allowed = f.metadata["help"], f.metadata["allowed"]
-        if f.type == "bool":
-            parser.add_argument(flag, action="store_true", help=help)
-            continue
-        kind = {"int": int, "float": float}.get(f.type, str)
-        metavar = {int: "INT", float: "FLOAT"}.get(kind, "A/B/C" if allowed == RATIO else "PATH")
-        if isinstance(allowed, tuple):
-            kind, metavar = type(allowed[0]), "|".join(map(str, allowed))
-        parser.add_argument(flag, type=kind, metavar=metavar, help=help)
-
-
-def parse(parser: Parser, argv: list[str]) -> dict[str, Any]:
-    """The flags that were given, by field name."""
-    return vars(parser.parse_args(argv))
 
 
 def _check_combinations(cfg: Config) -> None:

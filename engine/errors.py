@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,13 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(printable, names[:most])) + more
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``did you mean X? `` for the most similar of ``known``, or nothing where none is similar."""
+    by_name = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), by_name, n=1)
+    return f"did you mean {by_name[found[0]]}? " if found else ""
 
 
 @contextlib.contextmanager

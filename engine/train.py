@@ -122,11 +122,11 @@ def account(run: Run, finished: list[Finished], report: Report) -> None:
 
 def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
     """Scores the epoch on the fixed validation tasks and takes it into the best."""
-    from engine import evaluate
+    from engine import scoring
     from engine.models.backbone import Backbone
 
     cfg, iteration, whole = run.cfg, run.state.iteration, run.whole
-    score, by_step = evaluate.validate(cfg, run.state, run.dataset, between=interrupt.check)
+    score, by_step = scoring.validate(cfg, run.state, run.dataset, between=interrupt.check)
     run.rank(score.accuracy)
     rates = dict(zip(Backbone.of(cfg).shapes, run.state.params.rates.T.tolist(), strict=True))
     report.validation(iteration, run.epoch, score, by_step, rates, whole, run.best[0][0])
@@ -135,10 +135,10 @@ def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
 
 def final_test(run: Run, interrupt: Interrupt) -> None:
     """Best model and ensemble on the test tasks; a finished run shows what it found."""
-    from engine.evaluate import test
     from engine.runs import checkpoint
     from engine.runs.log import test_table
     from engine.runs.saved import load_best, restore
+    from engine.scoring import test
 
     path = run.folder / checkpoint.RESULT
     # one that is missing or damaged is made again

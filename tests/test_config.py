@@ -11,7 +11,6 @@ from engine import config
 from engine.config import DATASETS, Config, default_run
 from engine.errors import UserError
 from engine.presets import PRESETS
-from tests.tiny import call
 
 
 def expect(cfg: Config, **values):
@@ -202,8 +201,8 @@ def test_a_field_that_an_older_version_had_not_takes_its_neutral_value():
 
 
 def test_a_neutral_value_may_differ_from_the_default():
-    values = config._flag("help", default=5, neutral=0).metadata, config._flag("help").metadata
-    assert [v["neutral"] for v in values] == [0, dataclasses.MISSING]
+    made = [config._flag("help", group="run", **d) for d in ({"default": 5, "neutral": 0}, {})]
+    assert [f.metadata["neutral"] for f in made] == [0, dataclasses.MISSING]
 
 
 def test_every_field_with_a_default_has_a_neutral_value_that_is_allowed():
@@ -261,20 +260,6 @@ def test_any_numbers_give_a_valid_configuration_or_a_clear_line(ways, lr, stages
     else:
         assert cfg.ways >= 2 and 0 < cfg.min_lr <= cfg.lr < math.inf
         assert cfg.image_size >> cfg.stages >= 1
-
-
-@pytest.mark.parametrize("module", ["engine.train", "engine.evaluate"])
-def test_help_answers_at_once(module):
-    code, out, err = call(module, "--help")
-    assert (code, err) == (0, "")
-    assert "--eval-steps" in out
-
-
-@pytest.mark.parametrize("module", ["engine.train", "engine.evaluate"])
-def test_a_wrong_flag_is_one_line_and_exit_code_2(module):
-    code, out, err = call(module, "x.pt", "--unknown", "1")
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ") and err.count("\n") == 1 and "--help" in err
 
 
 @pytest.mark.parametrize(

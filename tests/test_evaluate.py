@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from engine import evaluate, meta, train
+from engine import evaluate, meta, scoring, train
+from engine.config import Config
 from engine.runs import checkpoint
 from engine.runs.packed import pack
 from engine.runs.run import load_dataset, machine
@@ -27,14 +28,14 @@ def run(images):
 def members(run):
     """Its configuration, data, and states by epoch."""
     saved = load_best(run)
-    cfg = evaluate.Config.from_dict(saved[0].config)
+    cfg = Config.from_dict(saved[0].config)
     cfg = dataclasses.replace(cfg, **own_data(run, cfg))
     with machine(cfg) as device:
         return cfg, load_dataset(cfg), restore(cfg, saved, device)
 
 
 def test_interval_is_196_standard_errors_over_tasks():
-    result = evaluate.score(torch.tensor([0.2, 0.4, 0.9, 0.5], dtype=torch.float64))
+    result = scoring.score(torch.tensor([0.2, 0.4, 0.9, 0.5], dtype=torch.float64))
     assert result.accuracy == pytest.approx(0.5)
     deviation = ((0.3**2 + 0.1**2 + 0.4**2 + 0.0) / 3) ** 0.5
     assert result.interval == pytest.approx(1.96 * deviation / 2)
@@ -43,19 +44,19 @@ def test_interval_is_196_standard_errors_over_tasks():
 
 def test_evaluation_tasks_are_fixed_and_blocks_do_not_matter(members, monkeypatch):
     cfg, dataset, states = members
-    first = evaluate.evaluate(cfg, list(states.values()), dataset, "test", 10)
+    first = scoring.evaluate(cfg, list(states.values()), dataset, "test", 10)
     again = dataclasses.replace(cfg, seed=7, tasks=5)
-    assert evaluate.evaluate(again, list(states.values()), dataset, "test", 10) == first
+    assert scoring.evaluate(again, list(states.values()), dataset, "test", 10) == first
     monkeypatch.setattr("kernels.task_block", lambda like, keeps: 4)
-    assert evaluate.evaluate(cfg, list(states.values()), dataset, "test", 10) == first
+    assert scoring.evaluate(cfg, list(states.values()), dataset, "test", 10) == first
 
 
 def test_ensemble_of_one_is_the_model_and_of_equals_too(members):
     cfg, dataset, states = members
     state = next(iter(states.values()))
-    (one,), ensemble = evaluate.evaluate(cfg, [state], dataset, "val", 6)
+    (one,), ensemble = scoring.evaluate(cfg, [state], dataset, "val", 6)
     assert one == ensemble
-    pair, ensemble = evaluate.evaluate(cfg, [state, state], dataset, "val", 6)
+    pair, ensemble = scoring.evaluate(cfg, [state, state], dataset, "val", 6)
     assert pair == [one, one] and ensemble == one
 
 
@@ -65,12 +66,12 @@ def test_ensemble_of_one_is_the_model_and_of_equals_too(members):
 def test_a_validation_has_the_accuracy_after_each_step_on_its_first_tasks(members, options):
     cfg, dataset, states = members
     cfg, state = dataclasses.replace(cfg, eval_tasks=61, **options), next(iter(states.values()))
-    score, by_step = evaluate.validate(cfg, state, dataset)
-    assert ([score], score) == evaluate.evaluate(cfg, [state], dataset, "val", 61)
+    score, by_step = scoring.validate(cfg, state, dataset)
+    assert ([score], score) == scoring.evaluate(cfg, [state], dataset, "val", 61)
     assert by_step.tasks == 2 and len(by_step.accuracy) == (cfg.eval_steps or cfg.steps)
     for steps, accuracy in enumerate(by_step.accuracy, start=1):
         until = dataclasses.replace(cfg, eval_steps=steps)
-        (alone,), _ = evaluate.evaluate(until, [state], dataset, "val", 2)
+        (alone,), _ = scoring.evaluate(until, [state], dataset, "val", 2)
         assert alone.accuracy == accuracy
 
 
@@ -86,7 +87,7 @@ def test_ensemble_takes_the_mean_of_the_logits(members, monkeypatch):
 
     last = list(states)[-1]
     monkeypatch.setattr("engine.unroll.adapt_and_predict", logits)
-    single, ensemble = evaluate.evaluate(cfg, [state, state, states[last]], dataset, "test", 3)
+    single, ensemble = scoring.evaluate(cfg, [state, state, states[last]], dataset, "test", 3)
     assert [s.accuracy for s in single] == [1, 1, 0] and ensemble.accuracy == 0
 
 
@@ -136,7 +137,7 @@ def test_no_stand_in_for_the_data_that_a_checkpoint_was_trained_on(
     monkeypatch.chdir(tmp_path)
     if place:
         (tmp_path / place).mkdir(parents=True)  # empty
-    cfg = evaluate.Config.of(filters=1)
+    cfg = Config.of(filters=1)
     state = pack(meta.init_state(cfg))
     rng = torch.get_rng_state()
     content = checkpoint.Checkpoint(cfg.to_dict(), "mini", "", state, 1, [], {}, rng)

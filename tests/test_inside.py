@@ -113,7 +113,7 @@ def stranger(place: Path, kind: str) -> str:
     return "kernels/__init__.py" if kind == "package" else "kernels"
 
 
-@pytest.mark.parametrize("module", ["engine.train", "engine.evaluate", "engine.data"])
+@pytest.mark.parametrize("module", ["engine", "engine.train", "engine.evaluate", "engine.data"])
 @pytest.mark.parametrize("kind", ["kernels.py", "package"])
 def test_a_file_of_the_name_of_our_package_is_named(kind, module, tmp_path):
     found = stranger(tmp_path, kind)

@@ -46,6 +46,7 @@ def failing(error):
     ("work", "code", "line"),
     [
         (lambda interrupt: None, 0, None),
+        (lambda interrupt: 7, 7, None),
         (failing(UserError("a mistake")), 2, "error: a mistake"),
         (failing(Diverged("not finite")), 3, "error: not finite"),
         (interrupted(signal.SIGINT), 130, "Ctrl-C: stopped here"),
@@ -93,6 +94,17 @@ def test_the_process_is_ours_when_python_m_began_it(name, ours, monkeypatch):
     monkeypatch.undo()
     spec = None if name is None else SimpleNamespace(name=name)
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    assert _is_command() is ours
+
+
+@pytest.mark.parametrize(
+    ("argv", "ours"),
+    [(["/x/bin/mamlpp"], True), (["mamlpp.py"], False), (["-c"], False), ([], False)],
+)
+def test_and_when_our_script_did(argv, ours, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None))
+    monkeypatch.setattr("sys.argv", argv)
     assert _is_command() is ours
 
 

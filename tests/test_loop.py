@@ -16,12 +16,12 @@ from engine.config import Config
 from engine.data import Dataset
 from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
-from engine.evaluate import _on_device, _on_host
 from engine.meta import State, init_state
 from engine.models.backbone import Backbone
 from engine.runtime import graph
 from engine.runtime.loop import DeviceLoop, HostLoop
 from engine.runtime.resident import Feed
+from engine.scoring import _on_device, _on_host
 from engine.unroll import adapt_and_predict
 from kernels import native
 from kernels.plain import window

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from engine.evaluate import Score, StepAccuracy
 from engine.runs.log import Meter, Report
+from engine.scoring import Score, StepAccuracy
 
 
 def meter(loss: float) -> Meter:

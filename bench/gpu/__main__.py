@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine.config import Parser
+from engine.commandline import Parser
 from engine.errors import UserError, say
 from engine.runs.interrupt import Interrupt, answered
 

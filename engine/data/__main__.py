@@ -8,7 +8,7 @@ import time
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from engine.config import Parser
+from engine.commandline import Parser
 from engine.data import default_path, shelf
 from engine.data.bank import default_cache
 from engine.data.fetch import FILES, LICENCES, fetch

@@ -18,7 +18,6 @@ import io
 import json
 import os
 import re
-import stat
 import zipfile
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
@@ -31,20 +30,14 @@ from torch import Tensor
 from engine.allowed import shown
 from engine.config import Config
 from engine.errors import UserError, explained, listed
+from engine.files import CONFIG, LATEST, LOG, RESULT, RUN_FILES, refuse_special, replace_file
 from engine.runs import locks
 from engine.runs.packed import FIELDS
 
 # Of what ``save`` writes; raised whenever a field is added there, to Config, State or Params. All
 # since 1 are read: what an older file lacks takes its neutral value, a default of its class.
 FORMAT = 2
-LATEST, CONFIG, LOG, RESULT, BOARD = (
-    "latest.pt",
-    "config.json",
-    "log.jsonl",
-    "result.json",
-    "tensorboard",
-)
-FILES = LATEST, CONFIG, LOG, RESULT
+BOARD = "tensorboard"
 
 
 @dataclass
@@ -145,13 +138,6 @@ def epoch_files(folder: Path) -> list[Path]:
     return [path for path in (epoch_file(folder, e) for e in epochs) if os.path.lexists(path)]
 
 
-def refuse_special(path: Path) -> None:
-    """Raises UserError where something lies that is no file, as a folder or a pipe, which would be
-    waited for; OSError where nothing does, or a link to nothing."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise UserError(f"{path} is no regular file: move it away, or name another folder or file")
-
-
 def read_json(path: Path) -> Any:
     """Raises OSError or ValueError when it cannot be read, UserError when it is no file."""
     refuse_special(path)
@@ -185,20 +171,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
     Raises UserError, with the old file intact, when the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     with writing(path.parent):
-        try:
-            temporary.unlink(missing_ok=True)  # never written through, if it is a link
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        locks.sync_folder(path.parent)
+        replace_file(path, content)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -221,7 +195,7 @@ def open_run(folder: Path, fresh: bool) -> Iterator[None]:
                 raise UserError(
                     f"another process is training into {folder}; wait for it or give another --run"
                 )
-            for name in FILES:
+            for name in RUN_FILES:
                 _refuse_unwritable(folder / name)
             _clean(folder, fresh)
         yield
@@ -252,7 +226,7 @@ def files(folder: Path) -> list[str]:
 
 def _clean(folder: Path, fresh: bool) -> None:
     """Removes what this program wrote there, by its names: all else is the user's."""
-    names = "|".join(map(re.escape, FILES)) + r"|epoch-\d{4,18}\.pt"
+    names = "|".join(map(re.escape, RUN_FILES)) + r"|epoch-\d{4,18}\.pt"
     for name in os.listdir(folder):
         if re.fullmatch(rf"\.({names})\.tmp", name):
             (folder / name).unlink()

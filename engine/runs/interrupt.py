@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from engine.errors import (
     Diverged,
@@ -25,6 +26,7 @@ from engine.errors import (
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 SIGNALS = tuple(s for s in (signal.SIGINT, signal.SIGTERM, HANGUP) if s is not None)
 OURS = ("engine", "bench")  # packages whose modules are command lines
+SCRIPT = "mamlpp"  # that an install puts beside Python
 
 
 class Stopped(BaseException):
@@ -96,13 +98,14 @@ class Interrupt:
         os._exit(stopped.code)
 
 
-def answered(work: Callable[[Interrupt], None], *, stopped: str) -> int:
-    """Runs a command line and returns its exit code: 0, that of what was wrong (told in one line on
-    stderr), or 128 + the signal (``stopped`` tells what then)."""
+def answered(work: Callable[[Interrupt], int | None], *, stopped: str) -> int:
+    """Runs a command line and returns its exit code: that which ``work`` returns, or 0; that of
+    what was wrong (told in one line on stderr); or 128 + the signal (``stopped`` tells what then).
+    """
     open_streams()
     with Interrupt() as interrupt:
         try:
-            work(interrupt)
+            return work(interrupt) or 0
         except (UserError, Diverged) as error:
             complain(f"error: {error}")
             return error.exit_code
@@ -117,13 +120,14 @@ def answered(work: Callable[[Interrupt], None], *, stopped: str) -> int:
         except Stopped as signalled:
             complain(f"{signalled.name}: {stopped}")
             return signalled.code
-    return 0
 
 
 def _is_command() -> bool:
-    """Whether the process was started as ``python -m`` of one of our modules."""
+    """Whether the process was started as ``python -m`` of one of our modules, or by our script."""
     started = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return started is not None and started.name.partition(".")[0] in OURS
+    if started is None:
+        return [Path(name).name for name in sys.argv[:1]] == [SCRIPT]
+    return started.name.partition(".")[0] in OURS
 
 
 def _say(line: str) -> None:

@@ -30,14 +30,16 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from engine.errors import printable, say
-from engine.evaluate import Score, StepAccuracy
 from engine.runs import checkpoint
 from kernels.pools import told
+
+if TYPE_CHECKING:  # which imports this module
+    from engine.scoring import Score, StepAccuracy
 
 FIRST_ROW = 10.0  # seconds after which the first row comes, however many iterations that were
 
@@ -220,7 +222,7 @@ def cut_log(path: Path, iteration: int, epoch: int) -> None:
 
 
 def test_table(result: dict[str, Any]) -> list[str]:
-    """The final test in lines; ``result`` is what evaluate.test returns."""
+    """The final test in lines; ``result`` is what scoring.test returns."""
     best, ensemble = result["best"], result["ensemble"]
     epochs = ", ".join(map(str, ensemble["epochs"]))
     return [

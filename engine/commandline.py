@@ -1,0 +1,131 @@
+"""Flags made from the fields of Config, help in groups with each default, mistakes in one line.
+
+Imports nothing heavy, so that ``--help`` and a wrong flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Iterable
+from dataclasses import MISSING, Field, fields
+from typing import Any, NoReturn
+
+from engine.allowed import RATIO, check
+from engine.config import DATASET, GROUPS, PRESET, Config
+from engine.errors import UserError, nearest, say
+from engine.presets import preset_fields
+
+FIELDS: dict[str, Field] = {f.name: f for f in fields(Config)}
+_HELP = ("-h", "--help", "--help-all")
+# What the values that a preset gives to other fields depend on.
+_DECIDING = ("preset", "dataset", "ways", "shots", "epochs", "lr")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one line, by UserError."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **kwargs)
+
+    def group(self, title: str) -> Any:
+        """The part of the help under a title, made when first asked for."""
+        found = [group for group in self._action_groups if group.title == title]
+        return found[0] if found else self.add_argument_group(title)
+
+    def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise UserError(f"{self._unknown(unknown)}see {self.prog} --help")
+        return namespace
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def print_help(self, file: Any = None) -> None:
+        say(*self.format_help().splitlines())
+
+    def flags(self) -> list[str]:
+        """Those of its subcommands, too."""
+        below = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        parsers = [parser for action in below for parser in action.choices.values()]
+        return [f for f in self._option_string_actions if f.startswith("--")] + [
+            flag for parser in parsers for flag in parser.flags()
+        ]
+
+    def _unknown(self, words: list[str]) -> str:
+        flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+        if not flags:
+            return f"{words[0]!r} is one argument too many; "
+        near = nearest("--" + flags[0].lstrip("-"), self.flags())
+        return f"there is no flag {flags[0]}: {near}"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As ``allowed.check`` says it, of choices that are no field's."""
+        if action.choices is not None and value not in action.choices:
+            name = action.option_strings[-1] if action.option_strings else action.dest
+            choices = [*map(str, action.choices)]
+            near = nearest(str(value), choices)
+            self.error(f"{name} is {value!r}: {near}choose one of {', '.join(choices)}")
+
+
+def add_flags(
+    parser: Parser,
+    names: Iterable[str],
+    defaults: dict[str, str] | None = None,
+    hidden: Collection[str] = (),
+) -> None:
+    """One flag per named field of Config, in its group. A flag not given leaves no trace in the
+    namespace.
+
+    ``defaults``: what the help says of some; ``hidden``: those that it leaves out.
+    """
+    chosen = [FIELDS[name] for name in names]
+    for f in sorted(chosen, key=lambda f: GROUPS.index(f.metadata["group"])):
+        help = f"{f.metadata['help']} {(defaults or {}).get(f.name, '')}".rstrip()
+        options: dict[str, Any] = {"help": argparse.SUPPRESS if f.name in hidden else help}
+        allowed = f.metadata["allowed"]
+        if f.type == "bool":
+            options |= {"action": "store_true"}
+        elif isinstance(allowed, tuple):
+            options |= {"type": type(allowed[0]), "metavar": "|".join(map(str, allowed))}
+        elif f.type in ("int", "float"):
+            kind = {"int": int, "float": float}[f.type]
+            options |= {"type": kind, "metavar": f.type.upper()}
+        else:
+            options |= {"metavar": "A/B/C" if allowed == RATIO else "PATH"}
+        parser.group(f.metadata["group"]).add_argument(flag(f.name), **options)
+
+
+def flag(name: str) -> str:
+    """Of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def parse(parser: Parser, argv: list[str]) -> dict[str, Any]:
+    """The flags that were given, by field name."""
+    return vars(parser.parse_args(argv))
+
+
+def asks_for_help(argv: list[str]) -> bool:
+    return any(word in _HELP for word in argv)
+
+
+def defaults(prog: str, argv: list[str]) -> tuple[dict[str, str], str]:
+    """What each field is when it is not given, for the help; and of what preset and data that is:
+    those on the line, with what else there decides its values.
+
+    Raises UserError when one of these has no such value.
+    """
+    parser = Parser(prog=prog, add_help=False)
+    add_flags(parser, _DECIDING)
+    given = vars(parser.parse_known_args([word for word in argv if word not in _HELP])[0])
+    for name, value in given.items():
+        check(name, value, FIELDS[name].metadata["allowed"])
+    preset, dataset = given.get("preset", PRESET), given.get("dataset", DATASET)
+    values = preset_fields(preset, dataset, given)
+    shown = {name: f"(by preset: {value})" for name, value in values.items()}
+    for f in FIELDS.values():
+        if f.default is not MISSING and f.default is not None and f.type != "bool":
+            shown[f.name] = f"(default: {f.default})"
+    shown |= {"preset": f"(default: {PRESET})", "dataset": f"(default: {DATASET})"}
+    return shown, f"--preset {preset} --dataset {dataset}"

@@ -1,0 +1,70 @@
+"""Files that are written whole or not at all, and what is refused in their place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+from engine.allowed import PATH, check
+from engine.errors import UserError, explained
+from engine.runs import locks
+
+# The files of a run folder, beside the epochs.
+LATEST, CONFIG, LOG, RESULT = "latest.pt", "config.json", "log.jsonl", "result.json"
+RUN_FILES = LATEST, CONFIG, LOG, RESULT
+
+
+def refuse_special(path: Path) -> None:
+    """Raises UserError where something lies that is no file, as a folder or a pipe, which would be
+    waited for; OSError where nothing does, or a link to nothing."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UserError(f"{path} is no regular file: move it away, or name another folder or file")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Temporary file, fsync, rename, fsync of the folder. Raises OSError, with the old file
+    intact."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # never written through, if it is a link
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # a signal's, too
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    locks.sync_folder(path.parent)
+
+
+def output(flag: str, name: str) -> Path:
+    """Where a file that ``flag`` asks for goes, a link followed: what can be refused, before the
+    work that it is the result of.
+
+    Raises UserError where no file can be written, or one of a run or a checkpoint lies.
+    """
+    check(flag.lstrip("-"), name, PATH)
+    if name == "-":
+        raise UserError(f"{flag} is -: standard output has the table; name a file")
+    cure = f"give another {flag}"
+    with explained(f"cannot write {name}", cure):
+        path = Path(name).expanduser().resolve()
+        if path.exists():
+            refuse_special(path)
+        path.parent.stat()
+        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise UserError(f"cannot write {name}: {path.parent} takes no file; {cure}")
+        of_run = (path.parent / LATEST).exists() and path.name in RUN_FILES
+    if path.suffix == ".pt" or of_run:
+        raise UserError(f"{flag} is {name}, a name of a file of a run: {cure}")
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    """Whole, as UTF-8. Raises UserError, with the old file intact, when it cannot."""
+    with explained(f"cannot write {path}", "make room there, or name another file"):
+        replace_file(path, text.encode())

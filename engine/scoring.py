@@ -1,0 +1,244 @@
+"""Fixed evaluation tasks: accuracy with its 95 % interval, the ensemble of checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import kernels
+from engine import unroll
+from engine.config import Config
+from engine.data import Dataset
+from engine.episodes import Episode, EpisodeSampler
+from engine.meta import State
+from engine.models.backbone import Backbone
+from engine.runs.run import sampler
+from engine.runtime import graph
+from engine.runtime.resident import Feed
+from engine.runtime.workers import over_tasks
+
+# The same tasks for every run, so that two runs, whatever their seeds, are compared on equal terms.
+TASK_SEED = 0
+BATCH = 16  # tasks drawn at once
+# One validation task in so many is predicted after every step. Of the paper's tasks, with many more
+# targets than support images, such a one takes up to three times as long.
+STEP_SHARE = 30
+
+
+class Predictions(NamedTuple):
+    """Of the fixed tasks, on the CPU."""
+
+    predicted: Tensor  # int64 [rows, tasks, N]: a row a state or a step
+    labels: Tensor  # int64 [tasks, N]
+
+    def accuracies(self) -> Tensor:  # float64 [rows, tasks]
+        return (self.predicted == self.labels).double().mean(-1)
+
+
+class Score(NamedTuple):
+    """Accuracy over tasks: mean, half-width of its 95 % interval, number of tasks."""
+
+    accuracy: float
+    interval: float
+    tasks: int
+
+
+class StepAccuracy(NamedTuple):
+    """Mean accuracy over the first tasks after each inner step, and the number of tasks."""
+
+    accuracy: list[float]
+    tasks: int
+
+
+def score(per_task: Tensor) -> Score:  # [tasks] accuracies
+    """Mean and 1.96 s / sqrt(n), s the sample standard deviation over the n tasks."""
+    n = len(per_task)
+    return Score(per_task.mean().item(), 1.96 * per_task.std().item() / n**0.5, n)
+
+
+def evaluate(
+    cfg: Config,
+    states: list[State],
+    dataset: Dataset,
+    part: str,
+    tasks: int,
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> tuple[list[Score], Score]:
+    """Each state's score, and that of their ensemble, by their ``predictions``."""
+    found = predictions(cfg, states, dataset, part, tasks, between=between)
+    *single, ensemble = map(score, found.accuracies())
+    return single, ensemble
+
+
+def predictions(
+    cfg: Config,
+    states: list[State],
+    dataset: Dataset,
+    part: str,
+    tasks: int,
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> Predictions:
+    """Of each state, and last of their ensemble (mean of the logits), on the same tasks.
+
+    ``part``: train, val or test. ``between`` is called before each batch of tasks; it may
+    raise to stop.
+    """
+    predict = _prediction(cfg)
+
+    @torch.inference_mode()
+    def members(episode: Episode) -> Tensor:  # [states + 1, T, N, ways]
+        logits = torch.stack([predict(state, episode) for state in states])
+        return torch.cat([logits, logits.mean(0, keepdim=True)])
+
+    fixed = _Tasks(cfg, dataset, part, states[0].params.theta.device)
+    return _collected(fixed.answers(members, cfg.no_graph), tasks, part, between)
+
+
+def validate(
+    cfg: Config, state: State, dataset: Dataset, *, between: Callable[[], None] = lambda: None
+) -> tuple[Score, StepAccuracy]:
+    """The score on the validation tasks, and the accuracy after each inner step on the first of
+    them: so few that the predictions after every step add about a tenth to the time.
+    """
+    predict, part = _prediction(cfg), "val"
+    fixed = _Tasks(cfg, dataset, part, state.params.theta.device)
+    last = fixed.answers(lambda episode: predict(state, episode).unsqueeze(0), cfg.no_graph)
+    # A graph is captured by running it a few times: for so few tasks that would be the most of it.
+    each = fixed.answers(lambda episode: predict(state, episode, every=True), no_graph=True)
+    (row,) = _collected(last, cfg.eval_tasks, part, between).accuracies()
+    first = max(1, cfg.eval_tasks // STEP_SHARE)
+    by_step = _collected(each, first, part, between).accuracies().mean(1)
+    return score(row), StepAccuracy(by_step.tolist(), first)
+
+
+def _prediction(cfg: Config) -> Callable[..., Tensor]:
+    """Of (state, episode): logits [T, N, ways], and with every=True [steps, T, N, ways]."""
+    model = Backbone.of(cfg)
+
+    @torch.inference_mode()
+    def predict(state: State, episode: Episode, **options: bool) -> Tensor:
+        return unroll.adapt_and_predict(
+            model,
+            state.params,
+            state.running,
+            episode,
+            steps=cfg.eval_steps or cfg.steps,
+            norm_statistics=cfg.norm_statistics,
+            protocol=cfg.protocol,
+            **options,
+        )
+
+    return predict
+
+
+def _collected(
+    answers: Answers, tasks: int, label: str, between: Callable[[], None]
+) -> Predictions:
+    predicted, right = [], []
+    for first in tqdm(range(0, tasks, BATCH), desc=label, leave=False, disable=None):
+        between()
+        with kernels.only_kernels():
+            logits, labels = answers(first, min(BATCH, tasks - first))
+            predicted.append(logits.argmax(-1).cpu())
+            right.append(labels.cpu())
+    return Predictions(torch.cat(predicted, dim=1), torch.cat(right))
+
+
+class _Tasks:
+    """The fixed tasks of a part, answered where the states are."""
+
+    def __init__(self, cfg: Config, dataset: Dataset, part: str, device: torch.device):
+        self._sampler = sampler(cfg, dataset, part, seed=TASK_SEED)
+        self._bank = self._sampler.bank.to(device) if device.type == "cuda" else None
+
+    def answers(self, predict: Predict, no_graph: bool) -> Answers:
+        if self._bank is None:
+            return _on_host(predict, self._sampler)
+        return _on_device(predict, self._sampler, self._bank, no_graph)
+
+
+# Logits [rows, T, N, ways], a row a state or a step, and labels [T, N] of some tasks, by the first
+# one and their number.
+Answers = Callable[[int, int], tuple[Tensor, Tensor]]
+Predict = Callable[[Episode], Tensor]
+
+
+def _on_host(predict: Predict, sampler: EpisodeSampler) -> Answers:
+    def answers(first: int, count: int) -> tuple[Tensor, Tensor]:
+        episode = sampler.episode(0, count, first_task=first)
+        block = kernels.task_block(episode.support_x, False)
+        return torch.cat(over_tasks(predict, episode, block), dim=1), episode.target_y
+
+    return answers
+
+
+def _on_device(predict: Predict, sampler: EpisodeSampler, bank: Tensor, no_graph: bool) -> Answers:
+    """With images gathered on the device, and each number of tasks a graph of its own. Its answers
+    are to be read before the next are asked for.
+    """
+    captured = {}
+
+    def begin(count: int) -> tuple:
+        feed, result = Feed(sampler, bank, count), []
+
+        def body() -> None:
+            episode = feed.episode()
+            result[:] = predict(episode), episode.target_y
+
+        replay = body if no_graph else graph.capture(body, bank.device)
+        return feed, feed.staging(), replay, result
+
+    def answers(first: int, count: int) -> tuple[Tensor, Tensor]:
+        if count not in captured:
+            captured[count] = begin(count)
+        feed, staging, replay, result = captured[count]
+        feed.load(sampler.draw(0, count, first_task=first), staging)
+        replay()
+        return tuple(result)
+
+    return answers
+
+
+def test(
+    cfg: Config,
+    members: dict[int, State],  # by epoch, best on validation first
+    dataset: Dataset,
+    part: str = "test",
+    *,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Best model and ensemble, as saved in result.json and shown by log.test_table."""
+    states = [*members.values()]
+    found = predictions(cfg, states, dataset, part, cfg.eval_tasks, between=between)
+    return summary(cfg, [*members], dataset, part, found)
+
+
+def summary(
+    cfg: Config, epochs: list[int], dataset: Dataset, part: str, found: Predictions
+) -> dict[str, Any]:
+    """Of predictions by the states of some epochs, best on validation first."""
+    best, *_, ensemble = map(score, found.accuracies())
+    return {
+        "data": dataset.name,
+        "identity": dataset.identity,
+        "split": part,
+        "ways": cfg.ways,
+        "shots": cfg.shots,
+        "targets": cfg.targets,
+        "tasks": cfg.eval_tasks,
+        "steps": cfg.eval_steps or cfg.steps,
+        "protocol": cfg.protocol,
+        "norm_statistics": cfg.norm_statistics,
+        "best": {"epoch": epochs[0], **_shown(best)},
+        "ensemble": {"epochs": epochs, **_shown(ensemble)},
+    }
+
+
+def _shown(result: Score) -> dict[str, float]:
+    return {"accuracy": result.accuracy, "interval": result.interval}

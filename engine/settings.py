@@ -1,0 +1,162 @@
+"""Where the values of a training's configuration come from: a flag, a file, the preset, a default.
+
+    python -m engine.train --config FILE [--ways 20 ...]
+
+FILE is TOML or JSON, its keys the names of Config's fields; config.json of a run is such a file.
+A flag wins over the file, the file over the preset.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.allowed import PATH, check, check_type
+from engine.commandline import FIELDS, Parser, add_flags, asks_for_help, defaults, parse
+from engine.config import Config, completed
+from engine.errors import UserError, explained, nearest
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    tomllib = None
+
+_PROG = "python -m engine.train"
+# What most people need of the flags; --help-all shows the others, too.
+_COMMON = (
+    "dataset data ways shots steps epochs iterations seed device preset run init fresh"
+).split()
+_CODES = (
+    "Exit code: 0 done, 2 a mistake to correct, 3 NaN or Inf met, 129, 130 and 143 stopped by a "
+    "closed terminal, Ctrl-C and SIGTERM (saved: the same command continues)."
+)
+
+
+class Resolved(NamedTuple):
+    cfg: Config
+    sources: dict[str, str]  # of each field: flag, file, preset or default
+    file: Path | None  # of --config
+    show: bool  # whether to say what would be done, instead of doing it
+
+
+def resolve(argv: list[str]) -> Resolved:
+    """What a command line of ``engine.train`` says.
+
+    Raises UserError on an unknown flag or key, or a value that is not allowed.
+    """
+    given = parse(_parser(argv), argv)
+    show, file = given.pop("show", False), given.pop("config", None)
+    written = {} if file is None else read(file)
+    cfg = Config.of(**(written | given))
+    sources = {name: _source(name, given, written) for name in FIELDS}
+    return Resolved(cfg, sources, file, show)
+
+
+def _source(name: str, given: dict[str, Any], written: dict[str, Any]) -> str:
+    if name in given:
+        return "flag"
+    if name in written:
+        return "file"
+    by_preset = FIELDS[name].default is MISSING and name not in ("preset", "dataset")
+    return "preset" if by_preset else "default"
+
+
+def _parser(argv: list[str]) -> Parser:
+    everything = "--help-all" in argv
+    shown, protocol = defaults(_PROG, argv) if asks_for_help(argv) else ({}, "")
+    parser = Parser(
+        prog=_PROG,
+        usage="%(prog)s [flags]",
+        description="Train MAML++ and test it. The same command continues a stopped run.",
+        epilog=f"Values by preset are those of {protocol}; name others on the same line for "
+        f"theirs. Rows of the log go to <run>/log.jsonl, and to TensorBoard if installed. {_CODES}",
+    )
+    text = "show every flag, not only those that most people need, and exit"
+    parser.add_argument("--help-all", action="help", help=text)
+    hidden = () if everything else FIELDS.keys() - {*_COMMON}
+    add_flags(parser, FIELDS, shown, hidden)
+    run = parser.group("run")
+    run.add_argument(
+        "--config",
+        type=_path,
+        metavar="FILE",
+        help="TOML or JSON with settings by name, as a run's config.json; flags win over it",
+    )
+    run.add_argument(
+        "--show",
+        action="store_true",
+        help="say each setting and where it comes from, parameters, memory, seconds an iteration "
+        "and hours here, and stop",
+    )
+    return parser
+
+
+def _path(text: str) -> Path:
+    check("config", text, PATH)
+    return Path(text).expanduser()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The settings in a file, by name; a path or the like that is null is as if it were left out.
+
+    A file that has all fields that every version wrote is the configuration of a run: what its
+    version had not takes the neutral value. Raises UserError, which names the file and the key.
+    """
+    values = _parsed(path)
+    for name, value in values.items():
+        if name not in FIELDS:
+            raise UserError(
+                f"{path}: there is no setting {name!r}: {nearest(name, FIELDS)}"
+                f"{_PROG} --help-all lists them"
+            )
+        try:
+            check_type(name, value, FIELDS[name].type)
+            check(name, value, FIELDS[name].metadata["allowed"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    if {name for name, f in FIELDS.items() if f.metadata["neutral"] is MISSING} <= values.keys():
+        values = completed(values)
+    return {
+        name: float(value) if FIELDS[name].type == "float" else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    kind = path.suffix.lower()
+    if kind not in (".toml", ".json"):
+        raise UserError(f"--config is {path}: give a file whose name ends in .toml or .json")
+    if kind == ".toml" and tomllib is None:
+        raise UserError(
+            f"--config is {path}: Python reads TOML from 3.11 on; give the same as JSON, or use a "
+            "newer Python"
+        )
+    with explained(f"cannot read {path}", "correct --config"):
+        if path.exists() and not path.is_file():
+            raise UserError(f"--config is {path}, which is no regular file: give one")
+        content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+        if kind == ".toml":
+            found = tomllib.loads(text)
+        else:
+            found = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        why = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        name = kind[1:].upper()
+        raise UserError(f"{path} cannot be read as {name}: {why}; correct it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no table of settings by name: begin it with {{")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return found
