@@ -69,8 +69,9 @@ def layout(cfg: Config) -> State:
     norm_rows = cfg.steps if cfg.norm_weights == "per-step" else 1
     stat_rows = cfg.steps if cfg.norm_stats == "per-step" else 1
     shapes = (sum(model.sizes),), (norm_rows, 2 * model.stat_width), (cfg.steps, len(model.sizes))
-    params = Params(*(torch.empty(shape, device="meta") for shape in shapes))
-    running = torch.empty(stat_rows, model.stat_width, device="meta")
+    kind = {"dtype": torch.float32, "device": "meta"}
+    params = Params(*(torch.empty(shape, **kind) for shape in shapes))
+    running = torch.empty(stat_rows, model.stat_width, **kind)
     return State(params, params, params, Moments(running, running), 0)
 
 
