@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+# The public names, each imported when it is first asked for: torch takes seconds.
+_PUBLIC = {
+    "Backbone": "engine.models.backbone",
+    "Episode": "engine.episodes",
+    "Learner": "engine.learner",
+    "Tasks": "engine.tasks",
+    "msl_weights": "engine.schedules",
+    "second_order": "engine.schedules",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
 
 
 def _stranger() -> str | None:

@@ -1,5 +1,5 @@
-"""The outer loop's arithmetic: the paper's schedules, Adam, and one meta-iteration from state to
-state.
+"""The outer loop's arithmetic: Adam by the schedules of a configuration, and one meta-iteration
+from state to state.
 
 Each trick has one home here or in `Params`, and a neutral value that turns it off (paper §4).
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine import unroll
+from engine import schedules, unroll
 from engine.config import Config
 from engine.episodes import Episode
 from engine.models.backbone import Backbone
@@ -76,29 +76,15 @@ def layout(cfg: Config) -> State:
 
 
 def loss_weights(epoch: int, cfg: Config) -> list[float]:
-    """Weight of the target loss after each inner step (MSL, paper §4): equal at first, the last
-    step's growing as the others fall to 0.03/K, and from epoch `msl_epochs` on the last step alone.
-    `msl_epochs=0`: never.
-    """
-    steps, length = cfg.steps, cfg.msl_epochs
-    if epoch >= length:
-        return [0.0] * (steps - 1) + [1.0]
-    floor = 0.03 / steps
-    early = max(1 / steps - epoch / (steps * length), floor)
-    last = min(1 / steps + epoch * (steps - 1) / (steps * length), 1 - (steps - 1) * floor)
-    return [early] * (steps - 1) + [last]
+    return schedules.msl_weights(epoch, cfg.steps, cfg.msl_epochs)
 
 
 def second_order(epoch: int, cfg: Config) -> bool:
-    """Derivative-order annealing (DA, paper §4): first order for the first `first_order_epochs`."""
-    return epoch >= cfg.first_order_epochs
+    return schedules.second_order(epoch, cfg.first_order_epochs)
 
 
 def learning_rate(epoch: int, cfg: Config) -> float:
-    """Cosine annealing (CA, paper §4) from `lr` to `min_lr` over all epochs; `min_lr=lr`:
-    constant.
-    """
-    return cfg.min_lr + (cfg.lr - cfg.min_lr) * (1 + math.cos(math.pi * epoch / cfg.epochs)) / 2
+    return schedules.cosine(epoch, cfg.epochs, cfg.lr, cfg.min_lr)
 
 
 def adam_scales(lr: float, beta1: float, beta2: float, step: int) -> tuple[float, float]:

@@ -189,9 +189,21 @@ def _recording(composed: bool) -> Iterator[None]:
     """The unroll runs in inference mode. Fused attention has no second derivative, and no rule of
     vmap's: composed of products it has both.
     """
-    attention = sdpa_kernel(SDPBackend.MATH) if composed else nullcontext()
+    attention = _composed_attention() if composed else nullcontext()
     with torch.inference_mode(False), torch.enable_grad(), attention:
         yield
+
+
+@contextmanager
+def _composed_attention() -> Iterator[None]:
+    mha = torch.backends.mha
+    fast = mha.get_fastpath_enabled()  # whole layers at once, in evaluation mode
+    mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mha.set_fastpath_enabled(fast)
 
 
 @dataclass(frozen=True)

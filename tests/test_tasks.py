@@ -1,0 +1,112 @@
+"""Tasks of one's own data: what is drawn, in which forms, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+import engine
+from engine.errors import UserError
+from engine.tasks import Tasks
+from tests.samples import tree_files, write_files
+
+TASK = {"ways": 3, "shots": 2, "targets": 4, "tasks": 5}
+LABELS = ["d", "a", "c", "b"] * 10
+X = torch.arange(40.0)[:, None].expand(-1, 2)  # a sample is its place, twice
+
+
+def belongs(episode, labels=LABELS) -> None:
+    """Classes are pure, tasks without repeats, labels class-major."""
+    for t in range(TASK["tasks"]):
+        support, target = episode.support_x[t][:, 0].int(), episode.target_x[t][:, 0].int()
+        assert len({*support.tolist(), *target.tolist()}) == 18
+        of_class = [
+            {
+                labels[i]
+                for i in (*support[episode.support_y[t] == c], *target[episode.target_y[t] == c])
+            }
+            for c in range(3)
+        ]
+        assert all(len(names) == 1 for names in of_class) and len(set.union(*of_class)) == 3
+
+
+class Pairs(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        return X[i].numpy(), LABELS[i]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (X, LABELS),
+        (X.numpy(), np.array(LABELS)),
+        TensorDataset(X, torch.tensor([ord(c) for c in LABELS])),
+        Pairs(),
+    ],
+)
+def test_arrays_and_data_sets_are_drawn_by_class(data):
+    tasks = Tasks(data, **TASK)
+    belongs(tasks.episode(0))
+    assert tasks.episode(3).support_x.equal(Tasks(data, **TASK).episode(3).support_x)
+    assert not tasks.episode(3).support_x.equal(tasks.episode(4).support_x)
+    assert not tasks.episode(3).support_x.equal(Tasks(data, seed=1, **TASK).episode(3).support_x)
+    assert tasks.episode(0).support_x.shape == (5, 6, 2)
+    assert tasks.episode(0).target_y.tolist() == [[c for c in range(3) for _ in range(4)]] * 5
+
+
+def test_inputs_may_be_dicts():
+    episode = Tasks(({"place": X, "twice": 2 * X}, LABELS), **TASK).episode(0)
+    assert episode.tasks == 5 and episode.support_x["place"].shape == (5, 6, 2)
+    assert episode.target_x["twice"].equal(2 * episode.target_x["place"])
+
+
+def test_an_iteration_ends_where_it_is_told_to():
+    assert len(list(Tasks((X, LABELS), length=3, **TASK))) == 3
+    endless = iter(Tasks((X, LABELS), **TASK))
+    assert [next(endless).tasks for _ in range(5)] == [5] * 5
+
+
+def test_folders_of_pictures_are_drawn_as_the_engine_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAMLPP_CACHE", str(tmp_path / "cache"))
+    folder = write_files(tmp_path / "tree", tree_files())
+    tasks = Tasks(folder, ways=2, shots=1, targets=2, part="val", image_size=8)
+    episode = tasks.episode(0)
+    assert episode.support_x.shape == (4, 2, 3, 8, 8) and episode.support_x.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ((X, LABELS[:-1]), {}, "x and y have 39 and 40 samples"),
+        ((X, torch.eye(40)), {}, r"y of shape \[40, 40\]: give a label for each sample"),
+        ((X, LABELS), {"ways": 5}, "--ways is 5, but the train split of data has 4 classes"),
+        ((X, LABELS), {"shots": 9}, "need 13 images a class, but 4 of 4"),
+        (7, {}, r"data is a int: give \(x, y\), a torch Dataset of pairs, or a path"),
+    ],
+)
+def test_what_cannot_be_drawn_from_is_explained(data, options, message):
+    with pytest.raises(UserError, match=message):
+        Tasks(data, **TASK | options)
+
+
+def test_samples_of_several_shapes_are_explained():
+    class Ragged(Pairs):
+        def __getitem__(self, i):
+            return torch.zeros(1 + i % 3), LABELS[i]
+
+    with pytest.raises(
+        UserError, match=r"samples have shapes \(1,\), \(2,\), \(3,\): give them one"
+    ):
+        Tasks(Ragged(), **TASK).episode(0)
+
+
+def test_the_public_names_are_imported_when_asked_for():
+    for name in engine.__all__:
+        assert getattr(engine, name).__name__ == name and name in dir(engine)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        engine.nothing
