@@ -161,15 +161,18 @@ def _memory(device: torch.device, peak: bool) -> int | None:
 
 def report(cfg: Config, device: torch.device, found: Cost) -> list[str]:
     """The costs in lines."""
-    threads = f", {kernels.threads()} threads" if device.type == "cpu" else ""
-    lines = [f"an iteration of {cfg.tasks} tasks on {device.type}{threads}, in {cfg.precision}:"]
+    where, count = device.type, kernels.threads()
+    if where == "cpu":
+        where += f" by {count} thread{'s' * (count > 1)}"
+    if cfg.precision != "auto":  # which single ops stay with
+        where += f" in {cfg.precision}"
+    lines = [f"an iteration of {cfg.tasks} tasks on {where}:"]
     for part in found.parts:
         first, last = part.epochs.start + 1, part.epochs.stop
+        epochs = f"epochs {first} to {last}" if last > first else f"epoch {first}"
         losses = "every step" if part.losses == cfg.steps else "the last step"
         order = {1: "first", 2: "second"}[part.order]
-        lines.append(
-            f"  epochs {first} to {last}: {part.seconds:.3f} s (loss after {losses}, {order} order)"
-        )
+        lines.append(f"  {epochs}: {part.seconds:.3f} s (loss after {losses}, {order} order)")
     if found.memory is None or found.before is None:
         lines.append("memory: this system does not say")
     else:

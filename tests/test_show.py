@@ -41,6 +41,7 @@ def test_it_says_where_each_setting_comes_from_and_makes_nothing(
     expected |= {"preset": "flag", "dataset": "flag", "norm_stats": "preset maml"}
     assert {name: shown[name][1] for name in expected} == expected
     assert re.search(r"the whole run: \d+\.\d+ hours, of 3 epochs of 4 iterations", out)
+    assert re.search(r"^an iteration of 2 tasks on cpu by 1 thread in \w+:$", out, re.MULTILINE)
     assert "order)\nmemory: " in out and "a validation of 4 tasks: " in out
     assert os.listdir(tmp_path) == ["own.json"]
 
@@ -78,6 +79,10 @@ def test_hours_are_of_all_iterations_validations_and_the_test():
     assert any(line.startswith("memory: 300 MiB at the peak, 200 MiB before") for line in lines)
     assert "a validation of 50 tasks: 5.0 s" in lines
     assert lines[-1].startswith("the whole run: 0.41 hours, of 10 epochs of 100 iterations")
+    short = found._replace(parts=[Part(range(2, 3), 1, 1, 0.25)])
+    assert "  epoch 3: 0.250 s (loss after the last step, first order)" in show.report(
+        cfg, CPU, short
+    )
     unknown = show.report(cfg, CPU, found._replace(memory=None, before=None))
     assert "memory: this system does not say" in unknown
 
