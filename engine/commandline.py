@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         flags = [word.partition("=")[0] for word in words if word.startswith("-")]
         if not flags:
             return f"{words[0]!r} is one argument too many; "
-        near = nearest("--" + flags[0].lstrip("-"), self.flags())
+        near = nearest(flags[0].lstrip("-"), (flag[2:] for flag in self.flags()), prefix="--")
         return f"there is no flag {flags[0]}: {near}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -38,11 +38,11 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(map(printable, names[:most])) + more
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     """``did you mean X? `` for the most similar of ``known``, or nothing where none is similar."""
     by_name = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), by_name, n=1)
-    return f"did you mean {by_name[found[0]]}? " if found else ""
+    found = difflib.get_close_matches(word.lower(), by_name, n=1, cutoff=0.7)
+    return f"did you mean {prefix}{by_name[found[0]]}? " if found else ""
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from engine.config import Config, default_run
 from engine.errors import Diverged, say
 from engine.runs.interrupt import Interrupt, Stopped, answered
+from engine.settings import Resolved, resolve
 
 if TYPE_CHECKING:
     from engine.runs.log import Report
@@ -29,9 +30,19 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     return answered(
-        lambda interrupt: train(Config.resolve(argv), interrupt),
+        lambda interrupt: _asked(resolve(argv), interrupt),
         stopped="stopped; the same command continues",
     )
+
+
+def _asked(asked: Resolved, interrupt: Interrupt) -> None:
+    if not asked.show:
+        train(asked.cfg, interrupt)
+        return
+    from engine.show import show
+
+    interrupt.phase = "unwind"
+    show(asked)
 
 
 def train(cfg: Config, interrupt: Interrupt) -> None:

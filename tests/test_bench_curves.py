@@ -154,9 +154,9 @@ def test_a_processor_without_bfloat16_is_told_before_any_training(flags, tmp_pat
     [
         (["--backend", "plain"], "plain has no passes"),
         (["--unroll", "autograd"], "--precision is bf16 with --unroll autograd"),
-        (["--precision", "bf16"], "unrecognized arguments: --precision bf16"),
-        (["--seed", "3"], "unrecognized arguments: --seed 3"),
-        (["--run", "here"], "unrecognized arguments: --run here"),
+        (["--precision", "bf16"], "there is no flag --precision: see"),
+        (["--seed", "3"], "there is no flag --seed: see"),
+        (["--run", "here"], "there is no flag --run: see"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(more, words, flags, tmp_path, capsys):

@@ -87,7 +87,7 @@ def test_a_dry_run_goes_through_every_part_and_continues(
         (["--limit", "nan"], "--limit is nan: give minutes, 0 or more"),
         (["--minutes", "many"], "invalid float value: 'many'"),
         (["--name", "a/b"], "--name is 'a/b': give the name of a file"),
-        (["--quik"], "unrecognized arguments: --quik"),
+        (["--quik"], "there is no flag --quik: did you mean --quick? see"),
     ],
 )
 def test_a_mistake_is_one_line(flags, message, capsys, tmp_path):

@@ -94,6 +94,8 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(module):
             "there is no flag --eval_steps: did you mean --eval-steps? see {} --help",
         ),
         ("-ways 5", "there is no flag -ways: did you mean --ways? see {} --help"),
+        ("--ru", "there is no flag --ru: did you mean --run? see {} --help"),
+        ("--sun", "there is no flag --sun: see {} --help"),
         ("--zzz", "there is no flag --zzz: see {} --help"),
         ("run", "'run' is one argument too many; see {} --help"),
         (

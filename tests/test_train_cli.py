@@ -171,10 +171,11 @@ def handles_signals(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads signal masks from /proc")
 @pytest.mark.parametrize("wait", [0.0, 0.5])
-def test_a_signal_in_the_first_second_is_answered_with_a_line(images, wait):
-    folder = images.parent / f"early{wait}"
+@pytest.mark.parametrize("command", [[TRAIN], ["engine", "train"]])
+def test_a_signal_in_the_first_second_is_answered_with_a_line(images, wait, command):
+    folder = images.parent / f"early{wait}-{len(command)}"
     sent, code = (signal.SIGINT, 130) if wait else (signal.SIGTERM, 143)
-    process = start(TRAIN, *flags(images, folder))
+    process = start(*command, *flags(images, folder))
     while not handles_signals(process.pid):
         assert process.poll() is None
         time.sleep(0.001)
