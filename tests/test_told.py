@@ -18,7 +18,8 @@ from engine.data.__main__ import main as data_main
 from engine.errors import Diverged, complain, say
 from engine.runs import checkpoint
 from engine.runs.interrupt import answered
-from engine.runs.log import Meter, Report, test_table
+from engine.runs.log import Meter, Report
+from engine.runs.log import test_table as table
 from kernels.__main__ import main as kernels_main
 from kernels.dispatch import Findings
 from tests.tiny import environment, flags, make_images
@@ -58,7 +59,7 @@ def test_a_training_and_its_evaluation_of_such_names(nasty, capsys):
         harmless(captured.out)
         assert SHOWN in captured.out and told in captured.out and captured.err == ""
     assert f"  cache                 {nasty.parent / 'cache'}"[:40] in captured.out
-    assert evaluate.main([str(run)]) == 0
+    assert evaluate.main([str(run), "--cache", str(nasty.parent / "cache")]) == 0
     out = capsys.readouterr().out
     harmless(out, lines=4)
     assert out.startswith(f"{nasty.parent.parent}/{SHOWN}/run{SHOWN}: trained on folder:images")
@@ -96,7 +97,7 @@ def test_a_checkpoint_and_a_result_that_others_made(nasty, tmp_path, capsys):
     names = "data", "ways", "shots", "tasks", "split", "steps", "protocol", "norm_statistics"
     result = dict.fromkeys(names, NASTY) | {"best": score | {"epoch": NASTY}}
     result["ensemble"] = score | {"epochs": [NASTY]}
-    say(*test_table(result))
+    say(*table(result))
     out = capsys.readouterr().out
     assert out.count(SHOWN) == 10
     harmless(out, lines=3)
