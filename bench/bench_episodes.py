@@ -7,7 +7,8 @@ import pytest
 
 from bench.cases import CASES, noise, seconds
 from engine.config import Config
-from engine.episodes import EpisodeSampler, prefetch
+from engine.episodes import EpisodeSampler
+from engine.runtime.prefetch import prefetch
 
 CLASSES, IMAGES = 64, 100  # noise: more than the processor's nearer caches hold
 PREFETCHED = 50

@@ -5,8 +5,7 @@ from torch import Tensor
 
 from engine.config import Config
 from engine.data import Dataset
-from engine.episodes import Episode
-from engine.runs.run import sampler
+from engine.episodes import Episode, EpisodeSampler
 from engine.scoring import BATCH, TASK_SEED, Score, score
 
 
@@ -21,7 +20,7 @@ def accuracies(episode: Episode) -> Tensor:
 
 def test(cfg: Config, dataset: Dataset) -> Score:
     """On the tasks that `engine.evaluate` tests on."""
-    tasks, total = sampler(cfg, dataset, "test", seed=TASK_SEED), cfg.eval_tasks
+    tasks, total = EpisodeSampler.of(cfg, dataset, "test", seed=TASK_SEED), cfg.eval_tasks
     batches = (
         tasks.episode(0, min(BATCH, total - first), first_task=first)
         for first in range(0, total, BATCH)

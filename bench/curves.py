@@ -29,7 +29,7 @@ from engine.commandline import Parser, add_flags, parse
 from engine.config import Config
 from engine.errors import say
 from engine.runs.interrupt import Interrupt, answered
-from engine.runs.run import machine
+from engine.runtime.machine import machine
 from engine.train import train
 
 FOLDER = results.FOLDER / "curves"

@@ -17,7 +17,7 @@ from statistics import median
 from bench import centroid, results, tables
 from engine.config import Config
 from engine.errors import UserError
-from engine.runs.run import load_dataset
+from engine.runs.problem import load_dataset
 
 FOLDER = results.FOLDER / "training"
 # Of the machine that trained, not of what was trained.

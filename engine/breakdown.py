@@ -12,8 +12,8 @@ from torch import Tensor
 
 from engine.config import Config
 from engine.data import Dataset
+from engine.episodes import EpisodeSampler
 from engine.errors import printable
-from engine.runs.run import sampler
 from engine.scoring import BATCH, TASK_SEED, Predictions
 
 MOST = 200  # classes of which a matrix is told: of more, it would be large and nearly empty
@@ -53,7 +53,7 @@ def _classes(cfg: Config, dataset: Dataset, part: str, tasks: int) -> tuple[list
     """Names, and of the fixed tasks the index of the class that each label stands for, int64
     [tasks, ways].
     """
-    bank, source = dataset.banks[part], sampler(cfg, dataset, part, seed=TASK_SEED)
+    bank, source = dataset.banks[part], EpisodeSampler.of(cfg, dataset, part, seed=TASK_SEED)
     turned = cfg.rotations == "classes"
     drawn = []
     for first in range(0, tasks, BATCH):

@@ -9,23 +9,18 @@ team of threads for the prefetching thread, which then fights the first for the 
 from __future__ import annotations
 
 import hashlib
-import os
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.config import ROTATIONS, check
+from engine.config import ROTATIONS, Config, check
 from engine.data import Dataset
 from engine.errors import UserError, listed
-from kernels.pools import told
 
-T = TypeVar("T")
 _LAST = np.uint64(2**64 - 1)
 _MANY = 1 << 12  # images of a class; of more, a draw looks at those alone that it takes
 
@@ -56,6 +51,9 @@ class Episode:
         """Tasks start to stop - 1, as views."""
         return self.map(lambda values: part(values, start, stop))
 
+    def to(self, device: torch.device | str) -> Episode:
+        return self.map(lambda values: moved(values, device))
+
     def map(self, function: Callable[[Values], Values]) -> Episode:
         """Of the four fields."""
         return Episode(*(function(getattr(self, f.name)) for f in fields(self)))
@@ -73,11 +71,26 @@ def part(values: Values, start: int, stop: int) -> Values:
     return values[start:stop]
 
 
+def moved(values: Values, device: torch.device | str) -> Values:
+    """To a device."""
+    if isinstance(values, dict):
+        return {name: moved(tensor, device) for name, tensor in values.items()}
+    if isinstance(values, list):
+        return [moved(of_task, device) for of_task in values]
+    return values.to(device)
+
+
 def each(values: Values) -> list:
     """Of every task its own: tensors [N, ...], or dicts of them."""
     if isinstance(values, dict):
         return [{n: tensor[t] for n, tensor in values.items()} for t in range(count(values))]
     return list(values)
+
+
+class Source(Protocol):
+    """Of tasks: each is a function of the iteration and of its place in it."""
+
+    def episode(self, iteration: int, tasks: int, first_task: int = 0) -> Episode: ...
 
 
 class Draw(NamedTuple):
@@ -138,6 +151,20 @@ class EpisodeSampler:
             f"left out: {len(small)} of {len(names)} classes of {split}, with fewer than {needed} "
             f"images ({listed(small, 3)})"
         ][: len(small)]
+
+    @classmethod
+    def of(cls, cfg: Config, dataset: Dataset, part: str, seed: int) -> EpisodeSampler:
+        """The tasks of a configuration."""
+        return cls(
+            dataset,
+            part,
+            ways=cfg.ways,
+            shots=cfg.shots,
+            targets=cfg.targets,
+            seed=seed,
+            rotations=cfg.rotations,
+            skip_small=cfg.skip_small_classes,
+        )
 
     @property
     def classes(self) -> int:
@@ -201,65 +228,6 @@ class EpisodeSampler:
         """int64 [T, ways * samples]"""
         classes = torch.arange(self.ways, dtype=torch.int64, device="cpu")
         return classes.repeat_interleave(samples).repeat(tasks, 1)
-
-
-def prefetch(make: Callable[[int], T], iterations: Iterable[int], depth: int = 2) -> Iterator[T]:
-    """What ``make`` makes of each of ``iterations``, in order, up to ``depth`` of them ahead, by a
-    thread.
-
-    0: none ahead, no thread; so, too, where none can be started. An exception of ``make`` or of
-    ``iterations`` is raised here. Closing the iterator ends the thread. The child of a fork, which
-    the thread is not in, makes an iterator of its own: this one raises RuntimeError there.
-    """
-    if depth == 0:
-        yield from map(make, iterations)
-        return
-    owner = os.getpid()
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-    closed = threading.Event()
-
-    def put(made: T | None, error: BaseException | None = None) -> bool:
-        while not closed.is_set():
-            try:
-                ready.put((made, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for t in iterations:
-                if not put(make(t)):
-                    return
-            put(None)
-        except BaseException as error:
-            put(None, error)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    try:
-        thread.start()
-    except (RuntimeError, MemoryError) as error:
-        told(error)
-        yield from map(make, iterations)
-        return
-    try:
-        while (item := _received(ready, owner))[0] is not None:
-            yield item[0]
-        if item[1] is not None:
-            raise item[1]
-    finally:
-        closed.set()
-        thread.join()
-
-
-def _received(ready: queue.Queue[T], owner: int) -> T:
-    if os.getpid() != owner:
-        raise RuntimeError(
-            f"prefetch: its thread is of process {owner}, not of its fork {os.getpid()}; make the "
-            "iterator in the process that reads it"
-        )
-    return ready.get()
 
 
 def _require_enough(sampler: EpisodeSampler, name: str, split: str, names: tuple[str, ...]) -> None:

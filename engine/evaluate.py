@@ -70,10 +70,12 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     if files["json"] and files["json"] == files["csv"]:
         raise UserError(f"--json and --csv are both {files['csv']}: give two files")
     # torch takes seconds to import; a wrong flag is answered before
+    from engine import meta
     from engine.breakdown import breakdown
     from engine.runs.log import test_table
-    from engine.runs.run import load_dataset, machine, settled
+    from engine.runs.problem import load_dataset
     from engine.runs.saved import load_best, restore
+    from engine.runtime.machine import machine, settled
     from engine.scoring import predictions, summary
 
     interrupt.phase = "unwind"
@@ -84,7 +86,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
         dataset = load_dataset(cfg, part)
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
         say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
-        members = restore(trained, saved, device)
+        members = restore(meta.layout(trained), saved, device)
         found = predictions(cfg, [*members.values()], dataset, part, cfg.eval_tasks)
         result = summary(cfg, [*members], dataset, part, found)
         say(*test_table(result))

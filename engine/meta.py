@@ -15,9 +15,9 @@ from torch import Tensor
 import kernels
 from engine import schedules, unroll
 from engine.config import Config
-from engine.episodes import Episode
+from engine.episodes import Episode, Values
 from engine.models.backbone import Backbone
-from engine.models.interface import Moments, Params
+from engine.models.interface import Model, Moments, Params
 from engine.runtime.workers import over_tasks
 
 
@@ -114,17 +114,22 @@ class Schedule(NamedTuple):
 
 
 def meta_gradient(
-    state: State, episode: Episode, cfg: Config, schedule: Schedule | None = None
+    state: State,
+    episode: Episode,
+    cfg: Config,
+    schedule: Schedule | None = None,
+    model: Model | None = None,
 ) -> unroll.MetaGradient:
     """The outer loss and its gradient, over blocks of tasks that suit the device, summed in task
-    order; by the schedule of the state's iteration unless one is given.
+    order; by the schedule of the state's iteration and of the network of `cfg` unless others are
+    given.
 
     In the child of a fork, too: there torch's own threads, if it had any, would be waited for.
     """
     schedule = schedule or Schedule.of(state.iteration, cfg)
     running = state.running if cfg.train_norm_statistics == "running" else None
     differentiate = unroll.adjoint if cfg.unroll == "adjoint" else unroll.autograd
-    model, (weights, second, _) = Backbone.of(cfg), schedule
+    model, (weights, second, _) = model or Backbone.of(cfg), schedule
     with kernels.only_kernels():
         parts = over_tasks(
             lambda block: differentiate(model, state.params, block, weights, second, running),
@@ -135,22 +140,34 @@ def meta_gradient(
         return unroll.total(parts)
 
 
-def meta_step(state: State, episode: Episode, cfg: Config) -> tuple[State, Metrics]:
+def meta_step(
+    state: State, episode: Episode, cfg: Config, model: Model | None = None
+) -> tuple[State, Metrics]:
     """One outer iteration: the meta-gradient over the episode's `cfg.tasks` tasks, and Adam."""
     schedule = Schedule.of(state.iteration, cfg)
     with kernels.only_kernels():
-        meta = meta_gradient(state, episode, cfg, schedule)
+        meta = meta_gradient(state, episode, cfg, schedule, model)
         metrics = Metrics.of(measure(meta, episode, cfg).tolist())
         return (state if metrics.nonfinite else advance(state, meta, cfg, schedule)), metrics
 
 
 def measure(meta: unroll.MetaGradient, episode: Episode, cfg: Config) -> Tensor:
     """Loss, accuracy, and for each of `CHECKED` 1 if it is finite, [2 + 4]."""
-    per_task = 1 if cfg.task_reduction == "mean" else len(episode.support_x)
-    correct = (meta.logits.argmax(2) == episode.target_y).to(meta.loss.dtype).mean()
+    per_task = 1 if cfg.task_reduction == "mean" else episode.tasks
+    correct = hits(meta.logits, episode.target_y).to(meta.loss.dtype)
     largest = [torch.linalg.vector_norm(t, torch.inf) for t in (meta.loss, *meta.gradient)]
     finite = torch.stack(largest).isfinite().to(meta.loss.dtype)
     return torch.cat([torch.stack([meta.loss / per_task, correct]), finite])
+
+
+def hits(logits: Values, labels: Values) -> Tensor:
+    """The share of right answers over all tasks; 0 where these are no classes."""
+    if not isinstance(logits, Tensor):
+        right = [hits(own[None], y[None]) for own, y in zip(logits, labels, strict=True)]
+        return torch.stack(right).mean()
+    if labels.is_floating_point() or logits.dim() != labels.dim() + 1:
+        return logits.new_zeros(())
+    return (logits.argmax(-1) == labels).to(logits.dtype).mean()
 
 
 def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Schedule) -> State:

@@ -16,7 +16,6 @@ from engine.data import Dataset
 from engine.episodes import Episode, EpisodeSampler
 from engine.meta import State
 from engine.models.backbone import Backbone
-from engine.runs.run import sampler
 from engine.runtime import graph
 from engine.runtime.resident import Feed
 from engine.runtime.workers import over_tasks
@@ -154,7 +153,7 @@ class _Tasks:
     """The fixed tasks of a part, answered where the states are."""
 
     def __init__(self, cfg: Config, dataset: Dataset, part: str, device: torch.device):
-        self._sampler = sampler(cfg, dataset, part, seed=TASK_SEED)
+        self._sampler = EpisodeSampler.of(cfg, dataset, part, seed=TASK_SEED)
         self._bank = self._sampler.bank.to(device) if device.type == "cuda" else None
 
     def answers(self, predict: Predict, no_graph: bool) -> Answers:

@@ -22,10 +22,11 @@ from engine.commandline import FIELDS
 from engine.config import GROUPS, Config
 from engine.data import Dataset
 from engine.data.bank import ClassBank
+from engine.episodes import EpisodeSampler
 from engine.errors import say
 from engine.meta import State
-from engine.runs.run import machine, sampler, settled
 from engine.runtime.loop import Loop, loop
+from engine.runtime.machine import machine, settled
 from engine.settings import Resolved
 
 ITERATIONS, SECONDS = 3, 5.0  # timed of a part: so many at most, and none that begins after so long
@@ -90,7 +91,7 @@ def cost(cfg: Config, device: torch.device) -> Cost:
     """By the iteration that training takes, and the tasks that validate."""
     dataset, state = _random(cfg), meta.init_state(cfg, device)
     before = _memory(device, peak=False)
-    tasks = sampler(cfg, dataset, "train", cfg.seed)
+    tasks = EpisodeSampler.of(cfg, dataset, "train", cfg.seed)
     parts = []
     with loop(cfg, tasks, range(len(_parts(cfg)) * (ITERATIONS + 1)), device) as steps:
         for part in _parts(cfg):

@@ -50,7 +50,9 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
     # Here and not above: torch takes seconds to import, and Ctrl-C is answered meanwhile.
     from engine.runs.beginning import beginning
     from engine.runs.checkpoint import LATEST, open_run
-    from engine.runs.run import Run, load_dataset, machine
+    from engine.runs.problem import Pictures, load_dataset
+    from engine.runs.run import Run
+    from engine.runtime.machine import machine
 
     interrupt.phase = "unwind"
     with machine(cfg) as device:
@@ -61,7 +63,8 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
         # before anything is made or, by --fresh, removed
         begun = beginning(cfg, folder, device) if new else None
         with open_run(folder, cfg.fresh):
-            run = Run.open(replace(cfg, fresh=False), folder, dataset, device, begun)
+            problem = Pictures(dataset)
+            run = Run.open(replace(cfg, fresh=False), folder, problem, device, begun)
             interrupt.phase = "finish"
             if run.epoch < cfg.epochs:
                 train_epochs(run, interrupt)
@@ -71,17 +74,16 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
 def train_epochs(run: Run, interrupt: Interrupt) -> None:
     """Trains and validates every epoch that is left; saves when stopped."""
     from engine.runs.log import Report
-    from engine.runs.run import sampler
     from engine.runtime.loop import loop
 
     cfg, done = run.cfg, run.state.iteration
     if done:
         say(f"continuing after iteration {done}")
     left = range(done, cfg.epochs * cfg.iterations)
-    tasks = sampler(cfg, run.dataset, "train", cfg.seed)
+    tasks = run.problem.source(cfg, "train", cfg.seed)
     with (
-        Report(run.folder, run.dataset.name, done, run.epoch, cfg.epochs, left.stop) as report,
-        loop(cfg, tasks, left, run.state.params.theta.device) as steps,
+        Report(run.folder, run.problem.name, done, run.epoch, cfg.epochs, left.stop) as report,
+        loop(cfg, tasks, left, run.state.params.theta.device, run.problem.own_model) as steps,
     ):
         try:
             while run.epoch < cfg.epochs:
@@ -133,13 +135,10 @@ def account(run: Run, finished: list[Finished], report: Report) -> None:
 
 def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
     """Scores the epoch on the fixed validation tasks and takes it into the best."""
-    from engine import scoring
-    from engine.models.backbone import Backbone
-
     cfg, iteration, whole = run.cfg, run.state.iteration, run.whole
-    score, by_step = scoring.validate(cfg, run.state, run.dataset, between=interrupt.check)
+    score, by_step = run.problem.validate(cfg, run.state, interrupt.check)
     run.rank(score.accuracy)
-    rates = dict(zip(Backbone.of(cfg).shapes, run.state.params.rates.T.tolist(), strict=True))
+    rates = dict(zip(run.problem.names(cfg), run.state.params.rates.T.tolist(), strict=True))
     report.validation(iteration, run.epoch, score, by_step, rates, whole, run.best[0][0])
     run.save_epoch()
 
@@ -149,7 +148,6 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
     from engine.runs import checkpoint
     from engine.runs.log import test_table
     from engine.runs.saved import load_best, restore
-    from engine.scoring import test
 
     path = run.folder / checkpoint.RESULT
     # one that is missing or damaged is made again
@@ -158,8 +156,9 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
         say("already finished", *table)
         return
     run.refuse_lost()
-    members = restore(run.cfg, load_best(run.folder), run.state.params.theta.device)
-    result = test(run.cfg, members, run.dataset, between=interrupt.check)
+    like, device = run.problem.layout(run.cfg), run.state.params.theta.device
+    members = restore(like, load_best(run.folder), device)
+    result = run.problem.test(run.cfg, members, interrupt.check)
     checkpoint.write_json(path, result)
     say(*test_table(result), f"saved in {path}")
 

@@ -9,7 +9,7 @@ import torch
 from bench import centroid, results, training
 from engine.config import Config
 from engine.episodes import Episode
-from engine.runs.run import load_dataset
+from engine.runs.problem import load_dataset
 from tests.tiny import make_images
 
 

@@ -13,7 +13,7 @@ from engine import breakdown, evaluate, scoring, train
 from engine.config import Config
 from engine.data import Dataset
 from engine.data.bank import ClassBank
-from engine.runs.run import sampler
+from engine.episodes import EpisodeSampler
 from engine.scoring import TASK_SEED, Predictions
 from tests.tiny import flags
 
@@ -56,7 +56,7 @@ def test_every_part_is_counted_from_the_images(rotations, most, data, monkeypatc
     details = breakdown.breakdown(cfg, data, "test", found, result)
     names, turned = details["classes"], rotations == "classes"
     assert len(names) == 10 * (4 if turned else 1)
-    source = sampler(cfg, data, "test", TASK_SEED)
+    source = EpisodeSampler.of(cfg, data, "test", TASK_SEED)
     pairs, right, seen = {}, dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for task in range(37):
         episode = source.episode(0, 1, first_task=task)

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import train
+from engine import meta, train
 from engine.config import Config
 from engine.errors import UserError
 from engine.runs import checkpoint
-from engine.runs.run import Run, load_dataset
+from engine.runs.problem import Pictures, load_dataset
+from engine.runs.run import Run
 from engine.runs.saved import load_best, restore
 from tests.tiny import flags
 
@@ -95,8 +96,10 @@ def use(folder: Path, cfg: Config, dataset) -> list[str]:
     """Resumes and evaluates; the lines that refused it."""
     refused = []
     for work in (
-        lambda: Run.open(cfg, folder, dataset, CPU),
-        lambda: restore(Config.from_dict(load_best(folder)[0].config), load_best(folder), CPU),
+        lambda: Run.open(cfg, folder, Pictures(dataset), CPU),
+        lambda: restore(
+            meta.layout(Config.from_dict(load_best(folder)[0].config)), load_best(folder), CPU
+        ),
     ):
         try:
             work()
@@ -152,7 +155,7 @@ def test_a_checkpoint_larger_than_its_file_takes_no_memory(finished, place):
     torch.save(content, place[0] / "large.pt")
     saved = load_best(place[0] / "large.pt")
     with pytest.raises(UserError, match="params.theta of the checkpoint is .*needs torch.float32"):
-        restore(Config.from_dict(saved[0].config), saved, CPU)
+        restore(meta.layout(Config.from_dict(saved[0].config)), saved, CPU)
 
 
 def test_paths_of_another_machine_are_not_taken(finished, place):

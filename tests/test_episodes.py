@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from engine.data import Dataset, load
 from engine.data.bank import ClassBank
-from engine.episodes import EpisodeSampler, prefetch
+from engine.episodes import EpisodeSampler
 from engine.errors import UserError
+from engine.runtime.prefetch import prefetch
 from tests.samples import dataset
 
 

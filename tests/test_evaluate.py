@@ -11,8 +11,9 @@ from engine import evaluate, meta, scoring, train
 from engine.config import Config
 from engine.runs import checkpoint
 from engine.runs.packed import pack
-from engine.runs.run import load_dataset, machine
+from engine.runs.problem import load_dataset
 from engine.runs.saved import load_best, own_data, restore
+from engine.runtime.machine import machine
 from tests.tiny import flags, make_images
 
 
@@ -31,7 +32,7 @@ def members(run):
     cfg = Config.from_dict(saved[0].config)
     cfg = dataclasses.replace(cfg, **own_data(run, cfg))
     with machine(cfg) as device:
-        return cfg, load_dataset(cfg), restore(cfg, saved, device)
+        return cfg, load_dataset(cfg), restore(meta.layout(cfg), saved, device)
 
 
 def test_interval_is_196_standard_errors_over_tasks():

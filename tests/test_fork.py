@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import kernels
 from engine import meta
-from engine.episodes import prefetch
+from engine.runtime.prefetch import prefetch
 from kernels import native
 from tests.passes import native_pass, problem
 from tests.test_meta import config, random_episode

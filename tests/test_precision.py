@@ -14,7 +14,7 @@ from engine.config import Config
 from engine.errors import UserError
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments
-from engine.runs.run import machine
+from engine.runtime.machine import machine
 from kernels import native
 from kernels.native import passes
 from tests.passes import Problem, composed, margins, named, native_pass, problem

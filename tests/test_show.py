@@ -91,9 +91,9 @@ def test_hours_are_of_all_iterations_validations_and_the_test():
 def test_the_iterations_of_every_part_are_taken(rotations, monkeypatch):
     taken, step = [], meta.meta_step
 
-    def counted(state, episode, cfg):
+    def counted(state, episode, cfg, *model):
         taken.append((state.iteration // cfg.iterations, tuple(episode.target_x.shape)))
-        return step(state, episode, cfg)
+        return step(state, episode, cfg, *model)
 
     monkeypatch.setattr(meta, "meta_step", counted)
     cfg = small(rotations=rotations, epochs=9, msl_epochs=2, first_order_epochs=3, iterations=100)

@@ -13,7 +13,8 @@ from engine import train
 from engine.config import Config
 from engine.data.bank import default_cache
 from engine.runs import checkpoint
-from engine.runs.run import Run, machine, settled
+from engine.runs.run import Run
+from engine.runtime.machine import machine, settled
 from kernels import dispatch, native
 from kernels.check import oracle, verdict
 from kernels.dispatch import Findings, following
@@ -253,12 +254,12 @@ def test_evaluation_follows_the_same_verdict(images, tmp_path):
 
 
 def opened(images, folder: Path) -> Run:
-    from engine.runs.run import load_dataset
+    from engine.runs.problem import Pictures, load_dataset
 
     cfg = Config.resolve(flags(images, folder))
     with machine(cfg) as device:
         folder.mkdir(exist_ok=True)
-        return Run.open(cfg, folder, load_dataset(cfg, "train"), device)
+        return Run.open(cfg, folder, Pictures(load_dataset(cfg, "train")), device)
 
 
 def test_a_resumed_run_keeps_its_precision_whatever_is_measured(images, tmp_path, monkeypatch):

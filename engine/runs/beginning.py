@@ -53,7 +53,7 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
             f"--init is {cfg.init}, of another network ({'; '.join(different)}): give its own "
             "values, or other weights"
         )
-    (given,) = restore(trained, [source], device).values()
+    (given,) = restore(meta.layout(trained), [source], device).values()
     body = sum(Backbone.of(cfg).sizes[:-2])
     theta, head = given.params.theta, "its classifier"
     if len(theta) != len(state.params.theta) or trained.ways != cfg.ways:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 import kernels
-from engine import data, meta
+from engine import meta
 from engine.config import SCHEDULE, Config
-from engine.data import Dataset
-from engine.data.bank import default_cache
-from engine.episodes import EpisodeSampler
 from engine.errors import UserError, listed, say
 from engine.meta import State
 from engine.runs import checkpoint
@@ -23,15 +18,10 @@ from engine.runs.beginning import Beginning, beginning
 from engine.runs.checkpoint import Checkpoint, epoch_file
 from engine.runs.log import Meter
 from engine.runs.packed import pack, unpack
-from engine.runtime.workers import keep_freed_memory
+from engine.runs.problem import Problem
+from engine.runtime.machine import settled
 from kernels import dispatch
-from kernels.check import verdict
-from kernels.dispatch import Findings
-from kernels.threads import cores
 
-# The classes of a data set are divided, and the stand-in is drawn, the same for every run: two
-# runs, whatever their seeds, are tested on classes that neither has seen.
-SPLIT_SEED = 0
 _CURE = "give another --run, or start over with --fresh"
 
 
@@ -41,7 +31,7 @@ class Run:
 
     cfg: Config  # with the precision that `auto` stands for
     folder: Path
-    dataset: Dataset
+    problem: Problem
     state: State
     asked: str = ""  # the precision as it was asked for, of cfg unless given
     precisions: dict[str, str] = dataclasses.field(default_factory=dict)  # for auto, by device type
@@ -60,7 +50,7 @@ class Run:
         cls,
         cfg: Config,
         folder: Path,
-        dataset: Dataset,
+        problem: Problem,
         device: torch.device,
         begun: Beginning | None = None,
     ) -> Run:
@@ -70,7 +60,7 @@ class Run:
         """
         latest = folder / checkpoint.LATEST
         if latest.exists():
-            run = cls._continued(cfg, folder, dataset, checkpoint.load(latest), device)
+            run = cls._continued(cfg, folder, problem, checkpoint.load(latest), device)
         elif orphans := checkpoint.files(folder):
             raise UserError(
                 f"{folder} holds {listed(orphans)} but no {latest.name}: put it back to "
@@ -79,7 +69,7 @@ class Run:
         else:
             begun = begun or beginning(cfg, folder, device)
             torch.manual_seed(cfg.seed)
-            run = cls(cfg, folder, dataset, begun.state, origin=begun.origin)
+            run = cls(cfg, folder, problem, begun.state, origin=begun.origin)
             run._settle(device)
             run.save()
         checkpoint.write_json(folder / checkpoint.CONFIG, cfg.to_dict())
@@ -88,12 +78,12 @@ class Run:
 
     @classmethod
     def _continued(
-        cls, cfg: Config, folder: Path, dataset: Dataset, saved: Checkpoint, device: torch.device
+        cls, cfg: Config, folder: Path, problem: Problem, saved: Checkpoint, device: torch.device
     ) -> Run:
-        if saved.data_identity != dataset.identity:
+        if saved.data_identity != problem.identity:
             raise UserError(
                 f"{folder} was trained on {saved.data_name} ({saved.data_identity:.12}), the "
-                f"data now is {dataset.name} ({dataset.identity:.12}); {_CURE}"
+                f"data now is {problem.name} ({problem.identity:.12}); {_CURE}"
             )
         if cfg.init and saved.origin is None:
             raise UserError(
@@ -101,14 +91,14 @@ class Run:
                 f"out to continue that, or {_CURE}"
             )
         longer = _refuse_other(cfg, folder, saved)
-        state = unpack(meta.layout(cfg), saved.state, device)
+        state = unpack(problem.layout(cfg), saved.state, device)
         if not 0 <= state.iteration - saved.epoch * cfg.iterations <= cfg.iterations:
             raise UserError(
                 f"{folder / checkpoint.LATEST} is damaged: it is after iteration {state.iteration} "
                 f"and {saved.epoch} epochs of {cfg.iterations}; {_CURE}"
             )
         meters = {name: _meter(folder, saved, name) for name in ("interval", "whole")}
-        run = cls(cfg, folder, dataset, state, epoch=saved.epoch, best=saved.best, **meters)
+        run = cls(cfg, folder, problem, state, epoch=saved.epoch, best=saved.best, **meters)
         run.fallen, run.origin, run.precisions = saved.fallen, saved.origin, saved.precisions
         if saved.precisions is None:  # from before anything was measured
             with dispatch.following(dispatch.UNCHECKED):
@@ -170,8 +160,8 @@ class Run:
     def _checkpoint(self) -> Checkpoint:
         return Checkpoint(
             config=replace(self.cfg.without_paths(), precision=self.asked).to_dict(),
-            data_name=self.dataset.name,
-            data_identity=self.dataset.identity,
+            data_name=self.problem.name,
+            data_identity=self.problem.identity,
             state=pack(self.state),
             epoch=self.epoch,
             best=self.best,
@@ -216,130 +206,3 @@ def _meter(folder: Path, saved: Checkpoint, name: str) -> Meter:
             f"{folder / checkpoint.LATEST} is damaged: its meters have no {name} that this version "
             f"knows; {_CURE}"
         ) from error
-
-
-def settled(cfg: Config, device: torch.device, had: dict[str, str]) -> Config:
-    """With what `auto` stands for in its place: the precision that a run had on such a device, else
-    the fastest. Passes that are composed of single ops stay as they are.
-    """
-    if cfg.precision != "auto" or cfg.unroll == "autograd":
-        return cfg
-    chosen = had.get(device.type)
-    if chosen is None or kernels.refusal(chosen, device):
-        fastest = kernels.fastest_precision(torch.empty(0, dtype=torch.float32, device=device))
-        if chosen not in (None, "fp32"):
-            reason = kernels.refusal(chosen, device)
-            say(f"precision {chosen}, which the run had, is now {fastest}: {reason}")
-        chosen = fastest
-    return cfg if kernels.refusal(chosen, device) else replace(cfg, precision=chosen)
-
-
-@contextlib.contextmanager
-def machine(cfg: Config) -> Iterator[torch.device]:
-    """Threads, device and kernel backend, which is checked the first time that it meets the
-    machine. Raises UserError when what is asked is not there, or failed the check.
-    """
-    cuda = torch.cuda.is_available()
-    if cfg.device == "cuda" and not cuda:
-        raise UserError("--device is cuda: torch finds no CUDA device here; give --device cpu")
-    device = torch.device("cuda" if cuda and cfg.device != "cpu" else "cpu")
-    with contextlib.ExitStack() as stack:
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(_threads(cfg))
-        try:
-            if cfg.backend != "auto":  # auto: the environment may choose
-                stack.enter_context(kernels.use(cfg.backend))
-            _fused(cfg, device)  # what is not here at all is told before anything is checked
-            stack.enter_context(dispatch.following(_checked(cfg, device)))
-            if not _fused(cfg, device) and cfg.precision == "fp32":
-                # torch's convolutions on a GPU are TF32 else
-                cudnn = torch.backends.cudnn
-                stack.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
-                cudnn.allow_tf32 = False
-        except kernels.BackendError as error:
-            raise UserError(str(error)) from error
-        keep_freed_memory()
-        yield device
-
-
-def _threads(cfg: Config) -> int:
-    """Those asked for, at most one a core: more only wait for one another."""
-    wanted, most = cfg.threads or torch.get_num_threads(), cores()
-    if wanted > most:
-        whose = f"--threads is {wanted}" if cfg.threads else f"torch has {wanted} threads"
-        say(f"{whose}, and this process {most} core{'s' * (most > 1)}: it runs {most}")
-    return min(wanted, most)
-
-
-def _fused(cfg: Config, device: torch.device) -> bool:
-    """Whether a backend runs whole passes. Raises BackendError where nothing runs what is asked."""
-    probe = torch.empty(0, dtype=torch.float32, device=device)
-    automatic = cfg.precision == "auto"
-    precision = kernels.fastest_precision(probe) if automatic else cfg.precision
-    fused = kernels.passes(probe, precision) is not None and cfg.unroll != "autograd"
-    for op in () if fused else ("conv", "norm_act", "head", "update"):
-        kernels.backend(op, probe)
-    return fused
-
-
-def _checked(cfg: Config, device: torch.device) -> Findings:
-    """What a check of the machine found, now or before; nothing where only plain torch runs."""
-    if cfg.backend == "plain":
-        return dispatch.UNCHECKED
-    folder = Path(cfg.cache).expanduser() if cfg.cache else default_cache()
-    found = verdict.of(device, cfg.precision, folder)
-    for line in found.lines:
-        say(line)
-    return found.findings
-
-
-def load_dataset(cfg: Config, *parts: str) -> Dataset:
-    """The data, its notice shown; its parts checked, so that none fails only when it is needed."""
-    dataset = data.load(
-        cfg.dataset,
-        cfg.data,
-        image_size=cfg.image_size,
-        channels=cfg.channels,
-        split=cfg.split,
-        seed=SPLIT_SEED,
-        strict=cfg.strict_data,
-        cache=cfg.cache,
-        split_ratio=cfg.split_ratio,
-        skip_small=cfg.skip_small_classes,
-    )
-    if dataset.notice:
-        say("", *dataset.notice.splitlines(), "")
-    say(*(f"{dataset.name}: {note}" for note in dataset.notes))
-    wanted = [cfg.image_size, cfg.image_size, cfg.channels]
-    wrong = []
-    for part in parts:
-        try:
-            for note in sampler(cfg, dataset, part, seed=0).notes:
-                say(f"{dataset.name}: {note}")
-        except UserError as error:
-            wrong.append(error)
-            continue
-        found = list(dataset.banks[part].images.shape[1:])
-        if found != wanted:
-            raise UserError(
-                f"images of {dataset.name} ({part}) are {found}, the network takes {wanted} "
-                "(height, width, channels); give --image-size and --channels in training, or other "
-                "--data"
-            )
-    if wrong:
-        raise UserError("; ".join(map(str, wrong)))
-    return dataset
-
-
-def sampler(cfg: Config, dataset: Dataset, part: str, seed: int) -> EpisodeSampler:
-    """The tasks of a part. Raises UserError when it has too few classes or images."""
-    return EpisodeSampler(
-        dataset,
-        part,
-        ways=cfg.ways,
-        shots=cfg.shots,
-        targets=cfg.targets,
-        seed=seed,
-        rotations=cfg.rotations,
-        skip_small=cfg.skip_small_classes,
-    )

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from engine import meta
 from engine.config import SCHEDULE, Config
 from engine.errors import UserError, explained
 from engine.meta import State
@@ -91,7 +90,6 @@ def own_data(path: Path, trained: Config) -> dict[str, str]:
     return {}
 
 
-def restore(cfg: Config, saved: list[Checkpoint], device: torch.device) -> dict[int, State]:
-    """The states of checkpoints by epoch, in their order."""
-    like = meta.layout(cfg)
+def restore(like: State, saved: list[Checkpoint], device: torch.device) -> dict[int, State]:
+    """The states of checkpoints by epoch, in their order, laid out as `like`."""
     return {entry.epoch: unpack(like, entry.state, device) for entry in saved}

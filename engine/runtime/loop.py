@@ -18,9 +18,11 @@ from torch import Tensor
 import kernels
 from engine import meta
 from engine.config import Config
-from engine.episodes import EpisodeSampler, prefetch
+from engine.episodes import EpisodeSampler, Source
 from engine.meta import Metrics, Schedule, State
+from engine.models.interface import Model
 from engine.runtime import graph
+from engine.runtime.prefetch import prefetch
 from engine.runtime.resident import Feed
 
 AHEAD = 4  # iterations that a device may be behind
@@ -43,17 +45,31 @@ class Loop(Protocol):
 
 
 def loop(
-    cfg: Config, tasks: EpisodeSampler, iterations: range, device: torch.device
+    cfg: Config,
+    tasks: Source,
+    iterations: range,
+    device: torch.device,
+    model: Model | None = None,
 ) -> HostLoop | DeviceLoop:
-    """The loop for a device over what is left of a run."""
-    if device.type == "cuda":
+    """The loop for a device over what is left of a run; `model` if it is not that of `cfg`.
+
+    Tasks of a class bank are gathered on the device, others come from the host.
+    """
+    if device.type == "cuda" and isinstance(tasks, EpisodeSampler) and model is None:
         return DeviceLoop(cfg, tasks, iterations, device)
-    return HostLoop(cfg, tasks, iterations)
+    return HostLoop(cfg, tasks, iterations, device, model)
 
 
 class HostLoop(contextlib.AbstractContextManager):
-    def __init__(self, cfg: Config, tasks: EpisodeSampler, iterations: range):
-        self._cfg, self._finished = cfg, []
+    def __init__(
+        self,
+        cfg: Config,
+        tasks: Source,
+        iterations: range,
+        device: torch.device | None = None,
+        model: Model | None = None,
+    ):
+        self._cfg, self._device, self._model, self._finished = cfg, device, model, []
         self._episodes = prefetch(lambda t: tasks.episode(t, cfg.tasks), iterations, cfg.prefetch)
 
     def __exit__(self, *exc: object) -> None:
@@ -61,7 +77,10 @@ class HostLoop(contextlib.AbstractContextManager):
 
     def step(self, state: State) -> State:
         began = time.monotonic()
-        state, metrics = meta.meta_step(state, next(self._episodes), self._cfg)
+        episode = next(self._episodes)
+        if self._device is not None and self._device.type != "cpu":
+            episode = episode.to(self._device)
+        state, metrics = meta.meta_step(state, episode, self._cfg, self._model)
         iteration = state.iteration + bool(metrics.nonfinite)
         self._finished.append(Finished(iteration, metrics, time.monotonic() - began))
         return state

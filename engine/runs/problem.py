@@ -1,0 +1,122 @@
+"""What a run trains: a model and its tasks, of a data set or of anybody's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from engine import data, meta, scoring
+from engine.config import Config
+from engine.data import Dataset
+from engine.episodes import EpisodeSampler, Source
+from engine.errors import UserError, say
+from engine.meta import State
+from engine.models.backbone import Backbone
+from engine.models.interface import Model
+from engine.scoring import Score, StepAccuracy
+
+# The classes of a data set are divided, and the stand-in is drawn, the same for every run: two
+# runs, whatever their seeds, are tested on classes that neither has seen.
+SPLIT_SEED = 0
+
+
+class Problem(Protocol):
+    """By a configuration, of which it may need the network, the task or the evaluation."""
+
+    name: str  # of the data, for people
+    identity: str  # of data and network: a run continues with no other
+
+    own_model: Model | None  # where it is not the network of the configuration
+
+    def names(self, cfg: Config) -> tuple[str, ...]:
+        """Of the adapted tensors."""
+
+    def layout(self, cfg: Config) -> State:
+        """Shapes and dtypes of a state, without values."""
+
+    def source(self, cfg: Config, part: str, seed: int) -> Source: ...
+
+    def validate(
+        self, cfg: Config, state: State, between: Callable[[], None]
+    ) -> tuple[Score, StepAccuracy]:
+        """The score of an epoch, the more the better, and what it is after each inner step."""
+
+    def test(
+        self, cfg: Config, members: dict[int, State], between: Callable[[], None]
+    ) -> dict[str, Any]:
+        """What is saved in result.json, of states by epoch, best on validation first."""
+
+
+class Pictures(NamedTuple):
+    """The engine's own network on a data set: what the command line trains."""
+
+    dataset: Dataset
+
+    @property
+    def name(self) -> str:
+        return self.dataset.name
+
+    @property
+    def identity(self) -> str:
+        return self.dataset.identity
+
+    @property
+    def own_model(self) -> None:
+        return None
+
+    def names(self, cfg: Config) -> tuple[str, ...]:
+        return tuple(Backbone.of(cfg).shapes)
+
+    def layout(self, cfg: Config) -> State:
+        return meta.layout(cfg)
+
+    def source(self, cfg: Config, part: str, seed: int) -> EpisodeSampler:
+        return EpisodeSampler.of(cfg, self.dataset, part, seed)
+
+    def validate(
+        self, cfg: Config, state: State, between: Callable[[], None]
+    ) -> tuple[Score, StepAccuracy]:
+        return scoring.validate(cfg, state, self.dataset, between=between)
+
+    def test(
+        self, cfg: Config, members: dict[int, State], between: Callable[[], None]
+    ) -> dict[str, Any]:
+        return scoring.test(cfg, members, self.dataset, between=between)
+
+
+def load_dataset(cfg: Config, *parts: str) -> Dataset:
+    """The data, its notice shown; its parts checked, so that none fails only when it is needed."""
+    dataset = data.load(
+        cfg.dataset,
+        cfg.data,
+        image_size=cfg.image_size,
+        channels=cfg.channels,
+        split=cfg.split,
+        seed=SPLIT_SEED,
+        strict=cfg.strict_data,
+        cache=cfg.cache,
+        split_ratio=cfg.split_ratio,
+        skip_small=cfg.skip_small_classes,
+    )
+    if dataset.notice:
+        say("", *dataset.notice.splitlines(), "")
+    say(*(f"{dataset.name}: {note}" for note in dataset.notes))
+    wanted = [cfg.image_size, cfg.image_size, cfg.channels]
+    wrong = []
+    for part in parts:
+        try:
+            for note in EpisodeSampler.of(cfg, dataset, part, seed=0).notes:
+                say(f"{dataset.name}: {note}")
+        except UserError as error:
+            wrong.append(error)
+            continue
+        found = list(dataset.banks[part].images.shape[1:])
+        if found != wanted:
+            raise UserError(
+                f"images of {dataset.name} ({part}) are {found}, the network takes {wanted} "
+                "(height, width, channels); give --image-size and --channels in training, or other "
+                "--data"
+            )
+    if wrong:
+        raise UserError("; ".join(map(str, wrong)))
+    return dataset

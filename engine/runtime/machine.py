@@ -1,0 +1,95 @@
+"""The machine that a command runs on: its device, threads and kernels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import kernels
+from engine.config import Config
+from engine.data.bank import default_cache
+from engine.errors import UserError, say
+from engine.runtime.workers import keep_freed_memory
+from kernels import dispatch
+from kernels.check import verdict
+from kernels.dispatch import Findings
+from kernels.threads import cores
+
+
+def settled(cfg: Config, device: torch.device, had: dict[str, str]) -> Config:
+    """With what `auto` stands for in its place: the precision that a run had on such a device, else
+    the fastest. Passes that are composed of single ops stay as they are.
+    """
+    if cfg.precision != "auto" or cfg.unroll == "autograd":
+        return cfg
+    chosen = had.get(device.type)
+    if chosen is None or kernels.refusal(chosen, device):
+        fastest = kernels.fastest_precision(torch.empty(0, dtype=torch.float32, device=device))
+        if chosen not in (None, "fp32"):
+            reason = kernels.refusal(chosen, device)
+            say(f"precision {chosen}, which the run had, is now {fastest}: {reason}")
+        chosen = fastest
+    return cfg if kernels.refusal(chosen, device) else replace(cfg, precision=chosen)
+
+
+@contextlib.contextmanager
+def machine(cfg: Config) -> Iterator[torch.device]:
+    """Threads, device and kernel backend, which is checked the first time that it meets the
+    machine. Raises UserError when what is asked is not there, or failed the check.
+    """
+    cuda = torch.cuda.is_available()
+    if cfg.device == "cuda" and not cuda:
+        raise UserError("--device is cuda: torch finds no CUDA device here; give --device cpu")
+    device = torch.device("cuda" if cuda and cfg.device != "cpu" else "cpu")
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(_threads(cfg))
+        try:
+            if cfg.backend != "auto":  # auto: the environment may choose
+                stack.enter_context(kernels.use(cfg.backend))
+            _fused(cfg, device)  # what is not here at all is told before anything is checked
+            stack.enter_context(dispatch.following(_checked(cfg, device)))
+            if not _fused(cfg, device) and cfg.precision == "fp32":
+                # torch's convolutions on a GPU are TF32 else
+                cudnn = torch.backends.cudnn
+                stack.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
+                cudnn.allow_tf32 = False
+        except kernels.BackendError as error:
+            raise UserError(str(error)) from error
+        keep_freed_memory()
+        yield device
+
+
+def _threads(cfg: Config) -> int:
+    """Those asked for, at most one a core: more only wait for one another."""
+    wanted, most = cfg.threads or torch.get_num_threads(), cores()
+    if wanted > most:
+        whose = f"--threads is {wanted}" if cfg.threads else f"torch has {wanted} threads"
+        say(f"{whose}, and this process {most} core{'s' * (most > 1)}: it runs {most}")
+    return min(wanted, most)
+
+
+def _fused(cfg: Config, device: torch.device) -> bool:
+    """Whether a backend runs whole passes. Raises BackendError where nothing runs what is asked."""
+    probe = torch.empty(0, dtype=torch.float32, device=device)
+    automatic = cfg.precision == "auto"
+    precision = kernels.fastest_precision(probe) if automatic else cfg.precision
+    fused = kernels.passes(probe, precision) is not None and cfg.unroll != "autograd"
+    for op in () if fused else ("conv", "norm_act", "head", "update"):
+        kernels.backend(op, probe)
+    return fused
+
+
+def _checked(cfg: Config, device: torch.device) -> Findings:
+    """What a check of the machine found, now or before; nothing where only plain torch runs."""
+    if cfg.backend == "plain":
+        return dispatch.UNCHECKED
+    folder = Path(cfg.cache).expanduser() if cfg.cache else default_cache()
+    found = verdict.of(device, cfg.precision, folder)
+    for line in found.lines:
+        say(line)
+    return found.findings
