@@ -14,6 +14,7 @@ _PUBLIC = {
     "Episode": "engine.episodes",
     "Learner": "engine.learner",
     "Tasks": "engine.tasks",
+    "fit": "engine.fitting",
     "msl_weights": "engine.schedules",
     "second_order": "engine.schedules",
 }

@@ -177,6 +177,22 @@ class Learner(nn.Module):
         self.running_mean.copy_(running.mean)
         self.running_var.copy_(running.var)
 
+    @torch.no_grad()
+    def load(self, params: Params, running: Moments) -> None:
+        """The inverse of `params` and `running`."""
+        self.norm.copy_(params.norm[:, : self.norm.shape[1]])
+        self.rates.copy_(params.rates)
+        self.running_mean.copy_(running.mean)
+        self.running_var.copy_(running.var)
+        if self._fused:
+            self.theta.copy_(params.theta)
+            return
+        shared = params.norm[0, self.norm.shape[1] :]
+        for names, flat in ((self.model.shapes, params.theta), (self.model.shared, shared)):
+            parts = flat.split([shape.numel() for shape in names.values()])
+            for parameter, value in zip(self._own(names), parts, strict=True):
+                parameter.copy_(value.view_as(parameter))
+
     @torch.inference_mode()
     def adapt(self, x: Any, y: Any, *, steps: int | None = None) -> Adapted:
         """To one task: x [N, ...] and y [N, ...]. The learner itself stays as it is."""
@@ -215,13 +231,13 @@ class Learner(nn.Module):
         try:
             for episode in tasks:
                 predictions = self.predict(episode, steps=steps, protocol=protocol)
-                found += measured(predictions, episode.target_y, metric, self._loss)
+                found += measured(predictions, episode.target_y, metric, self.criterion)
         finally:
             self.train(training)
         return score(torch.tensor(found, dtype=torch.float64))
 
     @property
-    def _loss(self) -> Any:
+    def criterion(self) -> Any:
         return F.cross_entropy if self._fused else self.model.criterion
 
     @torch.inference_mode()

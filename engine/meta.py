@@ -137,7 +137,8 @@ def meta_gradient(
             model.task_block(episode, second),
             model.parallel,
         )
-        return unroll.total(parts)
+        total = unroll.total(parts)
+        return total._replace(gradient=model.tied(total.gradient))
 
 
 def meta_step(
@@ -155,9 +156,14 @@ def measure(meta: unroll.MetaGradient, episode: Episode, cfg: Config) -> Tensor:
     """Loss, accuracy, and for each of `CHECKED` 1 if it is finite, [2 + 4]."""
     per_task = 1 if cfg.task_reduction == "mean" else episode.tasks
     correct = hits(meta.logits, episode.target_y).to(meta.loss.dtype)
-    largest = [torch.linalg.vector_norm(t, torch.inf) for t in (meta.loss, *meta.gradient)]
+    largest = [_largest(t) for t in (meta.loss, *meta.gradient)]
     finite = torch.stack(largest).isfinite().to(meta.loss.dtype)
     return torch.cat([torch.stack([meta.loss / per_task, correct]), finite])
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Their greatest magnitude, NaN if one is; a network without batch norm has no values there."""
+    return torch.linalg.vector_norm(values, torch.inf) if values.numel() else values.sum()
 
 
 def hits(logits: Values, labels: Values) -> Tensor:

@@ -234,10 +234,10 @@ def summary(
         "steps": cfg.eval_steps or cfg.steps,
         "protocol": cfg.protocol,
         "norm_statistics": cfg.norm_statistics,
-        "best": {"epoch": epochs[0], **_shown(best)},
-        "ensemble": {"epochs": epochs, **_shown(ensemble)},
+        "best": {"epoch": epochs[0], **shown(best)},
+        "ensemble": {"epochs": epochs, **shown(ensemble)},
     }
 
 
-def _shown(result: Score) -> dict[str, float]:
+def shown(result: Score) -> dict[str, float]:
     return {"accuracy": result.accuracy, "interval": result.interval}

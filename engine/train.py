@@ -82,7 +82,15 @@ def train_epochs(run: Run, interrupt: Interrupt) -> None:
     left = range(done, cfg.epochs * cfg.iterations)
     tasks = run.problem.source(cfg, "train", cfg.seed)
     with (
-        Report(run.folder, run.problem.name, done, run.epoch, cfg.epochs, left.stop) as report,
+        Report(
+            run.folder,
+            run.problem.name,
+            done,
+            run.epoch,
+            cfg.epochs,
+            left.stop,
+            run.problem.metric,
+        ) as report,
         loop(cfg, tasks, left, run.state.params.theta.device, run.problem.own_model) as steps,
     ):
         try:

@@ -157,6 +157,9 @@ class Backbone:
         """Images that `passes` passes will read, as these read them best."""
         return prepare(self, x, passes)
 
+    def tied(self, gradient: Params) -> Params:
+        return gradient
+
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         return kernels.task_block(episode.support_x, keeps)
 

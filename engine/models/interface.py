@@ -90,5 +90,8 @@ class Model(Protocol):
     ) -> tuple[Tensor, Values, Moments]:  # loss [T], logits, moments
         """The loss of each task for autograd to differentiate, by `ops` in place of `kernels`."""
 
+    def tied(self, gradient: Params) -> Params:
+        """With the same gradient in all rows of what is one parameter in each of them."""
+
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         """Tasks worth giving to one call, `None`: all; `keeps` if passes are kept for tangents."""

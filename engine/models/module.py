@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.episodes import Episode, Values, each
 from engine.errors import UserError, listed
-from engine.models.interface import Moments, Pass
+from engine.models.interface import Moments, Params, Pass
 
 ADAPT = ("all", "head", "body")
 MEMORY = ("fast", "low")
@@ -94,6 +94,13 @@ class Module:
     def parallel(self) -> bool:
         """Random numbers come from one generator: tasks then go one after the other."""
         return not (self.module.training and any(map(_is_random, self.module.modules())))
+
+    def tied(self, gradient: Params) -> Params:
+        """Only batch norm's gains and biases have a row a step."""
+        width = sum(math.prod(shape) for shape in self.affine.values())
+        rows, shared = gradient.norm[:, :width], gradient.norm[:, width:]
+        shared = shared.sum(0, keepdim=True).expand_as(shared)
+        return gradient._replace(norm=torch.cat([rows, shared], 1))
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         return None if self._at_once(episode.support_x) else 1

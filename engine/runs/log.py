@@ -70,11 +70,18 @@ class Report:
     validated ``epoch`` of its ``epochs``."""
 
     def __init__(
-        self, folder: Path, data: str, iteration: int, epoch: int, epochs: int, total: int
+        self,
+        folder: Path,
+        data: str,
+        iteration: int,
+        epoch: int,
+        epochs: int,
+        total: int,
+        metric: str = "accuracy",
     ):
         self._data, self._epochs, self._total, self._done = data, epochs, total, iteration
         cut_log(folder / checkpoint.LOG, iteration, epoch)
-        self._folder = folder
+        self._folder, self._metric = folder, metric
         self._first = time.monotonic() + FIRST_ROW  # when the first row must have come
         with checkpoint.writing(folder):
             self._log = open(folder / checkpoint.LOG, "a", encoding="utf-8")
@@ -180,6 +187,10 @@ class Report:
         say(line)
 
     def _row(self, iteration: int, row: dict[str, Any]) -> None:
+        if self._metric == "loss":  # of which less is better: a score is its negative
+            if "step_accuracy" in row:
+                row["validation_loss"], row["step_loss"] = -row["accuracy"], row["step_accuracy"]
+            row = {name: value for name, value in row.items() if "accuracy" not in name}
         if row["kind"] != "train" or self._bar.disable:
             self.say(self._line(row))
         with checkpoint.writing(self._folder):
@@ -193,11 +204,18 @@ class Report:
     def _line(self, row: dict[str, Any]) -> str:
         head = f"{row['data']}  epoch {row['epoch']}/{self._epochs}"
         if row["kind"] == "train":
+            accuracy = f"accuracy {row['accuracy']:.2%}  " if "accuracy" in row else ""
             return (
                 f"{head}  iteration {row['iteration']}/{self._total}  loss {row['loss']:.4f}  "
-                f"accuracy {row['accuracy']:.2%}  {row['seconds_per_iteration']:.3f} s/iteration  "
+                f"{accuracy}{row['seconds_per_iteration']:.3f} s/iteration  "
                 f"lr {row['learning_rate']:.2e}  order {row['order']}  "
                 f"{_clock(row['seconds_left'])} left"
+            )
+        if "validation_loss" in row:
+            return (
+                f"{head}  validation loss {row['validation_loss']:.4f} ± {row['interval']:.4f} "
+                f"({row['tasks']} tasks)  training loss {row['train_loss']:.4f}  best so far: "
+                f"epoch {row['best_epoch']}"
             )
         return (
             f"{head}  validation {row['accuracy']:.2%} ± {row['interval']:.2%} "
@@ -222,17 +240,23 @@ def cut_log(path: Path, iteration: int, epoch: int) -> None:
 
 
 def test_table(result: dict[str, Any]) -> list[str]:
-    """The final test in lines; ``result`` is what scoring.test returns."""
+    """The final test in lines; ``result`` is what a problem's test returns."""
     best, ensemble = result["best"], result["ensemble"]
     epochs = ", ".join(map(str, ensemble["epochs"]))
+    task = f"{result['ways']}-way {result['shots']}-shot, " if "ways" in result else ""
+    told = _loss if result.get("metric") == "loss" else _percent
     return [
-        f"{result['data']}, {result['ways']}-way {result['shots']}-shot, {result['tasks']} "
+        f"{result['data']}, {task}{result['tasks']} "
         f"{result['split']} tasks, {result['steps']} inner steps, {result['protocol']}, "
         f"{result['norm_statistics']} statistics; ± is the 95 % interval over tasks",
-        f"  best model      {_percent(best)}   (epoch {best['epoch']})",
-        f"  ensemble of {len(ensemble['epochs']):<3} {_percent(ensemble)}   "
+        f"  best model      {told(best)}   (epoch {best['epoch']})",
+        f"  ensemble of {len(ensemble['epochs']):<3} {told(ensemble)}   "
         f"(mean logits of epochs {epochs})",
     ]
+
+
+def _loss(score: dict[str, Any]) -> str:
+    return f"loss {-score['accuracy']:.4f} ± {score['interval']:.4f}"
 
 
 def _percent(score: dict[str, Any]) -> str:

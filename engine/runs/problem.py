@@ -26,6 +26,7 @@ class Problem(Protocol):
     name: str  # of the data, for people
     identity: str  # of data and network: a run continues with no other
 
+    metric: str  # accuracy, or loss: a score is then its negative
     own_model: Model | None  # where it is not the network of the configuration
 
     def names(self, cfg: Config) -> tuple[str, ...]:
@@ -59,6 +60,10 @@ class Pictures(NamedTuple):
     @property
     def identity(self) -> str:
         return self.dataset.identity
+
+    @property
+    def metric(self) -> str:
+        return "accuracy"
 
     @property
     def own_model(self) -> None:

@@ -1,0 +1,249 @@
+"""Training of any learner as `engine.train` does its own network: schedules, validation, atomic
+checkpoints, bit-exact continuation, Ctrl-C.
+
+    run = engine.fit(learner, tasks, val=validation, run="runs/mine", epochs=20, iterations=500)
+
+The same call continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine import unroll
+from engine.config import Config
+from engine.episodes import Episode, Values
+from engine.errors import UserError, say
+from engine.learner import Learner
+from engine.meta import State
+from engine.models.interface import Moments, Params
+from engine.runs.beginning import Beginning
+from engine.runs.checkpoint import LATEST, open_run
+from engine.runs.interrupt import Interrupt, Stopped
+from engine.runs.run import Run
+from engine.runs.saved import load_best, restore
+from engine.runtime.workers import over_tasks
+from engine.scores import METRICS, measured
+from engine.scoring import STEP_SHARE, Score, StepAccuracy, score, shown
+from engine.train import final_test, train_epochs
+
+Make = Callable[[int], Episode]
+
+
+def fit(
+    learner: Learner,
+    tasks: Any,
+    *,
+    val: Any,
+    test: Any = None,
+    preset: str = "maml++",
+    metric: str = "accuracy",
+    run: str | Path | None = None,
+    name: str = "own",
+    **settings: Any,
+) -> Run:
+    """Trains, validates after every epoch, tests the best; the learner then has the best weights.
+
+    tasks, val, test: `Tasks`, anything with `episode(i)`, or a function of i, so that an episode
+        can be made again; the number of tasks of episode 0 is that of all. test: by default val.
+    metric: "accuracy", or "loss", of which less is better.
+    name: of the data. A run continues with the same network, name and settings alone.
+    settings: of `engine.train`, as epochs, iterations, lr, min_lr, msl_epochs, first_order_epochs,
+        clamp, eval_tasks, ensemble, seed, log_every, fresh; others by the preset.
+
+    Raises UserError when a setting is not allowed, or the folder holds another run, and
+    KeyboardInterrupt, with everything saved, on Ctrl-C.
+    """
+    if metric not in METRICS:
+        raise UserError(f"metric is {metric!r}: choose one of {', '.join(METRICS)}")
+    parts = {"train": _maker(tasks), "val": _maker(val)}
+    parts["test"] = _maker(test) if test is not None else parts["val"]
+    problem = _Own(learner, parts, metric, name)
+    cfg = _configuration(learner, preset, parts["train"](0).tasks, settings)
+    folder = Path(run or Path("runs") / f"{name}-{preset}-seed{cfg.seed}").expanduser()
+    device = learner.norm.device
+    say(f"{name} on {device}, run folder {folder}")
+    with Interrupt() as interrupt, open_run(folder, cfg.fresh):
+        begun = None if (folder / LATEST).exists() else Beginning(problem.state(), None)
+        made = Run.open(cfg, folder, problem, device, begun)
+        interrupt.phase = "finish"
+        try:
+            if made.epoch < cfg.epochs:
+                train_epochs(made, interrupt)
+            final_test(made, interrupt)
+        except Stopped as stopped:
+            problem.give(made.state)
+            raise KeyboardInterrupt(f"{stopped.name}: saved; the same call continues") from None
+        best = restore(problem.layout(cfg), load_best(folder)[:1], device)
+        problem.give(*best.values())
+    return made
+
+
+def _configuration(learner: Learner, preset: str, tasks: int, settings: dict) -> Config:
+    """The preset for natural images, with what the learner says of itself."""
+    given = {
+        "steps": learner.steps,
+        "rates": "learned" if learner.rates.requires_grad else "fixed",
+        "norm_weights": "per-step" if len(learner.norm) == learner.steps else "shared",
+        "norm_stats": "per-step" if len(learner.running_mean) == learner.steps else "shared",
+        "norm_statistics": learner.norm_statistics,
+        "tasks": tasks,
+    }
+    if both := sorted(given.keys() & settings.keys()):
+        raise UserError(f"{', '.join(both)}: the learner or its tasks say it already; leave it out")
+    known = {name for name in Config.__dataclass_fields__}
+    if unknown := sorted(settings.keys() - known):
+        raise UserError(
+            f"{', '.join(unknown)}: no such setting; see python -m engine.train --help-all"
+        )
+    # the learner's loss is a mean over tasks; of the rest Config says what is allowed
+    return Config.of(preset, "folder", **{"task_reduction": "mean"} | given | settings)
+
+
+def _maker(tasks: Any) -> Make:
+    make = getattr(tasks, "episode", tasks)
+    if not callable(make):
+        raise UserError(
+            f"tasks are a {type(tasks).__name__}: give Tasks, something with episode(i), or a "
+            "function of i; a run that continues makes episode i again"
+        )
+    return make
+
+
+class _Source:
+    """The tasks of a part: an iteration is an episode, or, for a fixed set, so many tasks are."""
+
+    def __init__(self, make: Make):
+        self._make = make
+
+    def episode(self, iteration: int, tasks: int, first_task: int = 0) -> Episode:
+        return self._make(iteration)
+
+
+class _Own:
+    """A learner and its tasks as a run's `Problem`."""
+
+    def __init__(self, learner: Learner, parts: dict[str, Make], metric: str, name: str):
+        self.learner, self.own_model, self.name = learner, learner.model, name
+        self._parts, self.metric = parts, metric
+        kinds = [(n, list(p.shape), str(p.dtype)) for n, p in learner.state_dict().items()]
+        text = repr((name, metric, kinds, learner.adapted_names, learner.steps))
+        self.identity = hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def names(self, cfg: Config) -> tuple[str, ...]:
+        return self.learner.adapted_names
+
+    def state(self) -> State:
+        params = Params(*(p.clone() for p in self.learner.params()))
+        zeros = Params(*map(torch.zeros_like, params))
+        running = Moments(*(m.clone() for m in self.learner.running()))
+        return State(params, zeros, zeros, running, 0)
+
+    def layout(self, cfg: Config) -> State:
+        return self.state().to("meta")
+
+    def give(self, state: State) -> None:
+        self.learner.load(state.params, state.running)
+
+    def source(self, cfg: Config, part: str, seed: int) -> _Source:
+        return _Source(self._parts[part])
+
+    def validate(
+        self, cfg: Config, state: State, between: Callable[[], None]
+    ) -> tuple[Score, StepAccuracy]:
+        first = max(1, cfg.eval_tasks // STEP_SHARE)
+        (row, _), by_step = self._scored(cfg, [state], "val", between, first)
+        return score(row), StepAccuracy(by_step, first)
+
+    def test(
+        self, cfg: Config, members: dict[int, State], between: Callable[[], None]
+    ) -> dict[str, Any]:
+        rows, _ = self._scored(cfg, [*members.values()], "test", between, 0)
+        epochs, (best, *_, ensemble) = [*members], map(score, rows)
+        return {
+            "data": self.name,
+            "identity": self.identity,
+            "split": "test",
+            "metric": self.metric,
+            "tasks": best.tasks,
+            "steps": cfg.eval_steps or cfg.steps,
+            "protocol": cfg.protocol,
+            "norm_statistics": cfg.norm_statistics,
+            "best": {"epoch": epochs[0], **shown(best)},
+            "ensemble": {"epochs": epochs, **shown(ensemble)},
+        }
+
+    def _scored(
+        self,
+        cfg: Config,
+        states: list[State],
+        part: str,
+        between: Callable[[], None],
+        by_step: int,
+    ) -> tuple[list[Tensor], list[float]]:
+        """[states + 1][tasks] scores of each state and of their mean, more is better; and the first
+        one's after every step, over so many tasks."""
+        training = self.learner.training
+        self.learner.eval()
+        try:
+            rows: list[list[float]] = [[] for _ in range(len(states) + 1)]
+            steps: list[list[float]] = []
+            i = 0
+            while len(rows[0]) < cfg.eval_tasks:
+                between()
+                episode = self._parts[part](i).to(states[0].params.theta.device)
+                episode = episode.slice(0, min(episode.tasks, cfg.eval_tasks - len(rows[0])))
+                answers = [self._answers(cfg, state, episode) for state in states]
+                for row, answer in zip(rows, [*answers, _mean(answers)], strict=True):
+                    row += self._of_tasks(answer, episode.target_y)
+                if len(steps) < by_step:
+                    some = episode.slice(0, by_step - len(steps))
+                    each_step = self._answers(cfg, states[0], some, every=True)
+                    of_steps = [self._of_tasks(answer, some.target_y) for answer in each_step]
+                    steps += map(list, zip(*of_steps, strict=True))
+                i += 1
+        finally:
+            self.learner.train(training)
+        means = [abs(sum(column) / len(steps)) for column in zip(*steps, strict=True)]
+        return [torch.tensor(row, dtype=torch.float64) for row in rows], means
+
+    def _of_tasks(self, answers: Values, labels: Values) -> list[float]:
+        sign = -1 if self.metric == "loss" else 1
+        values = measured(answers, labels, self.metric, self.learner.criterion)
+        return [sign * value for value in values]
+
+    def _answers(self, cfg: Config, state: State, episode: Episode, every: bool = False) -> Any:
+        model = self.own_model
+
+        @torch.inference_mode()
+        def predict(block: Episode) -> Any:
+            return unroll.adapt_and_predict(
+                model,
+                state.params,
+                state.running,
+                block,
+                steps=cfg.eval_steps or cfg.steps,
+                norm_statistics=cfg.norm_statistics,
+                protocol=cfg.protocol,
+                every=every,
+            )
+
+        blocks = over_tasks(predict, episode, model.task_block(episode, False), model.parallel)
+        return unroll.joined(blocks) if not every else _by_step(blocks)
+
+
+def _by_step(blocks: list) -> list:
+    """[blocks][steps, T, …] → [steps][T, …]"""
+    return [unroll.joined(list(step)) for step in zip(*blocks, strict=True)]
+
+
+def _mean(answers: list[Values]) -> Values:
+    if isinstance(answers[0], list):
+        return [torch.stack(of_task).mean(0) for of_task in zip(*answers, strict=True)]
+    return torch.stack(answers).mean(0)

@@ -1,0 +1,158 @@
+"""Training of any learner: by the command line's loop, to its bits, and continued to them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import engine
+from engine import train
+from engine.config import Config
+from engine.episodes import Episode, EpisodeSampler
+from engine.errors import UserError
+from engine.learner import Learner
+from engine.models.backbone import Backbone
+from engine.runs import checkpoint
+from engine.runs.problem import load_dataset
+from engine.runs.saved import load_best
+from tests.foreign import ResNet, problem
+from tests.tiny import flags, same
+
+SHORT = {"epochs": 3, "iterations": 4, "eval_tasks": 6, "ensemble": 2, "log_every": 1, "lr": 1e-2}
+
+
+def waves(i: int) -> Episode:
+    g = torch.Generator().manual_seed(i)
+    x = torch.rand(4, 20, 1, generator=g) * 6
+    y = torch.sin(x - torch.rand(4, 1, 1, generator=g) * 3)
+    return Episode(x[:, :10], y[:, :10], x[:, 10:], y[:, 10:])
+
+
+def mlp() -> Learner:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+    return Learner(net, F.mse_loss, steps=2, rate=0.05)
+
+
+def rows(folder, kind: str) -> list[dict]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [row for row in lines if row["kind"] == kind]
+
+
+def fitted(learner: Learner, folder, **settings) -> engine.fitting.Run:
+    options = SHORT | {"metric": "loss"} | settings
+    return engine.fit(learner, waves, val=lambda i: waves(-1 - i), run=folder, **options)
+
+
+def test_a_regression_trains_and_keeps_its_best(tmp_path, capsys):
+    learner = mlp()
+    run = fitted(learner, tmp_path / "run", epochs=8, iterations=10)
+    assert run.epoch == 8 and run.folder == tmp_path / "run"
+    losses = [row["validation_loss"] for row in rows(run.folder, "validation")]
+    assert losses[-1] < 0.7 * losses[0] and all(
+        "accuracy" not in row for row in rows(run.folder, "train")
+    )
+    row = rows(run.folder, "validation")[0]
+    assert list(row["rates"]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert len(row["step_loss"]) == 2 and row["step_loss"][1] < row["step_loss"][0]
+    result = json.loads((run.folder / "result.json").read_text())
+    assert -result["best"]["accuracy"] == pytest.approx(min(losses))
+    score = learner.evaluate([waves(-1), waves(-2).slice(0, 2)], "loss")
+    assert score.accuracy == pytest.approx(min(losses), rel=1e-5)
+    assert "validation loss" in capsys.readouterr().out
+
+
+def test_a_stopped_run_continues_to_the_same_bits(tmp_path):
+    straight, stopped = mlp(), mlp()
+    fitted(straight, tmp_path / "straight")
+    calls = []
+
+    def at_seven(i):
+        calls.append(i)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return waves(i)
+
+    options = SHORT | {"metric": "loss", "prefetch": 0, "run": tmp_path / "stopped"}
+    with pytest.raises(KeyboardInterrupt):
+        engine.fit(stopped, at_seven, val=lambda i: waves(-1 - i), **options)
+    again = mlp()
+    fitted(again, tmp_path / "stopped")
+    assert same(dict(again.state_dict()), dict(straight.state_dict()))
+    timeless = [
+        [{k: v for k, v in row.items() if "seconds" not in k} for row in rows(tmp_path / n, kind)]
+        for n in ("straight", "stopped")
+        for kind in ("train", "validation")
+    ]
+    assert timeless[:2] == timeless[2:]
+
+
+def test_a_classifier_with_batch_norm_and_an_outer_body(tmp_path):
+    made = problem("resnet")
+    torch.manual_seed(0)
+    learner = Learner(ResNet(), steps=2, rate=0.1, adapt="head")
+    floats = made.episode.map(lambda v: v.float() if v.is_floating_point() else v)
+    before = copy.deepcopy(learner.state_dict())
+    run = engine.fit(learner, lambda i: floats, val=lambda i: floats, run=tmp_path, **SHORT)
+    assert rows(run.folder, "validation")[-1]["accuracy"] >= 1 / 3
+    shared = run.state.params.norm[:, learner.norm.shape[1] :]
+    assert shared.shape == (2, shared.shape[1]) and shared[0].equal(shared[1])
+    changed = {n for n, v in learner.state_dict().items() if not torch.equal(v, before[n])}
+    assert {"module.0.weight", "module.7.weight", "norm", "rates", "running_mean"} <= changed
+
+
+def test_the_engines_own_network_has_the_command_lines_bits(images, tmp_path):
+    argv = flags(images, tmp_path / "line", "--tasks", 2, "--init", "")[:-2]
+    assert train.main(argv) == 0
+    cfg = Config.resolve(argv)
+    dataset = load_dataset(cfg)
+    sources = {
+        part: EpisodeSampler.of(cfg, dataset, part, seed)
+        for part, seed in (("train", cfg.seed), ("val", 0), ("test", 0))
+    }
+    torch.manual_seed(cfg.seed)
+    settled = load_best(tmp_path / "line")[0].precisions["cpu"]
+    backbone = Backbone.of(dataclasses.replace(cfg, precision=settled))
+    learner = Learner(backbone, steps=cfg.steps, rate=cfg.inner_rate)
+    kept = "epochs iterations lr min_lr msl_epochs first_order_epochs clamp eval_tasks ensemble"
+    settings = {n: getattr(cfg, n) for n in [*kept.split(), "beta1", "beta2", "task_reduction"]}
+    run = engine.fit(
+        learner,
+        lambda i: sources["train"].episode(i, cfg.tasks),
+        val=lambda i: sources["val"].episode(0, 4, first_task=4 * i),
+        test=lambda i: sources["test"].episode(0, 4, first_task=4 * i),
+        run=tmp_path / "own",
+        **settings,
+    )
+    line = checkpoint.load(tmp_path / "line" / "latest.pt")
+    own = checkpoint.load(run.folder / "latest.pt")
+    assert same(own.state, line.state) and own.best == line.best
+    results = [json.loads((f / "result.json").read_text()) for f in (run.folder, tmp_path / "line")]
+    assert results[0]["best"] == results[1]["best"]
+    assert results[0]["ensemble"] == results[1]["ensemble"]
+
+
+def test_what_another_run_or_setting_says(tmp_path):
+    fitted(mlp(), tmp_path / "run")
+    other = Learner(nn.Linear(1, 1), F.mse_loss, steps=2, rate=0.05)
+    with pytest.raises(UserError, match="was trained on own"):
+        fitted(other, tmp_path / "run")
+    with pytest.raises(UserError, match="has another configuration .lr: 0.01 -> 0.1"):
+        fitted(mlp(), tmp_path / "run", lr=0.1, min_lr=1e-5)
+    for settings, message in (
+        ({"metric": "f1"}, "metric is 'f1': choose one of accuracy, loss"),
+        ({"learning_rate": 1}, "learning_rate: no such setting"),
+        ({"steps": 3}, "steps: the learner or its tasks say it already"),
+        ({"epochs": 0}, "--epochs is 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fitted(mlp(), tmp_path / "new", **settings)
+    with pytest.raises(UserError, match="tasks are a list: give Tasks"):
+        engine.fit(mlp(), [waves(0)], val=waves, run=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
