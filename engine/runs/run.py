@@ -15,6 +15,7 @@ from engine import data, meta
 from engine.config import SCHEDULE, Config
 from engine.data import Dataset
 from engine.data.bank import default_cache
+from engine.data.preparation import Preparation
 from engine.episodes import EpisodeSampler
 from engine.errors import UserError, listed, say
 from engine.meta import State
@@ -180,7 +181,14 @@ class Run:
             precisions=self.precisions,
             fallen=self.fallen,
             origin=self.origin,
+            preparation=self._preparation().to_dict(),
         )
+
+    def _preparation(self) -> Preparation:
+        cfg, data = self.cfg, self.dataset
+        binary = cfg.dataset == "omniglot"
+        seen = data.scale, data.mean, data.std
+        return Preparation(cfg.image_size, cfg.channels, binary, *seen)
 
 
 def _refuse_other(cfg: Config, folder: Path, saved: Checkpoint) -> bool:
