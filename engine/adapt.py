@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.config import Parser, add_flags
-from engine.errors import UserError, listed, say
+from engine.commandline import Parser, add_flags, parse
+from engine.errors import listed, say
+from engine.files import output
 from engine.runs.interrupt import Interrupt, answered
 
 if TYPE_CHECKING:  # torch takes seconds to import; a wrong flag is answered before
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def add_options(parser: Parser) -> None:
     """What adapting takes beside the run and the pictures."""
-    parser.add_argument(
+    parser.group("evaluation").add_argument(
         "--ensemble",
         action="store_true",
         help="average the logits of all the best epochs of a run folder",
@@ -58,26 +60,27 @@ def adapted(classifier: FewShotClassifier, support: Path) -> FewShotClassifier:
     return classifier
 
 
-def checked_output(flag: str, path: Path, ending: str) -> None:
-    """Before the work: raises UserError where a file of that name should not or cannot be."""
-    if path.suffix.lower() != ending:
-        raise UserError(f"{flag} is {path}: name a file that ends in {ending}")
-    if not path.parent.is_dir():
-        raise UserError(f"{flag} is {path}: there is no folder {path.parent}; make it first")
-    if path.exists() and not path.is_file():
-        raise UserError(f"{flag} is {path}, which is no file: name another")
-
-
 def _adapt(argv: list[str], interrupt: Interrupt) -> None:
-    parser = Parser(prog="python -m engine.adapt", description=__doc__.split("\n\n")[0])
-    parser.add_argument("run", type=Path, help="run folder or checkpoint")
-    parser.add_argument("support", type=Path, help="pictures as <class>/<image>")
+    parser = Parser(
+        prog="python -m engine.adapt",
+        usage="%(prog)s RUN SUPPORT -o FILE.pt [flags]",
+        description=__doc__.split("\n\n")[0],
+        epilog="What is not given is as the run is evaluated.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, checkpoint")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE.pt", help="file to write"
+        "support", type=Path, metavar="SUPPORT", help="folder or archive of <class>/<image>"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=partial(output, "-o", ending=".pt"),
+        required=True,
+        metavar="FILE.pt",
+        help="what engine.predict takes",
     )
     add_options(parser)
-    given = vars(parser.parse_args(argv))
-    checked_output("-o", given["output"], ".pt")
+    given = parse(parser, argv)
     from engine.classifier import FewShotClassifier
 
     interrupt.phase = "unwind"

@@ -7,15 +7,13 @@ import csv
 import html
 import io
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from engine.data.images import Unreadable, as_shown, decoded
-from engine.errors import explained, printable
-from engine.runs.checkpoint import write_whole
+from engine.errors import printable
 from kernels.pools import each
 
 if TYPE_CHECKING:
@@ -97,7 +95,7 @@ def _percent(label: str, probability: float) -> str:
     return f"{printable(label)} {100 * probability:.1f} %"
 
 
-def as_csv(found: Answers, faults: list[str]) -> bytes:
+def as_csv(found: Answers, faults: list[str]) -> str:
     """path,label,probability, then label_2,probability_2 and so on; rows as CSV has them."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
@@ -105,10 +103,10 @@ def as_csv(found: Answers, faults: list[str]) -> bytes:
     writer.writerow(["path", *(name + k for k in ranks for name in ("label", "probability"))])
     for answer in found.answers:
         writer.writerow([answer.where, *(value for entry in answer.top for value in entry)])
-    return file.getvalue().encode("utf-8", "surrogateescape")  # a name's own bytes
+    return file.getvalue()
 
 
-def as_json(found: Answers, faults: list[str]) -> bytes:
+def as_json(found: Answers, faults: list[str]) -> str:
     """``classes``, ``pictures`` with the ``top`` of each, and ``unreadable``: which and why."""
     pictures = [
         {
@@ -120,7 +118,7 @@ def as_json(found: Answers, faults: list[str]) -> bytes:
         for answer in found.answers
     ]
     content = {"classes": found.classes, "pictures": pictures, "unreadable": faults}
-    return (json.dumps(content, indent=1) + "\n").encode()
+    return json.dumps(content, indent=1) + "\n"
 
 
 _STYLE = """
@@ -133,13 +131,13 @@ figcaption b { font-size: 17px } ol { margin: .2em 0; padding-left: 1.4em } smal
 """
 
 
-def as_html(found: Answers, faults: list[str]) -> bytes:
+def as_html(found: Answers, faults: list[str]) -> str:
     """One page that needs no other file: the pictures, shrunk, with their labels."""
     figures = "\n".join(map(_figure, found.answers))
     classes = html.escape(printable(", ".join(found.classes)))
     left = "".join(f"<li>{html.escape(printable(fault))}</li>" for fault in faults)
     left = f"<h2>Not read</h2><ul>{left}</ul>" if faults else ""
-    page = f"""<!doctype html>
+    return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{len(found.answers)} pictures</title>
 <style>{_STYLE}</style></head><body>
 <h1>{len(found.answers)} pictures</h1><p>Classes: {classes}</p>
@@ -149,7 +147,6 @@ def as_html(found: Answers, faults: list[str]) -> bytes:
 {left}
 </body></html>
 """
-    return page.encode()
 
 
 def _figure(answer: Answer) -> str:
@@ -163,9 +160,3 @@ def _figure(answer: Answer) -> str:
         f"<b>{html.escape(printable(label))}</b> {100 * probability:.1f} %{rest}"
         f"<small>{where}</small></figcaption></figure>"
     )
-
-
-def write(path: Path, content: bytes) -> None:
-    """Writes atomically. Raises UserError, with the old file intact, when it cannot."""
-    with explained(f"cannot write {path}", "make room there, or name another file"):
-        write_whole(path, content)

@@ -273,7 +273,8 @@ def _adapted(cfg: Config, model: Backbone, member: Member, x: Tensor, y: Tensor)
     """By the engine's inner loop, then the statistics as of its inductive protocol."""
     params, running = moved(member, x.device)
     given = running if cfg.norm_statistics == "running" else None
-    theta = _with_outputs(params.theta, Backbone.of(cfg).sizes, cfg.ways, model.ways)
+    whole = adapted.network(cfg, cfg.ways)
+    theta = _with_outputs(params.theta, whole.sizes, whole.ways, model.ways)
     steps = cfg.eval_steps or cfg.steps
     loop = inner_loop(model, params._replace(theta=theta), x, y, steps, given)
     (last,) = deque(loop, 1)

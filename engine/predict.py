@@ -9,18 +9,24 @@ IMAGES are files, folders with all below them, and zip or tar archives.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.adapt import LOOP, adapted, add_options, checked_output, options
-from engine.config import Parser, add_flags
+from engine.adapt import LOOP, adapted, add_options, options
+from engine.commandline import Parser, add_flags
 from engine.errors import UserError, listed, say
+from engine.files import output, write
 from engine.runs.interrupt import Interrupt, answered
 
 if TYPE_CHECKING:  # torch takes seconds to import; a wrong flag is answered before
     from engine.classifier import FewShotClassifier
 
-FORMS = {"csv": ".csv", "json": ".json", "html": ".html"}
+FORMS = {
+    "csv": "path,label,probability a row; with --top 2 label_2,probability_2 beside, and so on",
+    "json": "the same, the classes, and what could not be read",
+    "html": "one page that shows the pictures with their labels",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,39 +36,51 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _flags(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(prog="python -m engine.predict", description=__doc__.split("\n\n")[0])
-    parser.add_argument("source", type=Path, help="run folder, checkpoint, or file of engine.adapt")
-    parser.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGES", help="files, folders, archives"
+    parser = Parser(
+        prog="python -m engine.predict",
+        usage="%(prog)s RUN|FILE.pt [flags] IMAGES...",
+        description=__doc__.split("\n\n")[0],
+        epilog="What is not given is as the run is evaluated, but for --protocol: inductive.",
     )
     parser.add_argument(
-        "--support", type=Path, metavar="PATH", help="adapt to these pictures: <class>/<image>"
+        "source", type=Path, metavar="RUN|FILE.pt", help="run folder, checkpoint, adapted network"
     )
     parser.add_argument(
-        "--top", type=int, default=1, metavar="INT", help="likeliest labels that are shown"
+        "images", type=Path, nargs="+", metavar="IMAGES", help="files, folders, zip or tar archives"
     )
-    texts = {
-        "csv": "path,label,probability a row; with --top 2 label_2,probability_2 beside, and so on",
-        "json": "the same, the classes and what could not be read",
-        "html": "one page that shows the pictures with their labels",
-    }
-    for form, text in texts.items():
-        parser.add_argument(f"--{form}", type=Path, metavar=f"FILE{FORMS[form]}", help=text)
-    parser.add_argument(
+    parser.group("data").add_argument(
+        "--support", type=Path, metavar="PATH", help="adapt to these first: <class>/<image>"
+    )
+    parser.group("data").add_argument(
         "--skip-unreadable",
         action="store_true",
         help="label the others, instead of failing, when pictures cannot be read",
     )
+    results = parser.group("results")
+    results.add_argument(
+        "--top", type=int, default=1, metavar="INT", help="likeliest labels shown (default: 1)"
+    )
+    for form, text in FORMS.items():
+        kind = partial(_output, f"--{form}")
+        results.add_argument(f"--{form}", type=kind, metavar="FILE", help=text)
     add_options(parser)
     add_flags(parser, ["protocol"])
     return vars(parser.parse_intermixed_args(argv))
 
 
+def _output(flag: str, name: str) -> Path:
+    from engine.data.images import is_image
+
+    if is_image(name):
+        raise UserError(f"{flag} is {name}, which is a picture's name: give another {flag}")
+    return output(flag, name)
+
+
 def _predict(argv: list[str], interrupt: Interrupt) -> None:
     given = _flags(argv)
     outputs = {form: given[form] for form in FORMS if form in given}
-    for form, path in outputs.items():
-        checked_output(f"--{form}", path, FORMS[form])
+    if len({*outputs.values()}) < len(outputs):
+        raise UserError("two of --csv, --json and --html are the same file: give each its own")
     if given["top"] < 1:
         raise UserError(f"--top is {given['top']}: give a number >= 1")
     from engine import answers
@@ -84,7 +102,7 @@ def _predict(argv: list[str], interrupt: Interrupt) -> None:
         raise UserError("there is no picture to label: name others")
     found = answers.answered(classifier, read, given["top"])
     for form, path in outputs.items():
-        answers.write(path, getattr(answers, f"as_{form}")(found, faults))
+        write(path, getattr(answers, f"as_{form}")(found, faults))
     say(*answers.table(found.answers))
     if outputs:
         say(f"saved in {listed(map(str, outputs.values()))}")

@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import adapt, evaluate, predict, train
+from engine import adapt, predict, train
 from engine.config import Config
 from engine.data import Dataset
 from engine.data.layout import split_folders
 from engine.data.tree import open_tree
 from engine.runs.run import load_dataset, machine, sampler, settled
 from engine.runs.saved import load_best, restore
+from engine.scoring import TASK_SEED, evaluate
 from tests.golden import shared_folder
 
 FLAGS = (
@@ -58,7 +59,7 @@ class Asked:
         with machine(self.cfg) as device:
             cfg = settled(self.cfg, device, self.saved[0].precisions)
             states = [*restore(cfg, self.saved[:1], device).values()]
-            _, score = evaluate.evaluate(cfg, states, self.dataset, "test", tasks)
+            _, score = evaluate(cfg, states, self.dataset, "test", tasks)
         hits = score.accuracy * self.targets(tasks)
         assert abs(hits - round(hits)) < 1e-6
         return round(hits)
@@ -68,7 +69,7 @@ class Asked:
 
     def asked(self, tasks: int) -> int:
         """How many the command lines have right, for one task after the other."""
-        drawn = sampler(self.cfg, self.dataset, "test", seed=evaluate.TASK_SEED).draw(0, tasks)
+        drawn = sampler(self.cfg, self.dataset, "test", seed=TASK_SEED).draw(0, tasks)
         with contextlib.redirect_stdout(io.StringIO()):
             return sum(map(self._one, drawn.rows))
 

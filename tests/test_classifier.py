@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from engine import FewShotClassifier, train, unroll
+from engine import FewShotClassifier, meta, train, unroll
 from engine.config import Config
 from engine.data.pictures import prepared
 from engine.data.preparation import Preparation
@@ -20,6 +20,7 @@ from engine.errors import UserError
 from engine.models.backbone import Backbone
 from engine.runs import checkpoint
 from engine.runs.learned import learned_from
+from engine.runs.packed import pack
 from engine.runs.run import load_dataset, sampler
 from kernels import reference as reference_ops
 from tests.tiny import environment, flags, same
@@ -287,6 +288,27 @@ def test_the_preparation_travels_and_older_files_have_that_of_their_data(run, tm
     assert Preparation.of("omniglot", 28, 1) == Preparation(28, 1, True, 1.0, (0.0,), (1.0,))
     assert Preparation.of("mini", 84, 1).mean == (0.449,)
     assert Config.from_dict(content["config"]).ways == 3
+
+
+def test_a_network_of_omniglot_takes_photos_of_ink_on_paper(tmp_path):
+    """It adapts to drawings of one bit, and is asked photos of the same characters."""
+    cfg = Config.of(dataset="omniglot", ways=5, filters=16, steps=5, inner_rate=0.4)
+    state, rng = pack(meta.init_state(cfg)), torch.get_rng_state()
+    content = checkpoint.Checkpoint(cfg.to_dict(), "omniglot", "", state, 1, [], {}, rng)
+    checkpoint.save(tmp_path / "ink.pt", content)
+    strokes = [(0.5, 0.2, 0.5, 0.8), (0.2, 0.5, 0.8, 0.5), (0.2, 0.2, 0.8, 0.8)]
+
+    def character(c: int, side: int, ink: int, paper: int) -> Image.Image:
+        image = Image.new("L", (side, side), paper)
+        line = [side * place for place in strokes[c]]
+        ImageDraw.Draw(image).line(line, fill=ink, width=side // 25)
+        return image
+
+    drawings = [character(c, 105, 0, 255).convert("1") for c in range(3)]
+    photos = [character(c, 900, 60, 200).convert("RGB") for c in range(3)]
+    fitted = FewShotClassifier(tmp_path / "ink.pt").fit(drawings, ["down", "along", "across"])
+    assert fitted.predict(photos).tolist() == ["down", "along", "across"]
+    assert fitted.fitted.preparation.binary
 
 
 def test_it_is_an_estimator_of_scikit_learn(run, support):

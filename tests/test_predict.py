@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import shutil
 
@@ -183,12 +184,14 @@ def test_mistakes_are_one_line(run, pets, saved, asked, capsys, tmp_path):
         (predict, [saved, picture, "--top", 0], "--top is 0", ">= 1"),
         (predict, [saved, picture, "--eval-steps", 3], "--eval-steps is of the adaptation"),
         (predict, [saved, picture, "--ensemble"], "--ensemble is of the adaptation"),
-        (predict, [saved, picture, "--csv", picture], "--csv is", "ends in .csv"),
-        (predict, [saved, picture, "--html", "none/x.html"], "there is no folder none"),
-        (predict, [saved, picture, "--csv", tmp_path / "folder.csv"], "is no file"),
+        (predict, [saved, picture, "--csv", picture], "--csv is", "a picture's name"),
+        (predict, [saved, picture, "--html", "none/x.html"], "cannot write none/x.html"),
+        (predict, [saved, picture, "--csv", tmp_path / "folder.csv"], "is no regular file"),
+        (predict, [saved, picture, "--csv", saved], "a name of a file of a run"),
+        (predict, [saved, picture, "--csv", "x.y", "--json", "x.y"], "give each its own"),
         (predict, [saved, tmp_path / "folder.csv"], "holds no picture"),
         (predict, [tmp_path / "none", picture], "no checkpoint at"),
-        (predict, [saved, picture, "--colour"], "--colour"),
+        (predict, [saved, picture, "--tpo", 3], "no flag --tpo: did you mean --top?"),
         (predict, [saved, picture, "--support", picture], "two.png is neither a folder"),
         (adapt, [run, pets], "-o"),
         (adapt, [run, pets, "-o", picture], "-o is", "ends in .pt"),
@@ -209,6 +212,17 @@ def test_more_classes_than_outputs_say_what_to_do(run, pets, capsys, tmp_path):
     code, _, err = start(adapt, [run, many, "-o", tmp_path / "x.pt"], capsys)
     assert code == 2
     one_line(err, "4 classes, the network 3 outputs", "--ways 4", "--init")
+
+
+def test_names_keep_their_bytes(saved, asked, capsys, tmp_path):
+    odd = os.fsdecode(bytes(asked / "deep") + b"/\xff\n.png")
+    shutil.copy(asked / "deep" / "two.png", odd)
+    outputs = [f"--{form}={tmp_path / 'out'}.{form}" for form in ("csv", "json", "html")]
+    code, out, _ = start(predict, [saved, odd, *outputs], capsys)
+    assert code == 0 and "/\\udcff\\n.png" in out
+    assert b"/\xff\n.png" in (tmp_path / "out.csv").read_bytes()
+    assert json.loads((tmp_path / "out.json").read_text())["pictures"][0]["path"] == odd
+    assert "/\\udcff\\n.png" in (tmp_path / "out.html").read_text(encoding="utf-8")
 
 
 def test_as_a_process_of_its_own(saved, asked):

@@ -16,6 +16,7 @@ from torch import Tensor
 from engine import meta
 from engine.config import Config
 from engine.errors import UserError, explained
+from engine.files import replace_file
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
 from engine.runs import checkpoint
@@ -99,7 +100,7 @@ def save(path: Path, classifier: Classifier) -> None:
     with explained(f"cannot write {path}", "make room there, or name another file"):
         if path.exists() and not is_classifier(path):
             raise UserError(f"{path} is there and no adapted network: name another file")
-        checkpoint.write_whole(path, checkpoint.as_bytes({"classifier": FORMAT} | vars(classifier)))
+        replace_file(path, checkpoint.as_bytes({"classifier": FORMAT} | vars(classifier)))
 
 
 def is_classifier(path: Path) -> bool:
