@@ -12,16 +12,20 @@ import torch
 from PIL import Image, ImageDraw
 
 from engine import FewShotClassifier, meta, train, unroll
+from engine.classifier import _one_by_one
 from engine.config import Config
 from engine.data.pictures import prepared
 from engine.data.preparation import Preparation
 from engine.episodes import Episode
 from engine.errors import UserError
 from engine.models.backbone import Backbone
+from engine.models.interface import Moments
 from engine.runs import checkpoint
+from engine.runs.adapted import Adapted
 from engine.runs.learned import learned_from
 from engine.runs.packed import pack
 from engine.runs.run import load_dataset, sampler
+from kernels import native
 from kernels import reference as reference_ops
 from tests.tiny import environment, flags, same
 
@@ -128,6 +132,21 @@ def test_an_answer_is_the_same_to_the_bit_alone_and_among_others(run, support, n
     assert all(np.array_equal(together, other) for other in (alone, backwards, divided))
     if torch.get_num_threads() > 1:
         assert np.array_equal(fitted.set_params(threads=1).predict_proba(asked), together)
+
+
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+@pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
+def test_so_it_is_by_every_instruction_set_and_at_the_size_of_mini_imagenet(isa, downsample):
+    model = Backbone(3, 84, 48, 4, 5, downsample)
+    generator = torch.Generator().manual_seed(0)
+    theta, norm, _ = model.init(1, 1, 0.1, generator)
+    statistics = Moments(torch.zeros(model.stat_width), torch.ones(model.stat_width))
+    adapted = Adapted(theta, norm[0], statistics)
+    x = torch.randn(7, 84, 84, 3, generator=generator).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        together = _one_by_one(model, adapted, x)
+        alone = torch.cat([_one_by_one(model, adapted, one[None]) for one in x])
+    assert torch.equal(together, alone) and together.isfinite().all()
 
 
 def test_asked_transductively_an_answer_does_depend_on_the_others(run, support):

@@ -191,7 +191,7 @@ def test_mistakes_are_one_line(run, pets, saved, asked, capsys, tmp_path):
         (predict, [saved, picture, "--csv", "x.y", "--json", "x.y"], "give each its own"),
         (predict, [saved, tmp_path / "folder.csv"], "holds no picture"),
         (predict, [tmp_path / "none", picture], "no checkpoint at"),
-        (predict, [saved, picture, "--tpo", 3], "no flag --tpo: did you mean --top?"),
+        (predict, [saved, picture, "--suport", 3], "no flag --suport: did you mean --support?"),
         (predict, [saved, picture, "--support", picture], "two.png is neither a folder"),
         (adapt, [run, pets], "-o"),
         (adapt, [run, pets, "-o", picture], "-o is", "ends in .pt"),
