@@ -12,6 +12,7 @@ from typing import Any
 _PUBLIC = {
     "Backbone": "engine.models.backbone",
     "Episode": "engine.episodes",
+    "FewShotClassifier": "engine.classifier",
     "Learner": "engine.learner",
     "Tasks": "engine.tasks",
     "fit": "engine.fitting",

@@ -12,6 +12,8 @@ from engine.runs.interrupt import Interrupt, answered
 COMMANDS = {
     "train": ("engine.train", "train a model and test it, or continue a training"),
     "evaluate": ("engine.evaluate", "test a trained model again, on any data"),
+    "adapt": ("engine.adapt", "adapt a trained model to classes of your own pictures"),
+    "predict": ("engine.predict", "label pictures by an adapted model"),
     "data": ("engine.data.__main__", "fetch data, say what lies at a path, list decoded data"),
 }
 

@@ -33,7 +33,12 @@ class Parser(argparse.ArgumentParser):
         return found[0] if found else self.add_argument_group(title)
 
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
-        namespace, unknown = self.parse_known_args(args, namespace)
+        return self._known(*self.parse_known_args(args, namespace))
+
+    def parse_intermixed_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
+        return self._known(*self.parse_known_intermixed_args(args, namespace))
+
+    def _known(self, namespace: Any, unknown: list[str]) -> Any:
         if unknown:
             raise UserError(f"{self._unknown(unknown)}see {self.prog} --help")
         return namespace

@@ -41,11 +41,12 @@ def replace_file(path: Path, content: bytes) -> None:
     locks.sync_folder(path.parent)
 
 
-def output(flag: str, name: str) -> Path:
+def output(flag: str, name: str, ending: str | None = None) -> Path:
     """Where a file that ``flag`` asks for goes, a link followed: what can be refused, before the
     work that it is the result of.
 
-    Raises UserError where no file can be written, or one of a run or a checkpoint lies.
+    Raises UserError where no file can be written, or one of a run or a checkpoint lies. With an
+    ``ending``, which may be that of a checkpoint, names have that one.
     """
     check(flag.lstrip("-"), name, PATH)
     if name == "-":
@@ -59,12 +60,15 @@ def output(flag: str, name: str) -> Path:
         if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
             raise UserError(f"cannot write {name}: {path.parent} takes no file; {cure}")
         of_run = (path.parent / LATEST).exists() and path.name in RUN_FILES
-    if path.suffix == ".pt" or of_run:
+    if ending and path.suffix.lower() != ending:
+        raise UserError(f"{flag} is {name}: give a name that ends in {ending}")
+    if path.suffix == ".pt" and not ending or of_run:
         raise UserError(f"{flag} is {name}, a name of a file of a run: {cure}")
     return path
 
 
 def write(path: Path, text: str) -> None:
-    """Whole, as UTF-8. Raises UserError, with the old file intact, when it cannot."""
+    """Whole, as UTF-8, but for a file's name, which keeps its own bytes. Raises UserError, with the
+    old file intact, when it cannot."""
     with explained(f"cannot write {path}", "make room there, or name another file"):
-        replace_file(path, text.encode())
+        replace_file(path, text.encode("utf-8", "surrogateescape"))

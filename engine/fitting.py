@@ -136,6 +136,9 @@ class _Own:
         text = repr((name, metric, kinds, learner.adapted_names, learner.steps))
         self.identity = hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    def preparation(self, cfg: Config) -> None:
+        return None
+
     def names(self, cfg: Config) -> tuple[str, ...]:
         return self.learner.adapted_names
 

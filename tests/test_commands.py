@@ -65,7 +65,8 @@ def test_a_command_that_there_is_not(capsys):
         assert commands.main([word]) == 2
         err = capsys.readouterr().err
         assert err.startswith(f"error: there is no command {word.strip()}") and err.count("\n") == 1
-        assert f": {words}choose one of train, evaluate, data" in err and "python -m engine" in err
+        choices = ", ".join(commands.COMMANDS)
+        assert f": {words}choose one of {choices}; see python -m engine" in err
 
 
 def test_the_version(monkeypatch, capsys):

@@ -15,13 +15,10 @@ from engine.allowed import PATH, RATIO, check
 from engine.config import CHANNELS, DATASETS, SPLITS
 from engine.data import mini, omniglot, recognise, standin
 from engine.data.bank import Bank, ClassBank, Content, default_cache, open_bank
+from engine.data.preparation import Preparation
 from engine.errors import UserError, explained, listed, printable
 
 __all__ = ["ClassBank", "Dataset", "default_path", "load"]
-
-_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation over ImageNet
-_GREY = (0.449,), (0.226,)  # their means
-_BINARY = (0.0,), (1.0,)
 
 
 @dataclass(frozen=True)
@@ -106,10 +103,8 @@ def load(
 def _dataset(
     kind: str, place: Path | None, bank: Bank, channels: int, notice: str | None
 ) -> Dataset:
-    binary = kind == "omniglot"
-    mean, std = _BINARY if binary else _RGB if channels == 3 else _GREY
-    mean, std = mean * (channels // len(mean)), std * (channels // len(std))
-    scale = 1.0 if binary else 1 / 255
+    seen = Preparation.of(kind, 1, channels)
+    scale, mean, std = seen.scale, seen.mean, seen.std
     digest = json.dumps([bank.digest, scale, mean, std]).encode()
     identity = hashlib.sha256(digest).hexdigest()[:32]
     notes = tuple(bank.content.notes)

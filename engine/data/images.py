@@ -95,10 +95,15 @@ def all_of(read: Callable[[T], np.ndarray], items: Iterable[T]) -> np.ndarray:
 
 def decode(data: bytes, where: str, size: int, channels: int) -> np.ndarray:
     """An image as uint8 [size, size, channels], by Lanczos if its size differs (not cropped)."""
+    return decoded(data, where, lambda image: to_array(image, size, channels))
+
+
+def decoded(data: bytes, where: str, make: Callable[[Image.Image], T]) -> T:
+    """What ``make`` makes of the image of 8 bits in a file. Raises Unreadable as ``opened``."""
     with opened(data, where) as image:
         large = image.width * image.height > _LARGE
         with _one_large if large else contextlib.nullcontext():
-            return to_array(_eight_bits(image, data, where), size, channels)
+            return make(_eight_bits(image, data, where))
 
 
 @contextlib.contextmanager
@@ -136,17 +141,32 @@ def _size(image: Image.Image) -> float:
     return image.width * image.height * len(image.getbands()) * bits / 8
 
 
-def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """uint8 [size, size, channels] of an image of 8 bits."""
+def as_shown(image: Image.Image, channels: int) -> Image.Image:
+    """In grey or RGB, turned as the camera was held, on white where it lets light through."""
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(ground, image)
-    image = image.convert("RGB" if channels == 3 else "L")
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """uint8 [size, size, channels] of an image of 8 bits."""
+    image = as_shown(image, channels)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(size, size, channels)
+
+
+def eight_bits(image: Image.Image, where: str) -> Image.Image:
+    """As ``decoded`` of an image that a program holds: of a file with 16 bits a colour Pillow has
+    read the upper 8. Raises Unreadable when its pixels cannot be read."""
+    try:
+        image.load()
+        return _eight_bits(image, b"", where)
+    except _BROKEN as error:
+        raise Unreadable([f"{where} is not a whole image ({error})"]) from None
 
 
 def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:

@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from engine.data.bank import ClassSource, Content, Source, Splits
-from engine.data.images import Unreadable, all_of, opened
+from engine.data.images import Unreadable, all_of, as_shown, opened
 from engine.data.layout import SPLITS
 from engine.data.mini import digest
 from engine.data.tree import Tree, open_tree
@@ -26,6 +27,7 @@ _HELD_OUT = 50  # background characters that validate, under the background/eval
 _CHARACTERS = "2f1d1d148e5ac8e1a22d32f3f46002a2"  # of both sets, as `mini.digest` gives it
 _FILE = re.compile(r"(?:^|/)([^/]+/character\d\d)/[^/]+\.png$", re.IGNORECASE)
 _ZIP = re.compile(r"(?:^|/)images_(?:background|evaluation)\.zip$")
+_CONTRAST = 32  # of 256 grey levels: less between lightest and darkest is no ink
 _HINT = "get it by: python -m engine.data fetch omniglot"
 
 # set → character → where its drawings are
@@ -124,8 +126,55 @@ def _decode(data: bytes, where: str, size: int) -> np.ndarray:
     if image.shape != (_SIDE, _SIDE):
         shape = "x".join(map(str, image.shape[::-1]))
         raise Unreadable([f"{where} is {shape}, but Omniglot is {_SIDE}x{_SIDE}"], _HINT)
-    nearest = ((np.arange(size) + 0.5) * _SIDE / size).astype(np.int64)
-    return image[nearest[:, None], nearest].astype(np.uint8)
+    return _nearest(image.astype(np.uint8), size)
+
+
+def _nearest(image: np.ndarray, size: int) -> np.ndarray:
+    nearest = ((np.arange(size) + 0.5) * len(image) / size).astype(np.int64)
+    return image[nearest[:, None], nearest]
+
+
+def drawing(image: Image.Image, size: int) -> np.ndarray:
+    """uint8 [size, size], ink 0 and paper 1, of a picture of 8 bits of dark ink on light paper, or
+    of light on dark; of a drawing of Omniglot the very pixels that it has in training.
+
+    Paper is what most of the border is. A picture that is not square is made so with paper. Ink and
+    paper are told apart by Otsu's threshold (1979), at Omniglot's own size, where thin strokes of a
+    large picture are still there; a picture with hardly any contrast is paper alone. A photo should
+    be evenly lit: a shadow's edge is taken for ink.
+    """
+    grey = _square(as_shown(image, 1))
+    if grey.width not in (size, _SIDE):
+        grey = grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    values = np.asarray(grey)
+    if int(values.max()) - int(values.min()) < _CONTRAST:
+        return np.ones((size, size), np.uint8)
+    light = values > _threshold(values)
+    return _nearest((light == (_border(light).mean() >= 0.5)).astype(np.uint8), size)
+
+
+def _square(image: Image.Image) -> Image.Image:
+    side = max(image.size)
+    if image.width == image.height:
+        return image
+    paper = int(np.median(_border(np.asarray(image))))
+    whole = Image.new("L", (side, side), paper)
+    whole.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return whole
+
+
+def _border(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+
+
+def _threshold(values: np.ndarray) -> int:
+    """The last value of the darker class: the one that divides with the largest variance between
+    the two classes (Otsu 1979)."""
+    counts = np.bincount(values.reshape(-1), minlength=256).astype(np.float64)
+    below, total = counts.cumsum(), counts.sum()
+    sums = (counts * np.arange(256)).cumsum()
+    between = (sums[-1] * below - sums * total) ** 2 / np.maximum(below * (total - below), 1)
+    return int(between.argmax())
 
 
 def _keep_one_copy(characters: dict[str, list[tuple[Tree, str]]]) -> None:

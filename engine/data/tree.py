@@ -17,7 +17,7 @@ import numpy as np
 from engine.data.images import Unreadable, all_of, decode
 from engine.errors import UserError, explained
 
-_LARGEST_FILE = 1 << 28  # bytes; a larger "image" is a mistake or a decompression bomb
+LARGEST_FILE = 1 << 28  # bytes; a larger "image" is a mistake or a decompression bomb
 _MOST_VISITS = 1000  # of one folder, by links to it: more is a tangle without end
 _BINARY = getattr(os, "O_BINARY", 0)  # of Windows
 _LITTER = {"thumbs.db", "desktop.ini", "icon\r"}  # what file managers leave
@@ -51,7 +51,7 @@ class Tree:
             return file.read()
 
     def _check_size(self, name: str) -> None:
-        if (size := self.size(name)) > _LARGEST_FILE:
+        if (size := self.size(name)) > LARGEST_FILE:
             raise Unreadable([f"{self.where(name)} has {size:,} bytes: no image"], "remove it")
 
     def where(self, name: str) -> str:

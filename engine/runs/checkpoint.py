@@ -22,7 +22,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,8 +36,9 @@ from engine.runs.packed import FIELDS
 
 # Of what ``save`` writes; raised whenever a field is added there, to Config, State or Params. All
 # since 1 are read: what an older file lacks takes its neutral value, a default of its class.
-FORMAT = 2
+FORMAT = 3
 BOARD = "tensorboard"
+Saved = TypeVar("Saved")
 
 
 @dataclass
@@ -57,23 +58,35 @@ class Checkpoint:
     precisions: dict[str, str] | None = None
     fallen: list[int] = field(default_factory=list)  # epochs no longer among the best
     origin: dict[str, Any] | None = None  # of the weights that --init brought
+    # How images become what the network sees; None in files from before: as its kind of data.
+    preparation: dict[str, Any] | None = None
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Writes atomically. Raises UserError, with the old file intact, when it cannot."""
+    write_atomic(path, as_bytes({"format": FORMAT} | vars(checkpoint)))
+
+
+def as_bytes(content: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()  # torch.save on a full disk raises RuntimeError; a plain write OSError
-    torch.save({"format": FORMAT} | vars(checkpoint), buffer)
-    write_atomic(path, buffer.getvalue())
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def load(path: Path) -> Checkpoint:
     """Reads what ``save`` wrote, on the CPU. Raises UserError when missing, damaged or foreign."""
+    return understood(path, read(path))
+
+
+def read(path: Path) -> Any:
+    """What torch wrote to a file, if it is of tensors, numbers, texts, lists and dicts. Raises
+    UserError when it is missing or damaged."""
     try:
         refuse_special(path)
         with zipfile.ZipFile(path) as archive:  # torch itself does not check the sums
             if broken := archive.testzip():
                 raise ValueError(f"wrong checksum of {broken}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except OSError as error:
@@ -83,20 +96,33 @@ def load(path: Path) -> Checkpoint:
     except Exception as error:  # zipfile, torch and pickle raise many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path} is damaged ({reason:.80}); {_cure(path)}") from error
-    return _understood(path, content)
 
 
-def _understood(path: Path, content: Any) -> Checkpoint:
+def understood(path: Path, content: Any) -> Checkpoint:
     """The checkpoint that a file holds, whichever version wrote it."""
-    found = content.pop("format", None) if isinstance(content, dict) else None
+    if isinstance(content, dict) and "classifier" in content:
+        raise UserError(
+            f"{path} is a network that engine.adapt adapted to classes: give it to engine.predict, "
+            "or name the run that it was made of"
+        )
+    saved = checked(path, content, Checkpoint, "format", FORMAT, FIELDS)
+    return without_paths(path, saved)
+
+
+def checked(
+    path: Path, content: Any, kind: type[Saved], key: str, newest: int, rules: dict
+) -> Saved:
+    """A file's content as a dataclass: ``key`` holds its format, ``rules`` say what each field
+    must be. Raises UserError when it is of a newer version, or not of that kind."""
+    found = content.pop(key, None) if isinstance(content, dict) else None
     if type(found) is not int or found < 1:
         raise UserError(f"{path} is no checkpoint of this program; {_cure(path)}")
-    if found > FORMAT:
+    if found > newest:
         raise UserError(
-            f"{path} has format {found}, this version reads up to {FORMAT}: a newer one made it; "
+            f"{path} has format {found}, this version reads up to {newest}: a newer one made it; "
             "use that one"
         )
-    known = fields(Checkpoint)
+    known = fields(kind)
     needed = {f.name for f in known if f.default is f.default_factory is MISSING}
     lost, odd = needed - content.keys(), content.keys() - {f.name for f in known}
     if lost or odd:
@@ -104,12 +130,17 @@ def _understood(path: Path, content: Any) -> Checkpoint:
             f"{path} is no checkpoint of format {found}: it lacks [{listed(sorted(lost))}] and has "
             f"[{listed(sorted(map(str, odd)))}] beside; {_cure(path)}"
         )
-    saved = Checkpoint(**content)
-    for name, (is_right, words) in FIELDS.items():
+    saved = kind(**content)
+    for name, (is_right, words) in rules.items():
         if not is_right(value := getattr(saved, name)):
             raise UserError(
                 f"{path} is damaged: its {name} is {shown(value)} and not {words}; {_cure(path)}"
             )
+    return saved
+
+
+def without_paths(path: Path, saved: Saved) -> Saved:
+    """With its configuration as this version has it, which names no path of any machine."""
     try:
         # no path: it would be one of another machine, and a cache there is written to
         saved.config = Config.from_dict(saved.config).without_paths().to_dict()
@@ -167,7 +198,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the folder.
+    """Writes a file of a run folder whole.
 
     Raises UserError, with the old file intact, when the folder cannot be written.
     """

@@ -15,6 +15,7 @@ import kernels
 from engine.allowed import shown
 from engine.errors import UserError, listed
 
+_LARGEST = 1e6  # of a number that normalises images
 _OTHER = "it is damaged: give another"
 
 
@@ -101,6 +102,17 @@ def _is_map(value: Any, *types: type) -> bool:
     )
 
 
+def _is_preparation(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"binary", "scale", "mean", "std"}:
+        return False
+    mean, std = value["mean"], value["std"]
+    if not (isinstance(mean, list) and isinstance(std, list) and std):
+        return False
+    numbers = [value["scale"], *mean, *std]
+    bounded = all(type(v) is float and abs(v) < _LARGEST for v in numbers)
+    return bounded and type(value["binary"]) is bool and min(std) > 1 / _LARGEST
+
+
 # What each field must be; config by Config, state by ``unpack``.
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "config": (lambda v: isinstance(v, dict), "a dict of settings"),
@@ -117,4 +129,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "fallen": (lambda v: isinstance(v, list) and all(map(_is_count, v)), "a list of epochs"),
     "origin": (lambda v: v is None or _is_map(v, str, int), "texts and counts"),
+    "preparation": (
+        lambda v: v is None or _is_preparation(v),
+        "binary or not, and scale, mean and std as numbers",
+    ),
 }

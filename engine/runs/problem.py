@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from engine import data, meta, scoring
 from engine.config import Config
 from engine.data import Dataset
+from engine.data.preparation import Preparation
 from engine.episodes import EpisodeSampler, Source
 from engine.errors import UserError, say
 from engine.meta import State
@@ -31,6 +32,9 @@ class Problem(Protocol):
 
     def names(self, cfg: Config) -> tuple[str, ...]:
         """Of the adapted tensors."""
+
+    def preparation(self, cfg: Config) -> Preparation | None:
+        """How a picture becomes what the network sees; None if that is not ours."""
 
     def layout(self, cfg: Config) -> State:
         """Shapes and dtypes of a state, without values."""
@@ -68,6 +72,10 @@ class Pictures(NamedTuple):
     @property
     def own_model(self) -> None:
         return None
+
+    def preparation(self, cfg: Config) -> Preparation:
+        data, binary = self.dataset, cfg.dataset == "omniglot"
+        return Preparation(cfg.image_size, cfg.channels, binary, data.scale, data.mean, data.std)
 
     def names(self, cfg: Config) -> tuple[str, ...]:
         return tuple(Backbone.of(cfg).shapes)

@@ -158,6 +158,7 @@ class Run:
                 epoch_file(self.folder, epoch).unlink(missing_ok=True)
 
     def _checkpoint(self) -> Checkpoint:
+        prepared = self.problem.preparation(self.cfg)
         return Checkpoint(
             config=replace(self.cfg.without_paths(), precision=self.asked).to_dict(),
             data_name=self.problem.name,
@@ -170,6 +171,7 @@ class Run:
             precisions=self.precisions,
             fallen=self.fallen,
             origin=self.origin,
+            preparation=prepared and prepared.to_dict(),
         )
 
 

@@ -1,0 +1,316 @@
+"""``FewShotClassifier``: a trained network that learns classes of one's own from a few pictures.
+
+    clf = FewShotClassifier.load("runs/mini-5w1s").fit_folder("pets")
+    clf.predict(["who.jpg"])
+
+It is an estimator as scikit-learn's are, and needs nothing of scikit-learn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import kernels
+from engine.allowed import check_type
+from engine.config import Config
+from engine.data import pictures
+from engine.errors import UserError
+from engine.models.backbone import Backbone
+from engine.models.interface import Moments
+from engine.runs import adapted
+from engine.runs.adapted import Adapted, Classifier, Member, moved
+from engine.runs.learned import Learned, learned_from
+from engine.runs.packed import pack
+from engine.runtime.machine import machine, settled
+from engine.unroll import at_step, inner_loop
+
+_TOGETHER = 32  # pictures that are answered in one call of the kernels
+
+
+class FewShotClassifier:
+    """Classes are learned by the inner loop of a trained run, from ``fit``'s pictures.
+
+    source: a run folder, a checkpoint, or what ``save`` wrote.
+    ensemble: average the logits of all the best epochs that a run folder keeps, instead of taking
+    the best one. What ``save`` wrote has the networks that it was made with, whatever is said here.
+    steps: inner steps (None: as the run is evaluated). norm_statistics: what normalises, the
+    "batch" or "running" statistics (None: as the run is evaluated).
+    transductive: the pictures of one call normalise each other, as in the authors' code. Else the
+    statistics of the support pictures normalise, and an answer is the same to the bit whatever is
+    asked with it.
+    device, threads, backend, precision: as of ``engine.train`` (precision None: the run's).
+
+    The loss of the inner loop is the mean of the cross-entropy over all support pictures, as in
+    training: a class with more pictures has more weight. A task with fewer classes than the network
+    has outputs takes the first outputs, one a class in sorted order, and the others are left out of
+    the loss, too: they would be classes without a picture, and the first steps would go into
+    pushing them down. With as many classes as outputs it is what ``engine.evaluate`` does.
+
+    Pictures are a list of paths, PIL images and arrays ([H, W], [H, W, C], [C, H, W]), or one array
+    or tensor of [N, H, W], [N, H, W, C] or [N, C, H, W]; whole numbers from 0 to 255 or fractions
+    from 0 to 1, of any size. They are prepared as those of the training. Methods raise UserError
+    for a mistake, in one line.
+    """
+
+    _estimator_type = "classifier"  # for scikit-learn before 1.6
+
+    def __init__(
+        self,
+        source: str | os.PathLike | None = None,
+        *,
+        ensemble: bool = False,
+        steps: int | None = None,
+        norm_statistics: str | None = None,
+        transductive: bool = False,
+        device: str = "auto",
+        threads: int = 0,
+        backend: str = "auto",
+        precision: str | None = None,
+    ):
+        self.source = source
+        self.ensemble = ensemble
+        self.steps = steps
+        self.norm_statistics = norm_statistics
+        self.transductive = transductive
+        self.device = device
+        self.threads = threads
+        self.backend = backend
+        self.precision = precision
+
+    @classmethod
+    def load(cls, source: str | os.PathLike, **options: Any) -> FewShotClassifier:
+        """One whose source is read now; fitted, if the source is what ``save`` wrote. ``options``
+        as of the class."""
+        made = cls(source, **options)
+        learned = made._learned()
+        if learned.classes is not None:
+            made.classes_ = np.array(learned.classes)
+            made._fitted = learned, learned.adapted
+        return made
+
+    def fit(self, X: Any, y: Any) -> FewShotClassifier:
+        """Adapts to pictures X and their labels y, of any kind that can be sorted."""
+        learned = self._learned()
+        classes, labels = _labels(y, learned)
+        images = pictures.prepared(X, learned.preparation)
+        if len(images) != len(labels):
+            raise UserError(
+                f"X has {len(images)} pictures and y {len(labels)} labels: give as many"
+            )
+        cfg = self._config(learned)
+        with machine(cfg) as device, torch.inference_mode(), kernels.only_kernels():
+            model = _model(cfg, device, learned, len(classes))
+            x = learned.preparation.seen(images).to(device)[None]
+            y = torch.from_numpy(labels).to(device)[None]
+            found = [_adapted(cfg, model, m, x, y) for m in learned.members]
+        found = [moved(entry, "cpu") for entry in found]
+        _refuse_diverged(found, cfg)
+        self.classes_, self._fitted = classes, (learned._replace(cfg=cfg), found)
+        return self
+
+    def fit_folder(self, path: str | os.PathLike) -> FewShotClassifier:
+        """Adapts to the pictures of a folder, zip or tar archive of ``<class>/<image>``; what else
+        is there is left out, and ``notes_`` says what, a line each."""
+        found = pictures.labelled(Path(path))
+        self.fit(found.pictures, found.labels)
+        self.notes_ = found.notes
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:  # [N]
+        """The label of each picture."""
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # float64 [N, classes]
+        """The probability of each label, in the order of ``classes_``."""
+        return self.probabilities(pictures.prepared(X, self.fitted.preparation))
+
+    def probabilities(
+        self,
+        images: np.ndarray,  # uint8 [N, size, size, channels], prepared
+    ) -> np.ndarray:  # float64 [N, classes]
+        """As ``predict_proba``, of pictures that are prepared; of an ensemble by the mean of the
+        logits."""
+        learned, found = self.fitted, self._fitted[1]
+        check_type("transductive", self.transductive, "bool")
+        cfg = dataclasses.replace(learned.cfg, **self._machine())
+        with machine(cfg) as device, torch.inference_mode(), kernels.only_kernels():
+            model = _model(cfg, device, learned, len(self.classes_))
+            whole = self.transductive and cfg.norm_statistics == "batch"
+            answer = _together if whole else _one_by_one
+            x = learned.preparation.seen(images)
+            members = [answer(model, moved(a, device), x.to(device)) for a in found]
+            logits = torch.stack(members).mean(0)
+        logits = logits.cpu().numpy().astype(np.float64)
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        return odds / odds.sum(1, keepdims=True)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The share of pictures whose label is right, weighted if weights are given."""
+        right = self.predict(X) == np.asarray(y)
+        return float(np.average(right, weights=sample_weight))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes what is needed to go on elsewhere, and ``load`` reads: the network as trained and
+        as adapted, the classes and the preparation, but no picture and no path of this machine.
+        Labels are texts, whole numbers, numbers or truth values."""
+        learned, found = self.fitted, self._fitted[1]
+        content = Classifier(
+            config=learned.cfg.without_paths().to_dict(),
+            data_name=learned.data_name,
+            precisions=learned.precisions,
+            preparation=learned.preparation.to_dict(),
+            classes=self.classes_.tolist(),
+            members=[pack(member) for member in learned.members],
+            adapted=[pack(entry) for entry in found],
+        )
+        adapted.save(Path(path), content)
+
+    @property
+    def fitted(self) -> Learned:
+        """What it was fitted from. Raises UserError while it is not."""
+        if not self.__sklearn_is_fitted__():
+            raise UserError("it knows no classes yet: call fit or fit_folder first")
+        return self._fitted[0]
+
+    def _learned(self) -> Learned:
+        """What the source holds, read once."""
+        check_type("ensemble", self.ensemble, "bool")
+        asked = self.source, self.ensemble
+        if getattr(self, "_read", (None,))[0] != asked:
+            self._read = asked, learned_from(*asked)
+        return self._read[1]
+
+    def _config(self, learned: Learned) -> Config:
+        """Of the run, with the settings that are given here."""
+        given = {"eval_steps": self.steps, "norm_statistics": self.norm_statistics}
+        given = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(learned.cfg, **given, **self._machine())
+
+    def _machine(self) -> dict[str, Any]:
+        given = {"device": self.device, "threads": self.threads, "backend": self.backend}
+        return given | ({} if self.precision is None else {"precision": self.precision})
+
+    # What scikit-learn asks of an estimator.
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments that it was made with."""
+        return {name: getattr(self, name) for name in self._names()}
+
+    def set_params(self, **params: Any) -> FewShotClassifier:
+        """Takes other arguments; those of the inner loop have an effect from the next fit on."""
+        if unknown := params.keys() - {*self._names()}:
+            raise UserError(
+                f"FewShotClassifier has no {', '.join(sorted(map(str, unknown)))}: it has "
+                f"{', '.join(self._names())}"
+            )
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_fitted")
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(two_d_array=False, three_d_array=True, string=True),
+        )
+
+    def __repr__(self) -> str:
+        default = type(self)()
+        given = {n: v for n, v in self.get_params().items() if v != getattr(default, n)}
+        return f"FewShotClassifier({', '.join(f'{n}={v!r}' for n, v in given.items())})"
+
+
+def _labels(y: Any, learned: Learned) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted classes, and int64 [N] of each label its place among them."""
+    if isinstance(y, Tensor):
+        y = y.detach().cpu().numpy()
+    if isinstance(y, (list, tuple)) and len({isinstance(label, str) for label in y}) > 1:
+        raise UserError("y mixes texts and other labels: give labels of one kind")
+    labels = np.asarray(y)
+    if labels.ndim != 1:
+        raise UserError(f"y is of shape {list(labels.shape)}: give one label a picture, [N]")
+    try:
+        classes, places = np.unique(labels, return_inverse=True)
+    except TypeError:
+        raise UserError("y has labels that cannot be sorted: give labels of one kind") from None
+    if len(classes) < 2:
+        one = f"the class {classes[0]!s} alone" if len(classes) else "no label"
+        raise UserError(f"y has {one}: give pictures of two classes or more")
+    if len(classes) > learned.cfg.ways:
+        raise UserError(
+            f"y has {len(classes)} classes, the network {learned.cfg.ways} outputs: give at most "
+            f"so many, or train one with --ways {len(classes)} (--init takes over what this one "
+            "has learned)"
+        )
+    return classes, places.astype(np.int64)
+
+
+def _model(cfg: Config, device: torch.device, learned: Learned, classes: int) -> Backbone:
+    return adapted.network(settled(cfg, device, learned.precisions), classes)
+
+
+def _adapted(cfg: Config, model: Backbone, member: Member, x: Tensor, y: Tensor) -> Adapted:
+    """By the engine's inner loop, then the statistics as of its inductive protocol."""
+    params, running = moved(member, x.device)
+    given = running if cfg.norm_statistics == "running" else None
+    whole = adapted.network(cfg, cfg.ways)
+    theta = _with_outputs(params.theta, whole.sizes, whole.ways, model.ways)
+    steps = cfg.eval_steps or cfg.steps
+    loop = inner_loop(model, params._replace(theta=theta), x, y, steps, given)
+    (last,) = deque(loop, 1)
+    if given is None:
+        _, statistics = model.prepare(x, 1).predict(last.adapted, last.row)
+        statistics = Moments(*(moment[0] for moment in statistics))
+    else:
+        statistics = Moments(*(at_step(moment, last.index) for moment in given))
+    return Adapted(last.adapted[0], last.row, statistics)
+
+
+def _with_outputs(values: Tensor, sizes: tuple[int, ...], ways: int, classes: int) -> Tensor:
+    """Of a number for each parameter [..., P] those of the first outputs alone of the classifier,
+    whose weight and bias are the last segments."""
+    *body, weight, bias = values.split(sizes, -1)
+    weight = weight.unflatten(-1, (ways, -1))[..., :classes, :].flatten(-2)
+    return torch.cat([*body, weight, bias[..., :classes]], -1)
+
+
+def _refuse_diverged(found: list[Adapted], cfg: Config) -> None:
+    if not all(t.isfinite().all() for a in found for t in (a.theta, *a.statistics)):
+        raise UserError(
+            f"the parameters are not finite after {cfg.eval_steps or cfg.steps} inner steps on "
+            "these pictures: give fewer steps, or a network that was trained to its end"
+        )
+
+
+def _one_by_one(model: Backbone, a: Adapted, x: Tensor) -> Tensor:
+    """Each picture a task of its own: whatever lies beside it in memory, the same sums."""
+    parts = []
+    for some in x.split(_TOGETHER):
+        images = model.prepare(some[:, None], 1)
+        logits, _ = images.predict(a.theta.expand(len(some), -1), a.row, a.statistics)
+        parts.append(logits[:, 0])
+    return torch.cat(parts)
+
+
+def _together(model: Backbone, a: Adapted, x: Tensor) -> Tensor:
+    return model.prepare(x[None], 1).predict(a.theta[None], a.row)[0][0]
