@@ -13,6 +13,8 @@ namespace {
 // Values that `outer` sweeps at once: so many pixels of so many channels and filters, 40 KiB of
 // float.
 constexpr int sweep_pixels = 80, sweep_channels = 64;
+// Products in one running sum: a longer one would have a multiple of the rounding error.
+constexpr int longest_sum = 256;
 
 template <class T> struct SizedPlan {
     int n, channels, filters, stride, size;
@@ -66,7 +68,7 @@ template <class T> struct SizedWork {
 // One worker's: an image's operands with their borders, and a row of a result whose pixels are
 // whole vectors.
 template <class T> struct SizedScratch {
-    T *x[2], *dz[2], *row;
+    T *x[2], *dz[2], *row, *more;
     T* panel; // [sweep_channels][sweep_channels], of a weight gradient
     Term<T>* terms;
 
@@ -80,6 +82,7 @@ template <class T> struct SizedScratch {
         const ptrdiff_t in = static_cast<ptrdiff_t>(plan.columns) * plan.pitch_in;
         const ptrdiff_t out = static_cast<ptrdiff_t>(plan.out_columns) * plan.pitch_out;
         row = carver.take<T>(in > out ? in : out);
+        more = carver.take<T>(in > out ? in : out);
         panel = carver.take<T>(sweep_channels * sweep_channels);
         terms = carver.take<Term<T>>(2 * plan.taps_of());
         if (bytes)
@@ -129,6 +132,34 @@ template <class T> const T* bordered_dz(const SizedPlan<T>& plan, const T* dz, i
     return room;
 }
 
+MAMLPP_INLINE int least(int a, int b) { return a < b ? a : b; }
+
+// `multiply` by sums of at most `longest_sum` products, of which the later ones go through `more`,
+// pixels of `pitch`.
+template <class T>
+void multiply_parts(const Term<T>* terms, int count, int pixels, ptrdiff_t in_step, int channels,
+                    int pitch, T* out, ptrdiff_t out_step, T* more) {
+    constexpr int L = lanes<T>;
+    const int deep = least(channels, longest_sum), most = longest_sum / deep;
+    bool fresh = true;
+    for (int c = 0; c < channels; c += deep)
+        for (int t = 0; fresh || t < count; t += most, fresh = false) {
+            Term<T> part[longest_sum];
+            const int size = least(most, count - t);
+            for (int i = 0; i < size; ++i)
+                part[i] = {terms[t + i].in + c, terms[t + i].w + static_cast<ptrdiff_t>(c) * pitch};
+            multiply(part, size, pixels, in_step, least(deep, channels - c), pitch,
+                     fresh ? out : more, fresh ? out_step : pitch);
+            for (int p = 0; !fresh && p < pixels; ++p) {
+                T* const to = out + p * out_step;
+                for (int v = 0; v < pitch; v += L)
+                    (Vec<T>::load(to + v) +
+                     Vec<T>::load(more + static_cast<ptrdiff_t>(p) * pitch + v))
+                        .store(to + v);
+            }
+        }
+}
+
 // z of one image: Σ_pairs conv(image, w), w packed [taps][channels][pitch_out]
 template <class T>
 void image_fwd(const SizedPlan<T>& plan, const Pair<T>* pairs, int count,
@@ -149,9 +180,9 @@ void image_fwd(const SizedPlan<T>& plan, const Pair<T>* pairs, int count,
                                        pairs[k].w + (r * size + s) * w_tap};
             }
         T* const to = z + static_cast<ptrdiff_t>(y) * plan.out_columns * plan.filters;
-        multiply(room.terms, n, plan.out_columns,
-                 static_cast<ptrdiff_t>(plan.stride) * plan.channels, plan.channels, plan.pitch_out,
-                 exact ? to : room.row, plan.pitch_out);
+        multiply_parts(room.terms, n, plan.out_columns,
+                       static_cast<ptrdiff_t>(plan.stride) * plan.channels, plan.channels,
+                       plan.pitch_out, exact ? to : room.row, plan.pitch_out, room.more);
         if (!exact)
             copy_pixels(room.row, plan.out_columns, plan.pitch_out, plan.filters, to);
     }
@@ -184,16 +215,15 @@ void image_dgrad(const SizedPlan<T>& plan, const Pair<T>* pairs, int count,
                                            pairs[k].w + (r * size + s) * w_tap};
                     }
                 }
-            multiply(room.terms, n, (plan.columns - j + stride - 1) / stride, plan.pitch_out,
-                     plan.filters, plan.pitch_in, row + static_cast<ptrdiff_t>(j) * plan.pitch_in,
-                     static_cast<ptrdiff_t>(stride) * plan.pitch_in);
+            multiply_parts(room.terms, n, (plan.columns - j + stride - 1) / stride, plan.pitch_out,
+                           plan.filters, plan.pitch_in,
+                           row + static_cast<ptrdiff_t>(j) * plan.pitch_in,
+                           static_cast<ptrdiff_t>(stride) * plan.pitch_in, room.more);
         }
         if (!exact)
             copy_pixels(room.row, plan.columns, plan.pitch_in, plan.channels, to);
     }
 }
-
-MAMLPP_INLINE int least(int a, int b) { return a < b ? a : b; }
 
 // sum[rows][columns] (+)= panel
 template <class T>

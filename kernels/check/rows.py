@@ -34,12 +34,14 @@ class Sizes(NamedTuple):
     sized: tuple[cases.Case, ...]  # of convolutions by other filters than 3×3
 
 
+# Not the shortcut of the images: its weight gradient is a sum over all pixels, which torch's own
+# convolutions of NHWC, on which plain runs, take as one, with a multiple of the rounding error.
 # Winners far ahead in every window of a map are to be found for images of 28 pixels, not of 84.
 FULL = Sizes(
     {"mini": (NETS["mini"], 2, 2), "omniglot": (NETS["omniglot"], 2, 4)},
     {"mini": (NETS["mini"]._replace(side=28), 2, 2), "omniglot": (NETS["omniglot"], 2, 2)},
     tuple(replace(case, tasks=2, images=3) for case in cases.REAL),
-    tuple(replace(case, tasks=2, images=3) for case in cases.REAL_SIZED),
+    tuple(replace(case, tasks=2, images=3) for case in cases.REAL_SIZED[1:]),
 )
 SHORT = Sizes(
     {
