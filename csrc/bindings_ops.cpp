@@ -206,8 +206,8 @@ template void bind_ops<double>(py::module_);
 
 void bind_shapes(py::module_ m) {
     py::class_<ConvShape>(m, "ConvShape")
-        .def(py::init([](int n, int channels, int side, int filters, int stride) {
-            return ConvShape{n, channels, side, filters, stride};
+        .def(py::init([](int n, int channels, int side, int filters, int stride, int size) {
+            return ConvShape{n, channels, side, filters, stride, size};
         }));
     py::class_<NormShape>(m, "NormShape")
         .def(py::init([](int n, int channels, int side, bool pool, double slope, double eps) {

@@ -79,15 +79,17 @@ template <class T> struct TangentTask {
     T* norm_product;    // [stages][2][filters]
 };
 
-// A 3×3 convolution with padding 1 of one task's n square images.
+// A convolution of one task's n square images by filters of an odd size, with a padding of size
+// / 2.
 struct ConvShape {
     int n, channels, side, filters, stride; // stride 1 or 2
+    int size = 3;
 };
 
 // One product of a convolution or of its gradients. Null where it takes no part.
 template <class T> struct ConvPair {
     const T* x;  // [n][side][side][channels]
-    const T* w;  // [filters][9][channels]
+    const T* w;  // [filters][size²][channels]
     const T* dz; // [n][out][out][filters]
 };
 

@@ -3,9 +3,10 @@
 Shapes: `T` tasks, `N` images of a task, `C H W` channels and image size, `F` filters, `R S` kernel
 size, `K` inner steps, `L` segments (parameter tensors), `P` parameters, `D` features, `ways`
 classes of a task. The leading axis is the task; `T = 1` is ordinary training. Images are [T, N, C,
-H, W], fastest when NHWC in memory.
+H, W], fastest when NHWC in memory. `kernels.nn` has modules for loops of ordinary torch.
 """
 
+from kernels import nn
 from kernels.conv import task_conv2d
 from kernels.dispatch import (
     PRECISIONS,
@@ -31,6 +32,7 @@ __all__ = [
     "fastest_precision",
     "linear_cross_entropy",
     "lslr_update",
+    "nn",
     "only_kernels",
     "passes",
     "refusal",

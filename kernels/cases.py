@@ -19,6 +19,7 @@ class Case:
     stride: int = 1
     pool: bool = True
     negative_slope: float = 0.01
+    kernel: int = 3
 
     @property
     def out_side(self) -> int:
@@ -34,6 +35,14 @@ SMALL = (
     Case("norm-only", 3, 2, 2, 4, 4, pool=False, negative_slope=1.0),
 )
 
+# Convolutions of other filters than 3×3.
+SMALL_SIZED = (
+    Case("pointwise", 2, 3, 2, 3, 3, kernel=1),
+    Case("pointwise-stride", 1, 2, 3, 2, 4, stride=2, kernel=1),
+    Case("five", 2, 2, 2, 3, 4, kernel=5),
+    Case("seven-stride", 1, 2, 1, 2, 5, stride=2, kernel=7),
+)
+
 # Stages of the paper's networks, support and target sets.
 REAL = (
     Case("mini-1-support", 2, 5, 3, 48, 84),
@@ -46,6 +55,14 @@ REAL = (
     Case("omniglot-4", 8, 20, 64, 64, 3),
 )
 
+# Shortcuts of ResNet-12, and a larger filter.
+REAL_SIZED = (
+    Case("resnet12-1", 2, 5, 3, 64, 84, kernel=1),
+    Case("resnet12-2", 2, 5, 64, 160, 42, kernel=1),
+    Case("resnet12-4", 2, 5, 320, 640, 10, kernel=1),
+    Case("resnet12-five", 2, 5, 24, 40, 21, kernel=5),
+)
+
 
 def _randn(seed: int, *shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(
@@ -54,10 +71,11 @@ def _randn(seed: int, *shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def conv_inputs(case: Case, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """x [T, N, C, H, W] and weights [T, F, C, 3, 3], scaled to keep unit variance."""
+    """x [T, N, C, H, W] and weights [T, F, C, R, R], scaled to keep unit variance."""
     x = _randn(0, case.tasks, case.images, case.channels, case.side, case.side, dtype=dtype)
-    w = _randn(1, case.tasks, case.filters, case.channels, 3, 3, dtype=dtype)
-    return x, w / (3 * case.channels**0.5)
+    size = case.kernel, case.kernel
+    w = _randn(1, case.tasks, case.filters, case.channels, *size, dtype=dtype)
+    return x, w / (case.kernel * case.channels**0.5)
 
 
 def norm_inputs(

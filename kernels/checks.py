@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels.net import Net
 
 CONV_SCOPE = "square images, 3×3 filters, padding 1, stride 1 or 2"
+ODD_CONV_SCOPE = "square images, filters k×k of an odd k, padding (k − 1)/2, stride 1 or 2"
 NORM_ACT_SCOPE = "square images"
 COUNTED = 2**31 - 1  # of which C and Triton count values in an int
 LARGEST_NUMBER = 1e30  # of eps and slope: float32, with room to compute
@@ -46,21 +47,26 @@ def dense(op: str, name: str, tensor: Tensor) -> None:
         raise ValueError(f"{op}: {name} must be dense, got {tensor.layout}; use to_dense()")
 
 
-def conv_refusal(backend: str, x_shape, w_shape, stride: int, padding: int) -> str | None:
-    """Why a convolution is not of `CONV_SCOPE`, in one line; `None` if it is."""
+def conv_refusal(
+    backend: str, x_shape, w_shape, stride: int, padding: int, scope: str = CONV_SCOPE
+) -> str | None:
+    """Why a convolution is not of `CONV_SCOPE`, or `ODD_CONV_SCOPE`, in one line; `None` if it
+    is.
+    """
     (*_, height, width), (*_, r, s) = x_shape, w_shape
-    if height == width and r == s == 3 and padding == 1 and stride in (1, 2):
+    sized = r == 3 if scope == CONV_SCOPE else r % 2 == 1
+    if height == width and r == s and sized and padding == r // 2 and stride in (1, 2):
         return None
     return (
-        f"{backend} conv takes {CONV_SCOPE}; got images {height}×{width}, filters {r}×{s}, padding "
+        f"{backend} conv takes {scope}; got images {height}×{width}, filters {r}×{s}, padding "
         f"{padding}, stride {stride}"
     )
 
 
 def conv_shape(
-    backend: str, x: Tensor, w: Tensor, stride: int, padding: int
+    backend: str, x: Tensor, w: Tensor, stride: int, padding: int, scope: str = CONV_SCOPE
 ) -> tuple[int, int, int, int, int]:  # of z: T, N, F, H', H'
-    reason = conv_refusal(backend, x.shape, w.shape, stride, padding)
+    reason = conv_refusal(backend, x.shape, w.shape, stride, padding, scope)
     if reason:
         raise ValueError(f"{reason}; plain takes any")
     t, n, c, side, _ = x.shape

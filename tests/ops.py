@@ -30,21 +30,21 @@ def given(every: bool, *dots: Tensor) -> Iterable[tuple[Tensor | None, ...]]:
 
 
 def conv_results(
-    conv, size, stride: int, dtype=torch.float64, every: bool = True
+    conv, size, stride: int, dtype=torch.float64, every: bool = True, kernel: int = 3
 ) -> list[Tensor | None]:
     """All that the functions give; for `every` choice of directions."""
     t, n, c, f, side = size
-    out = (side - 1) // stride + 1
+    out, padding = (side - 1) // stride + 1, kernel // 2
     x, x_dot = (randn(i, t, n, c, side, side, dtype=dtype) for i in (0, 1))
-    w, w_dot = (randn(i, t, f, c, 3, 3, dtype=dtype) for i in (2, 3))
+    w, w_dot = (randn(i, t, f, c, kernel, kernel, dtype=dtype) for i in (2, 3))
     dz, dz_dot = (randn(i, t, n, f, out, out, dtype=dtype) for i in (4, 5))
-    results = [conv.fwd(x, w, stride, 1)]
+    results = [conv.fwd(x, w, stride, padding)]
     for need in ((True, True), (True, False), (False, True)):
-        results += conv.bwd(dz, x, w, stride, 1, need)
+        results += conv.bwd(dz, x, w, stride, padding, need)
     for a, b, g in given(every, x_dot, w_dot, dz_dot):
-        results.append(conv.tan_fwd(x, w, a, b, stride, 1))
+        results.append(conv.tan_fwd(x, w, a, b, stride, padding))
         for need in ((True, True), (False, True)):
-            results += conv.tan_bwd(dz, g, x, w, a, b, stride, 1, need)
+            results += conv.tan_bwd(dz, g, x, w, a, b, stride, padding, need)
     return results
 
 

@@ -16,6 +16,7 @@ SMALL = Sizes(
     {"mini": (NET, 1, 2)},
     {"mini": (NET._replace(side=16, filters=24), 1, 2)},  # rounding averages out over more values
     (replace(cases.REAL[3], tasks=2, images=2, channels=5, filters=6, side=8),),
+    (replace(cases.REAL_SIZED[0], tasks=2, images=2, channels=5, filters=6, side=8),),
 )
 # The function of an op that gives each part, and where in its results there is something.
 FUNCTIONS = {"fwd": "fwd", "bwd": "bwd", "tan": "tan_bwd"}
@@ -80,10 +81,11 @@ def _plant_in_passes(patch, functions, part: str, fault) -> None:
 def assert_caught(subject: Subject, op: str, part: str, fault, sizes: Sizes = SMALL) -> None:
     """The fault is found in its op alone, and in its part, which others may be made of."""
     with wrong(subject.functions(op), op, part, fault):
-        found = {r.op: r for r in rows([subject], sizes, ["fp32"])}
-    for name, row in found.items():
+        found = rows([subject], sizes, ["fp32"])
+    assert op in {row.op for row in found}
+    for row in found:
         off = [p for p in PARTS if not row.parts[p].within]
-        assert (part in off) if name == op else not off, (name, row.failed)
+        assert (part in off) if row.op == op else not off, (row.op, row.failed)
 
 
 def assert_clean(found: list[Row]) -> None:

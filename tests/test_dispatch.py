@@ -142,7 +142,9 @@ def test_dispatch_never_falls_back_from_an_explicit_request(monkeypatch) -> None
 # Of images, filters, and the arguments of the convolution: what the native one leaves to others.
 OTHER_GEOMETRIES = [
     ((2, 1, 1, 3, 4), (2, 2, 1, 3, 3), {}),
-    ((2, 1, 1, 3, 3), (2, 1, 1, 5, 5), {"padding": 2}),
+    ((2, 1, 1, 3, 3), (2, 1, 1, 5, 5), {"padding": 1}),
+    ((1, 1, 1, 3, 3), (1, 1, 1, 1, 1), {"padding": 1}),
+    ((1, 1, 1, 4, 4), (1, 1, 1, 2, 2), {"padding": 1}),
     ((2, 1, 1, 3, 3), (2, 2, 1, 1, 3), {}),
     ((2, 1, 1, 4, 4), (2, 2, 1, 3, 3), {"padding": 0}),
     ((1, 2, 2, 5, 5), (1, 1, 2, 3, 3), {"stride": 3}),

@@ -2,6 +2,8 @@
 threads and instruction sets.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -45,6 +47,15 @@ def test_conv_is_that_of_plain(size, stride: int, isa) -> None:
         assert_close(ours, expected)
 
 
+@pytest.mark.parametrize("kernel", [1, 5, 9])
+@BY_SIZE
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv_of_other_filters_is_that_of_plain(size, stride: int, kernel: int, isa) -> None:
+    results = (conv_results(b.conv, size, stride, kernel=kernel) for b in (native, plain))
+    for ours, expected in zip(*results, strict=True):
+        assert_close(ours, expected)
+
+
 @BY_SIZE
 @pytest.mark.parametrize(("slope", "pooled"), [(0.01, True), (0.0, True), (1.0, False)])
 @pytest.mark.parametrize("given", [False, True], ids=["batch", "running"])
@@ -75,6 +86,8 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, threads) 
         for size in LARGE:
             results += conv_results(native.conv, size, 1, dtype)
             results += conv_results(native.conv, size, 2, dtype)
+            results += conv_results(native.conv, size, 1, dtype, kernel=1)
+            results += conv_results(native.conv, size, 2, dtype, kernel=5)
             results += norm_results(native.norm_act, size, 0.01, True, False, dtype)
         return results
 
@@ -91,12 +104,14 @@ def test_float32_error_is_within_twice_that_of_plain(size, isa) -> None:
     # Without winners and masks: a different one is no rounding error.
     for results, ops, rest in (
         (conv_results, "conv", (1,)),
+        (partial(conv_results, kernel=1), "conv", (1,)),
+        (partial(conv_results, kernel=5), "conv", (1,)),
         (norm_results, "norm_act", (1.0, False, False)),
     ):
         ours, plains = (
-            results(getattr(b, ops), size, *rest, torch.float32) for b in (native, plain)
+            results(getattr(b, ops), size, *rest, dtype=torch.float32) for b in (native, plain)
         )
-        exact = results(getattr(plain, ops), size, *rest, torch.float64)
+        exact = results(getattr(plain, ops), size, *rest, dtype=torch.float64)
         error, limit = largest_error(ours, plains, exact)
         assert error <= 2 * limit + torch.finfo(torch.float32).eps
 
@@ -114,6 +129,10 @@ def test_what_an_earlier_call_left_in_memory_is_never_read() -> None:
             x, w, dz = (v * factor for v in (x, w, dz))
             gain = bias = randn(3, t, f) * factor
             results += [native.conv.fwd(x, w, 1, 1), *native.conv.bwd(dz, x, w, 1, 1)]
+            for size in (1, 5):
+                w = randn(1, t, f, c, size, size) * factor
+                results.append(native.conv.fwd(x, w, 1, size // 2))
+                results += native.conv.bwd(dz, x, w, 1, size // 2)
             y, saved = native.norm_act.fwd(dz, gain, bias, EPS, 0.01, True, None)
             _, tangent = native.norm_act.tan_fwd(saved, gain, dz)
             results += [y, *native.norm_act.bwd(saved, gain, y)]
@@ -127,7 +146,7 @@ def test_what_an_earlier_call_left_in_memory_is_never_read() -> None:
 
 def test_any_layout_gives_the_same_bits() -> None:
     nhwc = [randn(i, 2, 3, 6, 6, 5).permute(0, 1, 4, 2, 3) for i in (0, 1)]
-    w = randn(2, 2, 7, 3, 3, 5).permute(0, 1, 4, 2, 3)
+    w, w1 = (randn(2, 2, 7, k, k, 5).permute(0, 1, 4, 2, 3) for k in (3, 1))
     gain = randn(3, 2, 5)
 
     def everything(change) -> list[Tensor]:
@@ -135,6 +154,8 @@ def test_any_layout_gives_the_same_bits() -> None:
         z = native.conv.fwd(x, change(w), 1, 1)
         y, saved = native.norm_act.fwd(x, change(gain), change(gain), EPS, 0.01, False, None)
         results = [z, *native.conv.bwd(change(z), x, change(w), 1, 1), y]
+        z1 = native.conv.fwd(x, change(w1), 1, 0)
+        results += [z1, *native.conv.bwd(change(z1), x, change(w1), 1, 0)]
         return results + [*native.norm_act.bwd(saved, change(gain), dy)]
 
     def spread(x: Tensor) -> Tensor:
@@ -169,7 +190,10 @@ X, W, G = torch.ones(2, 1, 3, 4, 4), torch.ones(2, 5, 3, 3, 3), torch.ones(2, 3)
         (lambda: native.passes.prepare(Net(3, 4, 2, 17, 2, False, 0.0, EPS), X), "1 to 16 stages"),
         (lambda: native.conv.fwd(X[:, :0], W, 1, 1), "must be non-empty and agree"),
         (lambda: native.conv.fwd(X[:1], W, 1, 1), "must be non-empty and agree"),
-        (lambda: native.conv.fwd(X, W[:, :, :, :2, :2], 1, 1), "3×3 filters, padding 1"),
+        (lambda: native.conv.fwd(X, W[:, :, :, :2, :2], 1, 1), "filters k×k of an odd k"),
+        (lambda: native.conv.fwd(X, W, 1, 0), "got images 4×4, filters 3×3, padding 0"),
+        (lambda: native.conv.fwd(X, W[..., :1, :1], 1, 1), "filters 1×1, padding 1, stride 1"),
+        (lambda: native.conv.bwd(X, X, W[..., :1, :1], 1, 0), r"dz must be .* \[2, 1, 5, 4, 4\]"),
         (lambda: native.conv.fwd(X, W, 3, 1), "stride 3; plain takes"),
         (lambda: native.conv.fwd(X, W.double(), 1, 1), "w must be torch.float32"),
         (lambda: native.conv.fwd(X.half(), W.half(), 1, 1), "takes float32 and float64"),

@@ -21,6 +21,10 @@ REAL = pytest.mark.parametrize("case", cases.REAL, ids=lambda c: c.name)
 @pytest.fixture
 def backend(request) -> Iterator[str]:
     """Everything inside the test runs on this backend, or raises."""
+    if request.param == "auto":
+        with kernels.use("auto"):
+            yield "auto"
+        return
     if refused := dispatch.space(request.param).refuses(torch.device("cpu"), torch.float64):
         pytest.skip(refused)
     with kernels.use(request.param):
@@ -48,7 +52,7 @@ TWICE = pytest.mark.parametrize(
 
 
 def conv(ops, case):
-    return lambda x, w: ops.task_conv2d(x, w, stride=case.stride)
+    return lambda x, w: ops.task_conv2d(x, w, stride=case.stride, padding=case.kernel // 2)
 
 
 def norm_act(ops, case, step, statistics=None):
@@ -78,6 +82,22 @@ def check(make, inputs: tuple) -> None:
 @SMALL
 def test_conv_to_second_order(backend, case) -> None:
     check(lambda ops: conv(ops, case), cases.conv_inputs(case))
+
+
+# Triton has 3×3 filters alone.
+@pytest.mark.parametrize("backend", ["native", "plain", "auto"], indirect=True)
+@pytest.mark.parametrize("case", cases.SMALL_SIZED, ids=lambda c: c.name)
+def test_conv_of_other_filters_to_second_order(backend, case) -> None:
+    check(lambda ops: conv(ops, case), cases.conv_inputs(case))
+
+
+@pytest.mark.parametrize("backend", ["native", "plain"], indirect=True)
+@pytest.mark.parametrize("case", cases.REAL_SIZED, ids=lambda c: c.name)
+def test_float32_error_of_other_filters(backend, case) -> None:
+    inputs = cases.conv_inputs(case, torch.float32)
+    for outputs_of in (value_and_gradients, second_derivatives):
+        ours, torchs = errors(lambda ops: conv(ops, case), inputs, outputs_of)
+        assert ours <= 2 * torchs + torch.finfo(torch.float32).eps
 
 
 @on_all("norm_act")

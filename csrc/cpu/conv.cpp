@@ -1,8 +1,10 @@
 // A convolution of one task's images as an op of its own: the value, the two gradients, and the
-// tangents of all three, which are sums of two such products.
+// tangents of all three, which are sums of two such products. 3×3 filters are here, others in
+// sized.cpp.
 #include "cpu.h"
 #include "images.h"
 #include "pass.h"
+#include "sized.h"
 
 namespace mamlpp {
 namespace MAMLPP_ISA {
@@ -118,12 +120,16 @@ void group_bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<
 } // namespace
 
 template <class T> size_t conv_work_bytes(const ConvShape& shape) {
+    if (shape.size != 3)
+        return sized_work_bytes<T>(shape);
     size_t bytes = 0;
     ConvWork<T>(ConvPlan<T>(shape), nullptr, &bytes);
     return bytes;
 }
 
 template <class T> size_t conv_scratch_bytes(const ConvShape& shape) {
+    if (shape.size != 3)
+        return sized_scratch_bytes<T>(shape);
     size_t bytes = 0;
     ConvScratch<T>(ConvPlan<T>(shape), nullptr, &bytes);
     return bytes;
@@ -132,6 +138,8 @@ template <class T> size_t conv_scratch_bytes(const ConvShape& shape) {
 template <class T>
 void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block, void* scratch,
                    Team& team) {
+    if (shape.size != 3)
+        return sized_fwd(shape, task, block, scratch, team);
     const ConvPlan<T> plan(shape);
     const ConvWork<T> work(plan, block);
     const Conv<T>& g = plan.g;
@@ -164,6 +172,8 @@ void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
 template <class T>
 void task_conv_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block, void* scratch,
                    Team& team) {
+    if (shape.size != 3)
+        return sized_bwd(shape, task, block, scratch, team);
     const ConvPlan<T> plan(shape);
     const ConvWork<T> work(plan, block);
     for (int k = 0; k < 2; ++k)

@@ -145,13 +145,15 @@ inline void store_filters(const Conv<T>& g, T* shares, int parts, ptrdiff_t stri
                                 : (static_cast<ptrdiff_t>(t) * g.channels + c) * g.pitch_out + f];
 }
 
-// [filters][9][channels] → [9][channels][pitch], the order in which conv_fwd reads them
+// [filters][9][channels] → [9][channels][pitch], the order in which conv_fwd reads them; or of
+// another number of taps
 template <class T>
-inline void pack_filters(const T* theta, int filters, int channels, int pitch, T* w) {
+inline void pack_filters(const T* theta, int filters, int channels, int pitch, T* w,
+                         int count = taps) {
     constexpr int L = lanes<T>;
-    const ptrdiff_t filter = static_cast<ptrdiff_t>(taps) * channels;
+    const ptrdiff_t filter = static_cast<ptrdiff_t>(count) * channels;
     if (channels % L == 0 && filters == pitch) {
-        for (int t = 0; t < taps; ++t)
+        for (int t = 0; t < count; ++t)
             for (int c = 0; c < channels; c += L)
                 for (int f = 0; f < filters; f += L) {
                     Vec<T> block[L];
@@ -166,7 +168,7 @@ inline void pack_filters(const T* theta, int filters, int channels, int pitch, T
                 }
         return;
     }
-    for (int t = 0; t < taps; ++t)
+    for (int t = 0; t < count; ++t)
         for (int c = 0; c < channels; ++c, w += pitch) {
             const T* from = theta + t * channels + c;
             for (int f = 0; f < filters; ++f)
@@ -178,9 +180,10 @@ inline void pack_filters(const T* theta, int filters, int channels, int pitch, T
 
 // [filters][9][channels] → [9][filters][pitch], the order in which conv_dgrad reads them
 template <class T>
-inline void pack_filters_bwd(const T* theta, int filters, int channels, int pitch, T* w) {
+inline void pack_filters_bwd(const T* theta, int filters, int channels, int pitch, T* w,
+                             int count = taps) {
     for (int f = 0; f < filters; ++f)
-        for (int t = 0; t < taps; ++t, theta += channels) {
+        for (int t = 0; t < count; ++t, theta += channels) {
             T* const to = w + (static_cast<ptrdiff_t>(t) * filters + f) * pitch;
             for (int c = 0; c < channels; ++c)
                 to[c] = theta[c];

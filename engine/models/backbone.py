@@ -9,13 +9,14 @@ It is a `Model` of `engine.models.interface`. Its passes are in `engine.models.p
 
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 import kernels
 from engine.episodes import Episode
+from engine.models import buffers
 from engine.models.interface import Inputs, Moments, Params
 from engine.models.passes import prepare
 
@@ -107,26 +108,14 @@ class Backbone:
         """
         sides = self.image_sizes[:-1] if self.pool else self.image_sizes[1:]
         counts = tuple(x.shape[1] * side * side for side in sides)
-        return _bessel(counts, self.filters, like.dtype, like.device)
+        widths = (self.filters,) * self.stages
+        return buffers.bessel(counts, widths, like.dtype, like.device)
 
     def weights(self, theta: Tensor) -> list[Tensor]:
-        """The tensors [T, *shape] as views of the flat buffers [T, P], where filters are NHWC: the
-        convolutions take them as they lie.
-        """
-        views = []
-        for part, shape in zip(theta.split(self.sizes, 1), self.shapes.values(), strict=True):
-            if len(shape) == 4:
-                f, c, r, s = shape
-                views.append(part.view(-1, f, r, s, c).permute(0, 1, 4, 2, 3))
-            else:
-                views.append(part.view(-1, *shape))
-        return views
+        """The tensors [T, *shape] as views of the flat buffers [T, P]."""
+        return buffers.views(theta, tuple(self.shapes.values()), self.sizes)
 
-    @staticmethod
-    def flat(tensors: list[Tensor]) -> Tensor:
-        """The inverse of `weights`: [T, *shape] each → [T, P]."""
-        nhwc = (t.permute(0, 1, 3, 4, 2) if t.dim() == 5 else t for t in tensors)
-        return torch.cat([t.flatten(1) for t in nhwc], 1)
+    flat = staticmethod(buffers.flat)
 
     @cached_property
     def net(self) -> kernels.Net:
@@ -193,12 +182,3 @@ class Backbone:
             variances.append(var)
         loss, logits = ops.linear_cross_entropy(self.features(x), *weights[-2:], labels)
         return loss, logits, Moments(torch.cat(means, 1), torch.cat(variances, 1))
-
-
-@cache
-def _bessel(
-    counts: tuple[int, ...], filters: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    with torch.inference_mode(False):  # autograd may be the next to use it
-        n = torch.tensor(counts, dtype=torch.float64, device="cpu")
-        return (n / (n - 1).clamp(min=1)).repeat_interleave(filters).to(device, dtype)

@@ -36,6 +36,7 @@ class Op(NamedTuple):
     ours: Callable[..., Results]  # of a backend's functions, then the tensors
     truth: Callable[..., Results]
     names: tuple[str, str, str]  # of the results
+    geometry: tuple = ()  # what the `refusal` of a backend's functions takes
 
     def named(self, results: Results) -> Parts:
         return {
@@ -63,18 +64,18 @@ def _like(seed: int, *tensors: Tensor) -> list[Tensor]:
 
 def conv(case: cases.Case) -> Op:
     x, w = map(single, cases.conv_inputs(case))
-    shape = *x.shape[:2], case.filters, *x.shape[3:]
+    shape, padding = (*x.shape[:2], case.filters, *x.shape[3:]), case.kernel // 2
 
     def ours(of, x, w, x_dot, w_dot, dz, dz_dot) -> Results:
-        z_dot = of.tan_fwd(x, w, x_dot, w_dot, 1, 1)
-        second = of.tan_bwd(dz, dz_dot, x, w, x_dot, w_dot, 1, 1)
-        return [of.fwd(x, w, 1, 1)], [*of.bwd(dz, x, w, 1, 1)], [z_dot, *second]
+        z_dot = of.tan_fwd(x, w, x_dot, w_dot, 1, padding)
+        second = of.tan_bwd(dz, dz_dot, x, w, x_dot, w_dot, 1, padding)
+        return [of.fwd(x, w, 1, padding)], [*of.bwd(dz, x, w, 1, padding)], [z_dot, *second]
 
     def truth(x, w, x_dot, w_dot, dz, dz_dot) -> Results:
         return derivatives(_conv2d, [x, w], [x_dot, w_dot], dz, dz_dot)
 
     tensors = [x, w, *_like(20, x, w), randn(22, *shape), randn(23, *shape)]
-    return Op(tensors, ours, truth, ("z", "dx dw", "z' dx' dw'"))
+    return Op(tensors, ours, truth, ("z", "dx dw", "z' dx' dw'"), (x.shape, w.shape, 1, padding))
 
 
 def _conv2d(x: Tensor, w: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 def convolution(
     x: Tensor,  # [N, C, H, W]
-    w: Tensor,  # [F, C, 3, 3]
+    w: Tensor,  # [F, C, R, R], padded by R // 2
     stride: int,
     precision: str = "fp32",  # of kernels.PRECISIONS; others than fp32 want float32 tensors
 ) -> Tensor:  # [N, F, H', W']
@@ -48,7 +48,8 @@ class _Forward(torch.autograd.Function):
     def forward(ctx, x, w, stride, precision):
         ctx.save_for_backward(x, w)
         ctx.options = stride, precision
-        return _product(lambda a, b: torch.conv2d(a, b, None, stride, 1), x, w, precision)
+        padding = w.shape[-1] // 2
+        return _product(lambda a, b: torch.conv2d(a, b, None, stride, padding), x, w, precision)
 
     @staticmethod
     def backward(ctx, dz):
@@ -62,7 +63,8 @@ class _OfInput(torch.autograd.Function):
     def forward(ctx, dz, w, shape, stride, precision):
         ctx.save_for_backward(dz, w)
         ctx.options = stride, precision
-        return _product(lambda a, b: conv2d_input(shape, b, a, stride, 1), dz, w, precision)
+        padding = w.shape[-1] // 2
+        return _product(lambda a, b: conv2d_input(shape, b, a, stride, padding), dz, w, precision)
 
     @staticmethod
     def backward(ctx, dx_dot):
@@ -76,7 +78,8 @@ class _OfWeight(torch.autograd.Function):
     def forward(ctx, x, dz, shape, stride, precision):
         ctx.save_for_backward(x, dz)
         ctx.options = stride, precision
-        return _product(lambda a, b: conv2d_weight(a, shape, b, stride, 1), x, dz, precision)
+        padding = shape[-1] // 2
+        return _product(lambda a, b: conv2d_weight(a, shape, b, stride, padding), x, dz, precision)
 
     @staticmethod
     def backward(ctx, dw_dot):

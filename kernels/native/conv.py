@@ -1,7 +1,9 @@
 """z = conv(x, w), its gradients and tangents; signatures as in `kernels.plain.conv`.
 
-Square images, 3×3 filters, padding 1, stride 1 or 2: `refusal` says so of any other geometry, and
-dispatch then chooses another backend. The two products of a tangent are one sum.
+Square images, filters of an odd size with half of it as padding, stride 1 or 2: `refusal` says so
+of any other geometry, and dispatch then chooses another backend. 3×3 filters are the fast ones, by
+Winograd where it pays; others are a matrix product a tap, which is as good for 1×1. The two
+products of a tangent are one sum.
 """
 
 from functools import cache
@@ -15,17 +17,17 @@ from kernels.plain.layout import empty_images, images
 from kernels.tensors import matrix
 from kernels.threads import threads
 
-SCOPE = checks.CONV_SCOPE
+SCOPE = checks.ODD_CONV_SCOPE
 
 
 def refusal(x_shape, w_shape, stride: int, padding: int) -> str | None:
     """Why this geometry is not for here, in one line; `None` if it is."""
-    return checks.conv_refusal("native", x_shape, w_shape, stride, padding)
+    return checks.conv_refusal("native", x_shape, w_shape, stride, padding, SCOPE)
 
 
 def fwd(
     x: Tensor,  # [T, N, C, H, W]
-    w: Tensor,  # [T, F, C, 3, 3]
+    w: Tensor,  # [T, F, C, R, R]
     stride: int,
     padding: int,
 ) -> Tensor:  # [T, N, F, H', W']
@@ -35,7 +37,7 @@ def fwd(
 def bwd(
     dz: Tensor,  # [T, N, F, H', W']
     x: Tensor,  # [T, N, C, H, W]
-    w: Tensor,  # [T, F, C, 3, 3]
+    w: Tensor,  # [T, F, C, R, R]
     stride: int,
     padding: int,
     need: tuple[bool, bool] = (True, True),
@@ -96,9 +98,9 @@ def _pair(products: list[tuple]) -> list[list[tuple[int, int]]]:
 
 def _sizes(x: Tensor, w: Tensor, stride: int, padding: int):
     """Tasks, the module's sizes, and the shape of z."""
-    z_shape = checks.conv_shape("native", x, w, stride, padding)
+    z_shape = checks.conv_shape("native", x, w, stride, padding, SCOPE)
     t, n, f, _, _ = z_shape
-    return t, _shape(n, *x.shape[2:4], f, stride), z_shape
+    return t, _shape(n, *x.shape[2:4], f, stride, w.shape[3]), z_shape
 
 
 @cache

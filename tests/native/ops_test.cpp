@@ -58,7 +58,7 @@ template <class T> struct ConvInputs {
         Random random(s.side * 100 + s.filters);
         for (int k = 0; k < 2; ++k) {
             x.push_back(random.values<T>(s.n * s.side * s.side * s.channels));
-            w.push_back(random.values<T>(s.filters * 9 * s.channels));
+            w.push_back(random.values<T>(s.filters * s.size * s.size * s.channels));
             dz.push_back(random.values<T>(s.n * out * out * s.filters));
         }
     }
@@ -117,7 +117,8 @@ template <class T> void check_conv(const ConvShape& s) {
     };
     const std::string name = "conv " + std::to_string(s.n) + "x" + std::to_string(s.side) + "x" +
                              std::to_string(s.channels) + " to " + std::to_string(s.filters) +
-                             " stride " + std::to_string(s.stride);
+                             " stride " + std::to_string(s.stride) + " size " +
+                             std::to_string(s.size);
     check<T>(name, run, verify);
 }
 
@@ -264,6 +265,12 @@ template <class T> void check_all() {
         check_conv<T>({5, 3, 7, 6, stride});
         check_conv<T>({13, 2, 4, 16, stride});
         check_conv<T>({2, 16, 5, 17, stride});
+        check_conv<T>({1, 1, 1, 1, stride, 1});
+        check_conv<T>({13, 16, 4, 16, stride, 1});
+        check_conv<T>({2, 70, 10, 67, stride, 1}); // more than one sweep of channels and pixels
+        check_conv<T>({1, 1, 1, 1, stride, 5});
+        check_conv<T>({3, 3, 7, 6, stride, 5});
+        check_conv<T>({2, 2, 3, 17, stride, 9}); // larger than the image
     }
     check_conv<T>({3, 2, 100, 3, 2}); // a chunk's operands one image at a time
     for (const bool given : {false, true}) {
