@@ -14,6 +14,7 @@ _PUBLIC = {
     "Episode": "engine.episodes",
     "FewShotClassifier": "engine.classifier",
     "Learner": "engine.learner",
+    "ResNet12": "engine.models.resnet12",
     "Tasks": "engine.tasks",
     "fit": "engine.fitting",
     "msl_weights": "engine.schedules",

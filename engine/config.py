@@ -98,6 +98,12 @@ class Config:
     shots: int = _task("support images per class", ">= 1")
     targets: int = _task("target images per class", ">= 1")
     tasks: int = _task("tasks per outer iteration", ">= 1")
+    network: str = _network(
+        "conv4: the paper's, with these filters and stages; resnet12: ResNet-12 of widths 64-160-"
+        "320-640, in float32",
+        ("conv4", "resnet12"),
+        default="conv4",
+    )
     filters: int = _network("filters of each convolution", ">= 1")
     stages: int = _network("number of convolutions", "in [1, 16]")
     downsample: str = _network(
@@ -210,6 +216,11 @@ class Config:
         """
         return cls(**completed(values))
 
+    @property
+    def fused(self) -> bool:
+        """Whether the network may run in whole passes of a backend, and not by single ops."""
+        return self.network == "conv4" and self.unroll != "autograd"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -267,16 +278,17 @@ def _check_combinations(cfg: Config) -> None:
             f"--min-lr is {cfg.min_lr}, above --lr {cfg.lr}: annealing only goes down; "
             f"give --min-lr {cfg.lr} (no annealing) or less"
         )
-    smallest = 2**cfg.stages if cfg.downsample == "pool" else 1
-    if cfg.image_size < smallest:
+    pools = 4 if cfg.network == "resnet12" else cfg.stages if cfg.downsample == "pool" else 0
+    if cfg.image_size < 2**pools:
         raise UserError(
-            f"--image-size is {cfg.image_size}: {cfg.stages} stages of pooling need at least "
-            f"{smallest} pixels; give fewer --stages or a larger --image-size"
+            f"--image-size is {cfg.image_size}: {pools} stages of pooling need at least "
+            f"{2**pools} pixels; give fewer --stages or a larger --image-size"
         )
-    if cfg.unroll == "autograd" and cfg.precision not in ("fp32", "auto"):
+    if not cfg.fused and cfg.precision not in ("fp32", "auto"):
+        composed = "--unroll autograd" if cfg.unroll == "autograd" else f"--network {cfg.network}"
         raise UserError(
-            f"--precision is {cfg.precision} with --unroll autograd: its ops are float32; give "
-            "--unroll adjoint or --precision fp32"
+            f"--precision is {cfg.precision} with {composed}: its ops are float32; give "
+            "--precision fp32, or leave it out"
         )
     if cfg.split == "background" and cfg.dataset != "omniglot":
         raise UserError(
@@ -292,4 +304,6 @@ def _check_combinations(cfg: Config) -> None:
 def default_run(cfg: Config, data_name: str) -> Path:
     """The run folder when --run is not given."""
     data = data_name.replace(":", "-").replace("/", "-")
-    return Path("runs") / f"{data}-{cfg.ways}w{cfg.shots}s-{cfg.preset}-seed{cfg.seed}"
+    network = "" if cfg.network == "conv4" else f"-{cfg.network}"
+    task = f"{data}{network}-{cfg.ways}w{cfg.shots}s"
+    return Path("runs") / f"{task}-{cfg.preset}-seed{cfg.seed}"

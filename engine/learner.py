@@ -27,6 +27,7 @@ from engine.errors import UserError
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
 from engine.models.module import Module
+from engine.models.resnet12 import ResNet12
 from engine.runtime.workers import over_tasks
 from engine.scores import METRICS, Score, measured, score
 
@@ -46,7 +47,7 @@ class Learner(nn.Module):
     """MAML++ (Antoniou et al. 2018) around any module and loss.
 
     module: called with the inputs of one task [N, ...] (by keyword if these are a dict), or an
-        `engine.Backbone`, which runs fused passes.
+        `engine.Backbone` or `engine.ResNet12`, with passes of their own.
     loss: of (output, y), one number a task.
     rate, rates: the initial inner rate, and what becomes of it: "learned" a tensor and step (LSLR),
         "fixed", or "per-parameter", learned and without steps (Meta-SGD).
@@ -62,7 +63,7 @@ class Learner(nn.Module):
 
     def __init__(
         self,
-        module: nn.Module | Backbone,
+        module: nn.Module | Backbone | ResNet12,
         loss: Any = F.cross_entropy,
         *,
         steps: int = 5,
@@ -84,12 +85,12 @@ class Learner(nn.Module):
         ):
             _check(name, value, value in known, f"one of {', '.join(known)}")
         self.steps, self.norm_statistics = steps, norm_statistics
-        self._fused = isinstance(module, Backbone)
+        self._fused = not isinstance(module, nn.Module)  # with passes of its own
         rows = steps if norm == "per-step" else 1
         if self._fused:
             if loss is not F.cross_entropy or adapt != "all":
                 raise UserError(
-                    "a Backbone has its own loss, F.cross_entropy, and adapts all but batch norm's "
+                    f"a {type(module).__name__} has its own loss and adapts all but batch norm's "
                     "gains and biases; give another module for another loss or adapt"
                 )
             self.model = module
@@ -282,7 +283,7 @@ class Adapted:
     def state_dict(self) -> dict[str, Tensor]:
         """The values that the inner loop has changed, by name."""
         model = self._learner.model
-        if isinstance(model, Backbone):
+        if not isinstance(model, Module):
             parts = (weight[0] for weight in model.weights(self._theta))
         else:
             parts = self._theta[0].split(model.sizes)
@@ -294,8 +295,9 @@ class Adapted:
         in evaluation mode. Raises UserError of a Backbone, which has none.
         """
         model = self._learner.model
-        if isinstance(model, Backbone):
-            raise UserError("a Backbone is no nn.Module; call the adapted value itself")
+        if not isinstance(model, Module):
+            kind = type(model).__name__
+            raise UserError(f"a {kind} is no nn.Module; call the adapted value itself")
         made = copy.deepcopy(self._learner.module).eval()
         row = self._row.split([shape.numel() for shape in model.outer.values()])
         outer = {n: p.view(s) for (n, s), p in zip(model.outer.items(), row, strict=True)}

@@ -16,7 +16,7 @@ import kernels
 from engine import schedules, unroll
 from engine.config import Config
 from engine.episodes import Episode, Values
-from engine.models.backbone import Backbone
+from engine.models import network
 from engine.models.interface import Model, Moments, Params
 from engine.runtime.workers import over_tasks
 
@@ -53,7 +53,7 @@ class Metrics(NamedTuple):
 
 def init_state(cfg: Config, device: torch.device | str = "cpu") -> State:
     """The state before the first iteration; a function of `cfg.seed`."""
-    model, generator = Backbone.of(cfg), torch.Generator("cpu").manual_seed(cfg.seed)
+    model, generator = network(cfg), torch.Generator("cpu").manual_seed(cfg.seed)
     norm_rows = cfg.steps if cfg.norm_weights == "per-step" else 1
     params = model.init(cfg.steps, norm_rows, cfg.inner_rate, generator)
     zeros = Params(*(torch.zeros_like(p) for p in params))
@@ -65,7 +65,7 @@ def init_state(cfg: Config, device: torch.device | str = "cpu") -> State:
 
 def layout(cfg: Config) -> State:
     """The shapes and dtypes of a state, on torch's meta device: they take no memory."""
-    model = Backbone.of(cfg)
+    model = network(cfg)
     norm_rows = cfg.steps if cfg.norm_weights == "per-step" else 1
     stat_rows = cfg.steps if cfg.norm_stats == "per-step" else 1
     shapes = (sum(model.sizes),), (norm_rows, 2 * model.stat_width), (cfg.steps, len(model.sizes))
@@ -129,7 +129,7 @@ def meta_gradient(
     schedule = schedule or Schedule.of(state.iteration, cfg)
     running = state.running if cfg.train_norm_statistics == "running" else None
     differentiate = unroll.adjoint if cfg.unroll == "adjoint" else unroll.autograd
-    model, (weights, second, _) = model or Backbone.of(cfg), schedule
+    model, (weights, second, _) = model or network(cfg), schedule
     with kernels.only_kernels():
         parts = over_tasks(
             lambda block: differentiate(model, state.params, block, weights, second, running),

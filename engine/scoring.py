@@ -15,7 +15,7 @@ from engine.config import Config
 from engine.data import Dataset
 from engine.episodes import Episode, EpisodeSampler
 from engine.meta import State
-from engine.models.backbone import Backbone
+from engine.models import network
 from engine.runtime import graph
 from engine.runtime.resident import Feed
 from engine.runtime.workers import over_tasks
@@ -118,7 +118,7 @@ def validate(
 
 def _prediction(cfg: Config) -> Callable[..., Tensor]:
     """Of (state, episode): logits [T, N, ways], and with every=True [steps, T, N, ways]."""
-    model = Backbone.of(cfg)
+    model = network(cfg)
 
     @torch.inference_mode()
     def predict(state: State, episode: Episode, **options: bool) -> Tensor:

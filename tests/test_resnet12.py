@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import kernels
-from engine import unroll
+from engine import evaluate, train, unroll
 from engine.config import Config
 from engine.episodes import Episode
 from engine.errors import UserError
@@ -19,6 +19,7 @@ from engine.models.interface import Moments, Params
 from engine.models.resnet12 import WIDTHS, ResNet12
 from kernels import reference
 from tests.ops import assert_close, randn
+from tests.tiny import flags
 
 BACKEND = pytest.mark.parametrize("backend", ["plain", "auto"])
 ORDER = pytest.mark.parametrize("second_order", [True, False], ids=["second", "first"])
@@ -228,3 +229,17 @@ def test_sizes_names_and_initial_values_are_those_of_the_papers() -> None:
     assert weight.std().item() == pytest.approx((2 / 1.01 / 72) ** 0.5, rel=0.1)
     with pytest.raises(UserError, match="image size is 15: .* takes 16 or more"):
         ResNet12(3, 15, 5)
+
+
+def test_the_command_line_trains_and_tests_it(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        ResNet12, "of", lambda cfg: ResNet12(cfg.channels, cfg.image_size, cfg.ways, (4, 6, 8, 10))
+    )
+    argv = flags(images, tmp_path / "run", "--network", "resnet12", "--epochs", 1)
+    assert train.main(argv) == 0
+    assert evaluate.main([str(tmp_path / "run"), "--data", str(images)]) == 0
+    assert capsys.readouterr().out.count("ensemble of 1") == 2
+    assert train.main([*argv, "--precision", "bf16", "--run", str(tmp_path / "other")]) == 2
+    assert "--precision is bf16 with --network resnet12" in capsys.readouterr().err
+    assert train.main([*argv, "--image-size", "8", "--run", str(tmp_path / "other")]) == 2
+    assert "4 stages of pooling need at least 16 pixels" in capsys.readouterr().err

@@ -40,8 +40,7 @@ class ResNet12:
 
     @classmethod
     def of(cls, cfg) -> "ResNet12":
-        widths = tuple(getattr(cfg, "network_widths", WIDTHS))
-        return cls(cfg.channels, cfg.image_size, cfg.ways, widths, norm_eps=cfg.norm_eps)
+        return cls(cfg.channels, cfg.image_size, cfg.ways, norm_eps=cfg.norm_eps)
 
     def __post_init__(self) -> None:
         least = 2 ** len(self.widths)
@@ -136,6 +135,9 @@ class ResNet12:
 
     def prepare(self, x: Tensor, passes: int) -> Inputs:  # [T, N, C, H, W]
         return Images(self, x)
+
+    def tied(self, gradient: Params) -> Params:
+        return gradient
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         """The kernels share out the tasks of a call over the threads; more of them at once would

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from engine import meta
+from engine import meta, models
 from engine.config import Config
 from engine.errors import UserError, explained
 from engine.files import replace_file
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
+from engine.models.resnet12 import ResNet12
 from engine.runs import checkpoint
 from engine.runs.packed import FIELDS, unpack
 
@@ -125,9 +126,9 @@ def understood(path: Path, content: Any) -> Classifier:
     return saved
 
 
-def network(cfg: Config, classes: int) -> Backbone:
+def network(cfg: Config, classes: int) -> Backbone | ResNet12:
     """The run's network with the first so many of its outputs."""
-    return replace(Backbone.of(cfg), ways=classes)
+    return replace(models.network(cfg), ways=classes)
 
 
 def unpacked(cfg: Config, saved: Classifier) -> tuple[list[Member], list[Adapted]]:

@@ -12,11 +12,11 @@ from engine import meta
 from engine.config import Config
 from engine.errors import UserError, say
 from engine.meta import State
-from engine.models.backbone import Backbone
+from engine.models import network
 from engine.runs.saved import load_best, restore
 
 # What the shapes and the meaning of all but the classifier follow from.
-_NETWORK = "channels filters stages downsample steps norm_weights norm_stats".split()
+_NETWORK = "network channels filters stages downsample steps norm_weights norm_stats".split()
 
 
 class Beginning(NamedTuple):
@@ -54,7 +54,7 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
             "values, or other weights"
         )
     (given,) = restore(meta.layout(trained), [source], device).values()
-    body = sum(Backbone.of(cfg).sizes[:-2])
+    body = sum(network(cfg).sizes[:-2])
     theta, head = given.params.theta, "its classifier"
     if len(theta) != len(state.params.theta) or trained.ways != cfg.ways:
         theta = torch.cat([theta[:body], state.params.theta[body:]])

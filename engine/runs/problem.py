@@ -12,7 +12,7 @@ from engine.data.preparation import Preparation
 from engine.episodes import EpisodeSampler, Source
 from engine.errors import UserError, say
 from engine.meta import State
-from engine.models.backbone import Backbone
+from engine.models import network
 from engine.models.interface import Model
 from engine.scoring import Score, StepAccuracy
 
@@ -78,7 +78,7 @@ class Pictures(NamedTuple):
         return Preparation(cfg.image_size, cfg.channels, binary, data.scale, data.mean, data.std)
 
     def names(self, cfg: Config) -> tuple[str, ...]:
-        return tuple(Backbone.of(cfg).shapes)
+        return tuple(network(cfg).shapes)
 
     def layout(self, cfg: Config) -> State:
         return meta.layout(cfg)

@@ -24,7 +24,7 @@ def settled(cfg: Config, device: torch.device, had: dict[str, str]) -> Config:
     """With what `auto` stands for in its place: the precision that a run had on such a device, else
     the fastest. Passes that are composed of single ops stay as they are.
     """
-    if cfg.precision != "auto" or cfg.unroll == "autograd":
+    if cfg.precision != "auto" or not cfg.fused:
         return cfg
     chosen = had.get(device.type)
     if chosen is None or kernels.refusal(chosen, device):
@@ -78,7 +78,7 @@ def _fused(cfg: Config, device: torch.device) -> bool:
     probe = torch.empty(0, dtype=torch.float32, device=device)
     automatic = cfg.precision == "auto"
     precision = kernels.fastest_precision(probe) if automatic else cfg.precision
-    fused = kernels.passes(probe, precision) is not None and cfg.unroll != "autograd"
+    fused = kernels.passes(probe, precision) is not None and cfg.fused
     for op in () if fused else ("conv", "norm_act", "head", "update"):
         kernels.backend(op, probe)
     return fused
