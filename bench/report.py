@@ -1,7 +1,8 @@
-"""The README's tables and picture, which are made of committed JSON.
+"""The READMEs' tables and picture, which are made of committed JSON.
 
-python -m bench.report bench/results/NAME.json    shows that run in README.md from now on
-python -m bench.report                            writes all of it in README.md again
+python -m bench.report bench/results/NAME.json    shows that run in bench/README.md, and its first
+                                                  table in README.md, from now on
+python -m bench.report                            writes all of it again
 """
 
 import re
@@ -11,7 +12,8 @@ from pathlib import Path
 from bench import curves, results, roofline, tables, training
 from bench.gpu import report as gpu
 
-README = results.ROOT / "README.md"
+README = results.ROOT / "bench" / "README.md"
+FRONT = results.ROOT / "README.md"
 PICTURE = "roofline.svg"  # in the folder of the results
 MARKED = re.compile(r"<!-- benchmark: *(\S*?) *-->\n.*?<!-- /benchmark -->", re.DOTALL)
 KEPT = {
@@ -25,7 +27,7 @@ def shown(readme: str) -> str:
     """Name of the JSON whose tables the README shows; empty when it shows none."""
     found = MARKED.search(readme)
     if found is None:
-        raise ValueError("README.md has no <!-- benchmark: NAME.json --> ... <!-- /benchmark -->")
+        raise ValueError("bench/README.md has no <!-- benchmark: NAME.json --> ... <!-- /benchmark -->")
     return found[1]
 
 
@@ -44,8 +46,14 @@ def _block(run: dict) -> str:
             title += ", all rows" if short else ""
             parts.append(f"<details><summary>{title}</summary>\n\n{full}\n</details>\n")
     if roofline.picture(run):
-        parts.append(f"![Roofline of the ops and passes](bench/results/{PICTURE})\n")
+        parts.append(f"![Roofline of the ops and passes](results/{PICTURE})\n")
     return "\n".join(parts)
+
+
+def headline(run: dict) -> str:
+    """The machine and the first table, for the front page."""
+    _, short, _ = tables.sections(run)[0]
+    return f"{tables.machine(run)}\n{short}"
 
 
 def with_kept(readme: str) -> str:
@@ -71,6 +79,8 @@ def main(arguments: list[str]) -> int:
         run = results.load(path)
         readme = with_benchmark(readme, name, run)
         (results.FOLDER / PICTURE).write_text(roofline.picture(run), encoding="utf-8")
+        front = FRONT.read_text(encoding="utf-8")
+        FRONT.write_text(_filled(front, "headline", headline(run)), encoding="utf-8")
     README.write_text(with_kept(readme), encoding="utf-8")
     return 0
 

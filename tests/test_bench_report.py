@@ -174,7 +174,7 @@ def test_readme_shows_the_short_rows_and_the_others_on_demand():
     assert "1 task, MAML, last" not in first and "2 tasks, MAML++, MSL" in first
     assert "1 task, MAML, last" in rest.partition("</details>")[0]
     assert "<details><summary>Ops</summary>" in rest
-    assert "](bench/results/roofline.svg)" in rest
+    assert "](results/roofline.svg)" in rest
 
 
 TRAINED = {
@@ -194,6 +194,7 @@ def test_report_writes_the_trainings_whether_or_not_a_benchmark_is_shown(
     name, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    monkeypatch.setattr(report, "FRONT", tmp_path / "front.md")
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     monkeypatch.setattr(training, "FOLDER", tmp_path / "training")
     results.save(RUN, tmp_path / "run.json")
@@ -201,7 +202,9 @@ def test_report_writes_the_trainings_whether_or_not_a_benchmark_is_shown(
     marks = "<!-- training -->\n<!-- /training -->\n"
     marks += f"<!-- benchmark: {name} -->\n<!-- /benchmark -->\n"
     report.README.write_text(marks)
+    report.FRONT.write_text("<!-- headline -->\n<!-- /headline -->\n")
     assert report.main([]) == 0
+    assert ("a processor, 2 cores" in report.FRONT.read_text()) == bool(name)
     readme = report.README.read_text()
     row = ["mini, 5-way 1-shot", "1,000 × 4", "50.0 62.5", "31.00 ± 2.00 %"]
     assert row + ["60.00 ± 1.00 %", "61.00 ± 1.00 %"] in cells(readme)
@@ -212,6 +215,7 @@ def test_report_writes_the_trainings_whether_or_not_a_benchmark_is_shown(
 @pytest.mark.parametrize("name", ["", "none.json"])
 def test_report_of_a_file_that_is_not_there_changes_nothing(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "README", tmp_path / "README.md")
+    monkeypatch.setattr(report, "FRONT", tmp_path / "front.md")
     report.README.write_text("<!-- benchmark: -->\n<!-- /benchmark -->\n")
     assert report.main([name]) == 2
     assert capsys.readouterr().err.startswith("error: no file ")
@@ -224,6 +228,7 @@ def test_readme_shows_the_committed_json():
     if name:
         run = results.load(results.FOLDER / name)
         assert report.with_benchmark(readme, name, run) == readme
+        assert report.headline(run) in report.FRONT.read_text(encoding="utf-8")
         picture = (results.FOLDER / report.PICTURE).read_text(encoding="utf-8")
         assert picture == roofline.picture(run)
     assert report.with_kept(readme) == readme
