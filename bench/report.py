@@ -27,7 +27,9 @@ def shown(readme: str) -> str:
     """Name of the JSON whose tables the README shows; empty when it shows none."""
     found = MARKED.search(readme)
     if found is None:
-        raise ValueError("bench/README.md has no <!-- benchmark: NAME.json --> ... <!-- /benchmark -->")
+        raise ValueError(
+            "bench/README.md has no <!-- benchmark: NAME.json --> ... <!-- /benchmark -->"
+        )
     return found[1]
 
 
