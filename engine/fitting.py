@@ -30,7 +30,7 @@ from engine.runs.run import Run
 from engine.runs.saved import load_best, restore
 from engine.runtime.workers import over_tasks
 from engine.scores import METRICS, measured
-from engine.scoring import STEP_SHARE, Score, StepAccuracy, score, shown
+from engine.scoring import STEP_SHARE, Score, StepAccuracy, prediction, score, shown
 from engine.train import final_test, train_epochs
 
 Make = Callable[[int], Episode]
@@ -223,21 +223,13 @@ class _Own:
 
     def _answers(self, cfg: Config, state: State, episode: Episode, every: bool = False) -> Any:
         model = self.own_model
-
-        @torch.inference_mode()
-        def predict(block: Episode) -> Any:
-            return unroll.adapt_and_predict(
-                model,
-                state.params,
-                state.running,
-                block,
-                steps=cfg.eval_steps or cfg.steps,
-                norm_statistics=cfg.norm_statistics,
-                protocol=cfg.protocol,
-                every=every,
-            )
-
-        blocks = over_tasks(predict, episode, model.task_block(episode, False), model.parallel)
+        predict = prediction(cfg, model)
+        blocks = over_tasks(
+            lambda block: predict(state, block, every=every),
+            episode,
+            model.task_block(episode, False),
+            model.parallel,
+        )
         return unroll.joined(blocks) if not every else _by_step(blocks)
 
 

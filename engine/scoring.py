@@ -13,9 +13,10 @@ import kernels
 from engine import unroll
 from engine.config import Config
 from engine.data import Dataset
-from engine.episodes import Episode, EpisodeSampler
+from engine.episodes import Episode, EpisodeSampler, Values
 from engine.meta import State
 from engine.models import network
+from engine.models.interface import Model
 from engine.runtime import graph
 from engine.runtime.resident import Feed
 from engine.runtime.workers import over_tasks
@@ -88,7 +89,7 @@ def predictions(
     ``part``: train, val or test. ``between`` is called before each batch of tasks; it may
     raise to stop.
     """
-    predict = _prediction(cfg)
+    predict = prediction(cfg, network(cfg))
 
     @torch.inference_mode()
     def members(episode: Episode) -> Tensor:  # [states + 1, T, N, ways]
@@ -105,7 +106,7 @@ def validate(
     """The score on the validation tasks, and the accuracy after each inner step on the first of
     them: so few that the predictions after every step add about a tenth to the time.
     """
-    predict, part = _prediction(cfg), "val"
+    predict, part = prediction(cfg, network(cfg)), "val"
     fixed = _Tasks(cfg, dataset, part, state.params.theta.device)
     last = fixed.answers(lambda episode: predict(state, episode).unsqueeze(0), cfg.no_graph)
     # A graph is captured by running it a few times: for so few tasks that would be the most of it.
@@ -116,12 +117,11 @@ def validate(
     return score(row), StepAccuracy(by_step.tolist(), first)
 
 
-def _prediction(cfg: Config) -> Callable[..., Tensor]:
+def prediction(cfg: Config, model: Model) -> Callable[..., Values]:
     """Of (state, episode): logits [T, N, ways], and with every=True [steps, T, N, ways]."""
-    model = network(cfg)
 
     @torch.inference_mode()
-    def predict(state: State, episode: Episode, **options: bool) -> Tensor:
+    def predict(state: State, episode: Episode, **options: bool) -> Values:
         return unroll.adapt_and_predict(
             model,
             state.params,
