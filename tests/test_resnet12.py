@@ -17,6 +17,7 @@ from engine.episodes import Episode
 from engine.errors import UserError
 from engine.models.interface import Moments, Params
 from engine.models.resnet12 import WIDTHS, ResNet12
+from engine.runtime.workers import over_tasks
 from kernels import reference
 from tests.ops import assert_close, randn
 from tests.tiny import flags
@@ -180,6 +181,27 @@ def test_it_predicts_as_it_trains_and_as_torchs_modules_evaluate() -> None:
     ours = images.predict(theta, params.norm[0], given)[0]
     for t in range(2):
         assert_close(ours[t], functional_call(network, state, (episode.target_x[t],)), 1e-12)
+
+
+def test_a_task_depends_neither_on_its_batch_nor_on_the_threads(threads) -> None:
+    model, bits = small(), []
+    params, episode, _ = problem(model, 2, 2)
+    params = Params(*(p.float() for p in params))
+    episode = Episode(
+        episode.support_x.float(), episode.support_y, episode.target_x.float(), episode.target_y
+    )
+
+    def gradient(of: Episode) -> unroll.MetaGradient:
+        return unroll.adjoint(model, params, of, [0.5, 0.5], True)
+
+    for count in (1, 2, 4):
+        torch.set_num_threads(count)
+        with kernels.only_kernels():
+            block = model.task_block(episode, True)
+            found = unroll.total(over_tasks(gradient, episode, block, model.parallel))
+        bits.append((found.loss, found.logits, *found.gradient))
+    for other in bits[1:]:
+        assert all(map(torch.equal, other, bits[0]))
 
 
 def test_what_an_inner_step_holds_is_less_than_half_of_what_autograd_does() -> None:

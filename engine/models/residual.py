@@ -99,7 +99,7 @@ class Images(NamedTuple):
         for b in reversed(range(len(blocks))):
             block = blocks[b]._replace(dy=dy)
             blocks[b] = None  # frees what is used up
-            dy, du, dws, affine = block_bwd(block, need_dx=b > 0)
+            dy, du, dws, affine = block_bwd(block, b > 0, keep)
             if keep:
                 blocks[b] = block._replace(du=du)
             gradients[:0] = dws
@@ -173,42 +173,51 @@ def block_fwd(units: list[Unit], x: Tensor, slope: float) -> tuple[Block, list[t
         zs.append(conv.fwd(x if k == SHORTCUT else u, unit.weight, *options))
         u, saved, _ = unit.norm(zs[-1])
         moments.append((saved.mean, saved.var))
-        ys.append(u)
-        del saved
-        if k < 2:
-            ys.clear()  # it was the next one's input alone
-    joined = torch.add(*ys).flatten(0, 1)
+        if k >= 2:
+            ys.append(u)
+        del saved  # a dense map
+    joined = ys[0].add_(ys[1]).flatten(0, 1)
     pooled, index = F.max_pool2d(joined, 2, return_indices=True)
     y = F.leaky_relu_(pooled, slope).unflatten(0, x.shape[:2])
     return Block(units, x, zs, index.int(), y, slope), moments
 
 
 def block_bwd(
-    block: Block, need_dx: bool
+    block: Block, need_dx: bool, keep: bool
 ) -> tuple[Tensor | None, tuple[Tensor, ...], list[Tensor], list[Tensor]]:
-    """Gradients of the input, of the chain's activations, of the filters, of gains and biases in
-    turn.
+    """Gradients of the input, of the chain's activations if they are kept, of the filters, of gains
+    and biases in turn. What is not kept is freed as soon as it is used, of the block too.
     """
-    units, x, d_sum = block.units, block.x, block.spread(block.dy)
-    dws, affine, du, dy = [], [], [], d_sum
-    _, saved, norm = units[SHORTCUT].norm(block.z[SHORTCUT])
+    units, x, zs, du, dws, affine = block.units, block.x, block.z, (), [], []
+
+    def renewed(k: int) -> tuple:
+        found = units[k].norm(zs[k])
+        zs[k] = zs[k] if keep else None
+        return found
+
+    d_sum = block.spread(block.dy)
+    saved, norm = renewed(SHORTCUT)[1:]
     dz, *d_affine = norm.bwd(saved, units[SHORTCUT].gain, d_sum)
+    del saved
     conv, options = units[SHORTCUT].conv(x)
     dx, dw = conv.bwd(dz, x, units[SHORTCUT].weight, *options, need=(need_dx, True))
     dws.insert(0, dw)
     affine[:0] = d_affine
-    _, saved, norm = units[2].norm(block.z[2])
+    saved, norm = renewed(2)[1:]
+    dy = d_sum
+    del dz, d_sum
     for k in (2, 1, 0):
         dz, *d_affine = norm.bwd(saved, units[k].gain, dy)
-        saved = None
-        u, saved, norm = units[k - 1].norm(block.z[k - 1]) if k else (x, None, norm)
+        del saved, dy
+        u, saved, norm = renewed(k - 1) if k else (x, None, None)
         conv, options = units[k].conv(u)
         dy, dw = conv.bwd(dz, u, units[k].weight, *options, need=(need_dx or k > 0, True))
+        del dz, u
         dws.insert(0, dw)
         affine[:0] = d_affine
-        if k:
-            du.insert(0, dy)
-    return total(dx, dy), tuple(du), dws, affine
+        if keep and k:
+            du = dy, *du
+    return total(dx, dy), du, dws, affine
 
 
 def block_tan_fwd(
@@ -224,10 +233,11 @@ def block_tan_fwd(
         u, saved, norm = unit.norm(z)
         y_dot, tangent = norm.tan_fwd(saved, unit.gain, z_dot)
         units_dot.append(UnitDot(u_dot, tangent))
+        del saved
         u_dot = y_dot
         if k >= 2:
             ys_dot.append(y_dot)
-    return block.gathered(torch.add(*ys_dot)), units_dot
+    return block.gathered(ys_dot[0] + ys_dot[1]), units_dot
 
 
 def block_tan_bwd(
@@ -250,17 +260,17 @@ def block_tan_bwd(
         operands = dz, dz_dot, u, unit.weight, u_dot, weights_dot[k]
         return *conv.tan_bwd(*operands, *options, need=(need, True)), d_affine
 
-    _, saved, norm = units[SHORTCUT].norm(block.z[SHORTCUT])
+    saved, norm = units[SHORTCUT].norm(block.z[SHORTCUT])[1:]
     dx_dot, dw_dot, d_affine = unit_tan_bwd(SHORTCUT, saved, norm, x, d_sum, d_sum_dot, need_dx)
     dws, affine, du_dot = [dw_dot], [*d_affine], d_sum_dot
-    _, saved, norm = units[2].norm(block.z[2])
+    saved, norm = units[2].norm(block.z[2])[1:]
     for k in (2, 1, 0):
         below = units[k - 1].norm(block.z[k - 1]) if k else (x, None, None)
         dy = block.du[k] if k < 2 else d_sum
         du_dot, dw_dot, d_affine = unit_tan_bwd(
             k, saved, norm, below[0], dy, du_dot, need_dx or k > 0
         )
-        _, saved, norm = below
+        saved, norm = below[1:]
         dws.insert(0, dw_dot)
         affine[:0] = d_affine
     return total(dx_dot, du_dot), dws, affine

@@ -22,6 +22,7 @@ from engine.errors import UserError
 from engine.models import buffers
 from engine.models.interface import Inputs, Moments, Params
 from engine.models.residual import UNITS, Images
+from kernels import dispatch
 
 WIDTHS = (64, 160, 320, 640)
 
@@ -36,7 +37,6 @@ class ResNet12:
     widths: tuple[int, ...] = WIDTHS  # of the blocks
     negative_slope: float = 0.1
     norm_eps: float = 1e-5
-    parallel = True  # draws no random numbers: tasks may run at once
 
     @classmethod
     def of(cls, cfg) -> "ResNet12":
@@ -139,11 +139,20 @@ class ResNet12:
     def tied(self, gradient: Params) -> Params:
         return gradient
 
-    def task_block(self, episode: Episode, keeps: bool) -> int | None:
-        """The kernels share out the tasks of a call over the threads; more of them at once would
-        want more memory and be no faster. A GPU wants all.
+    @property
+    def parallel(self) -> bool:
+        """Plain convolutions take one core, so that tasks should run at once. Other ones share the
+        images of a task over the threads.
         """
-        return kernels.threads() if episode.support_x.device.type == "cpu" else None
+        return dispatch.choose("conv", torch.device("cpu"), torch.float32)[0] == "plain"
+
+    def task_block(self, episode: Episode, keeps: bool) -> int | None:
+        """Tasks of a call are held at once, and a task has gigabytes: as few as keep all threads
+        busy, where two of them find enough to share in its images. A GPU wants all.
+        """
+        if episode.support_x.device.type != "cpu":
+            return None
+        return 1 if self.parallel else max(1, kernels.threads() // 2)
 
     def loss(
         self,
