@@ -13,8 +13,9 @@ from tests.planted import NET, SMALL, assert_clean, one_wrong, wrong
 
 HERE = Subject(torch.device("cpu"), "triton", None)
 TINY = NET._replace(side=4, filters=3), 1, 2
-OF_NET = Sizes({"mini": TINY}, {"mini": TINY}, ())
-OF_STAGE = Sizes({}, {}, (replace(SMALL.stages[0], tasks=1, channels=2, filters=3, side=4),))
+OF_NET = Sizes({"mini": TINY}, {"mini": TINY}, (), ())
+STAGE = replace(SMALL.stages[0], tasks=1, channels=2, filters=3, side=4)
+OF_STAGE = Sizes({}, {}, (STAGE,), ())
 
 
 @pytest.mark.parametrize(
