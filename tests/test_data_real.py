@@ -1,10 +1,12 @@
 """Real mini-ImageNet in the forms that it goes around in: the same bank to the byte from each.
 
-Not one of its images is kept: what is made of them lies in the test's temporary folder.
+Not one of its images is kept: what is made of them lies in the test's temporary folder. It takes a
+minute: MAMLPP_SLOW=1 python -m pytest tests/test_data_real.py
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import zipfile
@@ -26,6 +28,8 @@ def load_mini(path: Path, cache: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def archive(data_dir) -> Path:
+    if not os.environ.get("MAMLPP_SLOW"):
+        pytest.skip("decodes 60,000 images twice; set MAMLPP_SLOW=1")
     file = data_dir / "mini-imagenet.zip"
     if not file.is_file():
         pytest.skip(f"no mini-ImageNet at {file}")
