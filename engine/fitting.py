@@ -29,8 +29,8 @@ from engine.runs.interrupt import Interrupt, Stopped
 from engine.runs.run import Run
 from engine.runs.saved import load_best, restore
 from engine.runtime.workers import over_tasks
-from engine.scores import METRICS, measured
-from engine.scoring import STEP_SHARE, Score, StepAccuracy, prediction, score, shown
+from engine.scores import METRICS, Score, measured, score
+from engine.scoring import STEP_SHARE, StepAccuracy, prediction, shown
 from engine.train import final_test, train_epochs
 
 Make = Callable[[int], Episode]

@@ -13,7 +13,7 @@ METRICS = ("accuracy", "loss")
 
 
 class Score(NamedTuple):
-    """Over tasks: mean, half-width of its 95 % interval, number of tasks."""
+    """Of a metric over tasks: mean, half-width of its 95 % interval, number of tasks."""
 
     accuracy: float
     interval: float

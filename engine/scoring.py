@@ -20,6 +20,7 @@ from engine.models.interface import Model
 from engine.runtime import graph
 from engine.runtime.resident import Feed
 from engine.runtime.workers import over_tasks
+from engine.scores import Score, score
 
 # The same tasks for every run, so that two runs, whatever their seeds, are compared on equal terms.
 TASK_SEED = 0
@@ -39,25 +40,11 @@ class Predictions(NamedTuple):
         return (self.predicted == self.labels).double().mean(-1)
 
 
-class Score(NamedTuple):
-    """Accuracy over tasks: mean, half-width of its 95 % interval, number of tasks."""
-
-    accuracy: float
-    interval: float
-    tasks: int
-
-
 class StepAccuracy(NamedTuple):
     """Mean accuracy over the first tasks after each inner step, and the number of tasks."""
 
     accuracy: list[float]
     tasks: int
-
-
-def score(per_task: Tensor) -> Score:  # [tasks] accuracies
-    """Mean and 1.96 s / sqrt(n), s the sample standard deviation over the n tasks."""
-    n = len(per_task)
-    return Score(per_task.mean().item(), 1.96 * per_task.std().item() / n**0.5, n)
 
 
 def evaluate(
