@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import kernels
-from bench import ops
-from bench.cases import PRECISIONS, reduced
+from bench import modules, ops
+from bench.cases import PRECISIONS, Row, reduced
 from bench.implementations import IMPLEMENTATIONS
 from bench.ops import Op
 from engine.config import Config
@@ -20,6 +20,25 @@ from kernels import cases, reference
 EXACT = 1e-9  # float64, loss and every gradient, on a reduced size
 SINGLE = 1e-3  # float32, loss, on the size that is timed
 ROUNDED = 3e-2  # the same of products in bfloat16, which float64 has not
+
+
+def check_row(row: Row | modules.ModuleRow, name: str) -> None:
+    """Loss and gradients of the first iteration are ours, in float64 at a reduced size."""
+    if isinstance(row, modules.ModuleRow):
+        _check_module(replace(row, small=True), name)
+    else:
+        check_exact(row.config(), name)
+
+
+@cache
+def _check_module(row: modules.ModuleRow, name: str) -> None:
+    (loss, expected), (their_loss, gradients) = (
+        modules.IMPLEMENTATIONS[each](row, torch.float64).checked() for each in ("ours", name)
+    )
+    agree(f"{name}: loss", loss, their_loss, EXACT)
+    for i, (a, b) in enumerate(zip(expected, gradients, strict=True)):
+        if a.numel():
+            agree(f"{name}: gradient {i}", a, b, EXACT)
 
 
 def check_exact(cfg: Config, name: str, device: torch.device | str = "cpu") -> None:

@@ -24,7 +24,8 @@ from bench.baselines.cudnn_graph import CudnnGraph
 from bench.baselines.loop import Loop
 from bench.baselines.outer import BaselineConfig
 from bench.baselines.vmap import Vmap
-from bench.cases import PRECISIONS, cast, episode
+from bench import modules
+from bench.cases import PRECISIONS, Row, cast, episode
 from engine.config import Config
 from engine.episodes import Episode
 from engine.meta import State, init_state, loss_weights, meta_gradient, meta_step, second_order
@@ -206,6 +207,20 @@ IMPLEMENTATIONS: dict[str, Callable[..., Ours | Theirs]] = {
     "parallel-metalearn": TheParallelMetalearn,
     "JAX": TheJax,
 }
+
+
+def made(
+    row: Row | modules.ModuleRow,
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+):
+    """An implementation, ready for a row."""
+    if isinstance(row, modules.ModuleRow):
+        return modules.IMPLEMENTATIONS[name](row, dtype)
+    return IMPLEMENTATIONS[name](row.config(), dtype, device)
+
+
 PACKAGES = {"parallel-metalearn": "parallel-metalearn", "JAX": "jax"}  # as pip names them
 
 

@@ -13,7 +13,7 @@ from kernels import native
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "bench" / "results"
-KINDS = ("peaks", "meta", "ops", "evaluation", "episodes")  # of what a run measures
+KINDS = ("peaks", "meta", "modules", "ops", "evaluation", "episodes")  # of what a run measures
 
 
 def describe(full: bool) -> dict:

@@ -14,6 +14,7 @@ import torch
 from bench import gate
 from bench.cases import PEERS, Row, rounds_in
 from bench.implementations import missing
+from bench.modules import ModuleRow
 from bench.worker import Worker
 
 SLOW = 20.0  # seconds; a peer that takes longer gets one round
@@ -34,7 +35,7 @@ class Measured:
 
 
 def take_turns(
-    row: Row,
+    row: Row | ModuleRow,
     others: Iterable[str],
     command: str,  # of bench.worker
     budget: tuple[float, int, int],  # seconds for one of the others, fewest and most rounds
@@ -51,7 +52,7 @@ def take_turns(
             if reason := missing(name):
                 measured.absent[name] = reason
                 continue
-            gate.check_exact(row.config(), name)
+            gate.check_row(row, name)
             peer, rounds = name in PEERS, []
             try:
                 with Worker(row, name, threads, PATIENCE if peer else None) as other:

@@ -2,7 +2,7 @@
 
     python -m bench.worker '["mini 5w1s", "MAML++", "second", 5, "MSL", 2]' ours 2 cpu
 
-makes it ready with two threads, then reads commands from stdin, one a line, until it is closed:
+makes it ready with two threads (a row of three values is a `ModuleRow`), then reads commands from stdin, one a line, until it is closed:
 
     iteration     runs one outer iteration, answers {"seconds": ..., "loss": ...}
     iterations N  runs so many, answers the seconds of all of them and the last one's loss
@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.cases import Row
-from bench.implementations import IMPLEMENTATIONS, load
+from bench.implementations import load, made
+from bench.modules import ModuleRow
 from bench.results import ROOT
 from engine.runtime.workers import keep_freed_memory
 
@@ -51,7 +52,7 @@ class Worker:
 
     def __init__(
         self,
-        row: Row,
+        row: Row | ModuleRow,
         implementation: str,
         threads: int,
         patience: float | None = None,
@@ -118,10 +119,11 @@ def main(row: str, implementation: str, threads: str, device: str):
     go_first_when_memory_ends()
     load(implementation)
     before = peak_bytes()
-    if implementation.startswith("ours"):
+    values = json.loads(row)
+    kind = ModuleRow if len(values) == 3 else Row
+    if implementation.startswith("ours") and kind is Row:
         keep_freed_memory()
-    cfg = Row(*json.loads(row)).config()
-    runner = IMPLEMENTATIONS[implementation](cfg, torch.float32, device)
+    runner = made(kind(*values), implementation, torch.float32, device)
 
     def timed(work, *arguments: int) -> dict:
         start = time.perf_counter()

@@ -115,13 +115,14 @@ template <class T> struct NormFwd {
     T* y;                            // [n][pooled][pooled][channels]
     T *mean, *var;                   // [channels] of the batch, biased
     T* rstd;                         // [channels]
-    T* x_hat;                        // [n][pooled][pooled][channels]
+    T* x_hat;                        // [n][pooled][pooled][channels], of pooling
     uint16_t* winners;               // [n][winner_words], of pooling
 };
 
 // What norm_act_fwd read and wrote.
 template <class T> struct NormSaved {
-    const T *z, *gain, *bias, *centre, *rstd, *x_hat;
+    const T *z, *gain, *bias, *centre, *rstd;
+    const T* x_hat; // of pooling
     const uint16_t* winners;
     bool given; // the statistics were given and are constants
 };

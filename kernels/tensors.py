@@ -112,10 +112,17 @@ class Saved(NamedTuple):
     var: Tensor  # [T, C] of the batch, biased
     centre: Tensor  # [T, C] what was subtracted
     rstd: Tensor  # [T, C]
-    x_hat: Tensor  # [T, N, C, h, h] normalised input at the pooling winners
+    x_hat: Tensor | None  # [T, N, C, h, h] normalised at the winners; None: as z says
     winners: Tensor | None  # [T, N, ...] as the module writes them, None without pooling
     shape: object  # the module's sizes
     count: int  # elements behind each statistic; 0: the statistics were given and are constants
+
+    @property
+    def small(self) -> tuple[int, ...]:
+        """Of what is behind the pooling."""
+        t, n, c, side, _ = self.z.shape
+        side = side if self.winners is None else side // 2
+        return t, n, c, side, side
 
     def laid_out(
         self,
@@ -127,10 +134,9 @@ class Saved(NamedTuple):
         `winners` says what those are. Autograd kept it, whose hooks may give back another layout,
         or something else.
         """
-        t, n, c, side, _ = self.z.shape
-        small = side if self.winners is None else side // 2
+        t, n, c, *_ = self.z.shape
         rows = {name: (getattr(self, name), (t, c)) for name in ("bias", "centre", "rstd")}
-        checks.expect(op, self.z, x_hat=(self.x_hat, (t, n, c, small, small)), **rows)
+        checks.expect(op, self.z, x_hat=(self.x_hat, self.small), **rows)
         dtype, shape, lay_out = winners
         expect_winners(op, self.winners, self.z, dtype, shape)
         bias, centre, rstd = map(vectors, (self.bias, self.centre, self.rstd))

@@ -44,11 +44,12 @@ void norm_act_fwd(const NormShape& shape, const NormFwd<T>& task, void* work, vo
     each(team, op.n, [&](int i, int worker) {
         const NormScratch<T> room = op.room(worker);
         const T* z = op.read(task.z, i, op.dense, room.z);
-        T* x_hat = op.target(task.x_hat, i, op.pooled, room.x_hat);
+        T* x_hat = g.pool ? op.target(task.x_hat, i, op.pooled, room.x_hat) : room.x_hat;
         T* y = op.target(task.y, i, op.pooled, room.y);
         normalise(g, z, v.gain, v.centre, v.rstd, x_hat, op.winners_of(task.winners, i));
         activate(g.pooled, g.pitch, x_hat, v.gain, v.bias, op.slope, y, false);
-        op.finish(x_hat, op.pooled, task.x_hat, i);
+        if (g.pool)
+            op.finish(x_hat, op.pooled, task.x_hat, i);
         op.finish(y, op.pooled, task.y, i);
     });
 }
@@ -61,7 +62,7 @@ void norm_act_bwd(const NormShape& shape, const NormSaved<T>& saved, const NormB
     op.load(saved);
     each(team, op.n, [&](int i, int worker) {
         const NormScratch<T> room = op.room(worker);
-        op.bend_image(task.dy, i, op.read(saved.x_hat, i, op.pooled, room.x_hat), 0, room.delta);
+        op.bend_image(task.dy, i, op.standard(saved, i, room), 0, room.delta);
     });
     op.merge(0);
     op.merge(1);
@@ -76,7 +77,7 @@ void norm_act_bwd(const NormShape& shape, const NormSaved<T>& saved, const NormB
     each(team, op.n, [&](int i, int worker) {
         const NormScratch<T> room = op.room(worker);
         // δ again, rather than keeping it for all images; its shares are the same once more.
-        op.bend_image(task.dy, i, op.read(saved.x_hat, i, op.pooled, room.x_hat), 0, room.delta);
+        op.bend_image(task.dy, i, op.standard(saved, i, room), 0, room.delta);
         const Addend<T> sparse[1] = {{room.delta, v.b0, nullptr}};
         const Addend<T> dense[1] = {{op.read(saved.z, i, op.dense, room.z), v.b2, v.centre}};
         T* dz = op.target(task.dz, i, op.dense, room.out);
@@ -116,7 +117,7 @@ void norm_act_tan_fwd(const NormShape& shape, const NormSaved<T>& saved, const N
     }
     each(team, op.n, [&](int i, int worker) {
         const NormScratch<T> room = op.room(worker);
-        const T* x_hat = op.read(saved.x_hat, i, op.pooled, room.x_hat);
+        const T* x_hat = op.standard(saved, i, room);
         T* x_hat_dot = nullptr;
         if (task.z_dot) {
             x_hat_dot = op.target(task.x_hat_dot, i, op.pooled, room.x_hat_dot);
@@ -141,7 +142,7 @@ void norm_act_tan_bwd(const NormShape& shape, const NormSaved<T>& saved, const N
     op.load(task.q, v.q);
     // δ and δ_dot of an image, and what they add to Σδ, Σδx̂, Σδ_dot and Σ(δ_dot·x̂ + δ·x̂_dot)
     const auto bend_both = [&](int i, const NormScratch<T>& room) {
-        const T* x_hat = op.read(saved.x_hat, i, op.pooled, room.x_hat);
+        const T* x_hat = op.standard(saved, i, room);
         const T* x_hat_dot = op.read(task.x_hat_dot, i, op.pooled, room.x_hat_dot);
         op.bend_image(task.dy, i, x_hat, 0, room.delta);
         if (task.dy_dot)

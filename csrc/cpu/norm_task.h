@@ -35,7 +35,8 @@ template <class T> struct NormWork {
     }
 };
 
-// One worker's images; all but δ are needed only where a pixel is not whole vectors.
+// One worker's images; all but δ, and x̂ where it is not kept, are needed only where a pixel is not
+// whole vectors.
 template <class T> struct NormScratch {
     T *z, *z_dot, *out;                           // dense
     T *delta, *delta_dot, *x_hat, *x_hat_dot, *y; // pooled
@@ -48,7 +49,9 @@ template <class T> struct NormScratch {
         T** const pooled[] = {&delta, &delta_dot, &x_hat, &x_hat_dot, &y};
         for (T** image : pooled)
             *image = carver.take<T>(
-                exact && image != &delta && image != &delta_dot ? 0 : g.pooled_image());
+                exact && image != &delta && image != &delta_dot && (g.pool || image != &x_hat)
+                    ? 0
+                    : g.pooled_image());
         if (bytes)
             *bytes = carver.bytes();
     }
@@ -118,6 +121,14 @@ template <class T> struct Norm {
             return from;
         copy_pixels(from, pixels, channels, g.pitch, to);
         return to;
+    }
+    // x̂ of an image at the winners; without pooling it is not kept, but made again.
+    const T* standard(const NormSaved<T>& saved, int image, const NormScratch<T>& room) const {
+        if (g.pool)
+            return read(saved.x_hat, image, pooled, room.x_hat);
+        normalise(g, read(saved.z, image, dense, room.z), v.gain, v.centre, v.rstd, room.x_hat,
+                  nullptr);
+        return room.x_hat;
     }
     // Where an image of a tensor is to be written, and its way from there into the tensor.
     T* target(T* images, int image, int pixels, T* room) const {

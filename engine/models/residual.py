@@ -1,9 +1,10 @@
 """Passes of ResNet-12 over a set of images a task, composed of single ops: forward, backward, and
 the tangent of both.
 
-Of each convolution with its normalisation, a unit, a pass holds the convolution's output alone;
-its normalisation is run again where its values are wanted. That is a few passes over memory beside
-a convolution of hundreds of channels, and less than half of what autograd holds.
+Of each convolution with its normalisation, a unit, a pass holds the convolution's output alone,
+and of a light one, as the shortcut, nothing; the rest is run again where its values are wanted.
+That is a few passes over memory beside a convolution of hundreds of channels, and less than half of
+what autograd holds.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class Unit(NamedTuple):
         options = 1, self.weight.shape[-1] // 2
         return kernels.backend("conv", x, x.shape, self.weight.shape, *options), options
 
+    def convolved(self, x: Tensor) -> Tensor:
+        conv, options = self.conv(x)
+        return conv.fwd(x, self.weight, *options)
+
     def norm(self, z: Tensor) -> tuple[Tensor, tuple, object]:
         """The unit's output, what the normalisation saved, and what runs it."""
         run = kernels.backend("norm_act", z, z.shape)
@@ -54,16 +59,22 @@ class Block(NamedTuple):
 
     units: list[Unit]
     x: Tensor  # [T, N, C, H, W] the input
-    z: list[Tensor]  # [T, N, F, H, W] of each convolution
+    z: list[Tensor | None]  # [T, N, F, H, W] of each convolution; None: run it again
     index: Tensor  # int32 [T·N, F, h, w] winners of the pooling, inside their image
     y: Tensor  # [T, N, F, h, w] the output, whose sign says where the activation bends
     slope: float
     dy: Tensor | None = None  # [T, N, F, h, w] gradient of the output
     du: tuple[Tensor, ...] = ()  # [T, N, F, H, W] gradients of the chain's activations
 
+    def norm(self, k: int) -> tuple[Tensor, tuple, object]:
+        """`Unit.norm` of a unit, again."""
+        unit, z = self.units[k], self.z[k]
+        return unit.norm(unit.convolved(self.x) if z is None else z)
+
     def spread(self, dy: Tensor) -> Tensor:
         """Gradient of the output → that of the residual sum."""
-        return scatter(bend(dy, self.y, self.slope), self.index.long(), self.z[0].shape)
+        size = *self.x.shape[:2], dy.shape[2], *self.x.shape[3:]
+        return scatter(bend(dy, self.y, self.slope), self.index.long(), size)
 
     def gathered(self, sum_dot: Tensor) -> Tensor:
         """Direction of the residual sum → that of the output."""
@@ -169,17 +180,23 @@ def block_fwd(units: list[Unit], x: Tensor, slope: float) -> tuple[Block, list[t
     """A block, and mean and variance of each of its normalisations [T, F]."""
     zs, moments, ys, u = [], [], [], x
     for k, unit in enumerate(units):
-        conv, options = unit.conv(x)
-        zs.append(conv.fwd(x if k == SHORTCUT else u, unit.weight, *options))
-        u, saved, _ = unit.norm(zs[-1])
+        z = unit.convolved(x if k == SHORTCUT else u)
+        zs.append(None if _light(units, k) else z)
+        u, saved, _ = unit.norm(z)
         moments.append((saved.mean, saved.var))
         if k >= 2:
             ys.append(u)
-        del saved  # a dense map
+        del z, saved  # dense maps
     joined = ys[0].add_(ys[1]).flatten(0, 1)
     pooled, index = F.max_pool2d(joined, 2, return_indices=True)
     y = F.leaky_relu_(pooled, slope).unflatten(0, x.shape[:2])
     return Block(units, x, zs, index.int(), y, slope), moments
+
+
+def _light(units: list[Unit], k: int) -> bool:
+    """Whether it takes few products, beside the chain's, to make from the block's input again."""
+    products = [unit.weight[0, 0].numel() for unit in units]  # for one value
+    return k in (0, SHORTCUT) and 4 * products[k] <= products[1]
 
 
 def block_bwd(
@@ -191,7 +208,7 @@ def block_bwd(
     units, x, zs, du, dws, affine = block.units, block.x, block.z, (), [], []
 
     def renewed(k: int) -> tuple:
-        found = units[k].norm(zs[k])
+        found = block.norm(k)
         zs[k] = zs[k] if keep else None
         return found
 
@@ -225,12 +242,12 @@ def block_tan_fwd(
 ) -> tuple[Tensor, list[UnitDot]]:
     """Direction of the output along those of the input and the filters."""
     units_dot, ys_dot, u, u_dot = [], [], block.x, x_dot
-    for k, (unit, z, w_dot) in enumerate(zip(block.units, block.z, weights_dot, strict=True)):
+    for k, (unit, w_dot) in enumerate(zip(block.units, weights_dot, strict=True)):
         if k == SHORTCUT:
             u, u_dot = block.x, x_dot
         conv, options = unit.conv(u)
         z_dot = conv.tan_fwd(u, unit.weight, u_dot, w_dot, *options)
-        u, saved, norm = unit.norm(z)
+        u, saved, norm = block.norm(k)
         y_dot, tangent = norm.tan_fwd(saved, unit.gain, z_dot)
         units_dot.append(UnitDot(u_dot, tangent))
         del saved
@@ -260,12 +277,12 @@ def block_tan_bwd(
         operands = dz, dz_dot, u, unit.weight, u_dot, weights_dot[k]
         return *conv.tan_bwd(*operands, *options, need=(need, True)), d_affine
 
-    saved, norm = units[SHORTCUT].norm(block.z[SHORTCUT])[1:]
+    saved, norm = block.norm(SHORTCUT)[1:]
     dx_dot, dw_dot, d_affine = unit_tan_bwd(SHORTCUT, saved, norm, x, d_sum, d_sum_dot, need_dx)
     dws, affine, du_dot = [dw_dot], [*d_affine], d_sum_dot
-    saved, norm = units[2].norm(block.z[2])[1:]
+    saved, norm = block.norm(2)[1:]
     for k in (2, 1, 0):
-        below = units[k - 1].norm(block.z[k - 1]) if k else (x, None, None)
+        below = block.norm(k - 1) if k else (x, None, None)
         dy = block.du[k] if k < 2 else d_sum
         du_dot, dw_dot, d_affine = unit_tan_bwd(
             k, saved, norm, below[0], dy, du_dot, need_dx or k > 0

@@ -1,8 +1,8 @@
 """Batch norm + affine + leaky ReLU + 2×2 max pool, statistics per task and channel; signatures as
 in `kernels.plain.norm_act`, which has the formulas.
 
-Square images. What is kept is the input itself and x̂ at the winners; the slope of the activation
-follows from x̂, and a winner is two bits.
+Square images. What is kept is the input itself and, of pooling, x̂ at the winners, of which one is
+two bits; the slope of the activation follows from x̂.
 """
 
 from functools import cache
@@ -41,7 +41,8 @@ def fwd(
     z, gain, bias, *given = images(z), *map(vectors, (gain, bias, *given))
     shape = _shape(n, c, side, pooled, negative_slope, eps)
     small = side // 2 if pooled else side
-    y, x_hat = (empty_images(z, t, n, c, small) for _ in range(2))
+    y = empty_images(z, t, n, c, small)
+    x_hat = empty_images(z, t, n, c, small) if pooled else None
     mean, var, rstd = (torch.empty((t, c), dtype=z.dtype, device=z.device) for _ in range(3))
     words = ops(z.dtype).winner_words(shape)
     winners = torch.empty((t, n, words), dtype=torch.int16, device=z.device) if pooled else None
@@ -56,7 +57,7 @@ def bwd(
     gain: Tensor,  # [T, C]
     dy: Tensor,  # [T, N, C, h, h]
 ) -> tuple[Tensor, Tensor, Tensor]:  # dz, dgain [T, C], dbias [T, C]
-    saved, gain = _checked(saved, gain, dy=(dy, saved.x_hat.shape))
+    saved, gain = _checked(saved, gain, dy=(dy, saved.small))
     dy = images(dy)
     results = _gradients(saved)
     operands = map(matrix, (dy, *results))
@@ -77,7 +78,7 @@ def tan_fwd(
     dots = {"z_dot": (z_dot, saved.z.shape), "gain_dot": (gain_dot, rows)}
     saved, gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
     z_dot, gain_dot, bias_dot = images(z_dot), vectors(gain_dot), vectors(bias_dot)
-    y_dot = empty_images(saved.z, *saved.x_hat.shape[:4])
+    y_dot = empty_images(saved.z, *saved.small[:4])
     tangent = Tangent(
         z_dot,
         *(
@@ -86,7 +87,7 @@ def tan_fwd(
             else torch.empty(rows, dtype=saved.z.dtype, device=saved.z.device)
             for _ in range(2)
         ),
-        None if z_dot is None else empty_images(saved.z, *saved.x_hat.shape[:4]),
+        None if z_dot is None else empty_images(saved.z, *saved.small[:4]),
     )
     operands = map(matrix, (z_dot, gain_dot, bias_dot, y_dot, *tangent[1:]))
     _call("norm_act_tan_fwd", saved, gain, *operands)
@@ -101,7 +102,7 @@ def tan_bwd(
     dy_dot: Tensor | None,  # [T, N, C, h, h]
     gain_dot: Tensor | None = None,  # [T, C]
 ) -> tuple[Tensor, Tensor, Tensor]:  # directions of dz, dgain, dbias
-    small = saved.x_hat.shape
+    small = saved.small
     dots = {"dy_dot": (dy_dot, small), "gain_dot": (gain_dot, saved.rstd.shape)}
     saved, gain = _checked(saved, gain, dy=(dy, small), **dots)
     dy, dy_dot, gain_dot = images(dy), images(dy_dot), vectors(gain_dot)
