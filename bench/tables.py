@@ -28,6 +28,7 @@ def sections(run: dict) -> list[Section]:
         *_meta(run),
         *_precisions(run),
         *_peers(run),
+        *_modules(run),
         *_ops(run),
         *_evaluation(run),
         *_episodes(run),
@@ -151,6 +152,28 @@ def _peers(run: dict) -> Iterator[Section]:
         lines = [f"- {name} {note}\n" for name, note in _NOTES.items() if name in names]
         lines = "".join([*lines, *(f"- Left out, {reason}\n" for reason in reasons)])
         yield Section("Other implementations", body + (f"\n{lines}" if lines else ""))
+
+
+def _modules(run: dict) -> Iterator[Section]:
+    """Networks of one's own, against plain autograd."""
+
+    def cells(row: dict, name: str) -> list[str]:
+        seconds, memory = (row[what] for what in ("seconds", "memory"))
+        return [
+            f"{row['case']}, {row['loss']}" + ", `memory='low'`" * (name == "ours, low"),
+            *(f"{seconds[each]:.3f}" for each in (name, "loop")),
+            f"{seconds[name] / seconds['loop']:.2f}",
+            *(f"{memory[each] / MIB:,.0f} MiB" for each in (name, "loop")),
+            f"1/{memory['loop'] / memory[name]:.2f}",
+        ]
+
+    rows = run.get("modules", [])  # runs before them have none
+    body = [cells(row, n) for row in rows for n in ("ours", "ours, low") if n in row["seconds"]]
+    if rows:
+        yield Section("Networks of one's own, through the learner", table(_MODULES, body))
+
+
+_MODULES = ["second order, 5 steps", "s", "s, loop", "ratio", "peak", "peak, loop", "ratio"]
 
 
 def _seconds(row: dict, names: Iterable[str]) -> list[str]:

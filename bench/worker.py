@@ -2,7 +2,8 @@
 
     python -m bench.worker '["mini 5w1s", "MAML++", "second", 5, "MSL", 2]' ours 2 cpu
 
-makes it ready with two threads (a row of three values is a `ModuleRow`), then reads commands from stdin, one a line, until it is closed:
+makes it ready with two threads, then reads commands from stdin, one a line, until it is closed
+(a row of three values is a `ModuleRow`):
 
     iteration     runs one outer iteration, answers {"seconds": ..., "loss": ...}
     iterations N  runs so many, answers the seconds of all of them and the last one's loss

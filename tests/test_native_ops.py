@@ -76,7 +76,13 @@ def test_update_is_that_of_plain(tasks: int, sizes: tuple[int, ...], isa) -> Non
         assert_close(ours, expected)
 
 
-LARGE = (3, 6, 6, 48, 13), (1, 9, 5, 64, 12), (2, 4, 48, 48, 7)  # worth more than one thread
+LARGE = (  # worth more than one thread; rows of tiles, and longer sums of filters, are shared out
+    (3, 6, 6, 48, 13),
+    (1, 9, 5, 64, 12),
+    (2, 4, 48, 48, 7),
+    (1, 5, 32, 64, 10),
+    (1, 26, 96, 320, 6),
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -88,7 +94,8 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, threads) 
             results += conv_results(native.conv, size, 2, dtype)
             results += conv_results(native.conv, size, 1, dtype, kernel=1)
             results += conv_results(native.conv, size, 2, dtype, kernel=5)
-            results += norm_results(native.norm_act, size, 0.01, True, False, dtype)
+            for pooled in (True, False):
+                results += norm_results(native.norm_act, size, 0.01, pooled, False, dtype)
         return results
 
     runs = []

@@ -7,10 +7,11 @@ from itertools import chain
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 import kernels
+from bench.baselines.resnet12 import TorchResNet12
 from engine import evaluate, train, unroll
 from engine.config import Config
 from engine.episodes import Episode
@@ -76,6 +77,27 @@ def test_the_adjoint_is_the_gradient_of_the_unrolled_loop(
 
 
 @BACKEND
+def test_a_first_convolution_so_light_that_it_is_run_again(backend: str) -> None:
+    model = ResNet12(1, 8, 3, (8, 16))
+    params, episode, _ = problem(model, 2, 2)
+    episode = Episode(
+        episode.support_x[:, :, :1], episode.support_y, episode.target_x[:, :, :1], episode.target_y
+    )
+    images, theta = model.prepare(episode.support_x, 1), params.theta.expand(2, -1)
+    with kernels.use(backend):
+        kept = images.loss_and_gradient(theta, params.norm[0], episode.support_y, keep=True).kept
+        assert [[z is None for z in b.z] for b in kept.blocks] == [
+            [True, False, False, True],
+            [False, False, False, True],
+        ]
+        arguments = model, params, episode, [0.3, 0.7], True
+        assert_same(
+            unroll.total([unroll.adjoint(*arguments)]),
+            unroll.total([unroll.autograd(*arguments, ops=reference)]),
+        )
+
+
+@BACKEND
 def test_sides_that_pooling_leaves_pixels_of(backend: str) -> None:
     model = ResNet12(1, 21, 3, (3, 5), negative_slope=0.0)
     params, episode, _ = problem(model, 2, 2)
@@ -88,49 +110,6 @@ def test_sides_that_pooling_leaves_pixels_of(backend: str) -> None:
             unroll.total([unroll.adjoint(*arguments)]),
             unroll.total([unroll.autograd(*arguments, ops=reference)]),
         )
-
-
-class TorchBlock(nn.Module):
-    def __init__(self, channels: int, width: int):
-        super().__init__()
-        inputs = channels, width, width
-        self.convs = nn.ModuleList(nn.Conv2d(c, width, 3, padding=1, bias=False) for c in inputs)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in inputs)
-        self.shortcut = nn.Conv2d(channels, width, 1, bias=False)
-        self.shortcut_norm = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        u = x
-        for k, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            u = norm(conv(u))
-            u = F.leaky_relu(u, 0.1) if k < 2 else u
-        return F.max_pool2d(F.leaky_relu(u + self.shortcut_norm(self.shortcut(x)), 0.1), 2)
-
-
-class TorchResNet12(nn.Module):
-    """As the papers draw it, of torch's own modules."""
-
-    def __init__(self, model: ResNet12):
-        super().__init__()
-        widths = model.in_channels, *model.widths
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.blocks = nn.Sequential(*(TorchBlock(*pair) for pair in pairs))
-        self.linear = nn.Linear(widths[-1], model.ways)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.blocks(x).mean((2, 3)))
-
-    def adapted(self) -> list[str]:
-        """Names in the order of the engine's buffers."""
-        count = range(len(self.blocks))
-        units = [*(f"convs.{k}" for k in range(3)), "shortcut"]
-        names = [f"blocks.{b}.{unit}.weight" for b in count for unit in units]
-        return [*names, "linear.weight", "linear.bias"]
-
-    def norms(self) -> list[str]:
-        units = [*(f"norms.{k}" for k in range(3)), "shortcut_norm"]
-        names = [f"blocks.{b}.{u}" for b in range(len(self.blocks)) for u in units]
-        return [f"{name}.{leaf}" for name in names for leaf in ("weight", "bias")]
 
 
 @ORDER
@@ -212,9 +191,12 @@ def test_what_an_inner_step_holds_is_less_than_half_of_what_autograd_does() -> N
         images = model.prepare(x, 1)
         kept = images.loss_and_gradient(theta, params.norm[0], y, keep=True).kept
         assert images.loss_and_gradient(theta, params.norm[0], y).kept is None
+    of_block = [[z for z in b.z if z is not None] for b in kept.blocks]
+    assert [len(zs) for zs in of_block] == [3, 3, 3, 3]  # shortcuts are run again
     held = [t for b in kept.blocks for t in (b.x, *b.z, *b.du, b.y, b.dy, b.index)]
-    for b in kept.blocks:
-        assert sum(t.numel() for t in (*b.z, *b.du)) == 6 * b.z[0].numel()
+    held = [t for t in held if t is not None]
+    for b, zs in zip(kept.blocks, of_block, strict=True):
+        assert sum(t.numel() for t in (*zs, *b.du)) == 5 * b.z[1].numel()
 
     saved = {}
     network = TorchResNet12(model).double()
@@ -231,7 +213,7 @@ def test_what_an_inner_step_holds_is_less_than_half_of_what_autograd_does() -> N
         torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
     theirs = sum(size for place, size in saved.items() if place not in own)
     ours = sum({t.data_ptr(): t.nbytes for t in held}.values())
-    assert 0 < ours < theirs / 2.5, (ours, theirs)
+    assert 0 < ours < theirs / 2.9, (ours, theirs)
 
 
 def test_sizes_names_and_initial_values_are_those_of_the_papers() -> None:

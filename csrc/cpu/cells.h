@@ -16,6 +16,12 @@ constexpr int taps = 9;
 // tile.
 MAMLPP_INLINE int span(int side) { return side + 2 + side % 2; }
 
+// Some of the rows of what is shared out; of filters as they lie, those of an input or output
+// channel.
+struct Span {
+    int begin, end;
+};
+
 // Sizes of one convolution of square images.
 template <class T> struct Conv {
     int channels;  // of the input, real
@@ -74,11 +80,11 @@ template <class T> struct EachRow {
 template <class T> struct Winograd {
     // values of T's size in the cells of `rows` rows of operands
     ptrdiff_t (*operands_size)(int rows, int pitch);
-    void (*pack)(const T* w, int rows, ptrdiff_t row_step, ptrdiff_t tap_step, int pitch,
-                 bool flipped, void* to);
-    void (*fwd)(const Conv<T>&, const Factors<T>* pairs, int count, int images, const Tiles<T>&,
+    void (*pack)(const T* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
+                 int pitch, bool flipped, void* to);
+    void (*fwd)(const Conv<T>&, const Factors<T>* pairs, int count, Span of_tiles, const Tiles<T>&,
                 T* z, EachRow<T>);
-    void (*wgrad)(const Conv<T>&, const Pair<T>* pairs, int count, int images, const Tiles<T>&,
+    void (*wgrad)(const Conv<T>&, const Pair<T>* pairs, int count, Span of_tiles, const Tiles<T>&,
                   T* sum, bool fresh);
 };
 

@@ -11,21 +11,54 @@ namespace MAMLPP_ISA {
 
 namespace {
 
+// Sums of a weight gradient are as long as the filters: of many bytes, few.
+constexpr ptrdiff_t many_bytes = 1024 * 1024;
+constexpr int few_parts = 4;
+// What the filters are shared out in to be packed and stored.
+constexpr int piece = 32;
+inline int pieces(int rows) { return (rows + piece - 1) / piece; }
+inline Span rows_of(int i, int rows) {
+    return {i * piece, (i + 1) * piece < rows ? (i + 1) * piece : rows};
+}
+
 template <class T> struct ConvPlan {
     Conv<T> g;      // of the value and the weight gradient: pixels of the input as they are
     Conv<T> inward; // of the input gradient: they are whole vectors
     int n;
+    bool by_rows; // the workers share out rows of tiles, not images
+    int parts;    // of the images: each has a sum of its own of the weight gradient
 
     explicit ConvPlan(const ConvShape& s)
         : g{s.channels, s.channels, s.side, s.stride, s.filters, padded<T>(s.filters)}, inward(g),
           n(s.n) {
         inward.pitch_in = padded<T>(s.channels);
+        by_rows = by_winograd(g) && g.channels == g.pitch_in && g.filters == g.pitch_out;
+        parts = chunks(n);
+        if (parts > few_parts && share() * static_cast<ptrdiff_t>(sizeof(T)) > many_bytes)
+            parts = few_parts;
     }
     bool wide() const { return g.pitch_in % lanes<T> == 0; } // see conv_wgrad
     ptrdiff_t in_pixels() const { return static_cast<ptrdiff_t>(g.side) * g.side; }
     ptrdiff_t out_pixels() const { return static_cast<ptrdiff_t>(g.out()) * g.out(); }
     ptrdiff_t x_image() const { return in_pixels() * g.channels; }
     ptrdiff_t z_image() const { return out_pixels() * g.filters; }
+    int rows() const { return by_rows ? tile_columns(g.side) : 1; } // of an image
+    // f(first image, part of a group, whether it is the first) for the groups of a part
+    template <class F> void for_groups(int part, F f) const {
+        const ptrdiff_t all = static_cast<ptrdiff_t>(n) * rows();
+        const int begin = static_cast<int>(all * part / parts);
+        const int end = static_cast<int>(all * (part + 1) / parts);
+        const int most = group_of(g), last = (end + rows() - 1) / rows();
+        for (int first = begin / rows(); first < last; first += most) {
+            const int size = first + most < last ? most : last - first, at = first * rows();
+            Part group = all_of(g, size);
+            if (by_rows) {
+                group.rows.begin = begin > at ? begin - at : 0;
+                group.rows.end = end < at + group.rows.end ? end - at : group.rows.end;
+            }
+            f(first, group, at <= begin);
+        }
+    }
     ptrdiff_t share() const { // of a weight gradient
         return taps * (wide() ? static_cast<ptrdiff_t>(g.filters) * g.pitch_in
                               : static_cast<ptrdiff_t>(g.channels) * g.pitch_out);
@@ -35,7 +68,7 @@ template <class T> struct ConvPlan {
 template <class T> struct ConvWork {
     Packed<T> fwd[2], bwd[2];
     T* packing;
-    T* shares; // [chunks][share]
+    T* shares; // [parts][share]
 
     ConvWork(const ConvPlan<T>& plan, void* block, size_t* bytes = nullptr) {
         Carver carver(block);
@@ -44,7 +77,7 @@ template <class T> struct ConvWork {
             bwd[k] = take_bwd(winograd<T>(), carver, plan.inward);
         }
         packing = carver.take<T>(packing_size(plan.inward));
-        shares = carver.take<T>(chunks(plan.n) * plan.share());
+        shares = carver.take<T>(plan.parts * plan.share());
         if (bytes)
             *bytes = carver.bytes();
     }
@@ -80,10 +113,11 @@ template <class T> ConvScratch<T> scratch_of(const ConvPlan<T>& plan, void* scra
     return {plan, static_cast<char*>(scratch) + worker * bytes};
 }
 
-// The gradients' share of images first … first + size − 1, with filters packed in `work`.
+// The gradients' share of a group of images from the first on, with filters packed in `work`.
 template <class T>
 void group_bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<T>& work,
-               const ConvScratch<T>& scratch, int first, int size, T* share, bool fresh) {
+               const ConvScratch<T>& scratch, int first, Part group, T* share, bool fresh) {
+    const int size = group.images;
     const Conv<T>& g = plan.g;
     Pair<T> outer_pairs[2];
     Factors<T> factors[2];
@@ -107,14 +141,15 @@ void group_bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<
     if (task.dx) {
         T* const to = task.dx + first * plan.x_image();
         const bool exact = plan.inward.pitch_in == g.channels;
-        convolve_bwd(winograd<T>(), plan.inward, factors, count, size, scratch.cells_of,
+        convolve_bwd(winograd<T>(), plan.inward, factors, count, group, scratch.cells_of,
                      exact ? to : scratch.images, each_row<T>([](int, int, const T*) {}));
         if (!exact)
             copy_pixels(scratch.images, size * plan.in_pixels(), plan.inward.pitch_in, g.channels,
                         to);
     }
     if (task.dw)
-        add_wgrad(winograd<T>(), g, outer_pairs, outer_count, size, fresh, scratch.cells_of, share);
+        add_wgrad(winograd<T>(), g, outer_pairs, outer_count, group, fresh, scratch.cells_of,
+                  share);
 }
 
 } // namespace
@@ -145,11 +180,15 @@ void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
     const Conv<T>& g = plan.g;
     for (int k = 0; k < 2; ++k)
         if (task.pairs[k].w)
-            pack_fwd(winograd<T>(), g, task.pairs[k].w, work.packing, work.fwd[k]);
-    each(team, chunks(plan.n), [&](int chunk, int worker) {
+            each(team, pieces(g.channels), [&](int i, int) {
+                pack_fwd(winograd<T>(), g, rows_of(i, g.channels), task.pairs[k].w, work.packing,
+                         work.fwd[k]);
+            });
+    each(team, plan.parts, [&](int part, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);
-        for_groups(g, plan.n, chunk, [&](int first, int size) {
+        plan.for_groups(part, [&](int first, Part group, bool) {
             Factors<T> factors[2];
+            const int size = group.images;
             int count = 0;
             for (int k = 0; k < 2; ++k) {
                 if (!task.pairs[k].w)
@@ -161,7 +200,7 @@ void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
             }
             T* const to = task.z + first * plan.z_image();
             const bool exact = g.pitch_out == g.filters;
-            convolve_fwd(winograd<T>(), g, factors, count, size, room.cells_of,
+            convolve_fwd(winograd<T>(), g, factors, count, group, room.cells_of,
                          exact ? to : room.images, each_row<T>([](int, int, const T*) {}));
             if (!exact)
                 copy_pixels(room.images, size * plan.out_pixels(), g.pitch_out, g.filters, to);
@@ -178,20 +217,26 @@ void task_conv_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
     const ConvWork<T> work(plan, block);
     for (int k = 0; k < 2; ++k)
         if (task.dx && task.pairs[k].w && task.pairs[k].dz)
-            pack_bwd(winograd<T>(), plan.inward, task.pairs[k].w, work.packing, work.bwd[k]);
-    const int parts = chunks(plan.n);
-    each(team, parts, [&](int part, int worker) {
+            each(team, pieces(plan.g.filters), [&](int i, int) {
+                pack_bwd(winograd<T>(), plan.inward, rows_of(i, plan.g.filters), task.pairs[k].w,
+                         work.packing, work.bwd[k]);
+            });
+    each(team, plan.parts, [&](int part, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);
         T* const share = work.shares + part * plan.share();
-        for_groups(plan.g, plan.n, part, [&](int first, int size) {
-            group_bwd(plan, task, work, room, first, size, share,
-                      first == chunk_begin(plan.n, part));
+        plan.for_groups(part, [&](int first, Part group, bool fresh) {
+            group_bwd(plan, task, work, room, first, group, share, fresh);
         });
         if (task.dw)
             finish_wgrad(plan.g, room.cells_of, share);
     });
-    if (task.dw)
-        store_filters(plan.g, work.shares, parts, plan.share(), task.dw);
+    if (!task.dw)
+        return;
+    const int filters = plan.g.filters, stored = plan.wide() ? pieces(filters) : 1;
+    each(team, stored, [&](int i, int) {
+        store_filters(plan.g, stored > 1 ? rows_of(i, filters) : Span{0, filters}, work.shares,
+                      plan.parts, plan.share(), task.dw);
+    });
 }
 
 template size_t conv_work_bytes<float>(const ConvShape&);

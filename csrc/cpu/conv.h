@@ -120,16 +120,20 @@ inline void conv_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, int im
         }
 }
 
-// Σ of `parts` results of conv_wgrad, `stride` apart, into the first → [filters][9][channels]
+// Σ of `parts` results of conv_wgrad, `stride` apart, into the first → [filters][9][channels]: of
+// some filters, or where those are not wide, of all
 template <class T>
-inline void store_filters(const Conv<T>& g, T* shares, int parts, ptrdiff_t stride, T* to) {
+inline void store_filters(const Conv<T>& g, Span filters, T* shares, int parts, ptrdiff_t stride,
+                          T* to) {
     constexpr int L = lanes<T>;
     const bool wide = g.pitch_in % L == 0; // see conv_wgrad
-    const ptrdiff_t size =
-        static_cast<ptrdiff_t>(taps) * (wide ? g.filters * g.pitch_in : g.channels * g.pitch_out);
+    const ptrdiff_t filter = static_cast<ptrdiff_t>(taps) * g.pitch_in;
+    const ptrdiff_t begin = wide ? filters.begin * filter : 0;
+    const ptrdiff_t end =
+        wide ? filters.end * filter : static_cast<ptrdiff_t>(taps) * g.channels * g.pitch_out;
     const bool whole = wide && g.channels == g.pitch_in;
     T* const sums = whole ? to : shares;
-    for (ptrdiff_t at = 0; at < size; at += L) {
+    for (ptrdiff_t at = begin; at < end; at += L) {
         Vec<T> sum = Vec<T>::load(shares + at);
         for (int i = 1; i < parts; ++i)
             sum = sum + Vec<T>::load(shares + i * stride + at);
@@ -137,7 +141,8 @@ inline void store_filters(const Conv<T>& g, T* shares, int parts, ptrdiff_t stri
     }
     if (whole)
         return;
-    for (int f = 0; f < g.filters; ++f)
+    to += static_cast<ptrdiff_t>(filters.begin) * taps * g.channels;
+    for (int f = filters.begin; f < filters.end; ++f)
         for (int t = 0; t < taps; ++t, to += g.channels)
             for (int c = 0; c < g.channels; ++c)
                 to[c] =
@@ -145,16 +150,16 @@ inline void store_filters(const Conv<T>& g, T* shares, int parts, ptrdiff_t stri
                                 : (static_cast<ptrdiff_t>(t) * g.channels + c) * g.pitch_out + f];
 }
 
-// [filters][9][channels] → [9][channels][pitch], the order in which conv_fwd reads them; or of
-// another number of taps
+// [filters][9][channels] → [9][channels][pitch], the order in which conv_fwd reads them, of some
+// channels, which begin at a multiple of the lanes; or of another number of taps
 template <class T>
-inline void pack_filters(const T* theta, int filters, int channels, int pitch, T* w,
+inline void pack_filters(const T* theta, int filters, int channels, Span which, int pitch, T* w,
                          int count = taps) {
     constexpr int L = lanes<T>;
     const ptrdiff_t filter = static_cast<ptrdiff_t>(count) * channels;
     if (channels % L == 0 && filters == pitch) {
         for (int t = 0; t < count; ++t)
-            for (int c = 0; c < channels; c += L)
+            for (int c = which.begin; c < which.end; c += L)
                 for (int f = 0; f < filters; f += L) {
                     Vec<T> block[L];
 #pragma GCC unroll 16
@@ -169,20 +174,23 @@ inline void pack_filters(const T* theta, int filters, int channels, int pitch, T
         return;
     }
     for (int t = 0; t < count; ++t)
-        for (int c = 0; c < channels; ++c, w += pitch) {
+        for (int c = which.begin; c < which.end; ++c) {
             const T* from = theta + t * channels + c;
+            T* const to = w + (static_cast<ptrdiff_t>(t) * channels + c) * pitch;
             for (int f = 0; f < filters; ++f)
-                w[f] = from[f * filter];
+                to[f] = from[f * filter];
             for (int f = filters; f < pitch; ++f)
-                w[f] = 0;
+                to[f] = 0;
         }
 }
 
-// [filters][9][channels] → [9][filters][pitch], the order in which conv_dgrad reads them
+// [filters][9][channels] → [9][filters][pitch], the order in which conv_dgrad reads them, of some
+// filters
 template <class T>
-inline void pack_filters_bwd(const T* theta, int filters, int channels, int pitch, T* w,
+inline void pack_filters_bwd(const T* theta, int filters, Span which, int channels, int pitch, T* w,
                              int count = taps) {
-    for (int f = 0; f < filters; ++f)
+    theta += static_cast<ptrdiff_t>(which.begin) * count * channels;
+    for (int f = which.begin; f < which.end; ++f)
         for (int t = 0; t < count; ++t, theta += channels) {
             T* const to = w + (static_cast<ptrdiff_t>(t) * filters + f) * pitch;
             for (int c = 0; c < channels; ++c)

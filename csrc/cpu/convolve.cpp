@@ -6,38 +6,39 @@ namespace mamlpp {
 namespace MAMLPP_ISA {
 
 template <class T>
-void pack_fwd(const Winograd<T>& by, const Conv<T>& g, const T* theta, T* buffer,
+void pack_fwd(const Winograd<T>& by, const Conv<T>& g, Span channels, const T* theta, T* buffer,
               const Packed<T>& to) {
     T* const packed = by_winograd(g) ? buffer : to.taps;
-    pack_filters(theta, g.filters, g.channels, g.pitch_out, packed);
+    pack_filters(theta, g.filters, g.channels, channels, g.pitch_out, packed);
     if (by_winograd(g))
-        by.pack(packed, g.channels, g.pitch_out, static_cast<ptrdiff_t>(g.channels) * g.pitch_out,
-                g.pitch_out, false, to.cells);
+        by.pack(packed, g.channels, channels, g.pitch_out,
+                static_cast<ptrdiff_t>(g.channels) * g.pitch_out, g.pitch_out, false, to.cells);
 }
 
 template <class T>
-void pack_bwd(const Winograd<T>& by, const Conv<T>& g, const T* theta, T* buffer,
+void pack_bwd(const Winograd<T>& by, const Conv<T>& g, Span filters, const T* theta, T* buffer,
               const Packed<T>& to) {
     if (!by_winograd(g)) {
-        pack_filters_bwd(theta, g.filters, g.channels, g.pitch_in, to.taps);
+        pack_filters_bwd(theta, g.filters, filters, g.channels, g.pitch_in, to.taps);
         return;
     }
     ptrdiff_t row = static_cast<ptrdiff_t>(taps) * g.channels, tap = g.channels; // as theta lies
     if (g.channels != g.pitch_in) {
-        pack_filters_bwd(theta, g.filters, g.channels, g.pitch_in, buffer);
+        pack_filters_bwd(theta, g.filters, filters, g.channels, g.pitch_in, buffer);
         theta = buffer, row = g.pitch_in, tap = static_cast<ptrdiff_t>(g.filters) * g.pitch_in;
     }
-    by.pack(theta, g.filters, row, tap, g.pitch_in, true, to.cells);
+    by.pack(theta, g.filters, filters, row, tap, g.pitch_in, true, to.cells);
 }
 
 template <class T>
 void convolve_fwd(const Winograd<T>& by, const Conv<T>& g, const Factors<T>* pairs, int count,
-                  int images, const Cells<T>& room, T* z, EachRow<T> row) {
+                  Part part, const Cells<T>& room, T* z, EachRow<T> row) {
     if (by_winograd(g)) {
-        by.fwd(g, pairs, count, images, room.tiles, z, row);
+        by.fwd(g, pairs, count, part.rows, room.tiles, z, row);
         return;
     }
-    for (int i = 0; i < images; ++i, z += static_cast<ptrdiff_t>(g.out()) * g.out() * g.pitch_out) {
+    for (int i = 0; i < part.images;
+         ++i, z += static_cast<ptrdiff_t>(g.out()) * g.out() * g.pitch_out) {
         Pair<T> each[2];
         for (int k = 0; k < count; ++k)
             each[k] = {pairs[k].image + i * g.in_image(), pairs[k].w.taps};
@@ -47,12 +48,13 @@ void convolve_fwd(const Winograd<T>& by, const Conv<T>& g, const Factors<T>* pai
 
 template <class T>
 void convolve_bwd(const Winograd<T>& by, const Conv<T>& g, const Factors<T>* pairs, int count,
-                  int images, const Cells<T>& room, T* dx, EachRow<T> row) {
+                  Part part, const Cells<T>& room, T* dx, EachRow<T> row) {
     if (by_winograd(g)) {
-        by.fwd(g.mirrored(), pairs, count, images, room.tiles, dx, row);
+        by.fwd(g.mirrored(), pairs, count, part.rows, room.tiles, dx, row);
         return;
     }
-    for (int i = 0; i < images; ++i, dx += static_cast<ptrdiff_t>(g.side) * g.side * g.pitch_in) {
+    for (int i = 0; i < part.images;
+         ++i, dx += static_cast<ptrdiff_t>(g.side) * g.side * g.pitch_in) {
         Pair<T> each[2];
         for (int k = 0; k < count; ++k)
             each[k] = {pairs[k].image + i * g.dz_image(), pairs[k].w.taps};
@@ -61,12 +63,12 @@ void convolve_bwd(const Winograd<T>& by, const Conv<T>& g, const Factors<T>* pai
 }
 
 template <class T>
-void add_wgrad(const Winograd<T>& by, const Conv<T>& g, const Pair<T>* pairs, int count, int images,
+void add_wgrad(const Winograd<T>& by, const Conv<T>& g, const Pair<T>* pairs, int count, Part part,
                bool fresh, const Cells<T>& room, T* share) {
     if (by_winograd(g))
-        by.wgrad(g, pairs, count, images, room.tiles, room.sum, fresh);
+        by.wgrad(g, pairs, count, part.rows, room.tiles, room.sum, fresh);
     else
-        conv_wgrad(g, pairs, count, images, share, fresh);
+        conv_wgrad(g, pairs, count, part.images, share, fresh);
 }
 template <class T> void finish_wgrad(const Conv<T>& g, const Cells<T>& room, T* share) {
     if (by_winograd(g))
@@ -74,13 +76,15 @@ template <class T> void finish_wgrad(const Conv<T>& g, const Cells<T>& room, T* 
 }
 
 #define MAMLPP_CONVOLUTIONS(T)                                                                     \
-    template void pack_fwd(const Winograd<T>&, const Conv<T>&, const T*, T*, const Packed<T>&);    \
-    template void pack_bwd(const Winograd<T>&, const Conv<T>&, const T*, T*, const Packed<T>&);    \
-    template void convolve_fwd(const Winograd<T>&, const Conv<T>&, const Factors<T>*, int, int,    \
+    template void pack_fwd(const Winograd<T>&, const Conv<T>&, Span, const T*, T*,                 \
+                           const Packed<T>&);                                                      \
+    template void pack_bwd(const Winograd<T>&, const Conv<T>&, Span, const T*, T*,                 \
+                           const Packed<T>&);                                                      \
+    template void convolve_fwd(const Winograd<T>&, const Conv<T>&, const Factors<T>*, int, Part,   \
                                const Cells<T>&, T*, EachRow<T>);                                   \
-    template void convolve_bwd(const Winograd<T>&, const Conv<T>&, const Factors<T>*, int, int,    \
+    template void convolve_bwd(const Winograd<T>&, const Conv<T>&, const Factors<T>*, int, Part,   \
                                const Cells<T>&, T*, EachRow<T>);                                   \
-    template void add_wgrad(const Winograd<T>&, const Conv<T>&, const Pair<T>*, int, int, bool,    \
+    template void add_wgrad(const Winograd<T>&, const Conv<T>&, const Pair<T>*, int, Part, bool,   \
                             const Cells<T>&, T*);                                                  \
     template void finish_wgrad(const Conv<T>&, const Cells<T>&, T*);
 MAMLPP_CONVOLUTIONS(float)

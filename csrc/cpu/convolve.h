@@ -63,13 +63,16 @@ template <class T> ptrdiff_t packing_size(const Conv<T>& g) {
     return taps * (fwd > bwd ? fwd : bwd);
 }
 
-// [filters][9][channels] → as convolve_fwd reads them
+// [filters][9][channels] → as convolve_fwd reads them: those of some channels, which begin at a
+// multiple of the lanes
 template <class T>
-void pack_fwd(const Winograd<T>&, const Conv<T>&, const T* theta, T* buffer, const Packed<T>& to);
+void pack_fwd(const Winograd<T>&, const Conv<T>&, Span channels, const T* theta, T* buffer,
+              const Packed<T>& to);
 
-// The same for convolve_bwd.
+// The same for convolve_bwd, of some filters.
 template <class T>
-void pack_bwd(const Winograd<T>&, const Conv<T>&, const T* theta, T* buffer, const Packed<T>& to);
+void pack_bwd(const Winograd<T>&, const Conv<T>&, Span filters, const T* theta, T* buffer,
+              const Packed<T>& to);
 
 // f(image, y, row) for each row of the result of one of the two below
 template <class T, class F> MAMLPP_INLINE EachRow<T> each_row(const F& f) {
@@ -79,20 +82,30 @@ template <class T, class F> MAMLPP_INLINE EachRow<T> each_row(const F& f) {
             &f};
 }
 
-// z of `images` images: Σ_pairs conv(image, w); then row(image, y, z row).
-template <class T>
-void convolve_fwd(const Winograd<T>&, const Conv<T>&, const Factors<T>* pairs, int count,
-                  int images, const Cells<T>& room, T* z, EachRow<T> row);
+// Images one behind the other, and those of their rows that are wanted: by Winograd, of tiles;
+// otherwise, all.
+struct Part {
+    int images;
+    Span rows;
+};
+template <class T> MAMLPP_INLINE Part all_of(const Conv<T>& g, int images) {
+    return {images, {0, images * tile_columns(g.side)}};
+}
 
-// The gradient of `images` inputs: Σ_pairs dgrad(dz, w); then row(image, y, dx row).
+// z of a part: Σ_pairs conv(image, w); then row(image, y, z row).
 template <class T>
-void convolve_bwd(const Winograd<T>&, const Conv<T>&, const Factors<T>* pairs, int count,
-                  int images, const Cells<T>& room, T* dx, EachRow<T> row);
+void convolve_fwd(const Winograd<T>&, const Conv<T>&, const Factors<T>* pairs, int count, Part part,
+                  const Cells<T>& room, T* z, EachRow<T> row);
 
-// The weight gradient of a part of a chunk's images, as conv_wgrad: its own sums, or in the cells
-// those of the worker, which finish_wgrad then turns into it.
+// The gradient of a part's inputs: Σ_pairs dgrad(dz, w); then row(image, y, dx row).
 template <class T>
-void add_wgrad(const Winograd<T>&, const Conv<T>&, const Pair<T>* pairs, int count, int images,
+void convolve_bwd(const Winograd<T>&, const Conv<T>&, const Factors<T>* pairs, int count, Part part,
+                  const Cells<T>& room, T* dx, EachRow<T> row);
+
+// The weight gradient of a part, as conv_wgrad: its own sums, or in the cells those of the worker,
+// which finish_wgrad then turns into it.
+template <class T>
+void add_wgrad(const Winograd<T>&, const Conv<T>&, const Pair<T>* pairs, int count, Part part,
                bool fresh, const Cells<T>& room, T* share);
 template <class T> void finish_wgrad(const Conv<T>&, const Cells<T>& room, T* share);
 

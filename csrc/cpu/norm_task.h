@@ -48,10 +48,10 @@ template <class T> struct NormScratch {
             *image = carver.take<T>(exact ? 0 : g.dense_image());
         T** const pooled[] = {&delta, &delta_dot, &x_hat, &x_hat_dot, &y};
         for (T** image : pooled)
-            *image = carver.take<T>(
-                exact && image != &delta && image != &delta_dot && (g.pool || image != &x_hat)
-                    ? 0
-                    : g.pooled_image());
+            *image = carver.take<T>(exact && image != &delta && image != &delta_dot &&
+                                            (g.pool || image != &x_hat)
+                                        ? 0
+                                        : g.pooled_image());
         if (bytes)
             *bytes = carver.bytes();
     }

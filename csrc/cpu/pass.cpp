@@ -124,8 +124,8 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
                 const Factors<T> pair{x, shares.filters_of[s].fwd};
-                convolve_fwd(plan.winograd, stage.conv, &pair, 1, size, scratch.cells_of,
-                             k.z + first * stage.window.dense_image(),
+                convolve_fwd(plan.winograd, stage.conv, &pair, 1, all_of(stage.conv, size),
+                             scratch.cells_of, k.z + first * stage.window.dense_image(),
                              each_row<T>([&](int i, int y, const T* row) {
                                  T* share = shares.sums + (first + i) * share_size;
                                  add_moments<T>({share, share + plan.pitch}, row, width, plan.pitch,
@@ -221,8 +221,8 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
                     const ptrdiff_t image = plan.stages[s - 1].window.pooled_image();
                     const int side = stage.conv.side;
                     const Factors<T> pair{scratch.dz, shares.filters_of[s].bwd};
-                    convolve_bwd(plan.winograd, stage.conv, &pair, 1, size, scratch.cells_of,
-                                 below.delta + first * image,
+                    convolve_bwd(plan.winograd, stage.conv, &pair, 1, all_of(stage.conv, size),
+                                 scratch.cells_of, below.delta + first * image,
                                  each_row<T>([&](int i, int y, T* row) {
                                      T* to = shares.sums + (first + i) * 2 * pitch;
                                      T* const sums[2] = {to, to + pitch};
@@ -233,12 +233,13 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
                 const Pair<T> pair{x, scratch.dz};
-                add_wgrad(plan.winograd, stage.conv, &pair, 1, size,
+                add_wgrad(plan.winograd, stage.conv, &pair, 1, all_of(stage.conv, size),
                           first == chunk_begin(plan.n, chunk), scratch.cells_of, sum);
             });
             finish_wgrad(stage.conv, scratch.cells_of, sum);
         });
-        store_filters(stage.conv, shares.filters, parts, share, task.gradient + stage.theta);
+        store_filters(stage.conv, {0, stage.conv.filters}, shares.filters, parts, share,
+                      task.gradient + stage.theta);
     }
 }
 

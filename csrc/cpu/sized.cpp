@@ -316,8 +316,8 @@ void sized_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block, voi
     const SizedWork<T> work(plan, block);
     for (int k = 0; k < 2; ++k)
         if (task.pairs[k].w)
-            pack_filters(task.pairs[k].w, plan.filters, plan.channels, plan.pitch_out, work.fwd[k],
-                         plan.taps_of());
+            pack_filters(task.pairs[k].w, plan.filters, plan.channels, {0, plan.channels},
+                         plan.pitch_out, work.fwd[k], plan.taps_of());
     each(team, chunks(plan.n), [&](int chunk, int worker) {
         const SizedScratch<T> room = sized_room(plan, scratch, worker);
         for (int i = chunk_begin(plan.n, chunk); i < chunk_begin(plan.n, chunk + 1); ++i) {
@@ -338,8 +338,8 @@ void sized_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block, voi
     const SizedWork<T> work(plan, block);
     for (int k = 0; k < 2; ++k)
         if (task.dx && task.pairs[k].w && task.pairs[k].dz)
-            pack_filters_bwd(task.pairs[k].w, plan.filters, plan.channels, plan.pitch_in,
-                             work.bwd[k], plan.taps_of());
+            pack_filters_bwd(task.pairs[k].w, plan.filters, {0, plan.filters}, plan.channels,
+                             plan.pitch_in, work.bwd[k], plan.taps_of());
     const int parts = chunks(plan.n);
     each(team, parts, [&](int part, int worker) {
         const SizedScratch<T> room = sized_room(plan, scratch, worker);

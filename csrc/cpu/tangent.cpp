@@ -112,8 +112,8 @@ template <class T> struct Tangent {
                     const Factors<T> pairs[2] = {{x, dots.stages[s].filters.fwd},
                                                  {scratch.x_dot, shares.filters_of[s].fwd}};
                     const ptrdiff_t at = first * stage.window.dense_image();
-                    convolve_fwd(plan.winograd, stage.conv, pairs, s > 0 ? 2 : 1, size,
-                                 scratch.cells_of, dots.stages[s].z + at,
+                    convolve_fwd(plan.winograd, stage.conv, pairs, s > 0 ? 2 : 1,
+                                 all_of(stage.conv, size), scratch.cells_of, dots.stages[s].z + at,
                                  each_row<T>([&](int i, int y, const T* row) {
                                      T* share = shares.sums + (first + i) * 2 * pitch();
                                      T* const sums[2] = {share, share + pitch()};
@@ -247,14 +247,14 @@ template <class T> struct Tangent {
                                              {scratch.dz, dots.stages[s].filters.bwd}};
                 const int side = stage.conv.side;
                 T* to = dots.stages[s - 1].delta + first * plan.stages[s - 1].window.pooled_image();
-                convolve_bwd(plan.winograd, stage.conv, pairs, 2, size, scratch.cells_of, to,
-                             each_row<T>([&](int i, int y, T* row) {
+                convolve_bwd(plan.winograd, stage.conv, pairs, 2, all_of(stage.conv, size),
+                             scratch.cells_of, to, each_row<T>([&](int i, int y, T* row) {
                                  bend_image(s - 1, first + i, y * side, side, row, y == 0);
                              }));
             }
             const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
             const Pair<T> pairs[2] = {{x, scratch.dz_dot}, {scratch.x_dot, scratch.dz}};
-            add_wgrad(plan.winograd, stage.conv, pairs, s > 0 ? 2 : 1, size,
+            add_wgrad(plan.winograd, stage.conv, pairs, s > 0 ? 2 : 1, all_of(stage.conv, size),
                       first == chunk_begin(plan.n, chunk), scratch.cells_of, share);
         });
         finish_wgrad(stage.conv, scratch.cells_of, share);
@@ -283,7 +283,8 @@ template <class T> struct Tangent {
             each(team, parts, [&](int chunk, int worker) {
                 backward_chunk(s, chunk, workers[worker], shares.filters + chunk * share);
             });
-            store_filters(stage.conv, shares.filters, parts, share, task.product + stage.theta);
+            store_filters(stage.conv, {0, stage.conv.filters}, shares.filters, parts, share,
+                          task.product + stage.theta);
         }
     }
 

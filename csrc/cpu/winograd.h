@@ -189,12 +189,12 @@ inline void output_rows(const T* cell, ptrdiff_t size, int side, int pitch, int 
     }
 }
 
-// Calls strip(first, count, tiles) for the rows of tiles of `images` images, row r being that of
-// image r / (rows an image), in strips of about one size.
-template <class F> MAMLPP_INLINE void for_strips(int side, int images, F strip) {
-    const int rows = images * tile_columns(side);
+// Calls strip(first, count, tiles) for some rows of tiles, row r being that of image r / (rows an
+// image), in strips of about one size.
+template <class F> MAMLPP_INLINE void for_strips(int side, Span of_tiles, F strip) {
+    const int rows = of_tiles.end - of_tiles.begin;
     const int strips = (rows + strip_rows(side) - 1) / strip_rows(side);
-    for (int i = 0, first = 0; i < strips; ++i) {
+    for (int i = 0, first = of_tiles.begin; i < strips; ++i) {
         const int count = rows / strips + (i < rows % strips);
         strip(first, count, count * tile_columns(side));
         first += count;
@@ -211,10 +211,10 @@ template <class T, class F> MAMLPP_INLINE void for_parts(F f) {
 }
 template <class T> constexpr int part_products = parts<T> > 1 ? 3 : 1;
 
-// z of `images` images: Σ_pairs conv(image, w); then row(image, y, z row). The input gradient is
-// the same of the mirrored sizes, flipped filters, and dz for the image.
+// Span of tiles of z: Σ_pairs conv(image, w); then row(image, y, z row). The input gradient is the
+// same of the mirrored sizes, flipped filters, and dz for the image.
 template <class T>
-inline void winograd_fwd(const Conv<T>& g, const Factors<T>* pairs, int count, int images,
+inline void winograd_fwd(const Conv<T>& g, const Factors<T>* pairs, int count, Span of_tiles,
                          const Tiles<T>& tiles, T* z, EachRow<T> row) {
     const int side = g.side, rows = tile_columns(side),
               depth = (g.channels + values<T> - 1) / values<T>;
@@ -223,7 +223,7 @@ inline void winograd_fwd(const Conv<T>& g, const Factors<T>* pairs, int count, i
     const ptrdiff_t w_cell = cell_step<T>(g.channels, g.pitch_out), w_part = part_step<T>(w_cell);
     const ptrdiff_t out_cell = sum_step<T>(most_tiles(side), g.pitch_out);
     const ptrdiff_t z_row = static_cast<ptrdiff_t>(side) * g.pitch_out, in_row = g.in_row();
-    for_strips(side, images, [&](int first, int strip, int count_of_tiles) {
+    for_strips(side, of_tiles, [&](int first, int strip, int count_of_tiles) {
         for (int k = 0; k < count; ++k)
             store_rows<T>(count_of_tiles, g.pitch_in, operands<T>(tiles.x[k]), in_cell,
                           TileWalk<T>(pairs[k].image, side, g.pitch_in, first),
@@ -252,10 +252,10 @@ inline void winograd_fwd(const Conv<T>& g, const Factors<T>* pairs, int count, i
     });
 }
 
-// sum[16][filters][pitch_in] (+)= Σ_images Σ_pairs of the cells of wgrad(x, dz); of each pair
-// `image` is x and `w` is dz, both with their borders.
+// sum[16][filters][pitch_in] (+)= Σ_rows Σ_pairs of the cells of wgrad(x, dz); of each pair `image`
+// is x and `w` is dz, both with their borders.
 template <class T>
-inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, int images,
+inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, Span of_tiles,
                            const Tiles<T>& tiles, T* sum, bool fresh) {
     const int side = g.side;
     const ptrdiff_t x_cell = cell_step<T>(most_tiles(side), g.pitch_in),
@@ -264,7 +264,7 @@ inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, in
                     dz_part = part_step<T>(dz_cell);
     const ptrdiff_t in_row = g.in_row(), dz_row = g.dz_row(),
                     w_cell = sum_step<T>(g.filters, g.pitch_in);
-    for_strips(side, images, [&](int first, int, int count_of_tiles) {
+    for_strips(side, of_tiles, [&](int first, int, int count_of_tiles) {
         for (int k = 0; k < count; ++k) {
             store_across<T>(count_of_tiles, g.pitch_in, operands<T>(tiles.x[k]), x_cell,
                             TileWalk<T>(pairs[k].image, side, g.pitch_in, first),
@@ -285,21 +285,26 @@ inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, in
                                  operands<T>(tiles.x[k]) + of_x * x_part + i * x_cell};
                 });
             outer(runs, n, (count_of_tiles + values<T> - 1) / values<T>, g.filters, g.pitch_out,
-                  g.pitch_in, g.pitch_in, sum + i * w_cell, g.pitch_in, fresh && first == 0);
+                  g.pitch_in, g.pitch_in, sum + i * w_cell, g.pitch_in,
+                  fresh && first == of_tiles.begin);
         }
     });
 }
 
-// GwGᵀ: filters w[row][tap] of `pitch` values, steps in values → [16][rows][pitch]
+// GwGᵀ: filters w[row][tap] of `pitch` values, steps in values → [16][rows][pitch]; the rows asked
+// for begin at an even one.
 template <class T>
-inline void pack_cells(const T* w, int rows, ptrdiff_t row_step, ptrdiff_t tap_step, int pitch,
-                       bool flipped, void* to) {
+inline void pack_cells(const T* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
+                       int pitch, bool flipped, void* to) {
+    w += which.begin * row_step;
+    Operand<T>* const first =
+        operands<T>(to) + static_cast<ptrdiff_t>(which.begin / values<T>) * pitch;
     const auto next = [&]() MAMLPP_LAMBDA {
         const T* at = w;
         w += row_step;
         return at;
     };
-    store_across<T>(rows, pitch, operands<T>(to), cell_step<T>(rows, pitch), next,
+    store_across<T>(which.end - which.begin, pitch, first, cell_step<T>(rows, pitch), next,
                     [&](const T* from, Vec<T>* cell)
                         MAMLPP_LAMBDA { filter_cells(from, tap_step, flipped, cell); });
 }
