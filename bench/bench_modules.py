@@ -1,7 +1,10 @@
-"""Seconds and peak memory of one iteration of networks of one's own, against plain autograd."""
+"""Seconds and peak memory of one iteration of networks of one's own, against plain autograd, and of
+the engine's own network in a script of one's own.
+"""
 
 import pytest
 
+from bench.cases import TARGETS, Row
 from bench.modules import ROWS, SHORT, ModuleRow
 from bench.turns import take_turns
 
@@ -9,10 +12,21 @@ BUDGET = {False: (3.0, 2, 9), True: (20.0, 3, 15)}  # of --full: as take_turns h
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    metafunc.parametrize("row", ROWS if metafunc.config.option.full else SHORT, ids=str)
+    full = metafunc.config.option.full
+    if metafunc.function is bench_module:
+        rows = ROWS if full else SHORT
+    else:
+        rows = (TARGETS[0], TARGETS[4]) if full else TARGETS[4:]
+    metafunc.parametrize("row", rows, ids=str)
 
 
 def bench_module(row: ModuleRow, benchmark, record, request):
     others = ["loop"] + ["ours, low"] * row.has_low
     measured = take_turns(row, others, "iteration", BUDGET[request.config.option.full], benchmark)
     record("modules", {"case": row.case, "loss": row.loss} | measured.result())
+
+
+def bench_learner(row: Row, benchmark, record, request):
+    full = request.config.option.full
+    measured = take_turns(row, ["ours, learner"], "iteration", BUDGET[full], benchmark)
+    record("modules", {"case": str(row), "loss": row.loss} | measured.result())

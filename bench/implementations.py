@@ -20,14 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
+from bench import modules
 from bench.baselines.cudnn_graph import CudnnGraph
 from bench.baselines.loop import Loop
 from bench.baselines.outer import BaselineConfig
 from bench.baselines.vmap import Vmap
-from bench import modules
 from bench.cases import PRECISIONS, Row, cast, episode
 from engine.config import Config
 from engine.episodes import Episode
+from engine.learner import Learner
 from engine.meta import State, init_state, loss_weights, meta_gradient, meta_step, second_order
 from engine.models.backbone import Backbone
 from engine.models.interface import Params
@@ -71,6 +72,39 @@ class Ours:
         with kernels.only_kernels():
             logits = torch.cat(over_tasks(predict, self.batch))
         return F.cross_entropy(logits.flatten(0, 1), self.batch.target_y.flatten()).item()
+
+
+class OursLearner(Ours):
+    """The engine as a script of one's own runs it: `Learner`, an optimiser of torch's."""
+
+    def __init__(self, cfg: Config, *placed):
+        super().__init__(cfg, *placed)
+        norm = "per-step" if cfg.norm_weights == "per-step" else "shared"
+        kept = {"steps": cfg.steps, "rate": cfg.inner_rate, "rates": cfg.rates, "norm": norm}
+        self.learner = Learner(Backbone.of(cfg), **kept).to(self.state.params.theta)
+        self.learner.load(self.state.params, self.state.running)
+        self.order = 2 if second_order(0, cfg) else 1
+        self.weights = list(loss_weights(0, cfg))
+        betas = cfg.beta1, cfg.beta2
+        self.optimizer = torch.optim.Adam(self.learner.parameters(), cfg.lr, betas)
+
+    def iterations(self, count: int) -> float:
+        for _ in range(count):
+            self.optimizer.zero_grad()
+            loss = self.learner(self.batch, self.weights, self.order).loss
+            loss.backward()
+            if self.cfg.clamp:
+                torch.nn.utils.clip_grad_value_(self.learner.parameters(), self.cfg.clamp)
+            self.optimizer.step()
+        return loss.item()
+
+    def checked(self) -> tuple[float, dict[str, dict[str, Tensor]]]:
+        loss = self.iteration()
+        theta, norm, rates = self.learner.theta, self.learner.norm, self.learner.rates
+        learned = rates.requires_grad
+        gradient = Params(theta.grad, norm.grad, rates.grad if learned else rates.detach())
+        groups = by_name(self.cfg, gradient)._asdict()
+        return loss, {name: g for name, g in groups.items() if learned or name != "rates"}
 
 
 class OursAvx2(Ours):
@@ -199,6 +233,7 @@ class TheJax(Package):
 
 IMPLEMENTATIONS: dict[str, Callable[..., Ours | Theirs]] = {
     "ours": Ours,
+    "ours, learner": OursLearner,
     "ours, AVX2": OursAvx2,
     **{name: partial(OursNarrow, precision) for name, precision in PRECISIONS.items()},
     "loop": TheLoop,

@@ -21,6 +21,14 @@ from engine.models.resnet12 import ResNet12
 STEPS, WAYS, RATE = 5, 5, 0.01
 
 
+RESNET, TRANSFORMER, PERCEPTRON, RESNET12 = (
+    "ResNet-8, 64×64, 5w1s, 2 tasks",
+    "transformer, 64 ids, 5w5s, 2 tasks",
+    "perceptron of sine waves, 25 tasks",
+    "ResNet-12, 84×84, 5w1s, 2 tasks",
+)
+
+
 class Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -107,15 +115,16 @@ def _case(row: ModuleRow) -> tuple[Callable, Callable, Callable, tuple[int, int,
     """How to make the network and a set, the criterion, and tasks, supports and targets."""
     small, entropy = row.small, F.cross_entropy
     return {
-        "ResNet-8, 32×32, 5w1s, 2 tasks": (
-            partial(resnet, 4 if small else 32), partial(_images, 32), entropy, (2, 5, 75),
+        RESNET: (
+            partial(resnet, 4 if small else 32), partial(_images, 16 if small else 64),
+            entropy, (2, 5, 75),
         ),
-        "transformer, 32 ids, 5w5s, 2 tasks": (
+        TRANSFORMER: (
             partial(Transformer, 8, 1) if small else Transformer,
-            partial(_ids, 32), entropy, (2, 25, 75),
+            partial(_ids, 8 if small else 64), entropy, (2, 25, 75),
         ),
-        "perceptron of sine waves, 25 tasks": (perceptron, _waves, F.mse_loss, (25, 10, 10)),
-        "ResNet-12, 84×84, 5w1s, 2 tasks": (
+        PERCEPTRON: (perceptron, _waves, F.mse_loss, (25, 10, 10)),
+        RESNET12: (
             partial(ResNet12, 3, 16, WAYS, (4, 6, 8, 10))
             if small else partial(ResNet12, 3, 84, WAYS),
             partial(_images, 16 if small else 84), entropy, (2, 5, 75),
@@ -123,12 +132,6 @@ def _case(row: ModuleRow) -> tuple[Callable, Callable, Callable, tuple[int, int,
     }[row.case]  # fmt: skip
 
 
-RESNET, TRANSFORMER, PERCEPTRON, RESNET12 = (
-    "ResNet-8, 32×32, 5w1s, 2 tasks",
-    "transformer, 32 ids, 5w5s, 2 tasks",
-    "perceptron of sine waves, 25 tasks",
-    "ResNet-12, 84×84, 5w1s, 2 tasks",
-)
 ROWS = (
     ModuleRow(RESNET),
     ModuleRow(TRANSFORMER),

@@ -1,6 +1,8 @@
 """The tables of a run, in Markdown that also reads well in a terminal."""
 
 from collections.abc import Iterable, Iterator
+from operator import truediv
+from statistics import median
 from typing import NamedTuple
 
 from bench.cases import PRECISIONS
@@ -168,9 +170,22 @@ def _modules(run: dict) -> Iterator[Section]:
         ]
 
     rows = run.get("modules", [])  # runs before them have none
-    body = [cells(row, n) for row in rows for n in ("ours", "ours, low") if n in row["seconds"]]
-    if rows:
+    own = [row for row in rows if "loop" in row["seconds"]]
+    body = [cells(row, n) for row in own for n in ("ours", "ours, low") if n in row["seconds"]]
+    if body:
         yield Section("Networks of one's own, through the learner", table(_MODULES, body))
+    body = [
+        [
+            f"{row['case']}, {row['loss']}",
+            *(f"{row['seconds'][name]:.3f}" for name in ("ours", "ours, learner")),
+            f"{median(map(truediv, *map(row['rounds'].get, ('ours, learner', 'ours')))):.3f}",
+        ]
+        for row in rows
+        if "ours, learner" in row["seconds"]
+    ]
+    if body:
+        head = ["the engine's network", "s, `engine.train`", "s, `Learner` and Adam", "ratio"]
+        yield Section("The learner beside the command line", table(head, body))
 
 
 _MODULES = ["second order, 5 steps", "s", "s, loop", "ratio", "peak", "peak, loop", "ratio"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import gate, ops, results, turns
+from bench import gate, modules, ops, results, turns
 from bench.cases import (
     CASES,
     EVALUATIONS,
@@ -40,6 +40,36 @@ def test_all_compute_the_same(case: str, order: str, algorithm: str, name: str):
     if reason := missing(name):
         pytest.skip(reason)
     gate.check_exact(Row.of(case, algorithm, order, steps=2).config(), name)
+
+
+@pytest.mark.parametrize("row", modules.ROWS, ids=str)
+def test_networks_of_ones_own_compute_the_same(row: modules.ModuleRow):
+    for name in ["loop"] + ["ours, low"] * row.has_low:
+        gate.check_row(row, name)
+
+
+def test_a_network_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch):
+    row = modules.ModuleRow(modules.PERCEPTRON, small=True)
+    loss, gradients = modules.IMPLEMENTATIONS["ours"](row, torch.float64).checked()
+
+    class Other:
+        def __init__(self, row, dtype):
+            pass
+
+        def checked(self):
+            return loss, [*gradients[:-1], 1.001 * gradients[-1]]
+
+    monkeypatch.setattr(modules, "IMPLEMENTATIONS", modules.IMPLEMENTATIONS | {"other": Other})
+    gate.check_row(row, "ours, low")
+    with pytest.raises(AssertionError, match=f"other: gradient {len(gradients) - 1}: relative"):
+        gate.check_row(row, "other")
+
+
+def test_a_worker_runs_a_network_of_ones_own():
+    row = modules.ModuleRow(modules.PERCEPTRON, "last", small=True)
+    with Worker(row, "ours", 1) as ours, Worker(row, "loop", 1) as loop:
+        answers = [worker.run("iteration") for worker in (ours, loop)]
+    gate.check_single(answers[0].loss, "loop", answers[1].loss)
 
 
 def test_jax_computes_the_same():

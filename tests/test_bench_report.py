@@ -59,6 +59,24 @@ RUN = {
             absent={"JAX": "the package jax is not installed"},
         ),
     ],
+    "modules": [
+        {
+            "case": "a network",
+            "loss": "MSL",
+            "seconds": {"ours": 0.9, "loop": 1.0, "ours, low": 1.2},
+            "memory": {"ours": 50 * MIB, "loop": 100 * MIB, "ours, low": 40 * MIB},
+            "rounds": {},
+            "absent": {},
+        },
+        {
+            "case": "mini 5w1s",
+            "loss": "MSL",
+            "seconds": {"ours": 1.0, "ours, learner": 1.01},
+            "memory": {"ours": 50 * MIB, "ours, learner": 60 * MIB},
+            "rounds": {"ours": [1.0, 2.0, 1.0], "ours, learner": [1.01, 2.04, 1.5]},
+            "absent": {},
+        },
+    ],
     "ops": [
         op("conv", "fwd", 1.0, 250e9, 1e9),
         op("conv", "tan", 2.0, 100e9, 1e9),
@@ -106,6 +124,15 @@ def test_tables_say_what_was_measured():
     evaluation = ["mini 5w1s, 16 tasks, 5 steps", "32.0", "8.0", "4.00×", "64 MiB", "128 MiB"]
     assert evaluation in rows
     assert ["mini 5w1s, 2 tasks", "200", "400", "16,000"] in rows
+    assert ["a network, MSL", "0.900", "1.000", "0.90", "50 MiB", "100 MiB", "1/2.00"] in rows
+    low = ["a network, MSL, `memory='low'`", "1.200", "1.000", "1.20", "40 MiB", "100 MiB"]
+    assert [*low, "1/2.50"] in rows
+    assert ["mini 5w1s, MSL", "1.000", "1.010", "1.020"] in rows  # of the turns, the median
+
+
+def test_runs_of_before_there_were_such_rows_are_shown():
+    old = {kind: rows for kind, rows in RUN.items() if kind != "modules"}
+    assert "a network" in tables.text(RUN) and "a network" not in tables.text(old)
 
 
 def test_peers_have_a_table_and_the_absent_ones_a_reason():
