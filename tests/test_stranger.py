@@ -124,7 +124,6 @@ def backbone() -> Learner:
 
 
 E0 = points()
-FLOATS = F.cross_entropy
 MISTAKES = {
     "lengths": (net, F.cross_entropy, changed(E0, support_y=E0.support_y[:, :5]),
         "{support_}x has 6 samples a task and {support_}y 5: give each sample its own y"),
@@ -255,6 +254,10 @@ def test_an_episode_that_is_none(episode, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def of_first(output: tuple, y: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(output[0], y)
+
+
 def frozen() -> nn.Module:
     return net().requires_grad_(False)
 
@@ -284,8 +287,7 @@ def frozen() -> nn.Module:
             changed(E0, support_y=E0.support_x[..., :1], target_y=E0.target_x[..., :1])
             for _ in range(2)),
          "accuracy is of classes, and y is float32 [6, 1]: give the metric 'loss'"),
-        (lambda: Learner(Answers(lambda out, x: (out, x)), lambda o, y: FLOATS(o[0], y)).evaluate(
-            [E0]),
+        (lambda: Learner(Answers(lambda out, x: (out, x)), of_first).evaluate([E0]),
          "the network answers (float32 [6, 3], float32 [6, 4]) where y is int64 [6]: give another"),
     ],
 )  # fmt: skip
@@ -304,7 +306,7 @@ def test_the_accuracy_of_a_regression_is_refused_before_it_is_trained(tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_ends_in_one_line(tmp_path):
-    learner = Learner(net(), lambda output, y: F.cross_entropy(output, y).log().log().sum())
+    learner = Learner(net(), lambda output, y: torch.nan * F.cross_entropy(output, y))
     assert learner(E0).loss.isnan()  # as torch's own: scalers look for it
     with pytest.raises(UserError, match=r"not finite after 5 inner steps .the loss .* was nan.: g"):
         adapt(learner, E0, tmp_path)
@@ -316,14 +318,15 @@ def test_a_loss_that_is_not_a_number_ends_in_one_line(tmp_path):
 def test_outputs_of_several_tensors_are_each_tasks_own(vectorize):
     loss = lambda output, y: F.cross_entropy(output["logits"][0], y)  # noqa: E731
     torch.manual_seed(0)
-    module = Answers(lambda out, x: {"logits": (out, 2 * out), "text": "as it is"})
+    more = {} if vectorize else {"text": "as it is"}  # vmap takes nothing but tensors
+    module = Answers(lambda out, x: {"logits": (out, 2 * out)} | more)
     learner = Learner(module, loss, steps=2, vectorize=vectorize)
     found = learner(E0).predictions
     expected = [learner.adapt(x, y)(x) for x, y in zip(E0.support_x, E0.support_y, strict=True)]
     assert len(found) == 2
     for mine, theirs in zip(found, expected, strict=True):
         assert mine["logits"][0].shape == (6, 3) and not mine["logits"][0].requires_grad
-        assert mine["text"] == theirs["text"] == "as it is"
+        assert mine.get("text") == theirs.get("text") == more.get("text")
         for i in (0, 1):
             torch.testing.assert_close(mine["logits"][i], theirs["logits"][i])
     metric = lambda output, y: (output["logits"][1].argmax(1) == y).float().mean()  # noqa: E731
@@ -332,10 +335,22 @@ def test_outputs_of_several_tensors_are_each_tasks_own(vectorize):
     assert score.tasks == 2 and score.accuracy == pytest.approx(torch.cat(right).float().mean())
 
 
-def test_fit_averages_outputs_of_several_tensors(tmp_path):
-    loss = lambda output, y: F.cross_entropy(output[0], y)  # noqa: E731
-    learner = Learner(Answers(lambda out, x: (out, x)), loss, steps=1)
-    options = {"epochs": 2, "iterations": 2, "eval_tasks": 4, "ensemble": 2, "metric": "loss"}
-    run = engine.fit(learner, lambda i: E0, val=lambda i: E0, run=tmp_path / "run", **options)
-    result = json.loads((run.folder / "result.json").read_text())
-    assert result["ensemble"]["epochs"] == [2, 1] and result["ensemble"]["accuracy"] < 0
+def test_fit_takes_outputs_of_several_tensors_and_uneven_tasks(tmp_path):
+    uneven = [[*E0.support_x], [*E0.support_y], [E0.target_x[0], E0.target_x[1, :3]],
+              [E0.target_y[0], E0.target_y[1, :3]]]  # fmt: skip
+    for i, episode in enumerate((E0, Episode(*uneven))):
+        learner = Learner(Answers(lambda out, x: (out, x)), of_first, steps=2)
+        options = {"epochs": 2, "iterations": 2, "eval_tasks": 4, "ensemble": 2, "metric": "loss"}
+        fields = {"val": lambda i, episode=episode: episode, "run": tmp_path / str(i)}
+        run = engine.fit(learner, fields["val"], **fields, **options)
+        result = json.loads((run.folder / "result.json").read_text())
+        assert result["ensemble"]["epochs"] == [2, 1]
+        losses = [-result[name]["accuracy"] for name in ("best", "ensemble")]
+        mean = learner.evaluate([episode, episode], "loss").accuracy
+        assert losses[0] == pytest.approx(mean, rel=1e-5) and losses[1] == pytest.approx(mean, 0.1)
+    one_tensor = Learner(net(), steps=2)
+    run = engine.fit(one_tensor, lambda i: episode, val=lambda i: episode, run=tmp_path / "2",
+                     epochs=1, iterations=2, eval_tasks=4, ensemble=1)  # fmt: skip
+    (row,) = rows(run.folder, "validation")
+    assert row["accuracy"] == pytest.approx(one_tensor.evaluate([episode, episode]).accuracy)
+    assert row["step_accuracy"][-1] > 0
