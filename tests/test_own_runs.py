@@ -1,4 +1,4 @@
-"""A run of engine.fit, whose network is a script's own: each command says that it cannot build it."""
+"""A run of engine.fit, of a network of its script: each command says that it cannot build it."""
 
 from __future__ import annotations
 
