@@ -65,8 +65,8 @@ def checked(episode: Any) -> Episode:
             )
     found = {name: count(values) for name, values in fields.items()}
     if len(set(found.values())) > 1 or not episode.tasks:
-        shown = ", ".join(f"{name} of {tasks}" for name, tasks in found.items())
-        raise UserError(f"an episode has {shown} tasks: give each field the same number, 1 or more")
+        told = ", ".join(f"{name} of {tasks}" for name, tasks in found.items())
+        raise UserError(f"an episode has {told} tasks: give each field the same number, 1 or more")
     for part in ("support", "target"):
         x, y = (fields[f"{part}_{axis}"] for axis in "xy")
         pairs = zip(each(x), each(y), strict=True) if isinstance(x, list) else [(x, y)]
