@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -73,11 +73,22 @@ def part(values: Values, start: int, stop: int) -> Values:
 
 def moved(values: Values, device: torch.device | str) -> Values:
     """To a device."""
-    if isinstance(values, dict):
-        return {name: moved(tensor, device) for name, tensor in values.items()}
-    if isinstance(values, list):
-        return [moved(of_task, device) for of_task in values]
-    return values.to(device)
+    return mapped(lambda tensor: tensor.to(device), values)
+
+
+def mapped(function: Callable[..., Tensor], first: Any, *others: Any) -> Any:
+    """Of the tensors at the same place in each of nested tuples, lists and dicts; what is no
+    tensor is that of the first.
+    """
+    if isinstance(first, Tensor):
+        return function(first, *others)
+    if isinstance(first, dict):
+        return {n: mapped(function, v, *(o[n] for o in others)) for n, v in first.items()}
+    if isinstance(first, tuple | list):
+        parts = [mapped(function, *each) for each in zip(first, *others, strict=True)]
+        named = hasattr(first, "_fields")
+        return type(first)(*parts) if named else type(first)(parts)
+    return first
 
 
 def each(values: Values) -> list:

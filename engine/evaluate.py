@@ -74,12 +74,12 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     from engine.breakdown import breakdown
     from engine.runs.log import test_table
     from engine.runs.problem import load_dataset
-    from engine.runs.saved import load_best, restore
+    from engine.runs.saved import load_trained, restore
     from engine.runtime.machine import machine, settled
     from engine.scoring import predictions, summary
 
     interrupt.phase = "unwind"
-    saved = load_best(path)
+    saved = load_trained(path)
     trained, cfg = _configurations(path, saved[0], explicit)
     with machine(cfg) as device:
         cfg = settled(cfg, device, saved[0].precisions or {})

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine import unroll
 from engine.config import Config
-from engine.episodes import Episode, Values
+from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, say
 from engine.learner import Learner
 from engine.meta import State
@@ -29,8 +29,9 @@ from engine.runs.interrupt import Interrupt, Stopped
 from engine.runs.run import Run
 from engine.runs.saved import load_best, restore
 from engine.runtime.workers import over_tasks
-from engine.scores import METRICS, Score, measured, score
+from engine.scores import METRICS, Score, measured, require_classes, score
 from engine.scoring import STEP_SHARE, StepAccuracy, prediction, shown
+from engine.told import checked
 from engine.train import final_test, train_epochs
 
 Make = Callable[[int], Episode]
@@ -62,8 +63,10 @@ def fit(
     """
     if metric not in METRICS:
         raise UserError(f"metric is {metric!r}: choose one of {', '.join(METRICS)}")
-    parts = {"train": _maker(tasks), "val": _maker(val)}
-    parts["test"] = _maker(test) if test is not None else parts["val"]
+    parts = {"train": _maker(tasks, learner), "val": _maker(val, learner)}
+    parts["test"] = _maker(test, learner) if test is not None else parts["val"]
+    if metric == "accuracy":
+        require_classes(each(parts["val"](0).target_y)[0])
     problem = _Own(learner, parts, metric, name)
     cfg = _configuration(learner, preset, parts["train"](0).tasks, settings)
     folder = Path(run or Path("runs") / f"{name}-{preset}-seed{cfg.seed}").expanduser()
@@ -106,14 +109,14 @@ def _configuration(learner: Learner, preset: str, tasks: int, settings: dict) ->
     return Config.of(preset, "folder", **{"task_reduction": "mean"} | given | settings)
 
 
-def _maker(tasks: Any) -> Make:
+def _maker(tasks: Any, learner: Learner) -> Make:
     make = getattr(tasks, "episode", tasks)
     if not callable(make):
         raise UserError(
             f"tasks are a {type(tasks).__name__}: give Tasks, something with episode(i), or a "
             "function of i; a run that continues makes episode i again"
         )
-    return make
+    return lambda i: learner.checked(checked(make(i)).to(learner.norm.device))
 
 
 class _Source:
@@ -200,7 +203,7 @@ class _Own:
             i = 0
             while len(rows[0]) < cfg.eval_tasks:
                 between()
-                episode = self._parts[part](i).to(states[0].params.theta.device)
+                episode = self._parts[part](i)
                 episode = episode.slice(0, min(episode.tasks, cfg.eval_tasks - len(rows[0])))
                 answers = [self._answers(cfg, state, episode) for state in states]
                 for row, answer in zip(rows, [*answers, _mean(answers)], strict=True):
@@ -239,6 +242,4 @@ def _by_step(blocks: list) -> list:
 
 
 def _mean(answers: list[Values]) -> Values:
-    if isinstance(answers[0], list):
-        return [torch.stack(of_task).mean(0) for of_task in zip(*answers, strict=True)]
-    return torch.stack(answers).mean(0)
+    return mapped(lambda *members: torch.stack(members).mean(0), *answers)

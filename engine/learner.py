@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import meta, unroll
-from engine.episodes import Episode, Values, count
+from engine.episodes import Episode, Values
 from engine.errors import UserError
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
@@ -30,6 +30,8 @@ from engine.models.module import Module
 from engine.models.resnet12 import ResNet12
 from engine.runtime.workers import over_tasks
 from engine.scores import METRICS, Score, measured, score
+from engine.tasks import Tasks
+from engine.told import check_images, check_lengths, checked, is_samples, shown
 
 RATES = ("learned", "fixed", "per-parameter")
 ROWS = ("per-step", "shared")
@@ -76,8 +78,13 @@ class Learner(nn.Module):
         vectorize: bool | str = "auto",
     ):
         super().__init__()
-        _check("steps", steps, steps >= 1, "a number >= 1")
-        _check("rate", rate, rate > 0, "a number > 0")
+        _check_steps(steps)
+        _check("rate", rate, isinstance(rate, int | float) and rate > 0, "a number > 0")
+        _check("loss", loss, callable(loss), "a function of (output, y)")
+        if not isinstance(module, nn.Module | Backbone | ResNet12):
+            raise UserError(
+                f"module is {module!r}: give an nn.Module, an engine.Backbone or engine.ResNet12"
+            )
         for name, value, known in (
             ("rates", rates, RATES),
             ("norm", norm, ROWS),
@@ -135,6 +142,15 @@ class Learner(nn.Module):
         rows = [part.expand(len(self.norm), -1) for part in shared]
         return Params(theta, torch.cat([self.norm.detach(), *rows], 1), self.rates.detach())
 
+    def checked(self, episode: Any) -> Episode:
+        """The same. Raises UserError when it is no episode, or does not fit."""
+        self._check_fields(**vars(checked(episode)))
+        return episode
+
+    def _check_fields(self, **fields: Values) -> None:
+        if self._fused:
+            check_images(self.model, self.theta, **fields)
+
     def running(self) -> Moments:
         return Moments(self.running_mean, self.running_var)
 
@@ -148,7 +164,7 @@ class Learner(nn.Module):
         """
         weights = [0.0] * (self.steps - 1) + [1.0] if weights is None else list(weights)
         _check("order", order, order in (1, 2), "1 or 2")
-        _check_episode(episode)
+        self.checked(episode)
         if len(weights) != self.steps or not any(weights):
             raise UserError(
                 f"weights are {weights}: give {self.steps}, one for each inner step, some not 0"
@@ -196,13 +212,22 @@ class Learner(nn.Module):
 
     @torch.inference_mode()
     def adapt(self, x: Any, y: Any, *, steps: int | None = None) -> Adapted:
-        """To one task: x [N, ...] and y [N, ...]. The learner itself stays as it is."""
+        """To one task: x [N, ...] and y [N, ...]. The learner itself stays as it is. Raises
+        UserError when they do not fit it, or its parameters are no longer finite."""
         steps = self.steps if steps is None else steps
-        _check("steps", steps, steps >= 1, "a number >= 1")
-        one, running = _one(x), self.norm_statistics == "running"
+        _check_steps(steps)
+        one, labels = _one("x", x), _one("y", y)
+        check_lengths("x", one, "y", labels, 1)
+        self._check_fields(x=one, y=labels)
+        running = self.norm_statistics == "running"
         given = self.running() if running else None
-        for step in unroll.inner_loop(self.model, self.params(), one, _one(y), steps, given):
+        for step in unroll.inner_loop(self.model, self.params(), one, labels, steps, given):
             theta, row = step.adapted, step.row
+        if not theta.isfinite().all():
+            raise UserError(
+                f"the parameters are not finite after {steps} inner steps (the loss before the "
+                f"last was {step.support.loss.item():.4g}): give fewer, a lower rate or other x, y"
+            )
         if running:
             statistics = Moments(*(unroll.at_step(m, steps - 1) for m in given))
         else:
@@ -227,6 +252,10 @@ class Learner(nn.Module):
             _check(
                 "metric", metric, metric in METRICS, f"one of {', '.join(METRICS)} or a function"
             )
+        if isinstance(tasks, Episode):
+            raise UserError("tasks are one Episode: give a list of some, or Tasks")
+        if isinstance(tasks, Tasks) and tasks.length is None:
+            raise UserError("tasks do not end: give Tasks a length, the number of their episodes")
         found, training = [], self.training
         self.eval()
         try:
@@ -235,6 +264,8 @@ class Learner(nn.Module):
                 found += measured(predictions, episode.target_y, metric, self.criterion)
         finally:
             self.train(training)
+        if not found:
+            raise UserError("there is no task to evaluate: give one or more")
         return score(torch.tensor(found, dtype=torch.float64))
 
     @property
@@ -246,7 +277,9 @@ class Learner(nn.Module):
         self, episode: Episode, *, steps: int | None = None, protocol: str = "transductive"
     ) -> Values:  # [T, M, ...]
         """Adapts to each task and answers its targets."""
-        _check_episode(episode)
+        steps = self.steps if steps is None else steps
+        _check_steps(steps)
+        self.checked(episode)
         params, running = self.params(), self.running()
         blocks = over_tasks(
             lambda block: unroll.adapt_and_predict(
@@ -254,7 +287,7 @@ class Learner(nn.Module):
                 params,
                 running,
                 block,
-                steps=steps or self.steps,
+                steps=steps,
                 norm_statistics=self.norm_statistics,
                 protocol=protocol,
             ),
@@ -276,7 +309,9 @@ class Adapted:
     def __call__(self, x: Any) -> Any:
         """Predictions for x [M, ...], each by itself: batch norm uses the support set's statistics,
         or running ones."""
-        inputs = self._learner.model.prepare(_one(x), 1)
+        one = _one("x", x)
+        self._learner._check_fields(x=one)
+        inputs = self._learner.model.prepare(one, 1)
         predictions, _ = inputs.predict(self._theta, self._row, self._statistics)
         return predictions[0]
 
@@ -348,20 +383,20 @@ class _Meta(torch.autograd.Function):
         return None, None, None, None, *(scale * g for g in ctx.saved_tensors)
 
 
-def _one(values: Any) -> Values:
+def _one(name: str, values: Any) -> Values:
     """As of an episode of one task."""
+    if not is_samples(values, 1):
+        found = f"of shape {list(values.shape)}" if isinstance(values, Tensor) else shown(values)
+        raise UserError(f"{name} is {found}: give a tensor [samples, ...] or a dict of tensors")
     if isinstance(values, dict):
         return {name: tensor.unsqueeze(0) for name, tensor in values.items()}
     return values.unsqueeze(0)
 
 
+def _check_steps(steps: Any) -> None:
+    _check("steps", steps, isinstance(steps, int) and steps >= 1, "a number >= 1")
+
+
 def _check(name: str, value: Any, allowed: bool, words: str) -> None:
     if not allowed:
         raise UserError(f"{name} is {value!r}: give {words}")
-
-
-def _check_episode(episode: Episode) -> None:
-    found = {name: count(values) for name, values in vars(episode).items()}
-    if len(set(found.values())) > 1 or not episode.tasks:
-        shown = ", ".join(f"{name} of {tasks}" for name, tasks in found.items())
-        raise UserError(f"an episode has {shown} tasks: give each field the same number, 1 or more")

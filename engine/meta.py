@@ -15,7 +15,7 @@ from torch import Tensor
 import kernels
 from engine import schedules, unroll
 from engine.config import Config
-from engine.episodes import Episode, Values
+from engine.episodes import Episode, Values, each
 from engine.models import network
 from engine.models.interface import Model, Moments, Params
 from engine.runtime.workers import over_tasks
@@ -155,7 +155,7 @@ def meta_step(
 def measure(meta: unroll.MetaGradient, episode: Episode, cfg: Config) -> Tensor:
     """Loss, accuracy, and for each of `CHECKED` 1 if it is finite, [2 + 4]."""
     per_task = 1 if cfg.task_reduction == "mean" else episode.tasks
-    correct = hits(meta.logits, episode.target_y).to(meta.loss.dtype)
+    correct = hits(meta.logits, episode.target_y).to(meta.loss)
     largest = [_largest(t) for t in (meta.loss, *meta.gradient)]
     finite = torch.stack(largest).isfinite().to(meta.loss.dtype)
     return torch.cat([torch.stack([meta.loss / per_task, correct]), finite])
@@ -168,11 +168,11 @@ def _largest(values: Tensor) -> Tensor:
 
 def hits(logits: Values, labels: Values) -> Tensor:
     """The share of right answers over all tasks; 0 where these are no classes."""
-    if not isinstance(logits, Tensor):
-        right = [hits(own[None], y[None]) for own, y in zip(logits, labels, strict=True)]
-        return torch.stack(right).mean()
-    if labels.is_floating_point() or logits.dim() != labels.dim() + 1:
-        return logits.new_zeros(())
+    if isinstance(logits, list):
+        return torch.stack(list(map(hits, logits, each(labels)))).mean()
+    tensors = isinstance(logits, Tensor) and isinstance(labels, Tensor)
+    if not tensors or labels.is_floating_point() or logits.shape[:-1] != labels.shape:
+        return torch.zeros(())
     return (logits.argmax(-1) == labels).to(logits.dtype).mean()
 
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from engine.episodes import Values, each
+from engine.errors import UserError
+from engine.told import shown
 
 METRICS = ("accuracy", "loss")
 
@@ -32,5 +34,20 @@ def measured(predictions: Values, y: Values, metric: Any, loss: Callable) -> lis
     return [float(function(p, t)) for p, t in zip(each(predictions), each(y), strict=True)]
 
 
-def _accuracy(predictions: Tensor, y: Tensor) -> Tensor:  # [M, ways], [M]
+def require_classes(y: Any) -> None:
+    """Raises UserError when the accuracy over y means nothing."""
+    if not isinstance(y, Tensor) or y.is_floating_point():
+        raise UserError(
+            f"accuracy is of classes, and y is {shown(y)}: give the metric 'loss', or labels of a "
+            "whole-number type"
+        )
+
+
+def _accuracy(predictions: Any, y: Any) -> Tensor:  # [M, ways], [M]
+    require_classes(y)
+    if not isinstance(predictions, Tensor) or predictions.shape[:-1] != y.shape:
+        raise UserError(
+            f"accuracy is of outputs [samples, classes] and y [samples], and the network answers "
+            f"{shown(predictions)} where y is {shown(y)}: give another metric"
+        )
     return (predictions.argmax(-1) == y).double().mean()

@@ -260,4 +260,6 @@ def adapt_and_predict(
         if statistics is None and protocol == "inductive":
             _, statistics = model.prepare(episode.support_x, 1).predict(theta, row)
         logits.append(inputs.predict(theta, row, statistics)[0])
-    return torch.stack(logits) if every else logits[0]
+    if not every:
+        return logits[0]
+    return torch.stack(logits) if isinstance(logits[0], Tensor) else logits

@@ -5,7 +5,7 @@
 A network is trained for a few iterations on Caltech-101. Then each of so many test tasks, as
 ``python -m engine.evaluate RUN --protocol inductive`` draws them, is asked as anybody would ask:
 its support pictures are put into a folder a class, ``python -m engine.adapt`` adapts to them and
-``python -m engine.predict`` labels its targets. Both must have the same accuracy.
+``python -m engine.predict`` labels its targets. In each both must have the same accuracy.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import json
 import shutil
 import sys
 import tempfile
@@ -21,16 +22,15 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import adapt, meta, predict, train
+from engine import adapt, evaluate, predict, train
 from engine.config import Config
 from engine.data import Dataset
 from engine.data.layout import split_folders
 from engine.data.tree import open_tree
 from engine.episodes import EpisodeSampler
 from engine.runs.problem import load_dataset
-from engine.runs.saved import load_best, restore
-from engine.runtime.machine import machine, settled
-from engine.scoring import TASK_SEED, evaluate
+from engine.runs.saved import load_best
+from engine.scoring import TASK_SEED
 from tests.golden import shared_folder
 
 FLAGS = (
@@ -44,36 +44,39 @@ class Asked:
     """Tasks drawn from the test classes of an archive, and a network trained on the others."""
 
     def __init__(self, place: Path, archive: Path, more: tuple[str, ...] = ()):
-        self.place, self.run = place, place / "run"
+        self.place, self.run, self.archive = place, place / "run", archive
         paths = "--data", archive, "--run", self.run
         assert train.main([*FLAGS, *map(str, paths), *more]) == 0
-        self.saved = load_best(self.run)
-        trained = Config.from_dict(self.saved[0].config)
-        self.cfg = dataclasses.replace(trained, data=str(archive), protocol="inductive")
+        trained = Config.from_dict(load_best(self.run)[0].config)
+        self.cfg = dataclasses.replace(trained, data=str(archive))
         self.dataset: Dataset = load_dataset(self.cfg)
         self.tree = open_tree(archive)
         classes, _, _ = split_folders(self.tree)
         # as they lie in the bank
         self.names = [n for _, names in sorted(classes["test"].items()) for n in names]
 
-    def evaluated(self, tasks: int) -> int:
-        """How many targets engine.evaluate has right."""
-        with machine(self.cfg) as device:
-            cfg = settled(self.cfg, device, self.saved[0].precisions)
-            states = [*restore(meta.layout(cfg), self.saved[:1], device).values()]
-            _, score = evaluate(cfg, states, self.dataset, "test", tasks)
-        hits = score.accuracy * self.targets(tasks)
-        assert abs(hits - round(hits)) < 1e-6
-        return round(hits)
+    def evaluated(self, tasks: int) -> list[int]:
+        """How many targets of each task engine.evaluate has right."""
+        file = self.place / "evaluation.json"
+        flags = f"--protocol inductive --eval-tasks {tasks} --device cpu --json {file}".split()
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert evaluate.main([str(self.run), "--data", str(self.archive), *flags]) == 0
+        found = json.loads(file.read_text())
+        shares = found["best"]["by_task"]
+        assert (found["protocol"], len(shares)) == ("inductive", tasks)
+        hits = [round(share * self.targets) for share in shares]
+        assert sum(hits) == round(found["best"]["accuracy"] * self.targets * tasks)
+        return hits
 
-    def targets(self, tasks: int) -> int:
-        return tasks * self.cfg.ways * self.cfg.targets
+    @property
+    def targets(self) -> int:
+        return self.cfg.ways * self.cfg.targets
 
-    def asked(self, tasks: int) -> int:
-        """How many the command lines have right, for one task after the other."""
+    def asked(self, tasks: int) -> list[int]:
+        """How many the command lines have right, of one task after the other."""
         drawn = EpisodeSampler.of(self.cfg, self.dataset, "test", seed=TASK_SEED).draw(0, tasks)
         with contextlib.redirect_stdout(io.StringIO()):
-            return sum(map(self._one, drawn.rows))
+            return list(map(self._one, drawn.rows))
 
     def _one(self, rows: np.ndarray) -> int:  # [ways, shots + targets]
         shots, folder = self.cfg.shots, self.place / "task"
@@ -103,8 +106,8 @@ def main() -> None:
     archive = shared_folder("DATA_DIR") / "caltech101_84.zip"
     with tempfile.TemporaryDirectory() as place:
         both = Asked(Path(place), archive)
-        asked, evaluated, targets = both.asked(tasks), both.evaluated(tasks), both.targets(tasks)
-    print(f"{tasks} tasks: {asked} of {targets} right as asked, {evaluated} as evaluated")
+        asked, evaluated, all_ = both.asked(tasks), both.evaluated(tasks), both.targets * tasks
+    print(f"{tasks} tasks: {sum(asked)} of {all_} right as asked, {sum(evaluated)} as evaluated")
     assert asked == evaluated
 
 

@@ -122,11 +122,12 @@ def test_another_format_is_refused(saved, changed, words):
 
 def test_a_file_of_the_first_format_is_read_with_neutral_values(saved):
     found = torch.load(saved, weights_only=True) | {"format": 1}
-    for name in ("precisions", "fallen", "origin"):
+    for name in ("precisions", "fallen", "origin", "preparation", "own_network"):
         del found[name]
     torch.save(found, saved)
     back = load(saved)
     assert (back.precisions, back.fallen, back.origin) == (None, [], None)
+    assert back.preparation is back.own_network is None
     del found["rng"]
     torch.save(found, saved)
     with pytest.raises(UserError, match=r"no checkpoint of format 1: it lacks \[rng\]"):

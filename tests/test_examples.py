@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
-from engine.examples import own_network, sinusoid, text
-from tests.tiny import make_images
+from engine import FewShotClassifier
+from engine.examples import own_folder, own_loop, own_network, sinusoid, text
+from tests.tiny import FLAGS, make_images
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +35,37 @@ def test_an_own_network_trains_on_own_pictures(tmp_path, monkeypatch, capsys):
 def test_a_transformer_learns_to_judge_new_languages(capsys):
     assert 40 < text.main(50) <= 100
     assert "iteration 50: loss" in capsys.readouterr().out
+
+
+def test_a_folder_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MAMLPP_CACHE", str(tmp_path / "cache"))
+    folder, run = make_images(tmp_path / "tiny"), tmp_path / "run"
+    new = tmp_path / "new"
+    for part, images in (("support", (0, 1)), ("asked", (2, 3, 4, 5))):
+        for c in range(3):
+            (new / part / f"test{c}").mkdir(parents=True)
+            for n in images:
+                name = f"test{c}/{n}.png"
+                shutil.copy(folder / "test" / name, new / part / name)
+    arguments = folder, new / "support", new / "asked", *FLAGS[2:], "--iterations", "12"
+    answers = own_folder.main(*arguments, run=run)
+    paths = sorted((new / "asked").glob("*/*.png"))
+    assert list(answers) == paths and len(paths) == 12
+    expected = FewShotClassifier(run).fit_folder(new / "support").predict(paths)
+    assert list(answers.values()) == expected.tolist()
+    assert sum(path.parent.name == answer for path, answer in answers.items()) > 4
+    out = capsys.readouterr().out
+    assert "learned test0, test1, test2" in out
+    assert f"{paths[0]}: {answers[paths[0]]} (" in out
+    with pytest.raises(SystemExit) as stopped:
+        own_folder.main(tmp_path / "nowhere", *arguments[1:], run=run)
+    assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: ")
+
+
+def test_rates_are_learned_in_an_own_loop(capsys):
+    accuracy, lslr = own_loop.main(50)
+    assert 60 < accuracy <= 100
+    assert lslr.names == ("0.weight", "4.weight", "8.weight", "8.bias")
+    assert lslr.rates.shape == (3, 4) and (lslr.rates != 0.1).all()
+    out = capsys.readouterr().out
+    assert "iteration 50: loss" in out and "8.bias" in out

@@ -136,7 +136,9 @@ def test_a_loss_of_many_numbers_is_explained(vectorize):
     made = problem("mlp")
     each = lambda o, y: F.mse_loss(o, y, reduction="none")  # noqa: E731
     model = Module(made.module, each, vectorize=vectorize)
-    with pytest.raises(UserError, match=r"the loss of a task has shape \[6, 1\]: it must be one"):
+    with pytest.raises(
+        UserError, match=r"the loss of a task has shape \[6, 1\]: it must be a tensor"
+    ):
         ours(model, start(model, 2), made.episode, [0.0, 1.0], 2)
 
 

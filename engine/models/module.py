@@ -27,9 +27,10 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from engine.episodes import Episode, Values, each
+from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, listed
 from engine.models.interface import Moments, Params, Pass
+from engine.told import fitting, kind
 
 ADAPT = ("all", "head", "body")
 MEMORY = ("fast", "low")
@@ -139,7 +140,9 @@ class Module:
             tensors[_at(name, "running_var")] = var if given else var.clone()
             tensors[_at(name, "num_batches_tracked")] = theta.new_zeros(())
         args, named = ((), x) if isinstance(x, dict) else ((x,), {})
-        output = functional_call(skeleton, tensors, args, named)
+        cure = f"its parameters are {kind(theta)}: give inputs that fit, or mend its forward"
+        with fitting(type(self.module).__name__, named or {"x": x}, cure):
+            output = functional_call(skeleton, tensors, args, named)
         moments = (
             torch.cat([theta.new_empty(0), *(tensors[_at(n, kind)] for n in self.tracked)])
             for kind in ("running_mean", "running_var")
@@ -153,7 +156,7 @@ class Module:
 
         def one(theta, row, x, y, *given):
             output, *moments = self.task(theta, row, x, Moments(*given) if given else None)
-            return self._number(self.criterion(output, y)), output, *moments
+            return self._loss(output, y), output, *moments
 
         return _stacked(self._over(one, theta, row, x, labels, statistics), x)
 
@@ -176,17 +179,23 @@ class Module:
                 return vmap(one, randomness="different")(theta, rows, *values, *given)
             try:
                 return vmap(one, randomness="different")(theta, rows, *values, *given)
-            except (RuntimeError, NotImplementedError, ValueError):
-                self._vmap_fails = True  # and if it is a mistake, the loop meets it too
+            except (RuntimeError, NotImplementedError, ValueError, UserError):
+                results = list(map(one, theta, rows, *map(each, values), *given))
+                self._vmap_fails = True  # for it was no mistake: the loop would have met it too
+                return results
         return list(map(one, theta, rows, *map(each, values), *given))
 
-    def _number(self, loss: Any) -> Tensor:
+    def _loss(self, output: Any, y: Any) -> Tensor:
+        name = getattr(self.criterion, "__name__", type(self.criterion).__name__)
+        cure = "give outputs and y that fit it (labels of classes are from 0 to outputs - 1)"
+        with fitting(f"the loss {name}", {"an output": output, "y": y}, cure):
+            loss = self.criterion(output, y)
         if not isinstance(loss, Tensor) or loss.dim():
             shape = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else None
             found = shape or f"type {type(loss).__name__}"
             raise UserError(
-                f"the loss of a task has {found}: it must be one number; give a loss that "
-                "averages, as F.cross_entropy with reduction='mean'"
+                f"the loss of a task has {found}: it must be a tensor of one number; give a loss "
+                "that averages, as F.cross_entropy with reduction='mean'"
             )
         return loss
 
@@ -231,7 +240,7 @@ class _Batch:
         point = _Point(self, theta, row, labels, _plain(statistics), state)
         (loss, output, moments), leaves, gradients = point.differentiated(twice=graph)
         kept = _Graph(leaves, gradients) if graph else point if keep else None
-        results = (loss.detach(), _detached(output), *(g.detach() for g in gradients))
+        results = (loss.detach(), mapped(Tensor.detach, output), *(g.detach() for g in gradients))
         return Pass(*results, moments, kept)
 
 
@@ -268,6 +277,7 @@ class _Point:
             rows = self.row.expand(len(self.theta), -1)
             leaves = [t.clone().requires_grad_() for t in (self.theta, rows)]
             result = self.batch.model.loss(*leaves, self.batch.x, self.labels, self.statistics)
+            _require_derivative(result[0])
             gradients = torch.autograd.grad(
                 result[0].sum(), leaves, create_graph=twice, materialize_grads=True
             )
@@ -283,22 +293,16 @@ class _Point:
 
 
 def _stacked(results: list | tuple, x: Values) -> tuple[Tensor, Values, Moments]:
-    """Of the results of all tasks: losses [T], outputs as the inputs are, moments [T, S]."""
+    """Of the results of all tasks: losses [T], outputs [T, ...] or each task's, moments [T, S]."""
     if isinstance(results, tuple):  # vmap's
         loss, output, *moments = results
+        if not isinstance(output, Tensor):
+            output = [mapped(lambda t, i=i: t[i], output) for i in range(len(loss))]
         return loss, output, Moments(*moments)
     losses, outputs, *moments = zip(*results, strict=True)
     tensors = all(isinstance(output, Tensor) for output in outputs)
     output = torch.stack(outputs) if tensors and not isinstance(x, list) else list(outputs)
     return torch.stack(losses), output, Moments(*map(torch.stack, moments))
-
-
-def _detached(values: Any) -> Any:
-    if isinstance(values, Tensor):
-        return values.detach()
-    if isinstance(values, dict):
-        return {name: _detached(value) for name, value in values.items()}
-    return [_detached(value) for value in values] if isinstance(values, list) else values
 
 
 def _plain(statistics: Moments | None) -> Moments | None:
@@ -357,6 +361,14 @@ def _require_some(adapted: dict, module: nn.Module, adapt: Any) -> None:
     else:
         why = f"adapt={adapt!r} leaves {listed(learned, 5)} to the outer loop"
     raise UserError(f"no parameter of {kind} is adapted by the inner loop: {why}; adapt some")
+
+
+def _require_derivative(loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise UserError(
+            f"the loss of a task, {loss[0].item():.4g}, does not depend on the parameters for "
+            "autograd: give one without argmax, detach, item or no_grad in it or in the network"
+        )
 
 
 def _require_alike(parameters: list[Tensor]) -> None:

@@ -13,7 +13,7 @@ from engine.config import Config
 from engine.errors import UserError, say
 from engine.meta import State
 from engine.models import network
-from engine.runs.saved import load_best, restore
+from engine.runs.saved import load_trained, restore
 
 # What the shapes and the meaning of all but the classifier follow from.
 _NETWORK = "network channels filters stages downsample steps norm_weights norm_stats".split()
@@ -41,7 +41,7 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
             f"--init is {cfg.init}, which lies in the run folder that --fresh empties: give "
             "another --run"
         )
-    source = load_best(path)[0]
+    source = load_trained(path)[0]
     trained = Config.from_dict(source.config)
     different = [
         f"{name}: {getattr(trained, name)} -> {getattr(cfg, name)}"

@@ -36,7 +36,7 @@ from engine.runs.packed import FIELDS
 
 # Of what ``save`` writes; raised whenever a field is added there, to Config, State or Params. All
 # since 1 are read: what an older file lacks takes its neutral value, a default of its class.
-FORMAT = 3
+FORMAT = 4
 BOARD = "tensorboard"
 Saved = TypeVar("Saved")
 
@@ -60,6 +60,7 @@ class Checkpoint:
     origin: dict[str, Any] | None = None  # of the weights that --init brought
     # How images become what the network sees; None in files from before: as its kind of data.
     preparation: dict[str, Any] | None = None
+    own_network: str | None = None  # the class of one that engine.fit was given
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from engine.data.preparation import Preparation
 from engine.errors import UserError
 from engine.runs import adapted, checkpoint
 from engine.runs.adapted import Adapted, Classifier, Member
-from engine.runs.saved import load_best, restore
+from engine.runs.saved import load_trained, restore
 
 
 class Learned(NamedTuple):
@@ -39,7 +39,7 @@ def learned_from(source: Any, ensemble: bool) -> Learned:
         content = checkpoint.read(path)
         if isinstance(content, dict) and "classifier" in content:
             return _of_classifier(adapted.understood(path, content))
-    saved = load_best(path)
+    saved = load_trained(path)
     if not ensemble:
         saved = saved[:1]
     first = saved[0]

@@ -133,4 +133,5 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is None or _is_preparation(v),
         "binary or not, and scale, mean and std as numbers",
     ),
+    "own_network": (lambda v: v is None or type(v) is str, "the name of a class"),
 }

@@ -158,7 +158,7 @@ class Run:
                 epoch_file(self.folder, epoch).unlink(missing_ok=True)
 
     def _checkpoint(self) -> Checkpoint:
-        prepared = self.problem.preparation(self.cfg)
+        prepared, own = self.problem.preparation(self.cfg), self.problem.own_model
         return Checkpoint(
             config=replace(self.cfg.without_paths(), precision=self.asked).to_dict(),
             data_name=self.problem.name,
@@ -172,6 +172,7 @@ class Run:
             fallen=self.fallen,
             origin=self.origin,
             preparation=prepared and prepared.to_dict(),
+            own_network=None if own is None else type(getattr(own, "module", own)).__name__,
         )
 
 

@@ -42,6 +42,19 @@ def load_best(path: Path) -> list[Checkpoint]:
     )
 
 
+def load_trained(path: Path) -> list[Checkpoint]:
+    """As `load_best`, of what engine.train made: raises UserError of what engine.fit did, whose
+    network its configuration does not say."""
+    saved = load_best(path)
+    if own := saved[0].own_network:
+        raise UserError(
+            f"{path} has a network ({own}) of a script's own, that engine.fit trained: give the "
+            "learner and this run folder to engine.fit there, which loads the best epoch, then "
+            "call learner.adapt(x, y) or learner.evaluate(tasks)"
+        )
+    return saved
+
+
 def _mark(folder: Path) -> tuple[int, ...] | None:
     """What tells one latest.pt from the next; None when there is none."""
     with contextlib.suppress(FileNotFoundError):
