@@ -28,7 +28,7 @@ from engine.runs.checkpoint import LATEST, open_run
 from engine.runs.interrupt import Interrupt, Stopped
 from engine.runs.run import Run
 from engine.runs.saved import load_best, restore
-from engine.runtime.workers import over_tasks
+from engine.runtime.workers import over_blocks
 from engine.scores import METRICS, Score, measured, score
 from engine.scoring import STEP_SHARE, StepAccuracy, prediction, shown
 from engine.train import final_test, train_epochs
@@ -224,12 +224,7 @@ class _Own:
     def _answers(self, cfg: Config, state: State, episode: Episode, every: bool = False) -> Any:
         model = self.own_model
         predict = prediction(cfg, model)
-        blocks = over_tasks(
-            lambda block: predict(state, block, every=every),
-            episode,
-            model.task_block(episode, False),
-            model.parallel,
-        )
+        blocks = over_blocks(lambda block: predict(state, block, every=every), episode, model)
         return unroll.joined(blocks) if not every else _by_step(blocks)
 
 

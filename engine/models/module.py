@@ -17,18 +17,18 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.episodes import Episode, Values, each
 from engine.errors import UserError, listed
+from engine.models.attention import composed_attention
 from engine.models.interface import Moments, Params, Pass
 
 ADAPT = ("all", "head", "body")
@@ -105,9 +105,21 @@ class Module:
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         return None if self._at_once(episode.support_x) else 1
 
+    def during(self, keeps: bool) -> AbstractContextManager[None]:
+        """Composes attention in all passes, also those that need it not: a switch that one thread
+        turned for some would be met by the others by chance.
+        """
+        return composed_attention() if self._composed(keeps) else nullcontext()
+
+    def _composed(self, twice: bool) -> bool:
+        """Also where vmap then fails, so that the first pass is as all others."""
+        return twice or self._prefers_vmap
+
     def _at_once(self, x: Values) -> bool:
-        if isinstance(x, list) or self._vmap_fails:
-            return False
+        return self._prefers_vmap and not (isinstance(x, list) or self._vmap_fails)
+
+    @property
+    def _prefers_vmap(self) -> bool:
         if self.vectorize != "auto":
             return self.vectorize
         # vmap and a loop draw random numbers in different orders
@@ -193,24 +205,10 @@ class Module:
 
 @contextmanager
 def _recording(composed: bool) -> Iterator[None]:
-    """The unroll runs in inference mode. Fused attention has no second derivative, and no rule of
-    vmap's: composed of products it has both.
-    """
-    attention = _composed_attention() if composed else nullcontext()
+    """The unroll runs in inference mode."""
+    attention = composed_attention() if composed else nullcontext()
     with torch.inference_mode(False), torch.enable_grad(), attention:
         yield
-
-
-@contextmanager
-def _composed_attention() -> Iterator[None]:
-    mha = torch.backends.mha
-    fast = mha.get_fastpath_enabled()  # whole layers at once, in evaluation mode
-    mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        mha.set_fastpath_enabled(fast)
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,7 @@ class _Batch:
     x: Values
 
     def predict(self, theta, row, statistics=None):
-        with _recording(self.model._at_once(self.x)), torch.no_grad():
+        with _recording(self.model._composed(twice=False)), torch.no_grad():
             return self.model.predict(theta.clone(), row.clone(), self.x, _plain(statistics))
 
     def loss_and_gradient(self, theta, row, labels, statistics=None, keep=False):
@@ -264,7 +262,7 @@ class _Point:
 
     def differentiated(self, twice: bool):
         """Tasks are independent: the gradient of the summed losses is each task's own."""
-        with _recording(twice or self.batch.model._at_once(self.batch.x)):
+        with _recording(self.batch.model._composed(twice)):
             rows = self.row.expand(len(self.theta), -1)
             leaves = [t.clone().requires_grad_() for t in (self.theta, rows)]
             result = self.batch.model.loss(*leaves, self.batch.x, self.labels, self.statistics)

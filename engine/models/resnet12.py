@@ -9,6 +9,7 @@ It is a `Model` of `engine.models.interface`. Its passes are in `engine.models.r
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -145,6 +146,9 @@ class ResNet12:
         images of a task over the threads.
         """
         return dispatch.choose("conv", torch.device("cpu"), torch.float32)[0] == "plain"
+
+    def during(self, keeps: bool) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         """Tasks of a call are held at once, and a task has gigabytes: as few as keep all threads
