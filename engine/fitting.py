@@ -178,9 +178,14 @@ class _Own:
             "steps": cfg.eval_steps or cfg.steps,
             "protocol": cfg.protocol,
             "norm_statistics": cfg.norm_statistics,
-            "best": {"epoch": epochs[0], **shown(best)},
-            "ensemble": {"epochs": epochs, **shown(ensemble)},
+            "best": {"epoch": epochs[0], **self._shown(best)},
+            "ensemble": {"epochs": epochs, **self._shown(ensemble)},
         }
+
+    def _shown(self, found: Score) -> dict[str, float]:
+        if self.metric == "loss":
+            return {"loss": -found.accuracy, "interval": found.interval}
+        return shown(found)
 
     def _scored(
         self,
@@ -191,7 +196,7 @@ class _Own:
         by_step: int,
     ) -> tuple[list[Tensor], list[float]]:
         """[states + 1][tasks] scores of each state and of their mean, more is better; and the first
-        one's after every step, over so many tasks."""
+        one's mean after every step, over so many tasks."""
         training = self.learner.training
         self.learner.eval()
         try:
@@ -213,7 +218,7 @@ class _Own:
                 i += 1
         finally:
             self.learner.train(training)
-        means = [abs(sum(column) / len(steps)) for column in zip(*steps, strict=True)]
+        means = [sum(column) / len(steps) for column in zip(*steps, strict=True)]
         return [torch.tensor(row, dtype=torch.float64) for row in rows], means
 
     def _of_tasks(self, answers: Values, labels: Values) -> list[float]:

@@ -1,4 +1,4 @@
-"""Tasks of any module in several threads: the bits of one thread, and torch's switches as before."""
+"""Tasks of any module in threads: the bits of one thread, and torch's switches as before."""
 
 from __future__ import annotations
 
