@@ -41,7 +41,14 @@ class ResNet12:
 
     @classmethod
     def of(cls, cfg) -> "ResNet12":
-        return cls(cfg.channels, cfg.image_size, cfg.ways, norm_eps=cfg.norm_eps)
+        return cls(
+            cfg.channels,
+            cfg.image_size,
+            cfg.ways,
+            tuple(map(int, cfg.widths.split(","))),
+            cfg.negative_slope,
+            cfg.norm_eps,
+        )
 
     def __post_init__(self) -> None:
         least = 2 ** len(self.widths)
