@@ -91,6 +91,35 @@ def test_the_callers_autocast_goes_along_into_threads(threads):
     assert all(map(torch.equal, found, expected)) and not torch.equal(found[1], exact[1])
 
 
+class Dropped(nn.Module):
+    """Random without a layer that says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.out, self.share = nn.Linear(16, 32), nn.Linear(32, 5), 0.3
+
+    def forward(self, x):
+        return self.out(F.dropout(self.body(x / 50).tanh(), self.share, self.training))
+
+
+@pytest.mark.parametrize("vectorize", [False, "auto"])
+def test_random_numbers_without_a_layer_are_drawn_in_order(vectorize, threads):
+    episode, found = texts(), []
+    torch.set_num_threads(2)
+    for memory in ("fast", "fast", "low", "low"):
+        torch.manual_seed(0)
+        module = Dropped()
+        state = torch.get_rng_state()
+        model = Module(module, F.cross_entropy, memory=memory, vectorize=vectorize)
+        with model.during(episode, True):
+            assert torch.equal(torch.get_rng_state(), state) and not model.parallel
+        found.append(gradient(model, episode))
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+    module.eval()
+    assert model.parallel
+
+
 def test_the_last_one_who_leaves_restores_attention():
     before = switches()
     first, second = ExitStack(), ExitStack()
@@ -109,7 +138,7 @@ def test_the_last_one_who_leaves_restores_attention():
 def test_the_pass_in_which_vmap_fails_has_the_bits_of_the_next(threads):
     torch.set_num_threads(1)
     model, episode = encoder(16, number=True), texts()
-    with model.during(False):
+    with model.during(episode, False):
         assert switches()[1] is False
     first = gradient(model, episode, second_order=False)
     assert model._vmap_fails

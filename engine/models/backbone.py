@@ -150,7 +150,7 @@ class Backbone:
     def tied(self, gradient: Params) -> Params:
         return gradient
 
-    def during(self, keeps: bool) -> AbstractContextManager[None]:
+    def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:

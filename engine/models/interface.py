@@ -97,7 +97,7 @@ class Model(Protocol):
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         """Tasks worth giving to one call, `None`: all; `keeps` if passes are kept for tangents."""
 
-    def during(self, keeps: bool) -> AbstractContextManager[None]:
+    def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
         """Entered around all tasks of an iteration, for what it needs of the process, not of a
         thread: results depend neither on the number of threads nor on their timing.
         """

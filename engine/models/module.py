@@ -30,6 +30,7 @@ from engine.episodes import Episode, Values, each
 from engine.errors import UserError, listed
 from engine.models.attention import composed_attention
 from engine.models.interface import Moments, Params, Pass
+from engine.models.randomness import draws, is_random, random_state, set_random_state
 
 ADAPT = ("all", "head", "body")
 MEMORY = ("fast", "low")
@@ -80,6 +81,7 @@ class Module:
         self.module, self.criterion = module, criterion
         self.memory, self.vectorize = memory, vectorize
         self._vmap_fails = False
+        self._drawn: bool | None = None  # whether a pass in training drew random numbers
 
     @property
     def outer(self) -> dict[str, torch.Size]:
@@ -93,7 +95,8 @@ class Module:
     @property
     def parallel(self) -> bool:
         """Random numbers come from one generator: tasks then go one after the other."""
-        return not (self.module.training and any(map(_is_random, self.module.modules())))
+        training = self.module.training
+        return not (training and (self._drawn or any(map(is_random, self.module.modules()))))
 
     def tied(self, gradient: Params) -> Params:
         """Only batch norm's gains and biases have a row a step."""
@@ -105,11 +108,20 @@ class Module:
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         return None if self._at_once(episode.support_x) else 1
 
-    def during(self, keeps: bool) -> AbstractContextManager[None]:
+    def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
         """Composes attention in all passes, also those that need it not: a switch that one thread
         turned for some would be met by the others by chance.
         """
+        self._find_random(each(episode.support_x)[0])
         return composed_attention() if self._composed(keeps) else nullcontext()
+
+    def _find_random(self, x: Any) -> None:
+        """By a pass of one task, once: `F.dropout` is no layer that could be seen."""
+        if self._drawn is not None or not (self.module.training and self.parallel):
+            return
+        like, (args, named) = next(self.module.parameters()), _called(x)
+        with torch.no_grad():
+            self._drawn = draws(lambda: _skeleton(self.module)(*args, **named), like)
 
     def _composed(self, twice: bool) -> bool:
         """Also where vmap then fails, so that the first pass is as all others."""
@@ -150,7 +162,7 @@ class Module:
             tensors[_at(name, "running_mean")] = mean if given else mean.clone()
             tensors[_at(name, "running_var")] = var if given else var.clone()
             tensors[_at(name, "num_batches_tracked")] = theta.new_zeros(())
-        args, named = ((), x) if isinstance(x, dict) else ((x,), {})
+        args, named = _called(x)
         output = functional_call(skeleton, tensors, args, named)
         moments = (
             torch.cat([theta.new_empty(0), *(tensors[_at(n, kind)] for n in self.tracked)])
@@ -225,7 +237,7 @@ class _Batch:
     def loss_and_gradient(self, theta, row, labels, statistics=None, keep=False):
         graph = keep and self.model.memory == "fast"
         again = keep and not graph and not self.model.parallel
-        state = _random_state(theta) if again else None
+        state = random_state(theta) if again else None
         point = _Point(self, theta, row, labels, _plain(statistics), state)
         (loss, output, moments), leaves, gradients = point.differentiated(twice=graph)
         kept = _Graph(leaves, gradients) if graph else point if keep else None
@@ -258,7 +270,7 @@ class _Point:
     row: Tensor
     labels: Values
     statistics: Moments | None
-    random: list | None  # the generators, so that dropout repeats itself
+    random: list[Tensor] | None  # the generators, so that dropout repeats itself
 
     def differentiated(self, twice: bool):
         """Tasks are independent: the gradient of the summed losses is each task's own."""
@@ -275,9 +287,13 @@ class _Point:
         devices = [self.theta.device] if self.theta.is_cuda else []
         with torch.random.fork_rng(devices, enabled=self.random is not None):
             if self.random is not None:
-                _set_random_state(self.random)
+                set_random_state(self.random, self.theta)
             _, leaves, gradients = self.differentiated(twice=True)
             return _Graph(leaves, gradients).tangent(direction)
+
+
+def _called(x: Any) -> tuple[tuple, dict]:
+    return ((), x) if isinstance(x, dict) else ((x,), {})
 
 
 def _stacked(results: list | tuple, x: Values) -> tuple[Tensor, Values, Moments]:
@@ -315,23 +331,6 @@ def _skeleton(module: nn.Module) -> nn.Module:
     for own, theirs in zip(copies[module].modules(), module.modules(), strict=True):
         own.training = theirs.training
     return copies[module]
-
-
-def _random_state(like: Tensor) -> tuple[Tensor, Tensor | None]:
-    device = torch.cuda.get_rng_state(like.device) if like.is_cuda else None
-    return torch.get_rng_state(), device
-
-
-def _set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
-
-
-def _is_random(layer: nn.Module) -> bool:
-    """Dropout, or a layer with some inside, as attention and recurrent ones."""
-    found = getattr(layer, "p", 0) if "drop" in type(layer).__name__.lower() else 0
-    return any(isinstance(p, float) and p > 0 for p in (found, getattr(layer, "dropout", 0)))
 
 
 def _adapted(adapt: str, names: list[str]) -> Callable[[str], bool]:

@@ -154,7 +154,7 @@ class ResNet12:
         """
         return dispatch.choose("conv", torch.device("cpu"), torch.float32)[0] == "plain"
 
-    def during(self, keeps: bool) -> AbstractContextManager[None]:
+    def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:

@@ -33,7 +33,7 @@ def over_blocks(
     """`over_tasks`, in blocks and threads that suit the model; `keeps` if its passes are kept for
     tangents.
     """
-    with model.during(keeps):
+    with model.during(episode, keeps):
         return over_tasks(function, episode, model.task_block(episode, keeps), model.parallel)
 
 
