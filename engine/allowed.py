@@ -12,6 +12,7 @@ from engine.errors import UserError, nearest
 
 PATH = "a path"
 RATIO = "three shares, as 64/16/20"
+WIDTHS = "four whole numbers from 1 to 9999, as 64,160,320,640"
 # What a number may be: the words for the message and the test itself.
 RANGES = {
     "in [1, 16]": lambda v: 1 <= v <= 16,
@@ -39,6 +40,10 @@ def check(name: str, value: Any, allowed: tuple | str | None) -> None:
     if allowed == RATIO:
         if value is not None and not re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", value):
             raise UserError(f"{flag} is {value!r}: give {RATIO}, each 1 or more")
+        return
+    if allowed == WIDTHS:
+        if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){3}", value):
+            raise UserError(f"{flag} is {value!r}: give {WIDTHS}")
         return
     if isinstance(allowed, tuple) and value not in allowed:
         choices = [*map(str, allowed)]

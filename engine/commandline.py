@@ -10,15 +10,16 @@ from collections.abc import Collection, Iterable
 from dataclasses import MISSING, Field, fields
 from typing import Any, NoReturn
 
-from engine.allowed import RATIO, check
+from engine.allowed import PATH, RATIO, WIDTHS, check
 from engine.config import DATASET, GROUPS, PRESET, Config
 from engine.errors import UserError, nearest, say
 from engine.presets import preset_fields
 
 FIELDS: dict[str, Field] = {f.name: f for f in fields(Config)}
 _HELP = ("-h", "--help", "--help-all")
+_METAVARS = {PATH: "PATH", RATIO: "A/B/C", WIDTHS: "A,B,C,D"}
 # What the values that a preset gives to other fields depend on.
-_DECIDING = ("preset", "dataset", "ways", "shots", "epochs", "lr")
+_DECIDING = ("preset", "dataset", "network", "ways", "shots", "epochs", "lr")
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,7 +98,7 @@ def add_flags(
             kind = {"int": int, "float": float}[f.type]
             options |= {"type": kind, "metavar": f.type.upper()}
         else:
-            options |= {"metavar": "A/B/C" if allowed == RATIO else "PATH"}
+            options |= {"metavar": _METAVARS[allowed]}
         parser.group(f.metadata["group"]).add_argument(flag(f.name), **options)
 
 

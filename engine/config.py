@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.allowed import PATH, RATIO, check, check_type
+from engine.allowed import PATH, RATIO, WIDTHS, check, check_type
 from engine.errors import UserError, listed
-from engine.presets import PRESETS, preset_fields
+from engine.presets import PRESETS, RESNET12_SLOPE, preset_fields
 
 __all__ = ["Config", "UserError", "check"]
 
@@ -27,6 +27,8 @@ ROTATIONS = ("none", "classes", "augment")
 CHANNELS = (1, 3)
 # What a finished run that is trained on has anew: its length, and what follows from that.
 SCHEDULE = ("epochs", "msl_epochs", "first_order_epochs")
+# What one network has and the other has not.
+_OWN = {"conv4": ("filters", "stages", "downsample"), "resnet12": ("widths",)}
 
 
 def _flag(
@@ -99,8 +101,8 @@ class Config:
     targets: int = _task("target images per class", ">= 1")
     tasks: int = _task("tasks per outer iteration", ">= 1")
     network: str = _network(
-        "conv4: the paper's, with these filters and stages; resnet12: ResNet-12 of widths 64-160-"
-        "320-640, in float32",
+        "conv4: the paper's, of so many filters and stages; resnet12: ResNet-12 of these widths, "
+        "in float32",
         ("conv4", "resnet12"),
         default="conv4",
     )
@@ -108,6 +110,11 @@ class Config:
     stages: int = _network("number of convolutions", "in [1, 16]")
     downsample: str = _network(
         "2x2 max pool after, or stride 2 in, each convolution", ("pool", "stride")
+    )
+    widths: str = _network(
+        "filters of the four blocks of resnet12; 64,128,256,512 is the other common choice",
+        WIDTHS,
+        default="64,160,320,640",
     )
     negative_slope: float = _network("slope of the leaky ReLU below zero", ">= 0")
     steps: int = _inner("inner steps in training", ">= 1")
@@ -196,7 +203,10 @@ class Config:
         check("preset", preset, PRESETS)
         check("dataset", dataset, DATASETS)
         values = {"preset": preset, "dataset": dataset}
-        return cls(**values | preset_fields(preset, dataset, explicit) | explicit)
+        values |= preset_fields(preset, dataset, explicit)
+        cfg = cls(**values | explicit)
+        _refuse_of_another_network(cfg, explicit, {"widths": cls.widths} | values)
+        return cfg
 
     @classmethod
     def resolve(cls, argv: list[str]) -> Config:
@@ -220,6 +230,11 @@ class Config:
     def fused(self) -> bool:
         """Whether the network may run in whole passes of a backend, and not by single ops."""
         return self.network == "conv4" and self.unroll != "autograd"
+
+    @property
+    def of_others(self) -> tuple[str, ...]:
+        """Fields that mean nothing to the network."""
+        return tuple(n for network in _OWN.keys() - {self.network} for n in _OWN[network])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -269,7 +284,19 @@ def completed(saved: dict[str, Any]) -> dict[str, Any]:
             f"the configuration lacks {listed(lost)}, which every version wrote; it is damaged, "
             "or not of this program: give another"
         )
+    if saved.get("network") == "resnet12" and "widths" not in saved:  # its slope was no setting
+        saved = saved | {"negative_slope": RESNET12_SLOPE}
     return neutral | saved
+
+
+def _refuse_of_another_network(cfg: Config, explicit: dict, usual: dict[str, Any]) -> None:
+    """What has no effect is not to be given, but for the usual value, which a file may have."""
+    for name in cfg.of_others:
+        if (value := explicit.get(name, usual[name])) != usual[name]:
+            raise UserError(
+                f"--{name} is {value} with --network {cfg.network}, which has none: leave it out, "
+                "or give another --network"
+            )
 
 
 def _check_combinations(cfg: Config) -> None:

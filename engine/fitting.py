@@ -28,8 +28,13 @@ from engine.runs.checkpoint import LATEST, open_run
 from engine.runs.interrupt import Interrupt, Stopped
 from engine.runs.run import Run
 from engine.runs.saved import load_best, restore
+<<<<<<< HEAD
 from engine.runtime.workers import over_tasks
 from engine.scores import METRICS, Score, measured, require_classes, score
+=======
+from engine.runtime.workers import over_blocks
+from engine.scores import METRICS, Score, measured, score
+>>>>>>> b
 from engine.scoring import STEP_SHARE, StepAccuracy, prediction, shown
 from engine.told import checked
 from engine.train import final_test, train_epochs
@@ -181,9 +186,14 @@ class _Own:
             "steps": cfg.eval_steps or cfg.steps,
             "protocol": cfg.protocol,
             "norm_statistics": cfg.norm_statistics,
-            "best": {"epoch": epochs[0], **shown(best)},
-            "ensemble": {"epochs": epochs, **shown(ensemble)},
+            "best": {"epoch": epochs[0], **self._shown(best)},
+            "ensemble": {"epochs": epochs, **self._shown(ensemble)},
         }
+
+    def _shown(self, found: Score) -> dict[str, float]:
+        if self.metric == "loss":
+            return {"loss": -found.accuracy, "interval": found.interval}
+        return shown(found)
 
     def _scored(
         self,
@@ -194,7 +204,7 @@ class _Own:
         by_step: int,
     ) -> tuple[list[Tensor], list[float]]:
         """[states + 1][tasks] scores of each state and of their mean, more is better; and the first
-        one's after every step, over so many tasks."""
+        one's mean after every step, over so many tasks."""
         training = self.learner.training
         self.learner.eval()
         try:
@@ -216,7 +226,7 @@ class _Own:
                 i += 1
         finally:
             self.learner.train(training)
-        means = [abs(sum(column) / len(steps)) for column in zip(*steps, strict=True)]
+        means = [sum(column) / len(steps) for column in zip(*steps, strict=True)]
         return [torch.tensor(row, dtype=torch.float64) for row in rows], means
 
     def _of_tasks(self, answers: Values, labels: Values) -> list[float]:
@@ -227,12 +237,7 @@ class _Own:
     def _answers(self, cfg: Config, state: State, episode: Episode, every: bool = False) -> Any:
         model = self.own_model
         predict = prediction(cfg, model)
-        blocks = over_tasks(
-            lambda block: predict(state, block, every=every),
-            episode,
-            model.task_block(episode, False),
-            model.parallel,
-        )
+        blocks = over_blocks(lambda block: predict(state, block, every=every), episode, model)
         return unroll.joined(blocks) if not every else _by_step(blocks)
 
 

@@ -28,7 +28,7 @@ from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
 from engine.models.module import Module
 from engine.models.resnet12 import ResNet12
-from engine.runtime.workers import over_tasks
+from engine.runtime.workers import over_blocks
 from engine.scores import METRICS, Score, measured, score
 from engine.tasks import Tasks
 from engine.told import check_images, check_lengths, checked, is_samples, shown
@@ -179,11 +179,11 @@ class Learner(nn.Module):
     ) -> unroll.MetaGradient:
         """Summed over the tasks."""
         model, params = self.model, self.params()
-        parts = over_tasks(
+        parts = over_blocks(
             lambda block: unroll.adjoint(model, params, block, weights, order == 2),
             episode,
-            model.task_block(episode, order == 2),
-            model.parallel,
+            model,
+            order == 2,
         )
         return unroll.total(parts)
 
@@ -281,7 +281,7 @@ class Learner(nn.Module):
         _check_steps(steps)
         self.checked(episode)
         params, running = self.params(), self.running()
-        blocks = over_tasks(
+        blocks = over_blocks(
             lambda block: unroll.adapt_and_predict(
                 self.model,
                 params,
@@ -292,8 +292,7 @@ class Learner(nn.Module):
                 protocol=protocol,
             ),
             episode,
-            self.model.task_block(episode, False),
-            self.model.parallel,
+            self.model,
         )
         return unroll.joined(blocks)
 

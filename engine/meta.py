@@ -18,7 +18,7 @@ from engine.config import Config
 from engine.episodes import Episode, Values, each
 from engine.models import network
 from engine.models.interface import Model, Moments, Params
-from engine.runtime.workers import over_tasks
+from engine.runtime.workers import over_blocks
 
 
 class State(NamedTuple):
@@ -131,11 +131,11 @@ def meta_gradient(
     differentiate = unroll.adjoint if cfg.unroll == "adjoint" else unroll.autograd
     model, (weights, second, _) = model or network(cfg), schedule
     with kernels.only_kernels():
-        parts = over_tasks(
+        parts = over_blocks(
             lambda block: differentiate(model, state.params, block, weights, second, running),
             episode,
-            model.task_block(episode, second),
-            model.parallel,
+            model,
+            second,
         )
         total = unroll.total(parts)
         return total._replace(gradient=model.tied(total.gradient))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 PRESETS = ("maml++", "maml", "htym-2019", "htym-head")
+RESNET12_SLOPE = 0.1  # as everybody's (Lee et al. 2019, and its code)
 
 _OMNIGLOT = {
     "image_size": 28,
@@ -68,6 +69,8 @@ def preset_fields(preset: str, dataset: str, explicit: dict[str, Any]) -> dict[s
     ways, shots = ({**chosen, **explicit}[name] for name in ("ways", "shots"))
     protocol = _paper if preset in ("maml++", "maml") else _2019 if preset == "htym-2019" else _head
     chosen |= protocol(omniglot, ways, shots)
+    if explicit.get("network") == "resnet12":
+        chosen["negative_slope"] = RESNET12_SLOPE
     if preset == "maml":
         chosen |= _NEUTRAL
         del chosen["min_lr"]

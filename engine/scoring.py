@@ -19,7 +19,7 @@ from engine.models import network
 from engine.models.interface import Model
 from engine.runtime import graph
 from engine.runtime.resident import Feed
-from engine.runtime.workers import over_tasks
+from engine.runtime.workers import over_blocks
 from engine.scores import Score, score
 
 # The same tasks for every run, so that two runs, whatever their seeds, are compared on equal terms.
@@ -141,11 +141,12 @@ class _Tasks:
 
     def __init__(self, cfg: Config, dataset: Dataset, part: str, device: torch.device):
         self._sampler = EpisodeSampler.of(cfg, dataset, part, seed=TASK_SEED)
+        self._model = network(cfg)
         self._bank = self._sampler.bank.to(device) if device.type == "cuda" else None
 
     def answers(self, predict: Predict, no_graph: bool) -> Answers:
         if self._bank is None:
-            return _on_host(predict, self._sampler)
+            return _on_host(predict, self._model, self._sampler)
         return _on_device(predict, self._sampler, self._bank, no_graph)
 
 
@@ -155,11 +156,10 @@ Answers = Callable[[int, int], tuple[Tensor, Tensor]]
 Predict = Callable[[Episode], Tensor]
 
 
-def _on_host(predict: Predict, sampler: EpisodeSampler) -> Answers:
+def _on_host(predict: Predict, model: Model, sampler: EpisodeSampler) -> Answers:
     def answers(first: int, count: int) -> tuple[Tensor, Tensor]:
         episode = sampler.episode(0, count, first_task=first)
-        block = kernels.task_block(episode.support_x, False)
-        return torch.cat(over_tasks(predict, episode, block), dim=1), episode.target_y
+        return torch.cat(over_blocks(predict, episode, model), dim=1), episode.target_y
 
     return answers
 

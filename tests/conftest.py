@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import kernels
+from engine import train
 from kernels import native
 from tests.golden import Golden, files, shared_folder
-from tests.tiny import make_images
+from tests.tiny import flags, make_images
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,6 +43,17 @@ def data_dir() -> Path:
 def images(tmp_path_factory) -> Path:
     """A data set in a folder; what runs leave beside it is the module's."""
     return make_images(tmp_path_factory.mktemp("images") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Iterator[Path]:
+    """The folder of a finished run, for all that only read it: what changes one takes a copy."""
+    images = make_images(tmp_path_factory.mktemp("finished") / "tiny")
+    folder = images.parent / "finished"
+    assert train.main(flags(images, folder)) == 0
+    files = {path: path.read_bytes() for path in sorted(folder.glob("*.*"))}
+    yield folder
+    assert {path: path.read_bytes() for path in sorted(folder.glob("*.*"))} == files
 
 
 @pytest.fixture(params=["native", "plain"])

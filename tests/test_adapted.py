@@ -8,18 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import FewShotClassifier, evaluate, train
+from engine import FewShotClassifier, evaluate
 from engine.errors import UserError
 from engine.runs import adapted, checkpoint
 from tests.test_checkpoint_fields import GONE, MORE, ODD, like, places, spoilt
-from tests.tiny import flags, small_disk
-
-
-@pytest.fixture(scope="module")
-def run(images):
-    folder = images.parent / "run"
-    assert train.main(flags(images, folder)) == 0
-    return folder
+from tests.tiny import small_disk
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +21,8 @@ def files(images):
 
 
 @pytest.fixture(scope="module")
-def fitted(run, files):
-    return FewShotClassifier(run, ensemble=True).fit(files, list("aaabbb"))
+def fitted(finished, files):
+    return FewShotClassifier(finished, ensemble=True).fit(files, list("aaabbb"))
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +87,8 @@ def test_paths_of_another_machine_are_not_taken(saved, tmp_path):
     assert (cfg.data, cfg.cache, cfg.run, cfg.init) == (None,) * 4
 
 
-def test_nothing_but_an_adapted_network_is_written_over(run, fitted, saved, tmp_path):
-    shutil.copy(run / "latest.pt", tmp_path / "latest.pt")
+def test_nothing_but_an_adapted_network_is_written_over(finished, fitted, saved, tmp_path):
+    shutil.copy(finished / "latest.pt", tmp_path / "latest.pt")
     (tmp_path / "cat.pt").write_bytes(b"a picture")
     for name in ("latest.pt", "cat.pt"):
         before = (tmp_path / name).read_bytes()
@@ -107,8 +100,10 @@ def test_nothing_but_an_adapted_network_is_written_over(run, fitted, saved, tmp_
     assert adapted.is_classifier(tmp_path / "own.pt")
 
 
-def test_labels_that_no_file_can_hold_are_refused(run, files, tmp_path):
-    fitted = FewShotClassifier(run).fit(files, np.array([(1,)] * 3 + [(2,)] * 3 + [0], object)[:6])
+def test_labels_that_no_file_can_hold_are_refused(finished, files, tmp_path):
+    fitted = FewShotClassifier(finished).fit(
+        files, np.array([(1,)] * 3 + [(2,)] * 3 + [0], object)[:6]
+    )
     with pytest.raises(UserError, match="labels of type tuple cannot be saved"):
         fitted.save(tmp_path / "x.pt")
     assert not (tmp_path / "x.pt").exists()

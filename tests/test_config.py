@@ -120,6 +120,13 @@ def test_schedules_shrink_with_the_epochs_so_that_a_short_run_reaches_second_ord
     expect(Config.of("maml", epochs=30), first_order_epochs=0, msl_epochs=0)
 
 
+def test_each_network_has_its_slope_and_another_is_honoured():
+    expect(Config.of(), negative_slope=0.01)
+    expect(Config.of(network="resnet12"), negative_slope=0.1, widths="64,160,320,640")
+    other = "--network resnet12 --negative-slope 0 --widths 64,128,256,512"
+    expect(Config.resolve(other.split()), negative_slope=0.0, widths="64,128,256,512")
+
+
 def test_without_annealing_the_end_follows_the_learning_rate():
     expect(Config.of("maml", lr=0.01), min_lr=0.01)
     expect(Config.of("htym-head", "mini", lr=0.01), min_lr=0.01)
@@ -147,6 +154,12 @@ def test_without_annealing_the_end_follows_the_learning_rate():
     ("--filters 70000", ["--filters is 70000", "up to 65536"]),
     ("--data ~nobody-here/x", ["--data is ~nobody-here/x", "no user nobody-here", "./~nobody"]),
     ("--init=", ["--init is empty"]),
+    ("--network resnet12 --widths 64,128", ["--widths is '64,128'", "as 64,160,320,640"]),
+    ("--network resnet12 --widths 64,0,8,9", ["--widths is '64,0,8,9'", "from 1 to 9999"]),
+    ("--widths 64,128,256,512", ["--widths is 64,128,256,512 with --network conv4"]),
+    ("--network resnet12 --filters 32", ["--filters is 32 with --network resnet12"]),
+    ("--network resnet12 --stages 3", ["--stages is 3 with --network resnet12"]),
+    ("--network resnet12 --downsample stride", ["--downsample is stride with --network res"]),
     ("--split background", ["--split background", "mini"]),
     ("--dataset omniglot --channels 3", ["--channels is 3", "give 1"]),
 ])  # fmt: skip

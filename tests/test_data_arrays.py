@@ -492,8 +492,8 @@ def test_classes_in_two_splits_are_all_named(tmp_path):
     save(tmp_path, lambda s: {name: images(s)[:2] for name in names[s]})
     refused(
         tmp_path,
-        "1 are in two: 'Café' in train and 'CAFÉ' in val".replace("CAFÉ", "CAFE\u0301"),
-        "2 are in two: 'b' in train and 'B' in test, 'c' in train and 'C' in test",
+        "class 'Café' is in train and in val as 'CAFÉ'".replace("CAFÉ", "CAFE\u0301"),
+        "class 'b' is in train and in test as 'B', class 'c' is in train and in test as 'C'",
     )
 
 

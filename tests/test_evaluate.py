@@ -7,30 +7,22 @@ import re
 import pytest
 import torch
 
-from engine import evaluate, meta, scoring, train
+from engine import evaluate, meta, scoring
 from engine.config import Config
 from engine.runs import checkpoint
 from engine.runs.packed import pack
 from engine.runs.problem import load_dataset
 from engine.runs.saved import load_best, own_data, restore
 from engine.runtime.machine import machine
-from tests.tiny import flags, make_images
+from tests.tiny import make_images
 
 
 @pytest.fixture(scope="module")
-def run(images):
-    """A trained run folder."""
-    folder = images.parent / "run"
-    assert train.main(flags(images, folder)) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def members(run):
+def members(finished):
     """Its configuration, data, and states by epoch."""
-    saved = load_best(run)
+    saved = load_best(finished)
     cfg = Config.from_dict(saved[0].config)
-    cfg = dataclasses.replace(cfg, **own_data(run, cfg))
+    cfg = dataclasses.replace(cfg, **own_data(finished, cfg))
     with machine(cfg) as device:
         return cfg, load_dataset(cfg), restore(meta.layout(cfg), saved, device)
 
@@ -92,10 +84,10 @@ def test_ensemble_takes_the_mean_of_the_logits(members, monkeypatch):
     assert [s.accuracy for s in single] == [1, 1, 0] and ensemble.accuracy == 0
 
 
-def test_a_run_folder_gives_what_the_training_reported(run, capsys):
-    assert evaluate.main([str(run)]) == 0
+def test_a_run_folder_gives_what_the_training_reported(finished, capsys):
+    assert evaluate.main([str(finished)]) == 0
     out = capsys.readouterr().out
-    result = json.loads((run / "result.json").read_text())
+    result = json.loads((finished / "result.json").read_text())
     numbers = re.findall(r"([\d.]+) % ± ([\d.]+)", out)
     assert numbers == [
         (f"{100 * result[k]['accuracy']:.2f}", f"{100 * result[k]['interval']:.2f}")
@@ -104,24 +96,24 @@ def test_a_run_folder_gives_what_the_training_reported(run, capsys):
     assert "trained on folder:tiny, tested on folder:tiny\n" in out
 
 
-def test_one_file_and_other_settings(run, capsys):
+def test_one_file_and_other_settings(finished, capsys):
     argv = "--eval-steps 4 --protocol inductive --norm-statistics running --eval-tasks 7 --shots 2"
-    assert evaluate.main([str(run / "latest.pt"), *argv.split(), "--on", "val"]) == 0
+    assert evaluate.main([str(finished / "latest.pt"), *argv.split(), "--on", "val"]) == 0
     out = capsys.readouterr().out
     assert "3-way 2-shot, 7 val tasks, 4 inner steps, inductive, running statistics" in out
     assert "ensemble of 1" in out
 
 
-def test_other_data_of_the_same_shape(run, images, capsys):
+def test_other_data_of_the_same_shape(finished, images, capsys):
     other = make_images(images.parent / "elsewhere" / "other", seed=5)
-    assert evaluate.main([str(run), "--data", str(other)]) == 0
+    assert evaluate.main([str(finished), "--data", str(other)]) == 0
     assert "trained on folder:tiny, tested on folder:other, other data\n" in capsys.readouterr().out
 
 
-def test_a_checkpoint_alone_needs_data(run, images, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_alone_needs_data(finished, images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     alone = tmp_path / "given.pt"
-    alone.write_bytes((run / "latest.pt").read_bytes())
+    alone.write_bytes((finished / "latest.pt").read_bytes())
     for config in (None, "{", "[]", '{"data": "x"}'):  # none, and three of no run of its own
         if config:
             (tmp_path / "config.json").write_text(config)
@@ -153,21 +145,21 @@ def refused(argv, capsys, *words):
     assert all(word in err for word in words), err
 
 
-def test_mistakes_are_one_line(run, images, tmp_path, capsys):
+def test_mistakes_are_one_line(finished, images, tmp_path, capsys):
     refused([tmp_path / "none.pt"], capsys, "no checkpoint at", "none.pt")
     refused(["x" * 5000], capsys, "give a run folder or a .pt file")
     refused([tmp_path], capsys, "no run folder", "latest.pt")
-    refused([run, "--ways", 5], capsys, "--ways is 5", "3 outputs")
-    refused([run, "--data", tmp_path / "none"], capsys, "none", "--data")
-    refused([run, "--dataset", "omniglot"], capsys, "omniglot", "3 channels")
-    refused([run, "--targets", 50], capsys, "folder:tiny")
-    refused([run, "--eval-tasks", 1], capsys, "--eval-tasks is 1")
+    refused([finished, "--ways", 5], capsys, "--ways is 5", "3 outputs")
+    refused([finished, "--data", tmp_path / "none"], capsys, "none", "--data")
+    refused([finished, "--dataset", "omniglot"], capsys, "omniglot", "3 channels")
+    refused([finished, "--targets", 50], capsys, "folder:tiny")
+    refused([finished, "--eval-tasks", 1], capsys, "--eval-tasks is 1")
     (tmp_path / "bad.pt").write_bytes(b"PK")
     refused([tmp_path / "bad.pt"], capsys, "bad.pt is damaged")
 
 
-def test_a_run_without_a_validated_epoch(run, tmp_path, capsys):
-    found = checkpoint.load(run / "latest.pt")
+def test_a_run_without_a_validated_epoch(finished, tmp_path, capsys):
+    found = checkpoint.load(finished / "latest.pt")
     found.best = []
     checkpoint.save(tmp_path / "latest.pt", found)
     refused([tmp_path], capsys, "no validated epoch", "latest.pt")

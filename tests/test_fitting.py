@@ -62,10 +62,21 @@ def test_a_regression_trains_and_keeps_its_best(tmp_path, capsys):
     assert list(row["rates"]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert len(row["step_loss"]) == 2 and row["step_loss"][1] < row["step_loss"][0]
     result = json.loads((run.folder / "result.json").read_text())
-    assert -result["best"]["accuracy"] == pytest.approx(min(losses))
+    assert result["best"]["loss"] == pytest.approx(min(losses))
+    assert "accuracy" not in result["best"] | result["ensemble"]
     score = learner.evaluate([waves(-1), waves(-2).slice(0, 2)], "loss")
     assert score.accuracy == pytest.approx(min(losses), rel=1e-5)
-    assert "validation loss" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "validation loss" in out and f"loss {min(losses):.4f} ± " in out
+
+
+def test_a_loss_below_zero_is_told_as_it_is(tmp_path, capsys):
+    """Of a density, say: it may be any number."""
+    learner = Learner(nn.Linear(1, 1), lambda o, y: F.mse_loss(o, y) - 5, steps=2, rate=0.05)
+    run = fitted(learner, tmp_path / "run", epochs=1, iterations=1)
+    (row,) = rows(run.folder, "validation")
+    assert -5 < row["step_loss"][0] < 0 and -5 < row["validation_loss"] < 0
+    assert f"validation loss {row['validation_loss']:.4f} ± " in capsys.readouterr().out
 
 
 def test_a_stopped_run_continues_to_the_same_bits(tmp_path):

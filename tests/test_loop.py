@@ -229,7 +229,10 @@ def test_evaluation_on_a_device_is_that_of_the_host(data, captures, every) -> No
         return logits if every else logits.unsqueeze(0)
 
     with kernels.use("plain"), kernels.only_kernels():
-        host, device = _on_host(predict, tasks), _on_device(predict, tasks, tasks.bank, every)
+        host, device = (
+            _on_host(predict, model, tasks),
+            _on_device(predict, tasks, tasks.bank, every),
+        )
         for first, count in ((0, 4), (4, 4), (8, 2)):
             for ours, theirs in zip(device(first, count), host(first, count), strict=True):
                 assert torch.equal(ours, theirs)

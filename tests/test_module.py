@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from engine import unroll
 from engine.errors import UserError
 from engine.models.module import Module
-from engine.runtime.workers import over_tasks
+from engine.runtime.workers import over_blocks
 from tests.foreign import PROBLEMS, plain_loop, problem, start
 
 WEIGHTS = {"last": [0.0, 0.0, 1.0], "multi": [0.2, 0.3, 0.5]}
@@ -19,11 +19,11 @@ NO_VMAP = ("lstm", "uneven")  # torch's vmap knows no LSTM, and no tasks that di
 
 
 def ours(model: Module, params, episode, weights, order):
-    parts = over_tasks(
+    parts = over_blocks(
         lambda block: unroll.adjoint(model, params, block, weights, order == 2),
         episode,
-        model.task_block(episode, order == 2),
-        model.parallel,
+        model,
+        order == 2,
     )
     return unroll.total(parts)
 

@@ -12,16 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import FewShotClassifier, adapt, predict, train
+from engine import FewShotClassifier, adapt, predict
 from tests.samples import write_zip
-from tests.tiny import call, flags, one_line
-
-
-@pytest.fixture(scope="module")
-def run(images):
-    folder = images.parent / "run"
-    assert train.main(flags(images, folder)) == 0
-    return folder
+from tests.tiny import call, one_line
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +29,9 @@ def pets(images):
 
 
 @pytest.fixture(scope="module")
-def saved(run, pets):
+def saved(finished, pets):
     file = pets.parent / "pets.pt"
-    assert adapt.main([str(run), str(pets), "-o", str(file)]) == 0
+    assert adapt.main([str(finished), str(pets), "-o", str(file)]) == 0
     return file
 
 
@@ -58,19 +51,21 @@ def start(module, argv, capsys) -> tuple[int, str, str]:
     return module.main([str(a) for a in argv]), *capsys.readouterr()
 
 
-def test_adapted_and_asked_it_answers_as_the_class_does(run, pets, saved, asked, capsys, tmp_path):
-    code, out, _ = start(adapt, [run, pets, "-o", tmp_path / "pets.pt"], capsys)
+def test_adapted_and_asked_it_answers_as_the_class_does(
+    finished, pets, saved, asked, capsys, tmp_path
+):
+    code, out, _ = start(adapt, [finished, pets, "-o", tmp_path / "pets.pt"], capsys)
     assert code == 0 and out.splitlines() == [
         f"adapted to 2 classes of {pets}: cat (3), dog (3)",
         f"saved in {tmp_path / 'pets.pt'}",
     ]
     paths = [asked / "<b>&.png", asked / "deep" / "two.png"]
-    fitted = FewShotClassifier(run).fit_folder(pets)
+    fitted = FewShotClassifier(finished).fit_folder(pets)
     assert fitted.notes_ == []
     found = fitted.predict_proba(paths)
     for argv in (
         [saved, asked],
-        [run, "--support", pets, asked],
+        [finished, "--support", pets, asked],
         [saved, "--support", pets, asked],
     ):
         code, out, err = start(predict, argv, capsys)
@@ -132,10 +127,10 @@ def test_a_single_label_without_top_and_zip_archives(saved, asked, capsys, tmp_p
     assert rows[0].startswith(f"{archive}:in/<b>&.png,")
 
 
-def test_the_support_pictures_may_be_an_archive(run, pets, saved, asked, capsys, tmp_path):
+def test_the_support_pictures_may_be_an_archive(finished, pets, saved, asked, capsys, tmp_path):
     files = {f"pets/{f.parent.name}/{f.name}": f.read_bytes() for f in pets.rglob("*.png")}
     archive = write_zip(tmp_path / "pets.zip", files)
-    by_zip = start(predict, [run, "--support", archive, asked / "deep"], capsys)
+    by_zip = start(predict, [finished, "--support", archive, asked / "deep"], capsys)
     assert by_zip[1].splitlines()[-1] == start(predict, [saved, asked / "deep"], capsys)[1].strip()
 
 
@@ -158,7 +153,7 @@ def test_pictures_that_cannot_be_read_are_all_named(saved, asked, capsys, tmp_pa
     one_line(err, "no picture to label")
 
 
-def test_settings_of_the_loop_and_of_the_answer(run, pets, asked, capsys):
+def test_settings_of_the_loop_and_of_the_answer(finished, pets, asked, capsys):
     paths = [asked / "<b>&.png", asked / "deep" / "two.png"]
     for argv, options in [
         (["--eval-steps", 4], {"steps": 4}),
@@ -167,19 +162,25 @@ def test_settings_of_the_loop_and_of_the_answer(run, pets, asked, capsys):
         (["--protocol", "transductive"], {"transductive": True}),
         (["--backend", "plain", "--threads", 1], {"backend": "plain", "threads": 1}),
     ]:
-        code, out, _ = start(predict, [run, *argv, "--support", pets, *paths], capsys)
-        p = FewShotClassifier(run, **options).fit_folder(pets).predict_proba(paths)
+        code, out, _ = start(predict, [finished, *argv, "--support", pets, *paths], capsys)
+        p = FewShotClassifier(finished, **options).fit_folder(pets).predict_proba(paths)
         assert code == 0
         assert [float(n) for n in re.findall(r"([\d.]+) %", out)] == [
             float(f"{100 * row.max():.1f}") for row in p
         ]
 
 
-def test_mistakes_are_one_line(run, pets, saved, asked, capsys, tmp_path):
+def test_mistakes_are_one_line(finished, pets, saved, asked, capsys, tmp_path):
     picture = asked / "deep" / "two.png"
     (tmp_path / "folder.csv").mkdir()
     for module, argv, *words in [
-        (predict, [run, picture], "knows no classes of yours yet", "--support", "engine.adapt"),
+        (
+            predict,
+            [finished, picture],
+            "knows no classes of yours yet",
+            "--support",
+            "engine.adapt",
+        ),
         (predict, [saved], "IMAGES"),
         (predict, [saved, picture, "--top", 0], "--top is 0", ">= 1"),
         (predict, [saved, picture, "--eval-steps", 3], "--eval-steps is of the adaptation"),
@@ -193,11 +194,11 @@ def test_mistakes_are_one_line(run, pets, saved, asked, capsys, tmp_path):
         (predict, [tmp_path / "none", picture], "no checkpoint at"),
         (predict, [saved, picture, "--suport", 3], "no flag --suport: did you mean --support?"),
         (predict, [saved, picture, "--support", picture], "two.png is neither a folder"),
-        (adapt, [run, pets], "-o"),
-        (adapt, [run, pets, "-o", picture], "-o is", "ends in .pt"),
-        (adapt, [run, pets / "cat", "-o", tmp_path / "x.pt"], "no two folders of pictures"),
-        (adapt, [run, tmp_path / "none", "-o", tmp_path / "x.pt"], "cannot read", "none"),
-        (adapt, [run, pets, "-o", tmp_path / "x.pt", "--device", "tpu"], "--device", "cpu"),
+        (adapt, [finished, pets], "-o"),
+        (adapt, [finished, pets, "-o", picture], "-o is", "ends in .pt"),
+        (adapt, [finished, pets / "cat", "-o", tmp_path / "x.pt"], "no two folders of pictures"),
+        (adapt, [finished, tmp_path / "none", "-o", tmp_path / "x.pt"], "cannot read", "none"),
+        (adapt, [finished, pets, "-o", tmp_path / "x.pt", "--device", "tpu"], "--device", "cpu"),
     ]:
         code, _, err = start(module, argv, capsys)
         assert code == 2
@@ -205,11 +206,11 @@ def test_mistakes_are_one_line(run, pets, saved, asked, capsys, tmp_path):
     assert not (tmp_path / "x.pt").exists()
 
 
-def test_more_classes_than_outputs_say_what_to_do(run, pets, capsys, tmp_path):
+def test_more_classes_than_outputs_say_what_to_do(finished, pets, capsys, tmp_path):
     many = shutil.copytree(pets, tmp_path / "many")
     for label in ("cow", "sow"):
         shutil.copytree(pets / "cat", many / label)
-    code, _, err = start(adapt, [run, many, "-o", tmp_path / "x.pt"], capsys)
+    code, _, err = start(adapt, [finished, many, "-o", tmp_path / "x.pt"], capsys)
     assert code == 2
     one_line(err, "4 classes, the network 3 outputs", "--ways 4", "--init")
 

@@ -3,6 +3,7 @@ network written of torch's own modules, in float64.
 """
 
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from engine.episodes import Episode
 from engine.errors import UserError
 from engine.models.interface import Moments, Params
 from engine.models.resnet12 import WIDTHS, ResNet12
-from engine.runtime.workers import over_tasks
+from engine.runs import checkpoint
+from engine.runtime.machine import machine
+from engine.runtime.workers import over_blocks
 from kernels import reference
 from tests.ops import assert_close, randn
 from tests.tiny import flags
@@ -176,8 +179,7 @@ def test_a_task_depends_neither_on_its_batch_nor_on_the_threads(threads) -> None
     for count in (1, 2, 4):
         torch.set_num_threads(count)
         with kernels.only_kernels():
-            block = model.task_block(episode, True)
-            found = unroll.total(over_tasks(gradient, episode, block, model.parallel))
+            found = unroll.total(over_blocks(gradient, episode, model, keeps=True))
         bits.append((found.loss, found.logits, *found.gradient))
     for other in bits[1:]:
         assert all(map(torch.equal, other, bits[0]))
@@ -235,15 +237,60 @@ def test_sizes_names_and_initial_values_are_those_of_the_papers() -> None:
         ResNet12(3, 15, 5)
 
 
-def test_the_command_line_trains_and_tests_it(images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        ResNet12, "of", lambda cfg: ResNet12(cfg.channels, cfg.image_size, cfg.ways, (4, 6, 8, 10))
-    )
-    argv = flags(images, tmp_path / "run", "--network", "resnet12", "--epochs", 1)
+@pytest.fixture(scope="module")
+def argv(images) -> list[str]:
+    """Of a training of it; conv4's own settings have their usual values."""
+    more = "--filters 48 --stages 4 --network resnet12 --widths 4,6,8,10 --negative-slope 0.2"
+    return flags(images, images.parent / "run", *more.split(), "--epochs", 1)
+
+
+@pytest.fixture(scope="module")
+def run(argv):
     assert train.main(argv) == 0
-    assert evaluate.main([str(tmp_path / "run"), "--data", str(images)]) == 0
-    assert capsys.readouterr().out.count("ensemble of 1") == 2
-    assert train.main([*argv, "--precision", "bf16", "--run", str(tmp_path / "other")]) == 2
-    assert "--precision is bf16 with --network resnet12" in capsys.readouterr().err
-    assert train.main([*argv, "--image-size", "8", "--run", str(tmp_path / "other")]) == 2
-    assert "4 stages of pooling need at least 16 pixels" in capsys.readouterr().err
+    return Path(argv[argv.index("--run") + 1])
+
+
+def test_the_command_line_trains_and_tests_it(run, argv, tmp_path, capsys):
+    capsys.readouterr()
+    assert evaluate.main([str(run)]) == 0
+    assert capsys.readouterr().out.count("ensemble of 1") == 1
+    other = [*argv, "--run", str(tmp_path / "other")]
+    for more, words in (
+        (["--precision", "bf16"], "--precision is bf16 with --network resnet12"),
+        (["--image-size", "8"], "4 stages of pooling need at least 16 pixels"),
+    ):
+        assert train.main([*other, *more]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_checkpoint_has_the_widths_and_the_slope(run, argv, capsys):
+    saved = checkpoint.load(run / "latest.pt")
+    cfg = Config.from_dict(saved.config)
+    model = ResNet12.of(cfg)
+    assert (model.widths, model.negative_slope) == ((4, 6, 8, 10), 0.2)
+    assert saved.state["params"]["theta"].shape == (sum(model.sizes),)
+    assert train.main([*argv, "--widths", "4,6,8,12"]) == 2
+    assert "widths: 4,6,8,10 -> 4,6,8,12" in capsys.readouterr().err
+    assert train.main([*argv, "--negative-slope", "0.1"]) == 2
+    assert "negative_slope: 0.2 -> 0.1" in capsys.readouterr().err
+    argv = [*argv, "--run", str(run.parent / "new"), "--init", str(run), "--widths", "4,6,8,12"]
+    assert train.main(argv) == 2
+    assert "of another network (widths: 4,6,8,10 -> 4,6,8,12)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("network", "keeps"), [("conv4", True), ("resnet12", False)])
+def test_freed_memory_is_kept_where_that_pays(network, keeps, monkeypatch):
+    calls = []
+    monkeypatch.setattr("engine.runtime.machine.keep_freed_memory", lambda: calls.append(network))
+    with machine(Config.of(network=network, device="cpu", backend="plain")):
+        assert calls == [network] * keeps
+
+
+def test_what_a_version_without_these_settings_had():
+    cfg = Config.of(network="resnet12")
+    assert ResNet12.of(cfg) == ResNet12(3, 84, 5)
+    older = {n: v for n, v in cfg.to_dict().items() if n != "widths"} | {"negative_slope": 0.01}
+    assert Config.from_dict(older) == cfg and cfg.differences(older) == []
+    conv4 = {n: v for n, v in Config.of().to_dict().items() if n != "widths"}
+    assert Config.from_dict(conv4) == Config.of() and Config.of().negative_slope == 0.01

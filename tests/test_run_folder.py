@@ -18,13 +18,6 @@ from engine.runs.saved import load_best
 from tests.tiny import flags
 
 
-@pytest.fixture(scope="module")
-def finished(images) -> Path:
-    folder = images.parent / "finished"
-    assert train.main(flags(images, folder)) == 0
-    return folder
-
-
 @pytest.fixture
 def run(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))

@@ -34,13 +34,6 @@ def cut_at(monkeypatch):
     return at.append
 
 
-@pytest.fixture(scope="module")
-def finished(images) -> Path:
-    folder = images.parent / "finished"
-    assert train.main(flags(images, folder)) == 0
-    return folder
-
-
 @pytest.fixture
 def run(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))

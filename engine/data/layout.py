@@ -156,16 +156,21 @@ def odd(tree: Tree) -> list[str]:
     return [line for reason, names in tree.odd.items() for line in left_out(names, reason)]
 
 
-def require_disjoint(path: Path, found: dict[str, Iterable[str]]) -> None:
+def require_disjoint(
+    path: Path | str,
+    found: dict[str, Iterable[str]],
+    first: dict[str, tuple[str, str]] | None = None,
+) -> None:
     """A class seen in training would make the test accuracy worthless.
 
-    Names that differ in case or in the Unicode form of a letter are one.
+    Names that differ in case or in the Unicode form of a letter are one. ``first``: where each name
+    was first, of splits that are found one after the other.
     """
-    first: dict[str, tuple[str, str]] = {}
+    first = {} if first is None else first
     shared = []
     for split, names in found.items():
         for name in names:
-            one = unicodedata.normalize("NFC", name).casefold()
+            one = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
             other, before = first.setdefault(one, (split, name))
             if other != split:
                 as_ = "" if name == before else f" as {name!r}"

@@ -8,6 +8,7 @@ It is a `Model` of `engine.models.interface`. Its passes are in `engine.models.p
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -148,6 +149,9 @@ class Backbone:
 
     def tied(self, gradient: Params) -> Params:
         return gradient
+
+    def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         return kernels.task_block(episode.support_x, keeps)

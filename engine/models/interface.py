@@ -6,6 +6,7 @@ The unroll knows neither. Parameters lie in flat buffers; the leading axis is th
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -95,3 +96,8 @@ class Model(Protocol):
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         """Tasks worth giving to one call, `None`: all; `keeps` if passes are kept for tangents."""
+
+    def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
+        """Entered around all tasks of an iteration, for what it needs of the process, not of a
+        thread: results depend neither on the number of threads nor on their timing.
+        """

@@ -17,20 +17,24 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, listed
+from engine.models.attention import composed_attention
 from engine.models.interface import Moments, Params, Pass
+<<<<<<< HEAD
 from engine.told import fitting, kind
+=======
+from engine.models.randomness import draws, is_random, random_state, set_random_state
+>>>>>>> b
 
 ADAPT = ("all", "head", "body")
 MEMORY = ("fast", "low")
@@ -81,6 +85,7 @@ class Module:
         self.module, self.criterion = module, criterion
         self.memory, self.vectorize = memory, vectorize
         self._vmap_fails = False
+        self._drawn: bool | None = None  # whether a pass in training drew random numbers
 
     @property
     def outer(self) -> dict[str, torch.Size]:
@@ -94,7 +99,8 @@ class Module:
     @property
     def parallel(self) -> bool:
         """Random numbers come from one generator: tasks then go one after the other."""
-        return not (self.module.training and any(map(_is_random, self.module.modules())))
+        training = self.module.training
+        return not (training and (self._drawn or any(map(is_random, self.module.modules()))))
 
     def tied(self, gradient: Params) -> Params:
         """Only batch norm's gains and biases have a row a step."""
@@ -106,9 +112,30 @@ class Module:
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         return None if self._at_once(episode.support_x) else 1
 
+    def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
+        """Composes attention in all passes, also those that need it not: a switch that one thread
+        turned for some would be met by the others by chance.
+        """
+        self._find_random(each(episode.support_x)[0])
+        return composed_attention() if self._composed(keeps) else nullcontext()
+
+    def _find_random(self, x: Any) -> None:
+        """By a pass of one task, once: `F.dropout` is no layer that could be seen."""
+        if self._drawn is not None or not (self.module.training and self.parallel):
+            return
+        like, (args, named) = next(self.module.parameters()), _called(x)
+        with torch.no_grad():
+            self._drawn = draws(lambda: _skeleton(self.module)(*args, **named), like)
+
+    def _composed(self, twice: bool) -> bool:
+        """Also where vmap then fails, so that the first pass is as all others."""
+        return twice or self._prefers_vmap
+
     def _at_once(self, x: Values) -> bool:
-        if isinstance(x, list) or self._vmap_fails:
-            return False
+        return self._prefers_vmap and not (isinstance(x, list) or self._vmap_fails)
+
+    @property
+    def _prefers_vmap(self) -> bool:
         if self.vectorize != "auto":
             return self.vectorize
         # vmap and a loop draw random numbers in different orders
@@ -139,10 +166,15 @@ class Module:
             tensors[_at(name, "running_mean")] = mean if given else mean.clone()
             tensors[_at(name, "running_var")] = var if given else var.clone()
             tensors[_at(name, "num_batches_tracked")] = theta.new_zeros(())
+<<<<<<< HEAD
         args, named = ((), x) if isinstance(x, dict) else ((x,), {})
         cure = f"its parameters are {kind(theta)}: give inputs that fit, or mend its forward"
         with fitting(type(self.module).__name__, named or {"x": x}, cure):
             output = functional_call(skeleton, tensors, args, named)
+=======
+        args, named = _called(x)
+        output = functional_call(skeleton, tensors, args, named)
+>>>>>>> b
         moments = (
             torch.cat([theta.new_empty(0), *(tensors[_at(n, kind)] for n in self.tracked)])
             for kind in ("running_mean", "running_var")
@@ -202,24 +234,10 @@ class Module:
 
 @contextmanager
 def _recording(composed: bool) -> Iterator[None]:
-    """The unroll runs in inference mode. Fused attention has no second derivative, and no rule of
-    vmap's: composed of products it has both.
-    """
-    attention = _composed_attention() if composed else nullcontext()
+    """The unroll runs in inference mode."""
+    attention = composed_attention() if composed else nullcontext()
     with torch.inference_mode(False), torch.enable_grad(), attention:
         yield
-
-
-@contextmanager
-def _composed_attention() -> Iterator[None]:
-    mha = torch.backends.mha
-    fast = mha.get_fastpath_enabled()  # whole layers at once, in evaluation mode
-    mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        mha.set_fastpath_enabled(fast)
 
 
 @dataclass(frozen=True)
@@ -230,13 +248,13 @@ class _Batch:
     x: Values
 
     def predict(self, theta, row, statistics=None):
-        with _recording(self.model._at_once(self.x)), torch.no_grad():
+        with _recording(self.model._composed(twice=False)), torch.no_grad():
             return self.model.predict(theta.clone(), row.clone(), self.x, _plain(statistics))
 
     def loss_and_gradient(self, theta, row, labels, statistics=None, keep=False):
         graph = keep and self.model.memory == "fast"
         again = keep and not graph and not self.model.parallel
-        state = _random_state(theta) if again else None
+        state = random_state(theta) if again else None
         point = _Point(self, theta, row, labels, _plain(statistics), state)
         (loss, output, moments), leaves, gradients = point.differentiated(twice=graph)
         kept = _Graph(leaves, gradients) if graph else point if keep else None
@@ -269,11 +287,11 @@ class _Point:
     row: Tensor
     labels: Values
     statistics: Moments | None
-    random: list | None  # the generators, so that dropout repeats itself
+    random: list[Tensor] | None  # the generators, so that dropout repeats itself
 
     def differentiated(self, twice: bool):
         """Tasks are independent: the gradient of the summed losses is each task's own."""
-        with _recording(twice or self.batch.model._at_once(self.batch.x)):
+        with _recording(self.batch.model._composed(twice)):
             rows = self.row.expand(len(self.theta), -1)
             leaves = [t.clone().requires_grad_() for t in (self.theta, rows)]
             result = self.batch.model.loss(*leaves, self.batch.x, self.labels, self.statistics)
@@ -287,9 +305,13 @@ class _Point:
         devices = [self.theta.device] if self.theta.is_cuda else []
         with torch.random.fork_rng(devices, enabled=self.random is not None):
             if self.random is not None:
-                _set_random_state(self.random)
+                set_random_state(self.random, self.theta)
             _, leaves, gradients = self.differentiated(twice=True)
             return _Graph(leaves, gradients).tangent(direction)
+
+
+def _called(x: Any) -> tuple[tuple, dict]:
+    return ((), x) if isinstance(x, dict) else ((x,), {})
 
 
 def _stacked(results: list | tuple, x: Values) -> tuple[Tensor, Values, Moments]:
@@ -321,23 +343,6 @@ def _skeleton(module: nn.Module) -> nn.Module:
     for own, theirs in zip(copies[module].modules(), module.modules(), strict=True):
         own.training = theirs.training
     return copies[module]
-
-
-def _random_state(like: Tensor) -> tuple[Tensor, Tensor | None]:
-    device = torch.cuda.get_rng_state(like.device) if like.is_cuda else None
-    return torch.get_rng_state(), device
-
-
-def _set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
-
-
-def _is_random(layer: nn.Module) -> bool:
-    """Dropout, or a layer with some inside, as attention and recurrent ones."""
-    found = getattr(layer, "p", 0) if "drop" in type(layer).__name__.lower() else 0
-    return any(isinstance(p, float) and p > 0 for p in (found, getattr(layer, "dropout", 0)))
 
 
 def _adapted(adapt: str, names: list[str]) -> Callable[[str], bool]:

@@ -9,6 +9,7 @@ It is a `Model` of `engine.models.interface`. Its passes are in `engine.models.r
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,7 +41,14 @@ class ResNet12:
 
     @classmethod
     def of(cls, cfg) -> "ResNet12":
-        return cls(cfg.channels, cfg.image_size, cfg.ways, norm_eps=cfg.norm_eps)
+        return cls(
+            cfg.channels,
+            cfg.image_size,
+            cfg.ways,
+            tuple(map(int, cfg.widths.split(","))),
+            cfg.negative_slope,
+            cfg.norm_eps,
+        )
 
     def __post_init__(self) -> None:
         least = 2 ** len(self.widths)
@@ -145,6 +153,9 @@ class ResNet12:
         images of a task over the threads.
         """
         return dispatch.choose("conv", torch.device("cpu"), torch.float32)[0] == "plain"
+
+    def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         """Tasks of a call are held at once, and a task has gigabytes: as few as keep all threads

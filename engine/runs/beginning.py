@@ -16,7 +16,7 @@ from engine.models import network
 from engine.runs.saved import load_trained, restore
 
 # What the shapes and the meaning of all but the classifier follow from.
-_NETWORK = "network channels filters stages downsample steps norm_weights norm_stats".split()
+_NETWORK = "network channels filters stages downsample widths steps norm_weights norm_stats".split()
 
 
 class Beginning(NamedTuple):
@@ -46,7 +46,7 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
     different = [
         f"{name}: {getattr(trained, name)} -> {getattr(cfg, name)}"
         for name in _NETWORK
-        if getattr(trained, name) != getattr(cfg, name)
+        if name not in cfg.of_others and getattr(trained, name) != getattr(cfg, name)
     ]
     if different:
         raise UserError(

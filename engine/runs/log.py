@@ -17,6 +17,9 @@ step, learned or fixed; the means of the epoch, ``train_loss``, ``train_accuracy
 ``seconds_per_iteration``; ``best_epoch`` so far. Logs of older versions have neither ``early`` nor
 ``iterations``, nor what is by step, nor ``rates``.
 
+Where a loss is what counts, ``validation_loss`` and ``step_loss`` stand for ``accuracy`` and
+``step_accuracy``, and no row has an accuracy of the training.
+
 TensorBoard has the numbers that are no counts and no lists.
 """
 
@@ -81,7 +84,7 @@ class Report:
     ):
         self._data, self._epochs, self._total, self._done = data, epochs, total, iteration
         cut_log(folder / checkpoint.LOG, iteration, epoch)
-        self._folder, self._metric = folder, metric
+        self._folder, self._by_loss = folder, metric == "loss"
         self._first = time.monotonic() + FIRST_ROW  # when the first row must have come
         with checkpoint.writing(folder):
             self._log = open(folder / checkpoint.LOG, "a", encoding="utf-8")
@@ -113,9 +116,8 @@ class Report:
         """Moves the bar; on a console that is no terminal there is none."""
         loss, accuracy, seconds = interval.means()
         left = _clock((self._total - iteration) * seconds)
-        postfix = (
-            f"loss {loss:.4f}, accuracy {accuracy:.2%}, {seconds:.3f} s/iteration, {left} left"
-        )
+        right = "" if self._by_loss else f"accuracy {accuracy:.2%}, "
+        postfix = f"loss {loss:.4f}, {right}{seconds:.3f} s/iteration, {left} left"
         self._bar.set_postfix_str(postfix, refresh=False)
         self._bar.update(iteration - self._bar.n)
 
@@ -141,7 +143,7 @@ class Report:
                 "iterations": interval.count,
                 "early": early,
                 "loss": loss,
-                "accuracy": accuracy,
+                **self._of_accuracy(accuracy=accuracy),
                 "seconds_per_iteration": seconds,
                 "seconds_left": (self._total - iteration) * seconds,
                 "learning_rate": lr,
@@ -161,6 +163,10 @@ class Report:
     ) -> None:
         """One row for an epoch: the validation and the means of its training."""
         loss, accuracy, seconds = whole_epoch.means()
+        value, by_steps = (
+            ("validation_loss", "step_loss") if self._by_loss else ("accuracy", "step_accuracy")
+        )
+        sign = -1 if self._by_loss else 1  # of a score more is better
         self._row(
             iteration,
             {
@@ -168,18 +174,22 @@ class Report:
                 "data": self._data,
                 "epoch": epoch,
                 "iteration": iteration,
-                "accuracy": score.accuracy,
+                value: sign * score.accuracy,
                 "interval": score.interval,
                 "tasks": score.tasks,
-                "step_accuracy": by_step.accuracy,
+                by_steps: [sign * of_step for of_step in by_step.accuracy],
                 "step_tasks": by_step.tasks,
                 "rates": rates,
                 "train_loss": loss,
-                "train_accuracy": accuracy,
+                **self._of_accuracy(train_accuracy=accuracy),
                 "seconds_per_iteration": seconds,
                 "best_epoch": best_epoch,
             },
         )
+
+    def _of_accuracy(self, **values: float) -> dict[str, float]:
+        """Nothing where a loss is what counts: the answers may be no classes."""
+        return {} if self._by_loss else values
 
     def say(self, line: str) -> None:
         """Above the bar."""
@@ -187,10 +197,6 @@ class Report:
         say(line)
 
     def _row(self, iteration: int, row: dict[str, Any]) -> None:
-        if self._metric == "loss":  # of which less is better: a score is its negative
-            if "step_accuracy" in row:
-                row["validation_loss"], row["step_loss"] = -row["accuracy"], row["step_accuracy"]
-            row = {name: value for name, value in row.items() if "accuracy" not in name}
         if row["kind"] != "train" or self._bar.disable:
             self.say(self._line(row))
         with checkpoint.writing(self._folder):
@@ -256,7 +262,7 @@ def test_table(result: dict[str, Any]) -> list[str]:
 
 
 def _loss(score: dict[str, Any]) -> str:
-    return f"loss {-score['accuracy']:.4f} ± {score['interval']:.4f}"
+    return f"loss {score['loss']:.4f} ± {score['interval']:.4f}"
 
 
 def _percent(score: dict[str, Any]) -> str:

@@ -60,7 +60,8 @@ def machine(cfg: Config) -> Iterator[torch.device]:
                 cudnn.allow_tf32 = False
         except kernels.BackendError as error:
             raise UserError(str(error)) from error
-        keep_freed_memory()
+        if cfg.fused:  # ResNet-12 would hold 1.5 GiB more at its peak, for 5 % of its time
+            keep_freed_memory()
         yield device
 
 

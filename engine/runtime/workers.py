@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -21,7 +21,20 @@ import kernels
 from engine.episodes import Episode
 from kernels import pools
 
+if TYPE_CHECKING:
+    from engine.models.interface import Model
+
 T = TypeVar("T")
+
+
+def over_blocks(
+    function: Callable[[Episode], T], episode: Episode, model: Model, keeps: bool = False
+) -> list[T]:
+    """`over_tasks`, in blocks and threads that suit the model; `keeps` if its passes are kept for
+    tangents.
+    """
+    with model.during(episode, keeps):
+        return over_tasks(function, episode, model.task_block(episode, keeps), model.parallel)
 
 
 def over_tasks(
@@ -42,15 +55,18 @@ def over_tasks(
         return [function(each) for each in blocks]
     pool, count = _pool(count)
     together = blocks[: len(blocks) // count * count] if pool else []
-    # A worker sees the caller's choice of backend, which a context variable holds.
-    calls = [(copy_context(), function, each) for each in together]
+    # A worker sees the caller's choice of backend, which a context variable holds, and autocast,
+    # which is a setting of the thread.
+    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    calls = [(copy_context(), autocast, function, each) for each in together]
     results = list(pool.map(_run, calls)) if pool else []
     return results + [function(each) for each in blocks[len(together) :]]
 
 
 def _run(call: tuple) -> object:
-    context, function, episode = call
-    return context.run(function, episode)
+    context, (enabled, dtype), function, episode = call
+    with torch.autocast("cpu", dtype, enabled):
+        return context.run(function, episode)
 
 
 @cache

@@ -5,7 +5,6 @@ and of people's own making. One file a split, or one of images and one of labels
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ from engine.data.arrays.npz import read_npz
 from engine.data.arrays.pickles import read_pickle
 from engine.data.arrays.tables import Class, Table, read_table
 from engine.data.bank import ClassSource, Content
-from engine.data.layout import SPLITS, split_named
+from engine.data.layout import SPLITS, require_disjoint, split_named
 from engine.data.tree import Tree
 from engine.errors import UserError, listed
 
@@ -104,7 +103,7 @@ class _Reader:
     def __init__(self, tree: Tree, files: dict[str, _Files], notes: list[str]):
         self.tree, self.files, self.notes = tree, files, notes
         self.number_name: Callable[[str, int], str] | None = None
-        self.place: dict[str, tuple[str, str]] = {}  # class, folded → its split and name
+        self.first: dict[str, tuple[str, str]] = {}  # of require_disjoint
         self.form: dict[str, str] = {}  # of the images → the first file with it
 
     def splits(self, size: int, channels: int) -> Iterator[tuple[str, list[ClassSource]]]:
@@ -140,7 +139,7 @@ class _Reader:
         where = self.tree.where(self.files[split].images[0])
         if len(classes) < len(table):
             raise UserError(f"{where} has a class by its number and as text too; rename one")
-        self._require_disjoint(split, list(classes), where)
+        require_disjoint(where, {split: classes}, self.first)
         self._require_one_form(classes, where)
         return classes
 
@@ -185,20 +184,6 @@ class _Reader:
             "classes, named train-0 and so on"
         )
         return lambda split, number: f"{split}-{number}"
-
-    def _require_disjoint(self, split: str, names: list[str], where: str) -> None:
-        """A class seen in training would make the test accuracy worthless."""
-        shared = []
-        for name in names:
-            folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-            first = self.place.setdefault(folded, (split, name))
-            if first[0] != split:
-                shared.append(f"{first[1]!r} in {first[0]} and {name!r} in {split}")
-        if shared:
-            raise UserError(
-                f"{where}: few-shot splits share no class, but {len(shared)} are in two: "
-                f"{listed(shared)}; move them, or rename them if they are different classes"
-            )
 
     def _require_one_form(self, classes: dict[str, Class], where: str) -> None:
         for images, _ in classes.values():
