@@ -28,13 +28,8 @@ from engine.runs.checkpoint import LATEST, open_run
 from engine.runs.interrupt import Interrupt, Stopped
 from engine.runs.run import Run
 from engine.runs.saved import load_best, restore
-<<<<<<< HEAD
-from engine.runtime.workers import over_tasks
-from engine.scores import METRICS, Score, measured, require_classes, score
-=======
 from engine.runtime.workers import over_blocks
-from engine.scores import METRICS, Score, measured, score
->>>>>>> b
+from engine.scores import METRICS, Score, measured, require_classes, score
 from engine.scoring import STEP_SHARE, StepAccuracy, prediction, shown
 from engine.told import checked
 from engine.train import final_test, train_epochs

@@ -13,23 +13,12 @@ from engine.models.resnet12 import ResNet12
 from engine.runs.learned import learned_from
 from tests.tiny import flags
 
-WIDTHS = (4, 6, 8, 10)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow():
-    """The network of the papers, with few channels."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            ResNet12, "of", lambda cfg: ResNet12(cfg.channels, cfg.image_size, cfg.ways, WIDTHS)
-        )
-        yield
-
 
 @pytest.fixture(scope="module")
 def run(images):
     folder = images.parent / "resnet12"
-    argv = flags(images, folder, "--network", "resnet12", "--epochs", 2, "--inner-rate", 0.1)
+    network = "--network", "resnet12", "--widths", "4,6,8,10", "--filters", 48, "--stages", 4
+    argv = flags(images, folder, *network, "--epochs", 2, "--inner-rate", 0.1)
     assert train.main(argv) == 0
     return folder
 

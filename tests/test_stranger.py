@@ -345,7 +345,7 @@ def test_fit_takes_outputs_of_several_tensors_and_uneven_tasks(tmp_path):
         run = engine.fit(learner, fields["val"], **fields, **options)
         result = json.loads((run.folder / "result.json").read_text())
         assert result["ensemble"]["epochs"] == [2, 1]
-        losses = [-result[name]["accuracy"] for name in ("best", "ensemble")]
+        losses = [result[name]["loss"] for name in ("best", "ensemble")]
         mean = learner.evaluate([episode, episode], "loss").accuracy
         assert losses[0] == pytest.approx(mean, rel=1e-5) and losses[1] == pytest.approx(mean, 0.1)
     one_tensor = Learner(net(), steps=2)

@@ -30,11 +30,8 @@ from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, listed
 from engine.models.attention import composed_attention
 from engine.models.interface import Moments, Params, Pass
-<<<<<<< HEAD
-from engine.told import fitting, kind
-=======
 from engine.models.randomness import draws, is_random, random_state, set_random_state
->>>>>>> b
+from engine.told import fitting, kind
 
 ADAPT = ("all", "head", "body")
 MEMORY = ("fast", "low")
@@ -123,9 +120,17 @@ class Module:
         """By a pass of one task, once: `F.dropout` is no layer that could be seen."""
         if self._drawn is not None or not (self.module.training and self.parallel):
             return
-        like, (args, named) = next(self.module.parameters()), _called(x)
         with torch.no_grad():
-            self._drawn = draws(lambda: _skeleton(self.module)(*args, **named), like)
+            like = next(self.module.parameters())
+            self._drawn = draws(lambda: self._run(x, _skeleton(self.module)), like)
+
+    def _run(self, x: Any, call: Callable) -> Any:
+        """The module's call with one task's inputs."""
+        args, named = ((), x) if isinstance(x, dict) else ((x,), {})
+        has = kind(next(self.module.parameters()))
+        cure = f"its parameters are {has}: give inputs that fit, or mend its forward"
+        with fitting(type(self.module).__name__, named or {"x": x}, cure):
+            return call(*args, **named)
 
     def _composed(self, twice: bool) -> bool:
         """Also where vmap then fails, so that the first pass is as all others."""
@@ -166,15 +171,7 @@ class Module:
             tensors[_at(name, "running_mean")] = mean if given else mean.clone()
             tensors[_at(name, "running_var")] = var if given else var.clone()
             tensors[_at(name, "num_batches_tracked")] = theta.new_zeros(())
-<<<<<<< HEAD
-        args, named = ((), x) if isinstance(x, dict) else ((x,), {})
-        cure = f"its parameters are {kind(theta)}: give inputs that fit, or mend its forward"
-        with fitting(type(self.module).__name__, named or {"x": x}, cure):
-            output = functional_call(skeleton, tensors, args, named)
-=======
-        args, named = _called(x)
-        output = functional_call(skeleton, tensors, args, named)
->>>>>>> b
+        output = self._run(x, lambda *a, **k: functional_call(skeleton, tensors, a, k))
         moments = (
             torch.cat([theta.new_empty(0), *(tensors[_at(n, kind)] for n in self.tracked)])
             for kind in ("running_mean", "running_var")
@@ -308,10 +305,6 @@ class _Point:
                 set_random_state(self.random, self.theta)
             _, leaves, gradients = self.differentiated(twice=True)
             return _Graph(leaves, gradients).tangent(direction)
-
-
-def _called(x: Any) -> tuple[tuple, dict]:
-    return ((), x) if isinstance(x, dict) else ((x,), {})
 
 
 def _stacked(results: list | tuple, x: Values) -> tuple[Tensor, Values, Moments]:
