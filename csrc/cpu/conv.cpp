@@ -42,13 +42,20 @@ template <class T> struct ConvPlan {
     ptrdiff_t out_pixels() const { return static_cast<ptrdiff_t>(g.out()) * g.out(); }
     ptrdiff_t x_image() const { return in_pixels() * g.channels; }
     ptrdiff_t z_image() const { return out_pixels() * g.filters; }
+    // Images whose operands are built at once: of small ones, a strip of tiles for Winograd.
+    int group() const {
+        const int tiles = tile_columns(g.side) * tile_columns(g.side);
+        const int strip = (strip_tiles + tiles - 1) / tiles, fit = group_of(g);
+        const int wanted = by_winograd(g) && strip > fit ? strip : fit;
+        return wanted < most_of_chunk ? wanted : most_of_chunk;
+    }
     int rows() const { return by_rows ? tile_columns(g.side) : 1; } // of an image
     // f(first image, part of a group, whether it is the first) for the groups of a part
     template <class F> void for_groups(int part, F f) const {
         const ptrdiff_t all = static_cast<ptrdiff_t>(n) * rows();
         const int begin = static_cast<int>(all * part / parts);
         const int end = static_cast<int>(all * (part + 1) / parts);
-        const int most = group_of(g), last = (end + rows() - 1) / rows();
+        const int most = group(), last = (end + rows() - 1) / rows();
         for (int first = begin / rows(); first < last; first += most) {
             const int size = first + most < last ? most : last - first, at = first * rows();
             Part group = all_of(g, size);
@@ -90,7 +97,7 @@ template <class T> struct ConvScratch {
 
     ConvScratch(const ConvPlan<T>& plan, void* block, size_t* bytes = nullptr) {
         Carver carver(block);
-        const int group = group_of(plan.g);
+        const int group = plan.group();
         for (int k = 0; k < 2; ++k) {
             x[k] = carver.take<T>(group * plan.g.in_image());
             dz[k] = carver.take<T>(group * plan.g.dz_image());

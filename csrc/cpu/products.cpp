@@ -8,18 +8,23 @@ namespace MAMLPP_ISA {
 
 namespace {
 
-// out[p][v] = Σ_terms Σ_c in[p][c] · w[c][v] for P pixels and V vectors, in registers.
+// Bytes of filters that the pixels of a call sweep one after the other: they stay in the
+// first-level cache.
+constexpr int swept_bytes = 24 * 1024;
+constexpr int least_depth = 128; // of channels that are swept at once
+
+// out[p][v] (+)= Σ_terms Σ_c in[p][c] · w[c][v] for P pixels and V vectors, in registers.
 template <class S, class T, int P, int V>
 MAMLPP_INLINE void multiply_block(const Term<S>* terms, int count, ptrdiff_t at, ptrdiff_t in_step,
                                   ptrdiff_t w_at, int channels, int pitch, T* out,
-                                  ptrdiff_t out_step) {
+                                  ptrdiff_t out_step, bool fresh) {
     constexpr int L = lanes<T>;
     Vec<T> sum[P][V];
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
-            sum[p][v] = Vec<T>::all(0);
+            sum[p][v] = fresh ? Vec<T>::all(0) : Vec<T>::load(out + p * out_step + v * L);
     for (int t = 0; t < count; ++t) {
         const S* in = terms[t].in + at;
         const S* w = terms[t].w + w_at;
@@ -53,17 +58,23 @@ MAMLPP_INLINE void multiply_pixels(int pixels, A... a) {
     multiply_block<S, T, P, V>(a...);
 }
 
-// One run of pixels of a row, `columns` vectors of channels.
+// One run of pixels of a row, V vectors of channels.
 template <class S, class T, int V>
 void multiply_row(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_at,
                   int channels, int pitch, T* out, ptrdiff_t out_step) {
     constexpr int most = register_rows[V];
+    constexpr int swept = swept_bytes / (V * lanes<T> * static_cast<int>(sizeof(T)));
     const int blocks = (pixels + most - 1) / most;
-    for (int b = 0, at = 0; b < blocks; ++b) {
-        const int size = pixels / blocks + (b < pixels % blocks);
-        multiply_pixels<S, T, most, V>(size, terms, count, at * in_step, in_step, w_at, channels,
-                                       pitch, out + at * out_step, out_step);
-        at += size;
+    const int depth = swept / count > least_depth ? swept / count : least_depth;
+    for (int first = 0; first < channels; first += depth) {
+        const int deep = channels - first < depth ? channels - first : depth;
+        for (int b = 0, at = 0; b < blocks; ++b) {
+            const int size = pixels / blocks + (b < pixels % blocks);
+            multiply_pixels<S, T, most, V>(size, terms, count, at * in_step + first, in_step,
+                                           w_at + static_cast<ptrdiff_t>(first) * pitch, deep,
+                                           pitch, out + at * out_step, out_step, first == 0);
+            at += size;
+        }
     }
 }
 
