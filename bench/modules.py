@@ -89,6 +89,11 @@ class ModuleRow:
         """Whether the network's passes can make a kept graph anew."""
         return self.case != RESNET12
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the engine has the allocator keep what is freed."""
+        return self.case != RESNET12
+
     def __str__(self) -> str:
         return f"{self.case}, {self.loss}"
 

@@ -11,7 +11,8 @@ makes it ready with two threads, then reads commands from stdin, one a line, unt
     peak          answers the bytes by which the peak memory exceeds what the imports left
 
 Between commands it sleeps in the read. The process is what the implementation's user would have:
-the engine sets its C allocator as its command line does, the others keep the system's settings.
+the engine sets its C allocator as its command line does, the others keep the system's settings; of
+a `ModuleRow` both are set as the engine would.
 """
 
 import contextlib
@@ -122,9 +123,10 @@ def main(row: str, implementation: str, threads: str, device: str):
     before = peak_bytes()
     values = json.loads(row)
     kind = ModuleRow if len(values) == 3 else Row
-    if implementation.startswith("ours") and kind is Row:
+    of = kind(*values)
+    if implementation.startswith("ours") if kind is Row else of.keeps:
         keep_freed_memory()
-    runner = made(kind(*values), implementation, torch.float32, device)
+    runner = made(of, implementation, torch.float32, device)
 
     def timed(work, *arguments: int) -> dict:
         start = time.perf_counter()

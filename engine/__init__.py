@@ -17,6 +17,7 @@ _PUBLIC = {
     "ResNet12": "engine.models.resnet12",
     "Tasks": "engine.tasks",
     "fit": "engine.fitting",
+    "keep_freed_memory": "engine.runtime.workers",
     "msl_weights": "engine.schedules",
     "second_order": "engine.schedules",
 }

@@ -23,12 +23,13 @@ from engine.errors import UserError, say
 from engine.learner import Learner
 from engine.meta import State
 from engine.models.interface import Moments, Params
+from engine.models.resnet12 import ResNet12
 from engine.runs.beginning import Beginning
 from engine.runs.checkpoint import LATEST, open_run
 from engine.runs.interrupt import Interrupt, Stopped
 from engine.runs.run import Run
 from engine.runs.saved import load_best, restore
-from engine.runtime.workers import over_blocks
+from engine.runtime.workers import keep_freed_memory, over_blocks
 from engine.scores import METRICS, Score, measured, require_classes, score
 from engine.scoring import STEP_SHARE, StepAccuracy, prediction, shown
 from engine.told import checked
@@ -72,6 +73,8 @@ def fit(
     folder = Path(run or Path("runs") / f"{name}-{preset}-seed{cfg.seed}").expanduser()
     device = learner.norm.device
     say(f"{name} on {device}, run folder {folder}")
+    if device.type == "cpu" and not isinstance(learner.model, ResNet12):  # as engine.train
+        keep_freed_memory()
     with Interrupt() as interrupt, open_run(folder, cfg.fresh):
         begun = None if (folder / LATEST).exists() else Beginning(problem.state(), None)
         made = Run.open(cfg, folder, problem, device, begun)

@@ -112,12 +112,12 @@ def test_random_numbers_without_a_layer_are_drawn_in_order(vectorize, threads):
         state = torch.get_rng_state()
         model = Module(module, F.cross_entropy, memory=memory, vectorize=vectorize)
         with model.during(episode, True):
-            assert torch.equal(torch.get_rng_state(), state) and not model.parallel
+            assert torch.equal(torch.get_rng_state(), state) and model.random
         found.append(gradient(model, episode))
     for other in found[1:]:
         assert all(map(torch.equal, other, found[0]))
     module.eval()
-    assert model.parallel
+    assert not model.random
 
 
 def test_the_last_one_who_leaves_restores_attention():

@@ -33,7 +33,6 @@ class Backbone:
     negative_slope: float = 0.01
     norm_eps: float = 1e-5
     precision: str = "fp32"  # of kernels.PRECISIONS, or auto: what suits the device
-    parallel = True  # draws no random numbers: tasks may run at once
 
     @classmethod
     def of(cls, cfg) -> "Backbone":
@@ -149,6 +148,9 @@ class Backbone:
 
     def tied(self, gradient: Params) -> Params:
         return gradient
+
+    def parallel(self, episode: Episode) -> bool:
+        return True
 
     def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
         return nullcontext()

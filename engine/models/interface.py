@@ -78,7 +78,6 @@ class Inputs(Protocol):
 
 class Model(Protocol):
     sizes: tuple[int, ...]  # of the L adapted tensors, in the order of theta
-    parallel: bool  # whether tasks may run in several threads at once
 
     def prepare(self, x: Values, passes: int) -> Inputs:
         """Inputs that `passes` passes will read, as these read them best."""
@@ -90,6 +89,9 @@ class Model(Protocol):
         self, theta: Tensor, row: Tensor, x: Values, labels: Values, statistics, ops
     ) -> tuple[Tensor, Values, Moments]:  # loss [T], logits, moments
         """The loss of each task for autograd to differentiate, by `ops` in place of `kernels`."""
+
+    def parallel(self, episode: Episode) -> bool:
+        """Whether its tasks should run at once, in a thread each, where they may."""
 
     def tied(self, gradient: Params) -> Params:
         """With the same gradient in all rows of what is one parameter in each of them."""

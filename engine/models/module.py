@@ -35,6 +35,7 @@ from engine.told import fitting, kind
 
 ADAPT = ("all", "head", "body")
 MEMORY = ("fast", "low")
+_LARGE = 200_000  # parameters, or values of a task's inputs
 _TINY = 20_000  # parameters; below, a call of torch costs more than its arithmetic
 
 
@@ -93,11 +94,20 @@ class Module:
     def stat_width(self) -> int:
         return sum(self.tracked.values())
 
+    def parallel(self, episode: Episode) -> bool:
+        """Random numbers come from one generator: tasks then go one after the other. So do large
+        ones: their operations find work for all cores, and hold one task's memory.
+        """
+        inputs = each(episode.target_x)[0]
+        sets = inputs.values() if isinstance(inputs, dict) else [inputs]
+        most = max(sum(self.sizes), *(values.numel() for values in sets))
+        return not self.random and most < _LARGE
+
     @property
-    def parallel(self) -> bool:
-        """Random numbers come from one generator: tasks then go one after the other."""
+    def random(self) -> bool:
+        """Whether a pass draws random numbers."""
         training = self.module.training
-        return not (training and (self._drawn or any(map(is_random, self.module.modules()))))
+        return training and (self._drawn or any(map(is_random, self.module.modules())))
 
     def tied(self, gradient: Params) -> Params:
         """Only batch norm's gains and biases have a row a step."""
@@ -118,7 +128,7 @@ class Module:
 
     def _find_random(self, x: Any) -> None:
         """By a pass of one task, once: `F.dropout` is no layer that could be seen."""
-        if self._drawn is not None or not (self.module.training and self.parallel):
+        if self._drawn is not None or not (self.module.training and not self.random):
             return
         with torch.no_grad():
             like = next(self.module.parameters())
@@ -144,7 +154,7 @@ class Module:
         if self.vectorize != "auto":
             return self.vectorize
         # vmap and a loop draw random numbers in different orders
-        small = sum(self.sizes) < _TINY and self.parallel
+        small = sum(self.sizes) < _TINY and not self.random
         return small or next(self.module.parameters()).is_cuda
 
     def bessel(self, x: Values, like: Tensor) -> Tensor:
@@ -250,7 +260,7 @@ class _Batch:
 
     def loss_and_gradient(self, theta, row, labels, statistics=None, keep=False):
         graph = keep and self.model.memory == "fast"
-        again = keep and not graph and not self.model.parallel
+        again = keep and not graph and self.model.random
         state = random_state(theta) if again else None
         point = _Point(self, theta, row, labels, _plain(statistics), state)
         (loss, output, moments), leaves, gradients = point.differentiated(twice=graph)

@@ -147,8 +147,7 @@ class ResNet12:
     def tied(self, gradient: Params) -> Params:
         return gradient
 
-    @property
-    def parallel(self) -> bool:
+    def parallel(self, episode: Episode) -> bool:
         """Plain convolutions take one core, so that tasks should run at once. Other ones share the
         images of a task over the threads.
         """
@@ -163,7 +162,7 @@ class ResNet12:
         """
         if episode.support_x.device.type != "cpu":
             return None
-        return 1 if self.parallel else max(1, kernels.threads() // 2)
+        return 1 if self.parallel(episode) else max(1, kernels.threads() // 2)
 
     def loss(
         self,

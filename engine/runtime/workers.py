@@ -34,7 +34,8 @@ def over_blocks(
     tangents.
     """
     with model.during(episode, keeps):
-        return over_tasks(function, episode, model.task_block(episode, keeps), model.parallel)
+        block, parallel = model.task_block(episode, keeps), model.parallel(episode)
+        return over_tasks(function, episode, block, parallel)
 
 
 def over_tasks(
