@@ -16,11 +16,21 @@ README = results.ROOT / "bench" / "README.md"
 FRONT = results.ROOT / "README.md"
 PICTURE = "roofline.svg"  # in the folder of the results
 MARKED = re.compile(r"<!-- benchmark: *(\S*?) *-->\n.*?<!-- /benchmark -->", re.DOTALL)
-KEPT = {
-    "training": training,
-    "curves": curves,
-    "gpu": gpu,
-}  # what fills the part of the README marked so
+MODULES = results.FOLDER / "modules"
+
+
+def of_modules() -> str:
+    """Tables of networks of one's own, machine by machine."""
+    kept = [results.load(path) for path in sorted(MODULES.glob("*.json"))]
+    return "\n".join(tables.text(run) for run in kept)
+
+
+KEPT = {  # what fills the part of the README marked so
+    "modules": of_modules,
+    "training": training.text,
+    "curves": curves.text,
+    "gpu": gpu.text,
+}
 
 
 def shown(readme: str) -> str:
@@ -60,8 +70,8 @@ def headline(run: dict) -> str:
 
 def with_kept(readme: str) -> str:
     """The README with the tables of the trainings and comparisons that are kept."""
-    for mark, kind in KEPT.items():
-        readme = _filled(readme, mark, kind.text())
+    for mark, text in KEPT.items():
+        readme = _filled(readme, mark, text())
     return readme
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import kernels
 from engine import meta, unroll
 from engine.episodes import Episode, Values
 from engine.errors import UserError
@@ -185,7 +186,8 @@ class Learner(nn.Module):
             model,
             order == 2,
         )
-        return unroll.total(parts)
+        with kernels.only_kernels():
+            return unroll.total(parts)
 
     @torch.no_grad()
     def track(self, gradient: unroll.MetaGradient) -> None:
@@ -354,6 +356,11 @@ class _Meta(torch.autograd.Function):
     def forward(ctx, learner, episode, weights, order, norm, rates, *outer):
         tasks = episode.tasks
         found = learner.meta_gradient(episode, weights, order)
+        with kernels.only_kernels():
+            return _Meta._outputs(ctx, learner, found, tasks, norm)
+
+    @staticmethod
+    def _outputs(ctx, learner, found, tasks, norm):
         if learner.training:
             learner.track(found)
         theta, rows, rate = (g / tasks for g in found.gradient)
@@ -379,7 +386,8 @@ class _Meta(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, scale, *_):
-        return None, None, None, None, *(scale * g for g in ctx.saved_tensors)
+        with kernels.only_kernels():
+            return None, None, None, None, *(scale * g for g in ctx.saved_tensors)
 
 
 def _one(name: str, values: Any) -> Values:

@@ -130,13 +130,13 @@ def meta_gradient(
     running = state.running if cfg.train_norm_statistics == "running" else None
     differentiate = unroll.adjoint if cfg.unroll == "adjoint" else unroll.autograd
     model, (weights, second, _) = model or network(cfg), schedule
+    parts = over_blocks(
+        lambda block: differentiate(model, state.params, block, weights, second, running),
+        episode,
+        model,
+        second,
+    )
     with kernels.only_kernels():
-        parts = over_blocks(
-            lambda block: differentiate(model, state.params, block, weights, second, running),
-            episode,
-            model,
-            second,
-        )
         total = unroll.total(parts)
         return total._replace(gradient=model.tied(total.gradient))
 
@@ -146,8 +146,8 @@ def meta_step(
 ) -> tuple[State, Metrics]:
     """One outer iteration: the meta-gradient over the episode's `cfg.tasks` tasks, and Adam."""
     schedule = Schedule.of(state.iteration, cfg)
+    meta = meta_gradient(state, episode, cfg, schedule, model)
     with kernels.only_kernels():
-        meta = meta_gradient(state, episode, cfg, schedule, model)
         metrics = Metrics.of(measure(meta, episode, cfg).tolist())
         return (state if metrics.nonfinite else advance(state, meta, cfg, schedule)), metrics
 

@@ -8,7 +8,7 @@ It is a `Model` of `engine.models.interface`. Its passes are in `engine.models.p
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -153,7 +153,7 @@ class Backbone:
         return True
 
     def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
-        return nullcontext()
+        return kernels.only_kernels()
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         return kernels.task_block(episode.support_x, keeps)
