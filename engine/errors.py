@@ -54,12 +54,32 @@ def explained(what: str, cure: str) -> Iterator[None]:
         raise UserError(f"{what}: {error.strerror or error}; {cure}") from error
 
 
+_silent = False
+
+
+@contextlib.contextmanager
+def silence(silent: bool) -> Iterator[None]:
+    """`say` says nothing inside, and no bar is drawn: another process does."""
+    global _silent
+    before, _silent = _silent, silent
+    try:
+        yield
+    finally:
+        _silent = before
+
+
+def silenced() -> bool:
+    return _silent
+
+
 def say(*lines: str) -> None:
     """Prints each as one printable line, at once; a character that the console's encoding lacks is
     shown as ``?``.
 
     Raises UserError when they cannot be written: a full disk, or a closed pipe as of ``| head``.
     """
+    if _silent:
+        return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     text = "".join(printable(line) + "\n" for line in lines)
     try:

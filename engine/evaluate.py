@@ -75,22 +75,24 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     from engine.runs.log import test_table
     from engine.runs.problem import load_dataset
     from engine.runs.saved import load_trained, restore
+    from engine.runtime import ranks
     from engine.runtime.machine import machine, settled
     from engine.scoring import predictions, summary
 
     interrupt.phase = "unwind"
     saved = load_trained(path)
     trained, cfg = _configurations(path, saved[0], explicit)
-    with machine(cfg) as device:
+    with ranks.joined() as team, machine(cfg) as device:
         cfg = settled(cfg, device, saved[0].precisions or {})
-        dataset = load_dataset(cfg, part)
+        with team.node_by_node():
+            dataset = load_dataset(cfg, part)
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
         say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
         members = restore(meta.layout(trained), saved, device)
         found = predictions(cfg, [*members.values()], dataset, part, cfg.eval_tasks)
         result = summary(cfg, [*members], dataset, part, found)
         say(*test_table(result))
-        if any(files.values()):
+        if any(files.values()) and team.first:
             about = {"checkpoint": str(path), "trained_on": saved[0].data_name}
             _write(files, about | breakdown(cfg, dataset, part, found, result))
 

@@ -28,7 +28,7 @@ from engine.runs.beginning import Beginning
 from engine.runs.checkpoint import LATEST, open_run
 from engine.runs.interrupt import Interrupt, Stopped
 from engine.runs.run import Run
-from engine.runs.saved import load_best, restore
+from engine.runtime import ranks
 from engine.runtime.workers import keep_freed_memory, over_blocks
 from engine.scores import METRICS, Score, measured, require_classes, score
 from engine.scoring import STEP_SHARE, StepAccuracy, prediction, shown
@@ -72,12 +72,12 @@ def fit(
     cfg = _configuration(learner, preset, parts["train"](0).tasks, settings)
     folder = Path(run or Path("runs") / f"{name}-{preset}-seed{cfg.seed}").expanduser()
     device = learner.norm.device
-    say(f"{name} on {device}, run folder {folder}")
     if device.type == "cpu" and not isinstance(learner.model, ResNet12):  # as engine.train
         keep_freed_memory()
-    with Interrupt() as interrupt, open_run(folder, cfg.fresh):
+    with Interrupt() as interrupt, ranks.joined(interrupt), open_run(folder, cfg.fresh):
+        say(f"{name} on {device}, run folder {folder}")
         begun = None if (folder / LATEST).exists() else Beginning(problem.state(), None)
-        made = Run.open(cfg, folder, problem, device, begun)
+        made = Run.shared(cfg, folder, problem, device, begun)
         interrupt.phase = "finish"
         try:
             if made.epoch < cfg.epochs:
@@ -86,8 +86,8 @@ def fit(
         except Stopped as stopped:
             problem.give(made.state)
             raise KeyboardInterrupt(f"{stopped.name}: saved; the same call continues") from None
-        best = restore(problem.layout(cfg), load_best(folder)[:1], device)
-        problem.give(*best.values())
+        best = made.members()
+        problem.give(next(iter(best.values())))
     return made
 
 
@@ -129,7 +129,8 @@ class _Source:
         self._make = make
 
     def episode(self, iteration: int, tasks: int, first_task: int = 0) -> Episode:
-        return self._make(iteration)
+        episode = self._make(iteration)
+        return episode if tasks >= episode.tasks else episode.slice(first_task, first_task + tasks)
 
 
 class _Own:
@@ -203,27 +204,30 @@ class _Own:
     ) -> tuple[list[Tensor], list[float]]:
         """[states + 1][tasks] scores of each state and of their mean, more is better; and the first
         one's mean after every step, over so many tasks."""
+        size = self._parts[part](0).tasks
+
+        def of_episode(first: int) -> tuple[list[list[float]], list[list[float]]]:
+            between()
+            episode = self._parts[part](first // size)
+            episode = episode.slice(0, min(size, cfg.eval_tasks - first))
+            answers = [self._answers(cfg, state, episode) for state in states]
+            rows = [self._of_tasks(a, episode.target_y) for a in [*answers, _mean(answers)]]
+            if first >= by_step:
+                return rows, []
+            some = episode.slice(0, by_step - first)
+            each_step = self._answers(cfg, states[0], some, every=True)
+            of_steps = [self._of_tasks(answer, some.target_y) for answer in each_step]
+            return rows, [*map(list, zip(*of_steps, strict=True))]
+
         training = self.learner.training
         self.learner.eval()
         try:
-            rows: list[list[float]] = [[] for _ in range(len(states) + 1)]
-            steps: list[list[float]] = []
-            i = 0
-            while len(rows[0]) < cfg.eval_tasks:
-                between()
-                episode = self._parts[part](i)
-                episode = episode.slice(0, min(episode.tasks, cfg.eval_tasks - len(rows[0])))
-                answers = [self._answers(cfg, state, episode) for state in states]
-                for row, answer in zip(rows, [*answers, _mean(answers)], strict=True):
-                    row += self._of_tasks(answer, episode.target_y)
-                if len(steps) < by_step:
-                    some = episode.slice(0, by_step - len(steps))
-                    each_step = self._answers(cfg, states[0], some, every=True)
-                    of_steps = [self._of_tasks(answer, some.target_y) for answer in each_step]
-                    steps += map(list, zip(*of_steps, strict=True))
-                i += 1
+            found = ranks.current().spread(range(0, cfg.eval_tasks, size), of_episode)
         finally:
             self.learner.train(training)
+        between()
+        rows = [sum(of_state, []) for of_state in zip(*(rows for rows, _ in found), strict=True)]
+        steps = [task for _, tasks in found for task in tasks]
         means = [sum(column) / len(steps) for column in zip(*steps, strict=True)]
         return [torch.tensor(row, dtype=torch.float64) for row in rows], means
 

@@ -15,9 +15,10 @@ from torch import Tensor
 import kernels
 from engine import schedules, unroll
 from engine.config import Config
-from engine.episodes import Episode, Values, each
+from engine.episodes import Episode, Values, count, each
 from engine.models import network
 from engine.models.interface import Model, Moments, Params
+from engine.runtime import ranks
 from engine.runtime.workers import over_blocks
 
 
@@ -137,8 +138,27 @@ def meta_gradient(
         second,
     )
     with kernels.only_kernels():
-        total = unroll.total(parts)
+        total = unroll.total(_of_all_ranks(parts))
         return total._replace(gradient=model.tied(total.gradient))
+
+
+def _of_all_ranks(parts: list[unroll.MetaGradient]) -> list[unroll.MetaGradient]:
+    """With the tasks of the other ranks, but for their logits."""
+    team = ranks.current()
+    if team.size == 1:
+        return parts
+    own = unroll.together(parts)
+    seen = [step for step in own.per_step if step is not None]
+    loss, *found = team.gathered([own.loss, *own.gradient, *own.moments, *seen])
+    steps = iter(found[5:])
+    return [
+        own._replace(
+            loss=loss,
+            gradient=Params(*found[:3]),
+            moments=Moments(*found[3:5]),
+            per_step=tuple(None if step is None else next(steps) for step in own.per_step),
+        )
+    ]
 
 
 def meta_step(
@@ -154,8 +174,10 @@ def meta_step(
 
 def measure(meta: unroll.MetaGradient, episode: Episode, cfg: Config) -> Tensor:
     """Loss, accuracy, and for each of `CHECKED` 1 if it is finite, [2 + 4]."""
-    per_task = 1 if cfg.task_reduction == "mean" else episode.tasks
-    correct = hits(meta.logits, episode.target_y).to(meta.loss)
+    team = ranks.current()
+    per_task = 1 if cfg.task_reduction == "mean" else episode.tasks * team.size
+    (right,) = team.gathered([hits(meta.logits, episode.target_y).to(meta.loss)])
+    correct = right.mean()
     largest = [_largest(t) for t in (meta.loss, *meta.gradient)]
     finite = torch.stack(largest).isfinite().to(meta.loss.dtype)
     return torch.cat([torch.stack([meta.loss / per_task, correct]), finite])
@@ -166,14 +188,19 @@ def _largest(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(values, torch.inf) if values.numel() else values.sum()
 
 
-def hits(logits: Values, labels: Values) -> Tensor:
-    """The share of right answers over all tasks; 0 where these are no classes."""
+def hits(logits: Values, labels: Values) -> Tensor:  # [T]
+    """The share of right answers in each task; 0 where these are no classes."""
     if isinstance(logits, list):
-        return torch.stack(list(map(hits, logits, each(labels)))).mean()
+        tasks = zip(logits, each(labels), strict=True)
+        return torch.cat([hits(_alone(answers), _alone(y)) for answers, y in tasks])
     tensors = isinstance(logits, Tensor) and isinstance(labels, Tensor)
     if not tensors or labels.is_floating_point() or logits.shape[:-1] != labels.shape:
-        return torch.zeros(())
-    return (logits.argmax(-1) == labels).to(logits.dtype).mean()
+        return torch.zeros(count(labels))
+    return (logits.argmax(-1) == labels).to(logits.dtype).flatten(1).mean(1)
+
+
+def _alone(values: Values) -> Values:
+    return values.unsqueeze(0) if isinstance(values, Tensor) else values
 
 
 def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Schedule) -> State:

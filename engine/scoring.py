@@ -14,10 +14,11 @@ from engine import unroll
 from engine.config import Config
 from engine.data import Dataset
 from engine.episodes import Episode, EpisodeSampler, Values
+from engine.errors import silenced
 from engine.meta import State
 from engine.models import network
 from engine.models.interface import Model
-from engine.runtime import graph
+from engine.runtime import graph, ranks
 from engine.runtime.resident import Feed
 from engine.runtime.workers import over_blocks
 from engine.scores import Score, score
@@ -126,13 +127,19 @@ def prediction(cfg: Config, model: Model) -> Callable[..., Values]:
 def _collected(
     answers: Answers, tasks: int, label: str, between: Callable[[], None]
 ) -> Predictions:
-    predicted, right = [], []
-    for first in tqdm(range(0, tasks, BATCH), desc=label, leave=False, disable=None):
+    bar = tqdm(total=tasks, desc=label, leave=False, disable=silenced() or None)
+
+    def batch(first: int) -> tuple[Tensor, Tensor]:
         between()
         with kernels.only_kernels():
             logits, labels = answers(first, min(BATCH, tasks - first))
-            predicted.append(logits.argmax(-1).cpu())
-            right.append(labels.cpu())
+            bar.update(len(labels))
+            return logits.argmax(-1).cpu(), labels.cpu()
+
+    with bar:
+        found = ranks.current().spread(range(0, tasks, BATCH), batch)
+    between()
+    predicted, right = zip(*found, strict=True)
     return Predictions(torch.cat(predicted, dim=1), torch.cat(right))
 
 

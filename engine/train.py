@@ -10,6 +10,7 @@ import contextlib
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,11 +53,14 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
     from engine.runs.checkpoint import LATEST, open_run
     from engine.runs.problem import Pictures, load_dataset
     from engine.runs.run import Run
+    from engine.runtime import ranks
     from engine.runtime.machine import machine
 
     interrupt.phase = "unwind"
-    with machine(cfg) as device:
-        dataset = load_dataset(cfg, "train", "val", "test")
+    with ranks.joined(interrupt) as team, machine(cfg) as device:
+        team.share(cfg.tasks)
+        with team.node_by_node():
+            dataset = load_dataset(cfg, "train", "val", "test")
         folder = Path(cfg.run or default_run(cfg, dataset.name)).expanduser()
         say(f"{dataset.name} on {device}, run folder {folder}", *cfg.lines())
         new = cfg.fresh or not (folder / LATEST).exists()
@@ -64,7 +68,7 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
         begun = beginning(cfg, folder, device) if new else None
         with open_run(folder, cfg.fresh):
             problem = Pictures(dataset)
-            run = Run.open(replace(cfg, fresh=False), folder, problem, device, begun)
+            run = Run.shared(replace(cfg, fresh=False), folder, problem, device, begun)
             interrupt.phase = "finish"
             if run.epoch < cfg.epochs:
                 train_epochs(run, interrupt)
@@ -73,7 +77,8 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
 
 def train_epochs(run: Run, interrupt: Interrupt) -> None:
     """Trains and validates every epoch that is left; saves when stopped."""
-    from engine.runs.log import Report
+    from engine.runs.log import Report, Unheard
+    from engine.runtime import ranks
     from engine.runtime.loop import loop
 
     cfg, done = run.cfg, run.state.iteration
@@ -81,8 +86,9 @@ def train_epochs(run: Run, interrupt: Interrupt) -> None:
         say(f"continuing after iteration {done}")
     left = range(done, cfg.epochs * cfg.iterations)
     tasks = run.problem.source(cfg, "train", cfg.seed)
+    make = Report if ranks.current().first else Unheard
     with (
-        Report(
+        make(
             run.folder,
             run.problem.name,
             done,
@@ -105,12 +111,15 @@ def train_epochs(run: Run, interrupt: Interrupt) -> None:
 
 def train_epoch(run: Run, steps: Loop, report: Report, interrupt: Interrupt) -> None:
     """The outer loop of MAML++ to the end of the current epoch."""
+    from engine.runtime import ranks
+
     end, saved = (run.epoch + 1) * run.cfg.iterations, time.monotonic()
+    team = ranks.current()
     while run.state.iteration < end:
         run.state = steps.step(run.state)
         due = time.monotonic() - saved > SAVE_SECONDS
         account(run, steps.finished(wait=due or run.state.iteration == end), report)
-        interrupt.check()
+        team.check(interrupt)
         if due:
             run.save()
             saved = time.monotonic()
@@ -143,8 +152,11 @@ def account(run: Run, finished: list[Finished], report: Report) -> None:
 
 def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
     """Scores the epoch on the fixed validation tasks and takes it into the best."""
+    from engine.runtime import ranks
+
     cfg, iteration, whole = run.cfg, run.state.iteration, run.whole
-    score, by_step = run.problem.validate(cfg, run.state, interrupt.check)
+    team = ranks.current()
+    score, by_step = run.problem.validate(cfg, run.state, partial(team.check, interrupt))
     run.rank(score.accuracy)
     rates = dict(zip(run.problem.names(cfg), run.state.params.rates.T.tolist(), strict=True))
     report.validation(iteration, run.epoch, score, by_step, rates, whole, run.best[0][0])
@@ -155,19 +167,22 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
     """Best model and ensemble on the test tasks; a finished run shows what it found."""
     from engine.runs import checkpoint
     from engine.runs.log import test_table
-    from engine.runs.saved import load_best, restore
+    from engine.runtime import ranks
 
-    path = run.folder / checkpoint.RESULT
-    # one that is missing or damaged is made again
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
-        table = test_table(checkpoint.read_json(path))
+    path, team = run.folder / checkpoint.RESULT, ranks.current()
+
+    def found() -> list[str] | None:  # one that is missing or damaged is made again
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+            return [*test_table(checkpoint.read_json(path))]
+        return None
+
+    if table := team.by_first(found):
         say("already finished", *table)
         return
     run.refuse_lost()
-    like, device = run.problem.layout(run.cfg), run.state.params.theta.device
-    members = restore(like, load_best(run.folder), device)
-    result = run.problem.test(run.cfg, members, interrupt.check)
-    checkpoint.write_json(path, result)
+    result = run.problem.test(run.cfg, run.members(), partial(team.check, interrupt))
+    if team.first:
+        checkpoint.write_json(path, result)
     say(*test_table(result), f"saved in {path}")
 
 

@@ -38,11 +38,18 @@ def total(blocks: Sequence[MetaGradient]) -> MetaGradient:
     """Blocks of tasks put together, their losses and gradients summed; the same bits whatever the
     blocks.
     """
+    found = together(blocks)
+    gradient = Params(*(g.sum(0) for g in found.gradient))
+    return found._replace(loss=found.loss.sum(), gradient=gradient)
+
+
+def together(blocks: Sequence[MetaGradient]) -> MetaGradient:
+    """Blocks of tasks put together, each task still by itself."""
     losses, logits, gradients, steps, rows, moments = zip(*blocks, strict=True)
     return MetaGradient(
-        joined(losses).sum(),
+        joined(losses),
         joined(logits),
-        Params(*(joined(g).sum(0) for g in zip(*gradients, strict=True))),
+        Params(*(joined(g) for g in zip(*gradients, strict=True))),
         tuple(None if s[0] is None else joined(s) for s in zip(*steps, strict=True)),
         rows[0],
         Moments(*(joined(m) for m in zip(*moments, strict=True))),

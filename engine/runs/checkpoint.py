@@ -33,6 +33,7 @@ from engine.errors import UserError, explained, listed
 from engine.files import CONFIG, LATEST, LOG, RESULT, RUN_FILES, refuse_special, replace_file
 from engine.runs import locks
 from engine.runs.packed import FIELDS
+from engine.runtime import ranks
 
 # Of what ``save`` writes; raised whenever a field is added there, to Config, State or Params. All
 # since 1 are read: what an older file lacks takes its neutral value, a default of its class.
@@ -213,24 +214,32 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def open_run(folder: Path, fresh: bool) -> Iterator[None]:
-    """Makes and locks the run folder, removes leftovers (``fresh``: every file of the run).
+    """Makes and locks the run folder, removes leftovers (``fresh``: every file of the run). Of
+    several ranks the first one does.
 
     Raises UserError when the folder cannot be written, something else lies under the name of a
     file of the run, or another process trains into it.
     """
     with contextlib.ExitStack() as stack:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = _open_lock(folder / ".lock")
-            stack.callback(os.close, lock)
-            if not locks.lock(lock):
-                raise UserError(
-                    f"another process is training into {folder}; wait for it or give another --run"
-                )
-            for name in RUN_FILES:
-                _refuse_unwritable(folder / name)
-            _clean(folder, fresh)
+        ranks.current().by_first(lambda: stack.callback(os.close, _made(folder, fresh)) and None)
         yield
+
+
+def _made(folder: Path, fresh: bool) -> int:
+    """The folder's lock."""
+    with contextlib.ExitStack() as stack, writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _open_lock(folder / ".lock")
+        stack.callback(os.close, lock)
+        if not locks.lock(lock):
+            raise UserError(
+                f"another process is training into {folder}; wait for it or give another --run"
+            )
+        for name in RUN_FILES:
+            _refuse_unwritable(folder / name)
+        _clean(folder, fresh)
+        stack.pop_all()
+        return lock
 
 
 def _open_lock(path: Path) -> int:

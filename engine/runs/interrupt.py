@@ -26,6 +26,7 @@ from engine.errors import (
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 SIGNALS = tuple(s for s in (signal.SIGINT, signal.SIGTERM, HANGUP) if s is not None)
 OURS = ("engine", "bench")  # packages whose modules are command lines
+_RANK = int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None  # by torchrun
 SCRIPT = "mamlpp"  # that an install puts beside Python
 
 
@@ -73,6 +74,11 @@ class Interrupt:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    @property
+    def received(self) -> int:
+        """The number of the signal that has arrived; 0: none."""
+        return self._received or 0
+
     def check(self) -> None:
         """Raises Stopped if a signal has arrived."""
         if self._received is not None:
@@ -83,12 +89,14 @@ class Interrupt:
         for stream in self._terminals:
             if not os.isatty(stream):  # closed: a line there would be an error
                 discard(stream)
-        if signum == HANGUP and not first:
-            return
+        if not first and (signum == HANGUP or _RANK is not None):
+            return  # torchrun sends its own after the terminal's, and ends who does not stop
         self._received = signum
         if first and (self.phase == "unwind" or self.phase == "exit" and not self._ends):
             raise stopped
         if first and self.phase == "finish":
+            if _RANK:
+                return
             _say(f"{stopped.name}: finishing this iteration, then saving; Ctrl-C now stops at once")
             return
         saved = "the last checkpoint is whole" if self.phase == "finish" else "nothing was written"
@@ -107,7 +115,8 @@ def answered(work: Callable[[Interrupt], int | None], *, stopped: str) -> int:
         try:
             return work(interrupt) or 0
         except (UserError, Diverged) as error:
-            complain(f"error: {error}")
+            if not _RANK or hasattr(error, "claimed"):  # else the first rank says the same
+                complain(f"error: {error}")
             return error.exit_code
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -118,7 +127,8 @@ def answered(work: Callable[[Interrupt], int | None], *, stopped: str) -> int:
             )
             return UserError.exit_code
         except Stopped as signalled:
-            complain(f"{signalled.name}: {stopped}")
+            if not _RANK:
+                complain(f"{signalled.name}: {stopped}")
             return signalled.code
 
 

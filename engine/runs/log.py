@@ -68,6 +68,31 @@ class Meter:
         return self.loss / count, self.accuracy / count, self.seconds / count
 
 
+class Unheard:
+    """In place of `Report` where another rank reports."""
+
+    def __init__(self, *about: object):
+        pass
+
+    def __enter__(self) -> Unheard:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def nothing_yet(self, seconds: float) -> bool:
+        return False
+
+    def progress(self, *row: object) -> None:
+        pass
+
+    def train(self, *row: object, early: bool = False) -> None:
+        pass
+
+    def validation(self, *row: object) -> None:
+        pass
+
+
 class Report:
     """Console, log.jsonl and TensorBoard of a run that has finished ``iteration`` iterations and
     validated ``epoch`` of its ``epochs``."""

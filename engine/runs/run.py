@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+import engine
 import kernels
 from engine import meta
 from engine.config import SCHEDULE, Config
@@ -19,8 +22,10 @@ from engine.runs.checkpoint import Checkpoint, epoch_file
 from engine.runs.log import Meter
 from engine.runs.packed import pack, unpack
 from engine.runs.problem import Problem
+from engine.runs.saved import load_best, restore
+from engine.runtime import ranks
 from engine.runtime.machine import settled
-from kernels import dispatch
+from kernels import dispatch, native
 
 _CURE = "give another --run, or start over with --fresh"
 
@@ -77,6 +82,50 @@ class Run:
         return run
 
     @classmethod
+    def shared(
+        cls,
+        cfg: Config,
+        folder: Path,
+        problem: Problem,
+        device: torch.device,
+        begun: Beginning | None = None,
+    ) -> Run:
+        """`open` by the first rank, which tells the others: these have no folder. Raises UserError
+        too when the ranks differ in code, data, configuration, torch, kernels or precision.
+        """
+        team, opened = ranks.current(), []
+
+        def first() -> tuple[Config, Checkpoint]:
+            opened.append(cls.open(cfg, folder, problem, device, begun))
+            return opened[0].cfg, opened[0]._checkpoint()
+
+        if team.size == 1:
+            return cls.open(cfg, folder, problem, device, begun)
+        settled_cfg, saved = team.by_first(first)
+        team.agree(_facts(cfg, problem, settled_cfg.precision))
+        if opened:
+            return opened[0]
+        meters = {name: Meter(**values) for name, values in saved.meters.items()}
+        state = unpack(problem.layout(cfg), saved.state, device)
+        run = cls(settled_cfg, folder, problem, state, cfg.precision, saved.precisions)
+        run.epoch, run.best, run.fallen, run.origin = (
+            saved.epoch,
+            saved.best,
+            saved.fallen,
+            saved.origin,
+        )
+        run.interval, run.whole = meters["interval"], meters["whole"]
+        torch.set_rng_state(saved.rng)
+        return run
+
+    def members(self) -> dict[int, State]:
+        """The states of the best epochs, best first."""
+        device = self.state.params.theta.device
+        like = self.problem.layout(self.cfg)
+        found = ranks.current().by_first(lambda: restore(like, load_best(self.folder), "cpu"))
+        return {epoch: state.to(device) for epoch, state in found.items()}
+
+    @classmethod
     def _continued(
         cls, cfg: Config, folder: Path, problem: Problem, saved: Checkpoint, device: torch.device
     ) -> Run:
@@ -117,6 +166,8 @@ class Run:
 
     def refuse_lost(self) -> None:
         """Raises UserError when a file is missing that the final test needs."""
+        if not ranks.current().first:
+            return
         files = (epoch_file(self.folder, epoch) for epoch, _ in self.best)
         if lost := [file.name for file in files if not file.exists()]:
             raise UserError(
@@ -132,6 +183,8 @@ class Run:
 
     def save(self) -> None:
         """Writes latest.pt. Raises UserError, with the old file intact, when it cannot."""
+        if not ranks.current().first:
+            return
         checkpoint.save(self.folder / checkpoint.LATEST, self._checkpoint())
 
     def rank(self, accuracy: float) -> None:
@@ -146,6 +199,8 @@ class Run:
 
     def save_epoch(self) -> None:
         """Saves after ``rank``. Wherever it is cut off, each file that latest.pt names is there."""
+        if not ranks.current().first:
+            return
         if self.epoch not in self.fallen:
             checkpoint.save(epoch_file(self.folder, self.epoch), self._checkpoint())
         self.save()
@@ -174,6 +229,23 @@ class Run:
             preparation=prepared and prepared.to_dict(),
             own_network=None if own is None else type(getattr(own, "module", own)).__name__,
         )
+
+
+def _facts(cfg: Config, problem: Problem, precision: str) -> dict[str, str]:
+    """What all ranks must have in common."""
+    here, isa = Path(engine.__file__).parent, native.module and native.module.isa().name
+    digest = hashlib.sha256()
+    for folder in (here, Path(kernels.__file__).parent):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return {
+        "code": digest.hexdigest()[:12],
+        "torch": torch.__version__,
+        "kernels": f"native {isa}" if isa else "plain",
+        "data": f"{problem.name} {problem.identity:.12}",
+        "configuration": json.dumps(replace(cfg.without_paths(), threads=0).to_dict()),
+        "precision": precision,
+    }
 
 
 def _refuse_other(cfg: Config, folder: Path, saved: Checkpoint) -> bool:

@@ -21,7 +21,7 @@ from engine.config import Config
 from engine.episodes import EpisodeSampler, Source
 from engine.meta import Metrics, Schedule, State
 from engine.models.interface import Model
-from engine.runtime import graph
+from engine.runtime import graph, ranks
 from engine.runtime.prefetch import prefetch
 from engine.runtime.resident import Feed
 
@@ -55,7 +55,8 @@ def loop(
 
     Tasks of a class bank are gathered on the device, others come from the host.
     """
-    if device.type == "cuda" and isinstance(tasks, EpisodeSampler) and model is None:
+    resident = device.type == "cuda" and isinstance(tasks, EpisodeSampler) and model is None
+    if resident and ranks.current().size == 1:  # a graph gathers nothing
         return DeviceLoop(cfg, tasks, iterations, device)
     return HostLoop(cfg, tasks, iterations, device, model)
 
@@ -70,7 +71,8 @@ class HostLoop(contextlib.AbstractContextManager):
         model: Model | None = None,
     ):
         self._cfg, self._device, self._model, self._finished = cfg, device, model, []
-        self._episodes = prefetch(lambda t: tasks.episode(t, cfg.tasks), iterations, cfg.prefetch)
+        first, own = ranks.current().share(cfg.tasks)
+        self._episodes = prefetch(lambda t: tasks.episode(t, own, first), iterations, cfg.prefetch)
 
     def __exit__(self, *exc: object) -> None:
         self._episodes.close()

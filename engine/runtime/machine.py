@@ -13,11 +13,14 @@ import kernels
 from engine.config import Config
 from engine.data.bank import default_cache
 from engine.errors import UserError, say
+from engine.runtime import ranks
 from engine.runtime.workers import keep_freed_memory
 from kernels import dispatch
 from kernels.check import verdict
 from kernels.dispatch import Findings
 from kernels.threads import cores
+
+_CUDA = torch.device("cuda")
 
 
 def settled(cfg: Config, device: torch.device, had: dict[str, str]) -> Config:
@@ -44,7 +47,9 @@ def machine(cfg: Config) -> Iterator[torch.device]:
     cuda = torch.cuda.is_available()
     if cfg.device == "cuda" and not cuda:
         raise UserError("--device is cuda: torch finds no CUDA device here; give --device cpu")
-    device = torch.device("cuda" if cuda and cfg.device != "cpu" else "cpu")
+    device = torch.device("cpu")
+    if cuda and cfg.device != "cpu":
+        device = torch.device("cuda", ranks.current().local) if ranks.launched() else _CUDA
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(_threads(cfg))
@@ -52,7 +57,9 @@ def machine(cfg: Config) -> Iterator[torch.device]:
             if cfg.backend != "auto":  # auto: the environment may choose
                 stack.enter_context(kernels.use(cfg.backend))
             _fused(cfg, device)  # what is not here at all is told before anything is checked
-            stack.enter_context(dispatch.following(_checked(cfg, device)))
+            with ranks.current().node_by_node():
+                findings = _checked(cfg, device)
+            stack.enter_context(dispatch.following(findings))
             if not _fused(cfg, device) and cfg.precision == "fp32":
                 # torch's convolutions on a GPU are TF32 else
                 cudnn = torch.backends.cudnn
@@ -67,7 +74,9 @@ def machine(cfg: Config) -> Iterator[torch.device]:
 
 def _threads(cfg: Config) -> int:
     """Those asked for, at most one a core: more only wait for one another."""
-    wanted, most = cfg.threads or torch.get_num_threads(), cores()
+    most = cores()
+    own = most // ranks.current().local_size if ranks.launched() else torch.get_num_threads()
+    wanted = cfg.threads or max(1, own)
     if wanted > most:
         whose = f"--threads is {wanted}" if cfg.threads else f"torch has {wanted} threads"
         say(f"{whose}, and this process {most} core{'s' * (most > 1)}: it runs {most}")

@@ -1,0 +1,251 @@
+"""Ranks: the processes that `torchrun` starts, which share the tasks of an iteration.
+
+Each makes its own tasks' rows: losses, gradients, moments. The rows of all are gathered and every
+rank sums them in task order and takes the same step, so that parameters, logs and checkpoints are
+the same bits whatever the number of ranks. The first one alone writes and speaks.
+
+Nothing here is imported or done in a process that torchrun did not start.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from engine import errors
+from engine.errors import Diverged, UserError
+from engine.runs.interrupt import Interrupt, Stopped
+
+T = TypeVar("T")
+
+PATIENCE = 600.0  # seconds that a rank may take longer than the others; MAMLPP_RANK_TIMEOUT
+_ALIVE = 3.0  # seconds in which a rank says that it lives
+
+
+class Alone:
+    """One process: all tasks are its own."""
+
+    rank, size, local, local_size = 0, 1, 0, 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, tasks: int) -> tuple[int, int]:
+        """The first of this rank's tasks, and how many it has."""
+        return 0, tasks
+
+    def gathered(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors of a row a task, of all ranks in the order of the tasks."""
+        return [*rows]
+
+    def spread(self, items: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
+        """`make` of each item, by the ranks in turn; each has all results."""
+        return [make(item) for item in items]
+
+    def by_first(self, make: Callable[[], T]) -> T:
+        """What the first rank makes."""
+        return make()
+
+    def agree(self, facts: dict[str, str]) -> None:
+        """Raises UserError when the ranks differ in one."""
+
+    @contextmanager
+    def node_by_node(self) -> Iterator[None]:
+        """Of a machine, one rank goes first: it fills the cache that the others read."""
+        yield
+
+    def check(self, interrupt: Interrupt) -> None:
+        """Raises Stopped if a signal has arrived, at the same iteration on all ranks."""
+        interrupt.check()
+
+
+class Ranks(Alone):
+    """Several; made by `joined`."""
+
+    def __init__(self, interrupt: Interrupt | None, cuda: bool):
+        import torch.distributed as dist
+
+        self._dist, self._interrupt, self._turns = dist, interrupt, 0
+        self.rank, self.size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        self.local = int(os.environ.get("LOCAL_RANK", 0))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self._node = os.environ.get("GROUP_RANK", "0")
+        seconds = float(os.environ.get("MAMLPP_RANK_TIMEOUT", PATIENCE))
+        self._stop = 0  # a signal that all know of
+        store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = dist.PrefixStore(f"mamlpp-{attempt}", store)
+        self._store.set(f"who-{self.rank}", f"pid {os.getpid()} on {socket.gethostname()}")
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=dist.PrefixStore("group", self._store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=seconds),
+        )
+
+    def tells(self) -> bool:
+        """Whether this rank is the first to say what went wrong."""
+        try:
+            claimed = self._store.compare_set("told", "", str(self.rank))
+        except RuntimeError:  # who kept the store is gone too
+            return True
+        return claimed == str(self.rank).encode()
+
+    def close(self) -> None:
+        self._dist.destroy_process_group()
+
+    @cached_property
+    def _host(self) -> Any:
+        """A group for what is on the host."""
+        return self._dist.new_group(backend="gloo")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A collective that fails names the ranks that are gone or hang."""
+        try:
+            yield
+        except RuntimeError as error:
+            if errors.is_out_of_memory(error):
+                raise
+            names = [f"rank {r} ({self._store.get(f'who-{r}').decode()})" for r in self._lost()]
+            found = errors.listed(names, 4) if names else f"a rank ({str(error).splitlines()[0]})"
+            raise UserError(
+                f"{found} is gone, or did not answer in time: the last checkpoint is whole; the "
+                "same command continues"
+            ) from error
+
+    def _lost(self) -> list[int]:
+        self._store.set(f"alive-{self.rank}", "")
+        time.sleep(_ALIVE)
+        return [r for r in range(self.size) if not self._store.check([f"alive-{r}"])]
+
+    def share(self, tasks: int) -> tuple[int, int]:
+        if tasks % self.size:
+            raise UserError(
+                f"--tasks is {tasks} with {self.size} ranks: give a multiple of {self.size}, or "
+                "another number of ranks"
+            )
+        own = tasks // self.size
+        return self.rank * own, own
+
+    def gathered(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        tasks = len(rows[0])
+        signal = self._interrupt.received if self._interrupt else 0
+        flag = rows[0].new_full((tasks, 1), signal)
+        widths = [1, *(row[0].numel() for row in rows)]
+        mine = torch.cat([flag, *(row.reshape(tasks, -1) for row in rows)], 1)
+        every = mine.new_empty(self.size * tasks, mine.shape[1])
+        with self._told():
+            self._dist.all_gather(list(every.chunk(self.size)), mine)
+        flags, *found = every.split(widths, 1)
+        self._stop = self._stop or int(flags.max())
+        return [f.reshape(-1, *row.shape[1:]) for f, row in zip(found, rows, strict=True)]
+
+    def spread(self, items: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
+        own = [make(item) for item in items[self.rank :: self.size]]
+        signal = self._interrupt.received if self._interrupt else 0
+        every = self._everyone((own, signal))
+        self._stop = self._stop or max(signal for _, signal in every)
+        return [every[i % self.size][0][i // self.size] for i in range(len(items))]
+
+    def _everyone(self, mine: Any) -> list[Any]:
+        every = [None] * self.size
+        with self._told():
+            self._dist.all_gather_object(every, mine, group=self._host)
+        return every
+
+    def by_first(self, make: Callable[[], T]) -> T:
+        made, failed = None, None
+        if self.first:
+            try:
+                made = make()
+            except BaseException as error:
+                failed = error
+        found = [made, failed is not None]
+        with self._told():
+            self._dist.broadcast_object_list(found, 0, group=self._host)
+        if failed is not None:
+            raise failed
+        if found[1]:
+            raise Followed
+        return made if self.first else found[0]
+
+    def agree(self, facts: dict[str, str]) -> None:
+        every = self._everyone(facts)
+        for name, value in every[0].items():
+            for rank, other in enumerate(every):
+                if other[name] != value:
+                    raise UserError(
+                        f"the ranks differ in {name}: {value} on rank 0, {other[name]} on rank "
+                        f"{rank}; give all the same"
+                    )
+
+    @contextmanager
+    def node_by_node(self) -> Iterator[None]:
+        self._turns += 1
+        key = f"turn-{self._node}-{self._turns}"
+        try:
+            if self.local:
+                self._store.wait([key], timedelta(days=1))
+            yield
+        finally:
+            if not self.local:
+                self._store.set(key, "")
+
+    def check(self, interrupt: Interrupt) -> None:
+        if self._stop:
+            raise Stopped(self._stop)
+
+
+class Followed(BaseException):
+    """Ends a rank of which another one tells why."""
+
+
+_current: Alone = Alone()
+
+
+def current() -> Alone:
+    """The ranks of this process; alone unless inside `joined`."""
+    return _current
+
+
+def launched() -> bool:
+    """Whether torchrun started this process, with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def joined(interrupt: Interrupt | None = None) -> Iterator[Alone]:
+    """Inside, `current` are the ranks that torchrun started. Nothing happens in another process, or
+    if they are joined already.
+    """
+    global _current
+    if not launched() or _current.size > 1:
+        yield _current
+        return
+    _current = Ranks(interrupt, torch.cuda.is_available())
+    try:
+        with errors.silence(not _current.first):
+            yield _current
+    except Followed:
+        sys.exit(UserError.exit_code)
+    except (UserError, Diverged) as error:
+        if not _current.tells():
+            sys.exit(error.exit_code)
+        error.claimed = True
+        raise
+    finally:
+        team, _current = _current, Alone()
+        team.close()
