@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -83,9 +84,10 @@ class Ranks(Alone):
         self._node = os.environ.get("GROUP_RANK", "0")
         seconds = float(os.environ.get("MAMLPP_RANK_TIMEOUT", PATIENCE))
         self._stop = 0  # a signal that all know of
+        self.broken = False  # a rank is lost
         store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"mamlpp-{attempt}", store)
+        self._store = dist.PrefixStore(f"mamlpp-{attempt}-{next(_joined)}", store)
         self._store.set(f"who-{self.rank}", f"pid {os.getpid()} on {socket.gethostname()}")
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -119,6 +121,7 @@ class Ranks(Alone):
         except RuntimeError as error:
             if errors.is_out_of_memory(error):
                 raise
+            self.broken = True
             names = [f"rank {r} ({self._store.get(f'who-{r}').decode()})" for r in self._lost()]
             found = errors.listed(names, 4) if names else f"a rank ({str(error).splitlines()[0]})"
             raise UserError(
@@ -214,6 +217,7 @@ class Followed(BaseException):
 
 
 _current: Alone = Alone()
+_joined = count()  # a store keeps what was said before
 
 
 def current() -> Alone:
@@ -248,4 +252,5 @@ def joined(interrupt: Interrupt | None = None) -> Iterator[Alone]:
         raise
     finally:
         team, _current = _current, Alone()
-        team.close()
+        if not team.broken:  # it would wait for a rank that hangs
+            team.close()
