@@ -65,7 +65,8 @@ void multiply_row(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step
     constexpr int most = register_rows[V];
     constexpr int swept = swept_bytes / (V * lanes<T> * static_cast<int>(sizeof(T)));
     const int blocks = (pixels + most - 1) / most;
-    const int depth = swept / count > least_depth ? swept / count : least_depth;
+    const int each = swept / (count ? count : 1); // a pixel may meet no tap at all
+    const int depth = each > least_depth ? each : least_depth;
     for (int first = 0; first < channels; first += depth) {
         const int deep = channels - first < depth ? channels - first : depth;
         for (int b = 0, at = 0; b < blocks; ++b) {
