@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import engine
 from engine import Episode, evaluate
 from engine.errors import UserError
+from engine.examples import ddp
 from engine.runtime import ranks
 
 
@@ -35,7 +37,33 @@ def fitted(folder: Path) -> None:
     engine.fit(learner, episode, val=episode, run=folder, first_order_epochs=1, **options)
 
 
+def averaged(folder: Path) -> None:
+    """The gradients that `DistributedDataParallel` gives a learner, of two tasks a rank, are those
+    of all four; then the example.
+    """
+    whole = episode(7)
+    whole = Episode(
+        whole.support_x.double(), whole.support_y, whole.target_x.double(), whole.target_y
+    )
+
+    def learner() -> engine.Learner:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.Tanh(), nn.Linear(5, 3))
+        return engine.Learner(network.double(), steps=2)
+
+    with ranks.joined() as team:
+        alone, shared = learner(), DistributedDataParallel(learner())
+        alone(whole).loss.backward()
+        first, own = team.share(whole.tasks)
+        shared(whole.slice(first, first + own)).loss.backward()
+    for mine, all_tasks in zip(shared.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, all_tasks.grad, rtol=1e-12, atol=1e-14)
+    theta = torch.cat([p.detach().flatten() for p in ddp.main(3).parameters()])
+    torch.save(theta, folder / f"ddp-{team.rank}.pt")
+
+
 def main(folder: Path, checkpoint: str, images: str) -> None:
+    averaged(folder)
     fitted(folder / "fit")
     written = folder / "evaluation.json"
     assert evaluate.main([checkpoint, "--data", images, "--json", str(written)]) == 0

@@ -33,6 +33,14 @@ def launch(module: str, *argv: object, count: int = 2) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
 
+def finished(process: subprocess.Popen, seconds: float) -> tuple[int, str, str]:
+    """`finish`, and nothing left over."""
+    try:
+        return finish(process, seconds)
+    finally:
+        process.terminate()
+
+
 def assert_same(folder: Path, other: Path) -> None:
     files = sorted(path.name for path in other.glob("*.pt"))
     assert files == sorted(path.name for path in folder.glob("*.pt")) and len(files) > 1
@@ -60,7 +68,7 @@ def alone(images):
 
 
 def test_two_ranks_train_to_the_bits_of_one_process(images, alone, tmp_path):
-    code, out, err = finish(launch("engine.train", *flags(images, tmp_path / "two", *MORE)), 120)
+    code, out, err = finished(launch("engine.train", *flags(images, tmp_path / "two", *MORE)), 120)
     assert code == 0, err
     assert_same(tmp_path / "two", alone)
     assert rows(tmp_path / "two") == rows(alone)
@@ -73,7 +81,7 @@ def test_a_stopped_run_of_two_ranks_is_continued_by_one(images, alone, tmp_path)
     process = launch("engine.train", *argv)
     wait_for(process, "iteration 2/12")
     process.send_signal(signal.SIGINT)
-    _, _, err = finish(process, 60)
+    _, _, err = finished(process, 60)
     told = [line for line in err.splitlines() if line.startswith("Ctrl-C: ")]
     assert told[-1] == "Ctrl-C: stopped; the same command continues"
     assert 1 < load(tmp_path / "run" / "latest.pt").state["iteration"] < 12
@@ -88,7 +96,7 @@ def test_a_rank_that_is_killed_ends_the_others_by_name(images, tmp_path):
     pids = [int(pid) for each in lists for pid in each.read_text().split()]
     by_rank = {_environment(pid).get("RANK"): pid for pid in pids}
     os.kill(by_rank["1"], signal.SIGKILL)
-    code, _, err = finish(process, 30)
+    code, _, err = finished(process, 30)
     told = [line for line in err.splitlines() if line.startswith("error: ")]
     gone = f"error: rank 1 (pid {by_rank['1']} on "
     assert code != 0 and len(told) == 1 and told[0].startswith(gone), err
@@ -103,8 +111,10 @@ def _environment(pid: int) -> dict[str, str]:
 
 def test_a_network_of_ones_own_the_evaluation_and_refusals(images, alone, tmp_path, threads):
     arguments = tmp_path, alone / "latest.pt", images
-    code, _, err = finish(launch("tests.ranked", *arguments), 120)
+    code, _, err = finished(launch("tests.ranked", *arguments), 120)
     assert code == 0, err
+    thetas = [torch.load(tmp_path / f"ddp-{rank}.pt") for rank in (0, 1)]
+    assert torch.equal(*thetas) and thetas[0].isfinite().all()
     ranked.fitted(tmp_path / "alone")
     assert_same(tmp_path / "fit", tmp_path / "alone")
     written = tmp_path / "of-one.json"
