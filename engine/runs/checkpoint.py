@@ -37,7 +37,7 @@ from engine.runs.packed import FIELDS
 # Of what ``save`` writes; raised whenever a field is added there, to Config, State or Params. All
 # since 1 are read: what an older file lacks takes its neutral value, a default of its class.
 FORMAT = 4
-BOARD = "tensorboard"
+BOARD, LOCK = "tensorboard", ".lock"
 Saved = TypeVar("Saved")
 
 
@@ -221,7 +221,7 @@ def open_run(folder: Path, fresh: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _open_lock(folder / ".lock")
+            lock = _open_lock(folder / LOCK)
             stack.callback(os.close, lock)
             if not locks.lock(lock):
                 raise UserError(
