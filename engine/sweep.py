@@ -1,4 +1,6 @@
-"""Trains every combination of settings that a file lists: ``python -m engine.sweep FILE``.
+"""Trains every combination of settings that a file lists.
+
+    python -m engine.sweep FILE [--list | --status]
 
 FILE is TOML, or JSON of the same form:
 
@@ -12,7 +14,7 @@ FILE is TOML, or JSON of the same form:
     shots = [1, 5]
     inner_rate = [0.1, 0.4]
 
-    [[extra]]                # a run beside them, of the base and these; of its own seed if it has one
+    [[extra]]                # a run beside them, of the base and these, each seed or its own
     preset = "maml"
 
 A run folder has the name of what varies, as shots-1_inner-rate-0.1_seed-0. The runs come one after
@@ -93,7 +95,7 @@ def _asked(argv: list[str], interrupt: Interrupt) -> int:
         prog="python -m engine.sweep",
         usage="%(prog)s FILE [flags]",
         description=__doc__.split("\n\n")[0],
-        epilog="FILE has the parts runs, seeds, [base], [vary] and [[extra]]: see engine/README.md.",
+        epilog="engine/README.md has an example. The same command continues a stopped sweep.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="TOML or JSON")
     parser.add_argument("--runs", metavar="PATH", help="folder of the run folders, not the file's")
