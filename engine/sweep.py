@@ -2,20 +2,9 @@
 
     python -m engine.sweep FILE [--list | --status]
 
-FILE is TOML, or JSON of the same form:
-
-    runs = "runs/shots"      # folder of the run folders; runs/<FILE's name> if left out
-    seeds = [0, 1, 2]        # of each run; the preset's if left out
-
-    [base]                   # settings by name, as engine.train --config takes them
-    dataset = "mini"
-
-    [vary]                   # lists of values: a run of each combination
-    shots = [1, 5]
-    inner_rate = [0.1, 0.4]
-
-    [[extra]]                # a run beside them, of the base and these, each seed or its own
-    preset = "maml"
+FILE is TOML or JSON. It has ``[base]``: settings by name, as engine.train --config takes them;
+``[vary]``: lists of values, each combination a run; ``seeds`` of each; ``[[extra]]``: settings of
+more runs; ``runs``: where their folders go. engine/README.md has an example.
 
 A run folder has the name of what varies, as shots-1_inner-rate-0.1_seed-0. The runs come one after
 the other as engine.train does each; one that is finished is passed by, one that was stopped is
@@ -237,14 +226,14 @@ def run(members: list[Member], interrupt: Interrupt) -> int:
 def finished(member: Member) -> str | None:
     """What a run with these very settings was tested to; None when it is to be trained, or when
     what it left cannot be read, which training tells."""
-    if not (member.folder / RESULT).exists():
+    if not os.path.exists(member.folder / RESULT):
         return None
     from engine.runs.checkpoint import read_json
     from engine.runs.log import percent
 
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, UserError):
+    cfg, unreadable = member.cfg, (OSError, ValueError, LookupError, TypeError, OverflowError)
+    with contextlib.suppress(*unreadable, AttributeError, UserError):
         saved = read_json(member.folder / CONFIG)
-        cfg = member.cfg
         if cfg.precision == "auto":  # config.json has what that stood for
             cfg = replace(cfg, precision=saved["precision"])
         if cfg.differences(saved):
@@ -274,7 +263,7 @@ def state(member: Member) -> tuple[str, str]:
     from engine.runs.run import differing
 
     try:
-        with explained(f"cannot read {member.folder}", "look there"):
+        with explained(f"cannot read run folder {member.folder}", "make it a readable folder"):
             word = "running" if locks.held(member.folder / checkpoint.LOCK) else "stopped"
             if not (files := checkpoint.files(member.folder)):
                 return (word, "nothing is saved yet") if word == "running" else ("not begun", "")

@@ -90,6 +90,15 @@ def test_a_file_is_each_combination_with_each_seed_and_what_is_extra(name, conte
     assert members[9].cfg == Config.of("maml", "folder", seed=1, run=run)
 
 
+@needs_toml
+def test_the_example_that_is_described(written):
+    described = (ROOT / "engine" / "README.md").read_text()
+    example = described.partition("```toml\n")[2].partition("```")[0]
+    members = expand(written(example, "example.toml"))
+    assert len(members) == 15 and members[-1].name == "preset-maml_seed-2"
+    assert members[0].folder == Path("runs/shots/shots-1_inner-rate-0.1_seed-0")
+
+
 def test_a_name_says_what_varies_whatever_its_order(written, tmp_path):
     vary = {"split_ratio": [None, "64/16/20"], "skip_small_classes": [True], "data": ["~/my birds"]}
     found = {"base": {"dataset": "folder", "split_ratio": "1/1/1", "seed": 3}, "vary": vary}
@@ -319,16 +328,19 @@ def test_the_status_tells_every_state_and_changes_nothing(written, finished, tmp
     images = finished.parent / "tiny"
     vary = {"log_every": [*range(1, 9)]}  # which a continued run may change
     parts = {"runs": str(tmp_path / "runs"), "base": base(images), "vary": vary}
-    members = expand(written(parts | {"extra": [{"ways": 5}]}))
+    members = expand(written(parts | {"extra": [{"ways": 5}, {"ways": 4}]}))
     for member in (*members[:6], members[8]):
         shutil.copytree(finished, member.folder)
     for member in members[1:6]:
         (member.folder / "result.json").unlink()
     (members[2].folder / "result.json").write_text('{"best"')
+    (members[1].folder / "config.json").write_text("[1]")
+    (members[1].folder / "result.json").write_text('{"best": {"accuracy": 1e999}}')
     latest = members[3].folder / "latest.pt"
     latest.write_bytes(latest.read_bytes()[:-200])
     (members[4].folder / "latest.pt").unlink()
     members[6].folder.mkdir()
+    members[9].folder.write_text("no folder")
     before = files(tmp_path)
     with checkpoint.open_run(members[5].folder, fresh=False):
         lines = sweep.status(members)
@@ -351,7 +363,8 @@ def test_the_status_tells_every_state_and_changes_nothing(written, finished, tmp
     ]
     wanted = [f"log-every-{n}_seed-0  {words}" for n, words in enumerate(wanted, 1)] + [
         "ways-5_seed-0       other      has other settings than the sweep: ways: 3 -> 5",
-        "1 of 9 finished; ± is the 95 % interval over tasks",
+        f"ways-4_seed-0       damaged    cannot read run folder {members[9].folder}: Not a dir",
+        "1 of 10 finished; ± is the 95 % interval over tasks",
     ]
     assert len(lines) == len(wanted)
     for line, words in zip(lines, wanted, strict=True):
