@@ -11,6 +11,7 @@ from engine.runs.interrupt import Interrupt, answered
 # Of each the module, whose `main` takes the arguments, and what it does.
 COMMANDS = {
     "train": ("engine.train", "train a model and test it, or continue a training"),
+    "sweep": ("engine.sweep", "train every combination of settings that a file lists"),
     "evaluate": ("engine.evaluate", "test a trained model again, on any data"),
     "adapt": ("engine.adapt", "adapt a trained model to classes of your own pictures"),
     "predict": ("engine.predict", "label pictures by an adapted model"),

@@ -104,7 +104,11 @@ def read(path: Path) -> dict[str, Any]:
     A file that has all fields that every version wrote is the configuration of a run: what its
     version had not takes the neutral value. Raises UserError, which names the file and the key.
     """
-    values = _parsed(path)
+    return typed(path, parsed(path))
+
+
+def typed(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as ``read`` has them, of a table that the file holds."""
     for name, value in values.items():
         if name not in FIELDS:
             raise UserError(
@@ -125,18 +129,19 @@ def read(path: Path) -> dict[str, Any]:
     }
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def parsed(path: Path, what: str = "--config") -> dict[str, Any]:
+    """The table that a file holds; ``what`` named it. Raises UserError when it cannot be read."""
     kind = path.suffix.lower()
     if kind not in (".toml", ".json"):
-        raise UserError(f"--config is {path}: give a file whose name ends in .toml or .json")
+        raise UserError(f"{what} is {path}: give a file whose name ends in .toml or .json")
     if kind == ".toml" and tomllib is None:
         raise UserError(
-            f"--config is {path}: Python reads TOML from 3.11 on; give the same as JSON, or use a "
+            f"{what} is {path}: Python reads TOML from 3.11 on; give the same as JSON, or use a "
             "newer Python"
         )
-    with explained(f"cannot read {path}", "correct --config"):
+    with explained(f"cannot read {path}", f"correct {what}"):
         if path.exists() and not path.is_file():
-            raise UserError(f"--config is {path}, which is no regular file: give one")
+            raise UserError(f"{what} is {path}, which is no regular file: give one")
         content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -149,7 +154,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         name = kind[1:].upper()
         raise UserError(f"{path} cannot be read as {name}: {why}; correct it") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is no table of settings by name: begin it with {{")
+        raise UserError(f"{path} is no table of names and values: begin it with {{")
     return found
 
 

@@ -185,7 +185,7 @@ def test_that_of_an_older_version_has_neutral_values(written, monkeypatch):
         ("a.json", {"run": ""}, "--run is empty"),
         ("a.json", {"dataset": "min"}, "did you mean mini?"),
         ("a.json", {"task": {"ways": 5}}, "there is no setting 'task'"),
-        ("a.json", "[1]", "no table of settings"),
+        ("a.json", "[1]", "no table of names and values"),
         ("a.json", '{"ways": 5, "ways": 6}', "'ways' is there twice"),
         ("a.json", "{", "cannot be read as JSON: "),
         ("a.json", "[" * 100_000, "cannot be read as JSON: nested too deeply"),

@@ -38,7 +38,7 @@ from engine.runtime import ranks
 # Of what ``save`` writes; raised whenever a field is added there, to Config, State or Params. All
 # since 1 are read: what an older file lacks takes its neutral value, a default of its class.
 FORMAT = 4
-BOARD = "tensorboard"
+BOARD, LOCK = "tensorboard", ".lock"
 Saved = TypeVar("Saved")
 
 
@@ -229,7 +229,7 @@ def _made(folder: Path, fresh: bool) -> int:
     """The folder's lock."""
     with contextlib.ExitStack() as stack, writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _open_lock(folder / ".lock")
+        lock = _open_lock(folder / LOCK)
         stack.callback(os.close, lock)
         if not locks.lock(lock):
             raise UserError(

@@ -28,6 +28,7 @@ SIGNALS = tuple(s for s in (signal.SIGINT, signal.SIGTERM, HANGUP) if s is not N
 OURS = ("engine", "bench")  # packages whose modules are command lines
 _RANK = int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None  # by torchrun
 SCRIPT = "mamlpp"  # that an install puts beside Python
+MISTAKES = UserError, Diverged, MemoryError, RuntimeError  # what ``failed`` tells
 
 
 class Stopped(BaseException):
@@ -114,22 +115,28 @@ def answered(work: Callable[[Interrupt], int | None], *, stopped: str) -> int:
     with Interrupt() as interrupt:
         try:
             return work(interrupt) or 0
-        except (UserError, Diverged) as error:
-            if not _RANK or hasattr(error, "claimed"):  # else the first rank says the same
-                complain(f"error: {error}")
-            return error.exit_code
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            complain(
-                "error: out of memory; lower --tasks, --targets, --filters or --image-size, or use "
-                "a machine with more; checkpoints already saved are whole"
-            )
-            return UserError.exit_code
+        except MISTAKES as error:
+            return failed(error)
         except Stopped as signalled:
             if not _RANK:
                 complain(f"{signalled.name}: {stopped}")
             return signalled.code
+
+
+def failed(error: Exception, of: str = "") -> int:
+    """Tells one of MISTAKES in a line on stderr, ``of`` before it, and returns its exit code; any
+    other RuntimeError is raised again."""
+    if isinstance(error, (UserError, Diverged)):
+        if not _RANK or hasattr(error, "claimed"):  # else the first rank says the same
+            complain(f"error: {of}{error}")
+        return error.exit_code
+    if not is_out_of_memory(error):
+        raise error
+    complain(
+        f"error: {of}out of memory; lower --tasks, --targets, --filters or --image-size, or use a "
+        "machine with more; checkpoints already saved are whole"
+    )
+    return UserError.exit_code
 
 
 def _is_command() -> bool:

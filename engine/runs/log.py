@@ -275,7 +275,7 @@ def test_table(result: dict[str, Any]) -> list[str]:
     best, ensemble = result["best"], result["ensemble"]
     epochs = ", ".join(map(str, ensemble["epochs"]))
     task = f"{result['ways']}-way {result['shots']}-shot, " if "ways" in result else ""
-    told = _loss if result.get("metric") == "loss" else _percent
+    told = _loss if result.get("metric") == "loss" else percent
     return [
         f"{result['data']}, {task}{result['tasks']} "
         f"{result['split']} tasks, {result['steps']} inner steps, {result['protocol']}, "
@@ -290,7 +290,8 @@ def _loss(score: dict[str, Any]) -> str:
     return f"loss {score['loss']:.4f} ± {score['interval']:.4f}"
 
 
-def _percent(score: dict[str, Any]) -> str:
+def percent(score: dict[str, Any]) -> str:
+    """An accuracy with the half-width of its interval."""
     return f"{100 * score['accuracy']:6.2f} % ± {100 * score['interval']:.2f}"
 
 

@@ -248,17 +248,24 @@ def _facts(cfg: Config, problem: Problem, precision: str) -> dict[str, str]:
     }
 
 
+def differing(cfg: Config, saved: Checkpoint) -> tuple[list[str], bool]:
+    """In what a configuration is not that of a run, and cannot continue it; whether the run is
+    finished, and trained on for more epochs."""
+    epochs = Config.from_dict(saved.config).epochs
+    longer = cfg.epochs > epochs and saved.epoch == epochs
+    return cfg.differences(saved.config, besides=SCHEDULE if longer else ()), longer
+
+
 def _refuse_other(cfg: Config, folder: Path, saved: Checkpoint) -> bool:
     """Whether a finished run is trained on for more epochs, which is said; UserError when its
     configuration differs in anything else.
     """
-    trained = Config.from_dict(saved.config)
-    more = cfg.epochs > trained.epochs
-    longer = more and saved.epoch == trained.epochs
-    if different := cfg.differences(saved.config, besides=SCHEDULE if longer else ()):
+    different, longer = differing(cfg, saved)
+    epochs = saved.config["epochs"]
+    if different:
         own = "give its own values to continue it"
-        if more and not longer:
-            own = f"finish its {trained.epochs} epochs, then it can be trained on, or {own}"
+        if cfg.epochs > epochs and not longer:
+            own = f"finish its {epochs} epochs, then it can be trained on, or {own}"
         raise UserError(
             f"{folder} has another configuration ({'; '.join(different)}); {own}, or {_CURE}"
         )
@@ -266,7 +273,7 @@ def _refuse_other(cfg: Config, folder: Path, saved: Checkpoint) -> bool:
         order = 2 if meta.second_order(saved.epoch, cfg) else 1
         changed = "; ".join(cfg.differences(saved.config))
         say(
-            f"training on after {trained.epochs} epochs by the schedule of {cfg.epochs} "
+            f"training on after {epochs} epochs by the schedule of {cfg.epochs} "
             f"({changed}): epoch {saved.epoch + 1} has learning rate "
             f"{meta.learning_rate(saved.epoch, cfg):.2e} and order {order}"
         )
