@@ -7,26 +7,28 @@ python -m bench.report                            writes all of it again
 
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from bench import curves, results, roofline, tables, training
+from bench import curves, results, roofline, scaling, tables, training
 from bench.gpu import report as gpu
 
 README = results.ROOT / "bench" / "README.md"
 FRONT = results.ROOT / "README.md"
 PICTURE = "roofline.svg"  # in the folder of the results
 MARKED = re.compile(r"<!-- benchmark: *(\S*?) *-->\n.*?<!-- /benchmark -->", re.DOTALL)
-MODULES = results.FOLDER / "modules"
 
 
-def of_modules() -> str:
-    """Tables of networks of one's own, machine by machine."""
-    kept = [results.load(path) for path in sorted(MODULES.glob("*.json"))]
-    return "\n".join(tables.text(run) for run in kept)
+def _of_each(folder: str, text: Callable[[dict], str]) -> str:
+    """The tables of each run of a folder of the results."""
+    paths = sorted((results.FOLDER / folder).glob("*.json"))
+    return "\n".join(text(results.load(path)) for path in paths)
 
 
 KEPT = {  # what fills the part of the README marked so
-    "modules": of_modules,
+    "modules": partial(_of_each, "modules", tables.text),
+    "scaling": partial(_of_each, "scaling", scaling.text),
     "training": training.text,
     "curves": curves.text,
     "gpu": gpu.text,

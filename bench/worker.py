@@ -124,7 +124,8 @@ def main(row: str, implementation: str, threads: str, device: str):
     values = json.loads(row)
     kind = ModuleRow if len(values) == 3 else Row
     of = kind(*values)
-    if implementation.startswith("ours") if kind is Row else of.keeps:
+    keeps = of.keeps if kind is ModuleRow else implementation.startswith("ours")
+    if keeps:
         keep_freed_memory()
     runner = made(of, implementation, torch.float32, device)
 

@@ -86,8 +86,7 @@ def fit(
         except Stopped as stopped:
             problem.give(made.state)
             raise KeyboardInterrupt(f"{stopped.name}: saved; the same call continues") from None
-        best = made.members()
-        problem.give(next(iter(best.values())))
+        problem.give(*made.members(1).values())
     return made
 
 

@@ -102,7 +102,8 @@ class Run:
         if team.size == 1:
             return cls.open(cfg, folder, problem, device, begun)
         settled_cfg, saved = team.by_first(first)
-        team.agree(_facts(cfg, problem, settled_cfg.precision))
+        here = settled(cfg, device, saved.precisions or {}).precision
+        team.agree(_facts(cfg, problem, here))
         if opened:
             return opened[0]
         meters = {name: Meter(**values) for name, values in saved.meters.items()}
@@ -118,11 +119,13 @@ class Run:
         torch.set_rng_state(saved.rng)
         return run
 
-    def members(self) -> dict[int, State]:
-        """The states of the best epochs, best first."""
+    def members(self, most: int | None = None) -> dict[int, State]:
+        """The states of the best epochs, so many or all, best first."""
         device = self.state.params.theta.device
         like = self.problem.layout(self.cfg)
-        found = ranks.current().by_first(lambda: restore(like, load_best(self.folder), "cpu"))
+        found = ranks.current().by_first(
+            lambda: restore(like, load_best(self.folder)[:most], "cpu")
+        )
         return {epoch: state.to(device) for epoch, state in found.items()}
 
     @classmethod
