@@ -23,15 +23,18 @@ void conv(const ConvShape& shape, int tasks, int threads, const Product& first,
     const CpuOps<T>& ops = cpu_ops<T>();
     const ptrdiff_t pixels = static_cast<ptrdiff_t>(shape.side) * shape.side;
     threads = useful(threads, tasks * shape.n * pixels * (shape.channels + shape.filters));
-    Room room(tasks, threads, ops.conv_work_bytes(shape), ops.conv_scratch_bytes(shape));
-    const auto run = z.first ? ops.task_conv_fwd : ops.task_conv_bwd;
+    const ConvPart part = !z.first          ? ConvPart::gradients
+                          : second[1].first ? ConvPart::tangent
+                                            : ConvPart::value;
+    Room room(tasks, threads, ops.conv_work_bytes(shape, part),
+              ops.conv_scratch_bytes(shape, part));
     const auto at_task = [](const Product& p, int t) -> ConvPair<T> {
         return {row<const T>(p[0], t), row<const T>(p[1], t), row<const T>(p[2], t)};
     };
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
         const ConvTask<T> task{
             {at_task(first, t), at_task(second, t)}, row<T>(z, t), row<T>(dx, t), row<T>(dw, t)};
-        run(shape, task, room.work(slot), room.scratch(slot), team);
+        ops.task_conv(shape, part, task, room.work(slot), room.scratch(slot), team);
     });
 }
 

@@ -86,6 +86,10 @@ struct ConvShape {
     int size = 3;
 };
 
+// What of a convolution is computed: the value, from which winners may follow; its tangent; the two
+// gradients or their tangents.
+enum class ConvPart { value, tangent, gradients };
+
 // One product of a convolution or of its gradients. Null where it takes no part.
 template <class T> struct ConvPair {
     const T* x;  // [n][side][side][channels]
@@ -202,10 +206,10 @@ template <class T> struct PassOps {
 
 // Single ops of one instruction set, one task each.
 template <class T> struct CpuOps {
-    size_t (*conv_work_bytes)(const ConvShape&);
-    size_t (*conv_scratch_bytes)(const ConvShape&);
-    void (*task_conv_fwd)(const ConvShape&, const ConvTask<T>&, void* work, void* scratch, Team&);
-    void (*task_conv_bwd)(const ConvShape&, const ConvTask<T>&, void* work, void* scratch, Team&);
+    size_t (*conv_work_bytes)(const ConvShape&, ConvPart);
+    size_t (*conv_scratch_bytes)(const ConvShape&, ConvPart);
+    void (*task_conv)(const ConvShape&, ConvPart, const ConvTask<T>&, void* work, void* scratch,
+                      Team&);
     size_t (*winner_words)(const NormShape&); // uint16 an image
     size_t (*norm_work_bytes)(const NormShape&);
     size_t (*norm_scratch_bytes)(const NormShape&);

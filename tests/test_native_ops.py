@@ -77,6 +77,7 @@ def test_update_is_that_of_plain(tasks: int, sizes: tuple[int, ...], isa) -> Non
 
 
 LARGE = (  # worth more than one thread; rows of tiles, and longer sums of filters, are shared out
+    (1, 3, 16, 24, 14),  # tiles that the edge cuts
     (3, 6, 6, 48, 13),
     (1, 9, 5, 64, 12),
     (2, 4, 48, 48, 7),
@@ -107,20 +108,25 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, threads) 
 
 
 @pytest.mark.parametrize("size", LARGE, ids=str)
-def test_float32_error_is_within_twice_that_of_plain(size, isa) -> None:
-    # Without winners and masks: a different one is no rounding error.
-    for results, ops, rest in (
-        (conv_results, "conv", (1,)),
-        (partial(conv_results, kernel=1), "conv", (1,)),
-        (partial(conv_results, kernel=5), "conv", (1,)),
-        (norm_results, "norm_act", (1.0, False, False)),
+def test_float32_error_is_a_small_multiple_of_that_of_plain(size, isa) -> None:
+    # Without winners and masks: a different one is no rounding error. The gradients and tangents of
+    # 3×3 convolutions have Winograd's 4×4 tiles.
+    def value(*arguments, **kinds):
+        return conv_results(*arguments, **kinds)[:1]
+
+    for results, ops, rest, factor in (
+        (value, "conv", (1,), 2),
+        (conv_results, "conv", (1,), 4),
+        (partial(conv_results, kernel=1), "conv", (1,), 2),
+        (partial(conv_results, kernel=5), "conv", (1,), 2),
+        (norm_results, "norm_act", (1.0, False, False), 2),
     ):
         ours, plains = (
             results(getattr(b, ops), size, *rest, dtype=torch.float32) for b in (native, plain)
         )
         exact = results(getattr(plain, ops), size, *rest, dtype=torch.float64)
         error, limit = largest_error(ours, plains, exact)
-        assert error <= 2 * limit + torch.finfo(torch.float32).eps
+        assert error <= factor * limit + torch.finfo(torch.float32).eps
 
 
 def test_what_an_earlier_call_left_in_memory_is_never_read() -> None:

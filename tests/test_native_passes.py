@@ -121,7 +121,7 @@ def problem_and_budget(sizes: tuple[int, ...], images: int) -> tuple[Problem, tu
     [((3, 84, 48, 4, 5), 2), ((1, 28, 64, 4, 20), 4)],
     ids=["mini", "omniglot"],
 )
-def test_float32_error_is_within_twice_that_of_torch(sizes, images: int, isa) -> None:
+def test_float32_error_is_within_four_times_that_of_torch(sizes, images: int, isa) -> None:
     made, (exact, allowed) = problem_and_budget(sizes, images)
     for name, ours in named(made.model, native_pass(made)).items():
         assert error(ours, exact[name]) <= allowed[name], name

@@ -30,6 +30,7 @@ template <class T> struct Conv {
     int stride;    // 1 or 2
     int filters;   // real
     int pitch_out; // of an output pixel, whole vectors
+    int tile = 0;  // of Winograd's, its outputs a side; 0: directly
 
     MAMLPP_INLINE int out() const { return (side - 1) / stride + 1; }
     MAMLPP_INLINE ptrdiff_t in_row() const { return static_cast<ptrdiff_t>(span(side)) * pitch_in; }
@@ -40,7 +41,7 @@ template <class T> struct Conv {
     MAMLPP_INLINE ptrdiff_t dz_image() const { return dz_row() * span(out()); }
     // The convolution of dz, with a stride of 1, that is the input gradient.
     MAMLPP_INLINE Conv mirrored() const {
-        return {filters, pitch_out, side, stride, channels, pitch_in};
+        return {filters, pitch_out, side, stride, channels, pitch_in, tile};
     }
 };
 
@@ -78,9 +79,10 @@ template <class T> struct EachRow {
 };
 
 template <class T> struct Winograd {
+    int most; // the largest tile
     // values of T's size in the cells of `rows` rows of operands
-    ptrdiff_t (*operands_size)(int rows, int pitch);
-    void (*pack)(const T* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
+    ptrdiff_t (*operands_size)(int tile, int rows, int pitch);
+    void (*pack)(int tile, const T* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
                  int pitch, bool flipped, void* to);
     void (*fwd)(const Conv<T>&, const Factors<T>* pairs, int count, Span of_tiles, const Tiles<T>&,
                 T* z, EachRow<T>);
@@ -93,24 +95,37 @@ const Winograd<float>& rounded_winograd(Precision);
 
 namespace MAMLPP_ISA {
 
-constexpr int cells = 16;
+// Of a tile.
+MAMLPP_INLINE constexpr int cells(int tile) { return (tile + 2) * (tile + 2); }
+MAMLPP_INLINE int tile_columns(int side, int tile) { return (side + tile - 1) / tile; }
+
 // Tiles whose cells are computed at once: the operands of one cell fit in the first-level cache and
 // amortise the load of its filters, those of all in the second-level one.
-constexpr int strip_tiles = 48;
-
-// Whether the transforms pay: not for the narrow pixels of a first layer, nor for maps of which
-// tiles and borders are the larger part.
-template <class T> MAMLPP_INLINE bool by_winograd(const Conv<T>& g) {
-    return g.stride == 1 && g.pitch_in % lanes<T> == 0 && g.side >= 6;
-}
-
-MAMLPP_INLINE int tile_columns(int side) { return (side + 1) / 2; }
-
-MAMLPP_INLINE int strip_rows(int side) {
-    const int rows = strip_tiles / tile_columns(side);
+MAMLPP_INLINE int strip_tiles(int tile) { return tile == 2 ? 48 : 36; }
+MAMLPP_INLINE int strip_rows(int side, int tile) {
+    const int columns = tile_columns(side, tile);
+    const int rows = (strip_tiles(tile) + columns / 2) / columns; // about as many
     return rows < 1 ? 1 : rows;
 }
-MAMLPP_INLINE int most_tiles(int side) { return strip_rows(side) * tile_columns(side); }
+MAMLPP_INLINE int most_tiles(int side, int tile) {
+    return strip_rows(side, tile) * tile_columns(side, tile);
+}
+
+// Whether winners of the pooling follow from a result: only of those that do not, tiles of 4×4 are
+// taken (winograd.h).
+enum class Decides { winners, nothing };
+
+// The tile that pays, of those up to `most`: none for the narrow pixels of a first layer, nor for
+// maps of which tiles and borders are the larger part; a large one not where it is cut too often.
+template <class T> MAMLPP_INLINE Conv<T> tiled(Conv<T> g, int most, Decides what) {
+    g.tile = g.stride == 1 && g.pitch_in % lanes<T> == 0 && g.side >= 6 ? 2 : 0;
+    const auto products = [&](int tile) {
+        return cells(tile) * tile_columns(g.side, tile) * tile_columns(g.side, tile);
+    };
+    if (g.tile && what == Decides::nothing && most >= 4 && 5 * products(4) <= 4 * products(2))
+        g.tile = 4;
+    return g;
+}
 
 // From one cell of `rows` sums to the next. Not a power of two: the cells that a transform reads or
 // writes together would all fall into one set of the cache.
@@ -118,8 +133,8 @@ template <class T> MAMLPP_INLINE ptrdiff_t sum_step(int rows, int pitch) {
     return static_cast<ptrdiff_t>(rows) * pitch + lanes<T>;
 }
 // Elements of the cells of `rows` sums.
-template <class T> MAMLPP_INLINE ptrdiff_t sums_size(int rows, int pitch) {
-    return cells * sum_step<T>(rows, pitch);
+template <class T> MAMLPP_INLINE ptrdiff_t sums_size(int tile, int rows, int pitch) {
+    return cells(tile) * sum_step<T>(rows, pitch);
 }
 
 // This set's own: its operands are of the type of the data, or what MAMLPP_PARTS says.

@@ -22,17 +22,20 @@ inline Span rows_of(int i, int rows) {
 }
 
 template <class T> struct ConvPlan {
-    Conv<T> g;      // of the value and the weight gradient: pixels of the input as they are
+    Conv<T> g;      // of the value, or the weight gradient: pixels of the input as they are
     Conv<T> inward; // of the input gradient: they are whole vectors
     int n;
     bool by_rows; // the workers share out rows of tiles, not images
     int parts;    // of the images: each has a sum of its own of the weight gradient
 
-    explicit ConvPlan(const ConvShape& s)
+    ConvPlan(const ConvShape& s, ConvPart what)
         : g{s.channels, s.channels, s.side, s.stride, s.filters, padded<T>(s.filters)}, inward(g),
           n(s.n) {
         inward.pitch_in = padded<T>(s.channels);
-        by_rows = by_winograd(g) && g.channels == g.pitch_in && g.filters == g.pitch_out;
+        const Decides decides = what == ConvPart::value ? Decides::winners : Decides::nothing;
+        g = tiled(g, winograd<T>().most, decides);
+        inward = tiled(inward, winograd<T>().most, decides);
+        by_rows = g.tile && g.channels == g.pitch_in && g.filters == g.pitch_out;
         parts = chunks(n);
         if (parts > few_parts && share() * static_cast<ptrdiff_t>(sizeof(T)) > many_bytes)
             parts = few_parts;
@@ -44,12 +47,15 @@ template <class T> struct ConvPlan {
     ptrdiff_t z_image() const { return out_pixels() * g.filters; }
     // Images whose operands are built at once: of small ones, a strip of tiles for Winograd.
     int group() const {
-        const int tiles = tile_columns(g.side) * tile_columns(g.side);
-        const int strip = (strip_tiles + tiles - 1) / tiles, fit = group_of(g);
-        const int wanted = by_winograd(g) && strip > fit ? strip : fit;
+        const int fit = group_of(g);
+        if (!g.tile)
+            return fit;
+        const int tiles = tile_columns(g.side, g.tile) * tile_columns(g.side, g.tile);
+        const int strip = (strip_tiles(g.tile) + tiles - 1) / tiles;
+        const int wanted = strip > fit ? strip : fit;
         return wanted < most_of_chunk ? wanted : most_of_chunk;
     }
-    int rows() const { return by_rows ? tile_columns(g.side) : 1; } // of an image
+    int rows() const { return by_rows ? tile_columns(g.side, g.tile) : 1; } // of an image
     // f(first image, part of a group, whether it is the first) for the groups of a part
     template <class F> void for_groups(int part, F f) const {
         const ptrdiff_t all = static_cast<ptrdiff_t>(n) * rows();
@@ -58,7 +64,7 @@ template <class T> struct ConvPlan {
         const int most = group(), last = (end + rows() - 1) / rows();
         for (int first = begin / rows(); first < last; first += most) {
             const int size = first + most < last ? most : last - first, at = first * rows();
-            Part group = all_of(g, size);
+            Part group = all_of(inward, size); // g has these tiles, or none
             if (by_rows) {
                 group.rows.begin = begin > at ? begin - at : 0;
                 group.rows.end = end < at + group.rows.end ? end - at : group.rows.end;
@@ -73,18 +79,19 @@ template <class T> struct ConvPlan {
 };
 
 template <class T> struct ConvWork {
-    Packed<T> fwd[2], bwd[2];
+    Packed<T> filters[2] = {};
     T* packing;
-    T* shares; // [parts][share]
+    T* shares = nullptr; // [parts][share], of the weight gradient
 
-    ConvWork(const ConvPlan<T>& plan, void* block, size_t* bytes = nullptr) {
+    ConvWork(const ConvPlan<T>& plan, ConvPart what, void* block, size_t* bytes = nullptr) {
         Carver carver(block);
-        for (int k = 0; k < 2; ++k) {
-            fwd[k] = take_fwd(winograd<T>(), carver, plan.g);
-            bwd[k] = take_bwd(winograd<T>(), carver, plan.inward);
-        }
+        const bool gradients = what == ConvPart::gradients;
+        for (int k = 0; k < (what == ConvPart::value ? 1 : 2); ++k)
+            filters[k] = gradients ? take_bwd(winograd<T>(), carver, plan.inward)
+                                   : take_fwd(winograd<T>(), carver, plan.g);
         packing = carver.take<T>(packing_size(plan.inward));
-        shares = carver.take<T>(plan.parts * plan.share());
+        if (gradients)
+            shares = carver.take<T>(plan.parts * plan.share());
         if (bytes)
             *bytes = carver.bytes();
     }
@@ -143,7 +150,7 @@ void group_bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<
         if (weighs)
             outer_pairs[outer_count++] = {scratch.x[k], scratch.dz[k]};
         if (task.dx && pair.dz && pair.w)
-            factors[count++] = {scratch.dz[k], work.bwd[k]};
+            factors[count++] = {scratch.dz[k], work.filters[k]};
     }
     if (task.dx) {
         T* const to = task.dx + first * plan.x_image();
@@ -159,37 +166,15 @@ void group_bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<
                   share);
 }
 
-} // namespace
-
-template <class T> size_t conv_work_bytes(const ConvShape& shape) {
-    if (shape.size != 3)
-        return sized_work_bytes<T>(shape);
-    size_t bytes = 0;
-    ConvWork<T>(ConvPlan<T>(shape), nullptr, &bytes);
-    return bytes;
-}
-
-template <class T> size_t conv_scratch_bytes(const ConvShape& shape) {
-    if (shape.size != 3)
-        return sized_scratch_bytes<T>(shape);
-    size_t bytes = 0;
-    ConvScratch<T>(ConvPlan<T>(shape), nullptr, &bytes);
-    return bytes;
-}
-
 template <class T>
-void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block, void* scratch,
-                   Team& team) {
-    if (shape.size != 3)
-        return sized_fwd(shape, task, block, scratch, team);
-    const ConvPlan<T> plan(shape);
-    const ConvWork<T> work(plan, block);
+void fwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<T>& work, void* scratch,
+         Team& team) {
     const Conv<T>& g = plan.g;
     for (int k = 0; k < 2; ++k)
         if (task.pairs[k].w)
             each(team, pieces(g.channels), [&](int i, int) {
                 pack_fwd(winograd<T>(), g, rows_of(i, g.channels), task.pairs[k].w, work.packing,
-                         work.fwd[k]);
+                         work.filters[k]);
             });
     each(team, plan.parts, [&](int part, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);
@@ -203,7 +188,7 @@ void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
                 for (int i = 0; i < size; ++i)
                     border_image(task.pairs[k].x + (first + i) * plan.x_image(), g.side, g.channels,
                                  g.channels, room.x[k] + i * g.in_image());
-                factors[count++] = {room.x[k], work.fwd[k]};
+                factors[count++] = {room.x[k], work.filters[k]};
             }
             T* const to = task.z + first * plan.z_image();
             const bool exact = g.pitch_out == g.filters;
@@ -216,17 +201,13 @@ void task_conv_fwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
 }
 
 template <class T>
-void task_conv_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block, void* scratch,
-                   Team& team) {
-    if (shape.size != 3)
-        return sized_bwd(shape, task, block, scratch, team);
-    const ConvPlan<T> plan(shape);
-    const ConvWork<T> work(plan, block);
+void bwd(const ConvPlan<T>& plan, const ConvTask<T>& task, const ConvWork<T>& work, void* scratch,
+         Team& team) {
     for (int k = 0; k < 2; ++k)
         if (task.dx && task.pairs[k].w && task.pairs[k].dz)
             each(team, pieces(plan.g.filters), [&](int i, int) {
                 pack_bwd(winograd<T>(), plan.inward, rows_of(i, plan.g.filters), task.pairs[k].w,
-                         work.packing, work.bwd[k]);
+                         work.packing, work.filters[k]);
             });
     each(team, plan.parts, [&](int part, int worker) {
         const ConvScratch<T> room = scratch_of(plan, scratch, worker);
@@ -246,14 +227,41 @@ void task_conv_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block,
     });
 }
 
-template size_t conv_work_bytes<float>(const ConvShape&);
-template size_t conv_work_bytes<double>(const ConvShape&);
-template size_t conv_scratch_bytes<float>(const ConvShape&);
-template size_t conv_scratch_bytes<double>(const ConvShape&);
-template void task_conv_fwd(const ConvShape&, const ConvTask<float>&, void*, void*, Team&);
-template void task_conv_fwd(const ConvShape&, const ConvTask<double>&, void*, void*, Team&);
-template void task_conv_bwd(const ConvShape&, const ConvTask<float>&, void*, void*, Team&);
-template void task_conv_bwd(const ConvShape&, const ConvTask<double>&, void*, void*, Team&);
+} // namespace
+
+template <class T> size_t conv_work_bytes(const ConvShape& shape, ConvPart what) {
+    if (shape.size != 3)
+        return sized_work_bytes<T>(shape);
+    size_t bytes = 0;
+    ConvWork<T>(ConvPlan<T>(shape, what), what, nullptr, &bytes);
+    return bytes;
+}
+
+template <class T> size_t conv_scratch_bytes(const ConvShape& shape, ConvPart what) {
+    if (shape.size != 3)
+        return sized_scratch_bytes<T>(shape);
+    size_t bytes = 0;
+    ConvScratch<T>(ConvPlan<T>(shape, what), nullptr, &bytes);
+    return bytes;
+}
+
+template <class T>
+void task_conv(const ConvShape& shape, ConvPart what, const ConvTask<T>& task, void* block,
+               void* scratch, Team& team) {
+    const bool gradients = what == ConvPart::gradients;
+    if (shape.size != 3)
+        return (gradients ? sized_bwd<T> : sized_fwd<T>)(shape, task, block, scratch, team);
+    const ConvPlan<T> plan(shape, what);
+    const ConvWork<T> work(plan, what, block);
+    (gradients ? bwd<T> : fwd<T>)(plan, task, work, scratch, team);
+}
+
+template size_t conv_work_bytes<float>(const ConvShape&, ConvPart);
+template size_t conv_work_bytes<double>(const ConvShape&, ConvPart);
+template size_t conv_scratch_bytes<float>(const ConvShape&, ConvPart);
+template size_t conv_scratch_bytes<double>(const ConvShape&, ConvPart);
+template void task_conv(const ConvShape&, ConvPart, const ConvTask<float>&, void*, void*, Team&);
+template void task_conv(const ConvShape&, ConvPart, const ConvTask<double>&, void*, void*, Team&);
 
 } // namespace MAMLPP_ISA
 } // namespace mamlpp

@@ -8,17 +8,17 @@ namespace MAMLPP_ISA {
 template <class T>
 void pack_fwd(const Winograd<T>& by, const Conv<T>& g, Span channels, const T* theta, T* buffer,
               const Packed<T>& to) {
-    T* const packed = by_winograd(g) ? buffer : to.taps;
+    T* const packed = g.tile ? buffer : to.taps;
     pack_filters(theta, g.filters, g.channels, channels, g.pitch_out, packed);
-    if (by_winograd(g))
-        by.pack(packed, g.channels, channels, g.pitch_out,
+    if (g.tile)
+        by.pack(g.tile, packed, g.channels, channels, g.pitch_out,
                 static_cast<ptrdiff_t>(g.channels) * g.pitch_out, g.pitch_out, false, to.cells);
 }
 
 template <class T>
 void pack_bwd(const Winograd<T>& by, const Conv<T>& g, Span filters, const T* theta, T* buffer,
               const Packed<T>& to) {
-    if (!by_winograd(g)) {
+    if (!g.tile) {
         pack_filters_bwd(theta, g.filters, filters, g.channels, g.pitch_in, to.taps);
         return;
     }
@@ -27,13 +27,13 @@ void pack_bwd(const Winograd<T>& by, const Conv<T>& g, Span filters, const T* th
         pack_filters_bwd(theta, g.filters, filters, g.channels, g.pitch_in, buffer);
         theta = buffer, row = g.pitch_in, tap = static_cast<ptrdiff_t>(g.filters) * g.pitch_in;
     }
-    by.pack(theta, g.filters, filters, row, tap, g.pitch_in, true, to.cells);
+    by.pack(g.tile, theta, g.filters, filters, row, tap, g.pitch_in, true, to.cells);
 }
 
 template <class T>
 void convolve_fwd(const Winograd<T>& by, const Conv<T>& g, const Factors<T>* pairs, int count,
                   Part part, const Cells<T>& room, T* z, EachRow<T> row) {
-    if (by_winograd(g)) {
+    if (g.tile) {
         by.fwd(g, pairs, count, part.rows, room.tiles, z, row);
         return;
     }
@@ -49,7 +49,7 @@ void convolve_fwd(const Winograd<T>& by, const Conv<T>& g, const Factors<T>* pai
 template <class T>
 void convolve_bwd(const Winograd<T>& by, const Conv<T>& g, const Factors<T>* pairs, int count,
                   Part part, const Cells<T>& room, T* dx, EachRow<T> row) {
-    if (by_winograd(g)) {
+    if (g.tile) {
         by.fwd(g.mirrored(), pairs, count, part.rows, room.tiles, dx, row);
         return;
     }
@@ -65,14 +65,16 @@ void convolve_bwd(const Winograd<T>& by, const Conv<T>& g, const Factors<T>* pai
 template <class T>
 void add_wgrad(const Winograd<T>& by, const Conv<T>& g, const Pair<T>* pairs, int count, Part part,
                bool fresh, const Cells<T>& room, T* share) {
-    if (by_winograd(g))
+    if (g.tile)
         by.wgrad(g, pairs, count, part.rows, room.tiles, room.sum, fresh);
     else
         conv_wgrad(g, pairs, count, part.images, share, fresh);
 }
 template <class T> void finish_wgrad(const Conv<T>& g, const Cells<T>& room, T* share) {
-    if (by_winograd(g))
-        filter_gradient(room.sum, g.filters, g.pitch_in, share);
+    if (g.tile == 4)
+        tiles_gradient<4>(room.sum, g.filters, g.pitch_in, share);
+    else if (g.tile)
+        tiles_gradient<2>(room.sum, g.filters, g.pitch_in, share);
 }
 
 #define MAMLPP_CONVOLUTIONS(T)                                                                     \

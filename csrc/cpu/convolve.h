@@ -18,13 +18,13 @@ template <class T> class CellRoom {
   public:
     explicit CellRoom(const Winograd<T>& by) : by_(by) {}
     void include(const Conv<T>& g) {
-        if (!by_winograd(g))
+        if (!g.tile)
             return;
-        const int most = most_tiles(g.side);
+        const int most = most_tiles(g.side, g.tile);
         const int pitch = g.pitch_in > g.pitch_out ? g.pitch_in : g.pitch_out;
-        raise(operands_, by_.operands_size(most, pitch));
-        raise(products_, sums_size<T>(most, pitch));
-        raise(sum_, sums_size<T>(g.filters, g.pitch_in));
+        raise(operands_, by_.operands_size(g.tile, most, pitch));
+        raise(products_, sums_size<T>(g.tile, most, pitch));
+        raise(sum_, sums_size<T>(g.tile, g.filters, g.pitch_in));
     }
     Cells<T> take(Carver& carver) const {
         Cells<T> room;
@@ -46,8 +46,8 @@ template <class T> class CellRoom {
 template <class T>
 Packed<T> take_packed(const Winograd<T>& by, Carver& carver, const Conv<T>& g, int rows,
                       int pitch) {
-    if (by_winograd(g))
-        return {nullptr, carver.take<T>(by.operands_size(rows, pitch))};
+    if (g.tile)
+        return {nullptr, carver.take<T>(by.operands_size(g.tile, rows, pitch))};
     return {carver.take<T>(static_cast<ptrdiff_t>(taps) * rows * pitch), nullptr};
 }
 template <class T> Packed<T> take_fwd(const Winograd<T>& by, Carver& carver, const Conv<T>& g) {
@@ -82,14 +82,14 @@ template <class T, class F> MAMLPP_INLINE EachRow<T> each_row(const F& f) {
             &f};
 }
 
-// Images one behind the other, and those of their rows that are wanted: by Winograd, of tiles;
-// otherwise, all.
+// Images one behind the other, and those of their rows that are wanted: by Winograd, of tiles of
+// the convolution; otherwise, all.
 struct Part {
     int images;
     Span rows;
 };
 template <class T> MAMLPP_INLINE Part all_of(const Conv<T>& g, int images) {
-    return {images, {0, images * tile_columns(g.side)}};
+    return {images, {0, g.tile ? images * tile_columns(g.side, g.tile) : 0}};
 }
 
 // z of a part: Σ_pairs conv(image, w); then row(image, y, z row).

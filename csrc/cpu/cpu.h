@@ -13,12 +13,10 @@ void pass(const Net&, int n, const PassTask<T>&, void* work, void* scratch, Team
 template <class T>
 void tangent(const Net&, int n, const TangentTask<T>&, void* work, void* scratch, Team&);
 
-template <class T> size_t conv_work_bytes(const ConvShape&);
-template <class T> size_t conv_scratch_bytes(const ConvShape&);
+template <class T> size_t conv_work_bytes(const ConvShape&, ConvPart);
+template <class T> size_t conv_scratch_bytes(const ConvShape&, ConvPart);
 template <class T>
-void task_conv_fwd(const ConvShape&, const ConvTask<T>&, void* work, void* scratch, Team&);
-template <class T>
-void task_conv_bwd(const ConvShape&, const ConvTask<T>&, void* work, void* scratch, Team&);
+void task_conv(const ConvShape&, ConvPart, const ConvTask<T>&, void* work, void* scratch, Team&);
 
 template <class T> size_t winner_words(const NormShape&);
 template <class T> size_t norm_work_bytes(const NormShape&);

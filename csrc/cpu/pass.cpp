@@ -221,7 +221,7 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
                     const ptrdiff_t image = plan.stages[s - 1].window.pooled_image();
                     const int side = stage.conv.side;
                     const Factors<T> pair{scratch.dz, shares.filters_of[s].bwd};
-                    convolve_bwd(plan.winograd, stage.conv, &pair, 1, all_of(stage.conv, size),
+                    convolve_bwd(plan.winograd, stage.back, &pair, 1, all_of(stage.back, size),
                                  scratch.cells_of, below.delta + first * image,
                                  each_row<T>([&](int i, int y, T* row) {
                                      T* to = shares.sums + (first + i) * 2 * pitch;
@@ -233,10 +233,10 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
                 const Pair<T> pair{x, scratch.dz};
-                add_wgrad(plan.winograd, stage.conv, &pair, 1, all_of(stage.conv, size),
+                add_wgrad(plan.winograd, stage.back, &pair, 1, all_of(stage.back, size),
                           first == chunk_begin(plan.n, chunk), scratch.cells_of, sum);
             });
-            finish_wgrad(stage.conv, scratch.cells_of, sum);
+            finish_wgrad(stage.back, scratch.cells_of, sum);
         });
         store_filters(stage.conv, {0, stage.conv.filters}, shares.filters, parts, share,
                       task.gradient + stage.theta);

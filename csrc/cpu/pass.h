@@ -38,7 +38,8 @@ MAMLPP_INLINE void for_groups(const Conv<T>& g, int n, int chunk, F group) {
 
 // The geometry of one stage, and of its part of the flat buffers.
 template <class T> struct Stage {
-    Conv<T> conv;
+    Conv<T> conv; // of the value, or its tangent
+    Conv<T> back; // of the gradients
     Window window;
     bool stem;       // by its patch moments; only the first one, where it pools
     ptrdiff_t theta; // where its filters begin
@@ -67,7 +68,8 @@ template <class T> struct Plan {
     ptrdiff_t theta_head;
     T slope;
 
-    Plan(const Net& net, int images)
+    // `decides`: what a pass computes; a tangent's winners are known.
+    Plan(const Net& net, int images, Decides decides = Decides::winners)
         : winograd(winograd_of<T>(net.precision)), n(images), count(net.stages),
           pitch(padded<T>(net.filters)) {
         slope = static_cast<T>(net.slope);
@@ -76,7 +78,9 @@ template <class T> struct Plan {
         for (int s = 0; s < count; ++s) {
             Stage<T>& stage = stages[s];
             const int stride = net.pool ? 1 : 2;
-            stage.conv = {channels, s ? pitch : channels, side, stride, net.filters, pitch};
+            const Conv<T> g{channels, s ? pitch : channels, side, stride, net.filters, pitch};
+            stage.conv = tiled(g, winograd.most, decides);
+            stage.back = tiled(g, winograd.most, Decides::nothing);
             const int dense = stage.conv.out();
             stage.window = {dense, net.pool ? dense / 2 : dense, pitch, net.pool};
             stage.stem = s == 0 && net.pool;
@@ -96,7 +100,7 @@ template <class T> struct Plan {
         if (s.stem)
             return {{carver.take<T>(static_cast<ptrdiff_t>(patch()) * pitch), nullptr}, {}};
         const Packed<T> fwd = take_fwd(winograd, carver, s.conv);
-        return {fwd, i ? take_bwd(winograd, carver, s.conv) : Packed<T>{}};
+        return {fwd, i ? take_bwd(winograd, carver, s.back) : Packed<T>{}};
     }
 };
 
@@ -244,6 +248,7 @@ template <class T> struct Scratch {
                 in = i && group * s.conv.in_image() > in ? group * s.conv.in_image() : in;
                 out = group * s.conv.dz_image() > out ? group * s.conv.dz_image() : out;
                 largest.include(s.conv);
+                largest.include(s.back);
             }
             const ptrdiff_t end = span(s.window.pooled); // the last activation, for the head
             in = end * end * plan.pitch > in ? end * end * plan.pitch : in;

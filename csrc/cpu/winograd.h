@@ -1,18 +1,21 @@
-// The 3×3 convolution of stride 1 by Winograd's F(2×2, 3×3): 16 products for what takes 36 (Lavin
-// and Gray 2016, "Fast Algorithms for Convolutional Neural Networks").
+// The 3×3 convolution of stride 1 by Winograd's F(m×m, 3×3): (m + 2)² products for what takes 9m²
+// (Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks").
 //
-//   z = Aᵀ[(GwGᵀ) ⊙ (BᵀxB)]A   for each 2×2 tile of z, from the 4×4 values of x behind it
+//   z = Aᵀ[(GwGᵀ) ⊙ (BᵀxB)]A   for each m×m tile of z, from the (m + 2)² values of x behind it
 //
-// In each of the 16 cells the product is a matrix product over channels. The input gradient is the
-// same with flipped filters; the weight gradient is Gᵀ[Σ_tiles (A·dz·Aᵀ)(BᵀxB)]G. Sums of products
-// with one operand replaced by its direction are longer sums in the cells.
+// In each of the (m + 2)² cells the product is a matrix product over channels. The input gradient
+// is the same with flipped filters; the weight gradient is Gᵀ[Σ_tiles (A·dz·Aᵀ)(BᵀxB)]G. Sums of
+// products with one operand replaced by its direction are longer sums in the cells.
 //
-// The tiles of z are the windows of the pooling, and on constant input all cells but one are
-// exactly 0: equal values of a window stay equal.
+// Tiles of 2×2 are the windows of the pooling, and on constant input all their cells but one are
+// exactly 0: equal values of a window stay equal. Tiles of 4×4 (16 products for what takes 36, and
+// 9 by them) do not grant that, and take what is pooled by winners that are known: gradients and
+// tangents.
 #pragma once
 
 #include "conv.h"
 #include "operands.h"
+#include "toom.h"
 
 namespace mamlpp {
 namespace MAMLPP_ISA {
@@ -21,12 +24,14 @@ namespace MAMLPP_ISA {
 template <class T> MAMLPP_INLINE ptrdiff_t cell_step(int rows, int pitch) {
     return sum_step<T>((rows + values<T> - 1) / values<T>, pitch);
 }
-template <class T> MAMLPP_INLINE ptrdiff_t part_step(ptrdiff_t cell) { return cells * cell; }
+template <class T> MAMLPP_INLINE ptrdiff_t part_step(int tile, ptrdiff_t cell) {
+    return cells(tile) * cell;
+}
 
 // Elements of the cells of `rows` operands in all their parts.
-template <class T> inline ptrdiff_t operands_size(int rows, int pitch) {
+template <class T> inline ptrdiff_t operands_size(int tile, int rows, int pitch) {
     static_assert(sizeof(Operand<T>) == sizeof(T), "operands and sums share their memory");
-    return parts<T> * part_step<T>(cell_step<T>(rows, pitch));
+    return parts<T> * part_step<T>(tile, cell_step<T>(rows, pitch));
 }
 
 template <class T> MAMLPP_INLINE Operand<T>* operands(void* p) {
@@ -36,120 +41,128 @@ template <class T> MAMLPP_INLINE const Operand<T>* operands(const void* p) {
     return static_cast<const Operand<T>*>(p);
 }
 
-// The cells of a tile: BᵀxB of the 4×4 values at `from`
-template <class T>
-MAMLPP_INLINE void input_cells(const T* from, ptrdiff_t row, int pitch, Vec<T>* to) {
-    Vec<T> t[4][4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-        Vec<T> d[4];
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i)
-            d[i] = Vec<T>::load(from + i * row + j * pitch);
-        t[0][j] = d[0] - d[2], t[1][j] = d[1] + d[2], t[2][j] = d[2] - d[1], t[3][j] = d[1] - d[3];
+// Out×Out values of In×In, `row` and `step` apart: `line` down the columns, then along the rows.
+template <int In, int Out, class T, class F>
+MAMLPP_INLINE void both_ways(const T* from, ptrdiff_t row, ptrdiff_t step, F line, Vec<T>* to) {
+    Vec<T> t[Out][In];
+#pragma GCC unroll 6
+    for (int j = 0; j < In; ++j) {
+        Vec<T> column[In], values[Out];
+#pragma GCC unroll 6
+        for (int i = 0; i < In; ++i)
+            column[i] = Vec<T>::load(from + i * row + j * step);
+        line(column, values);
+#pragma GCC unroll 6
+        for (int i = 0; i < Out; ++i)
+            t[i][j] = values[i];
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        to[4 * i] = t[i][0] - t[i][2], to[4 * i + 1] = t[i][1] + t[i][2];
-        to[4 * i + 2] = t[i][2] - t[i][1], to[4 * i + 3] = t[i][1] - t[i][3];
-    }
+#pragma GCC unroll 6
+    for (int i = 0; i < Out; ++i)
+        line(t[i], to + i * Out);
 }
 
-// A·dz·Aᵀ of the 2×2 values at `from`
-template <class T>
-MAMLPP_INLINE void gradient_cells(const T* from, ptrdiff_t row, int pitch, Vec<T>* to) {
-    const Vec<T> zero = Vec<T>::all(0);
-    Vec<T> t[4][2];
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-        const Vec<T> a = Vec<T>::load(from + j * pitch), b = Vec<T>::load(from + row + j * pitch);
-        t[0][j] = a, t[1][j] = a + b, t[2][j] = a - b, t[3][j] = zero - b;
+// Where the values behind a tile begin, and how many rows and columns of them there are: those
+// beyond are 0. Tiles of 2×2 lack none.
+template <class T> struct Corner {
+    const T* at;
+    int rows, columns;
+};
+
+template <int In, int Out, class T, class F>
+MAMLPP_INLINE void corner_cells(Corner<T> from, ptrdiff_t row, ptrdiff_t step, F line, Vec<T>* to) {
+    constexpr int L = lanes<T>;
+    T patch[In * In * L];
+    if (from.rows < In || from.columns < In) {
+        for (int i = 0; i < In; ++i)
+            for (int j = 0; j < In; ++j)
+                (i < from.rows && j < from.columns ? Vec<T>::load(from.at + i * row + j * step)
+                                                   : Vec<T>::all(0))
+                    .store(patch + (i * In + j) * L);
+        from.at = patch, row = In * L, step = L;
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        to[4 * i] = t[i][0], to[4 * i + 1] = t[i][0] + t[i][1];
-        to[4 * i + 2] = t[i][0] - t[i][1], to[4 * i + 3] = zero - t[i][1];
-    }
+    both_ways<In, Out>(from.at, row, step, line, to);
+}
+
+// BᵀxB and A·dz·Aᵀ of a tile
+template <int m, class T>
+MAMLPP_INLINE void input_cells(Corner<T> from, ptrdiff_t row, ptrdiff_t step, Vec<T>* to) {
+    const auto line = [](const Vec<T>* x, Vec<T>* y) MAMLPP_LAMBDA { Toom<T, m>::input(x, y); };
+    corner_cells<m + 2, m + 2>(from, row, step, line, to);
+}
+template <int m, class T>
+MAMLPP_INLINE void gradient_cells(Corner<T> from, ptrdiff_t row, ptrdiff_t step, Vec<T>* to) {
+    const auto line = [](const Vec<T>* x, Vec<T>* y) MAMLPP_LAMBDA { Toom<T, m>::gradient(x, y); };
+    corner_cells<m, m + 2>(from, row, step, line, to);
 }
 
 // GwGᵀ of a filter's nine values, `tap_step` apart
-template <class T>
+template <int m, class T>
 MAMLPP_INLINE void filter_cells(const T* w, ptrdiff_t tap_step, bool flipped, Vec<T>* to) {
-    const Vec<T> half = Vec<T>::all(static_cast<T>(0.5));
-    Vec<T> t[4][3];
-#pragma GCC unroll 3
-    for (int s = 0; s < 3; ++s) {
-        Vec<T> g[3];
-#pragma GCC unroll 3
-        for (int r = 0; r < 3; ++r)
-            g[r] = Vec<T>::load(w + (flipped ? 8 - (3 * r + s) : 3 * r + s) * tap_step);
-        const Vec<T> even = (g[0] + g[2]) * half, odd = g[1] * half;
-        t[0][s] = g[0], t[1][s] = even + odd, t[2][s] = even - odd, t[3][s] = g[2];
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        const Vec<T> even = (t[i][0] + t[i][2]) * half, odd = t[i][1] * half;
-        to[4 * i] = t[i][0], to[4 * i + 1] = even + odd;
-        to[4 * i + 2] = even - odd, to[4 * i + 3] = t[i][2];
-    }
+    const ptrdiff_t step = flipped ? -tap_step : tap_step;
+    const auto line = [](const Vec<T>* x, Vec<T>* y) MAMLPP_LAMBDA { Toom<T, m>::filter(x, y); };
+    both_ways<3, m + 2>(flipped ? w + 8 * tap_step : w, 3 * step, step, line, to);
 }
 
 // The cells of `rows` rows of `pitch` values, next() being where each one's sources are and
-// transform(source, cells) what it takes of them: [16][rows][pitch], sums run along a row.
-template <class T, class N, class F>
+// transform(source, channel, cells) what it takes of them: [cells][rows][pitch], sums run along a
+// row.
+template <int m, class T, class N, class F>
 MAMLPP_INLINE void store_rows(int rows, int pitch, Operand<T>* to, ptrdiff_t cell, N next,
                               F transform) {
     for (int row = 0; row < rows; ++row, to += pitch / values<T>) {
-        const T* from = next();
+        const auto from = next();
         for (int c = 0; c < pitch; c += lanes<T>) {
-            Vec<T> value[cells];
-            transform(from + c, value);
-#pragma GCC unroll 16
-            for (int i = 0; i < cells; ++i)
-                store_along(value[i], to + i * cell, c, part_step<T>(cell));
+            Vec<T> value[cells(m)];
+            transform(from, c, value);
+#pragma GCC unroll 36
+            for (int i = 0; i < cells(m); ++i)
+                store_along(value[i], to + i * cell, c, part_step<T>(m, cell));
         }
     }
 }
 
 // The same where sums run over the rows; what completes the last operand is 0.
-template <class T, class N, class F>
+template <int m, class T, class N, class F>
 MAMLPP_INLINE void store_across(int rows, int pitch, Operand<T>* to, ptrdiff_t cell, N next,
                                 F transform) {
     if constexpr (values<T> == 1) {
-        store_rows<T>(rows, pitch, to, cell, next, transform);
+        store_rows<m, T>(rows, pitch, to, cell, next, transform);
     } else {
         for (int row = 0; row < rows; row += 2, to += pitch) {
-            const T *even = next(), *odd = row + 1 < rows ? next() : nullptr;
+            const bool both = row + 1 < rows;
+            const auto even = next(), odd = both ? next() : even;
             for (int c = 0; c < pitch; c += lanes<T>) {
-                Vec<T> first[cells], second[cells];
-                transform(even + c, first);
+                Vec<T> first[cells(m)], second[cells(m)];
+                transform(even, c, first);
                 for (Vec<T>& value : second)
                     value = Vec<T>::all(0);
-                if (odd)
-                    transform(odd + c, second);
-#pragma GCC unroll 16
-                for (int i = 0; i < cells; ++i)
-                    store_pair(first[i], second[i], to + i * cell + c, part_step<T>(cell));
+                if (both)
+                    transform(odd, c, second);
+#pragma GCC unroll 36
+                for (int i = 0; i < cells(m); ++i)
+                    store_pair(first[i], second[i], to + i * cell + c, part_step<T>(m, cell));
             }
         }
     }
 }
 
-// Where the tiles of images one behind the other begin, in order from a row of tiles on.
-template <class T> struct TileWalk {
+// Where the tiles of images one behind the other begin, in order from a row of tiles on; an image
+// has `extent` rows and columns of values.
+template <int m, class T> struct TileWalk {
     const T* images;
     ptrdiff_t image, row; // steps
     int step, columns;    // of a pixel; tiles of a row, and rows of an image
-    int y, x = 0;
+    int extent, y, x = 0;
 
-    TileWalk(const T* from, int side, int pitch, int first)
+    TileWalk(const T* from, int side, int pitch, int first, int values)
         : images(from), row(static_cast<ptrdiff_t>(span(side)) * pitch), step(pitch),
-          columns(tile_columns(side)), y(first % columns) {
+          columns(tile_columns(side, m)), extent(values), y(first % columns) {
         image = row * span(side);
         images += first / columns * image;
     }
-    MAMLPP_INLINE const T* operator()() {
-        const T* at = images + 2 * y * row + static_cast<ptrdiff_t>(2) * x * step;
+    MAMLPP_INLINE Corner<T> operator()() {
+        const Corner<T> at{images + m * y * row + static_cast<ptrdiff_t>(m) * x * step,
+                           extent - m * y, extent - m * x};
         if (++x == columns) {
             x = 0;
             if (++y == columns)
@@ -159,44 +172,45 @@ template <class T> struct TileWalk {
     }
 };
 
-// AᵀMA of one row of tiles → two rows of z without a border; of an odd side the last ones are cut.
-template <class T>
+// AᵀMA of one row of tiles → m rows of z without a border; those beyond the side are cut.
+template <int m, class T>
 inline void output_rows(const T* cell, ptrdiff_t size, int side, int pitch, int tile_row, T* z) {
-    constexpr int L = lanes<T>;
     const ptrdiff_t row = static_cast<ptrdiff_t>(side) * pitch;
-    T* to = z + 2 * tile_row * row;
-    const bool below = 2 * tile_row + 1 < side;
-    for (int tile = 0; tile < tile_columns(side); ++tile, cell += pitch, to += 2 * pitch) {
-        const bool right = 2 * tile + 1 < side;
-        for (int c = 0; c < pitch; c += L) {
-            Vec<T> t[2][4];
+    T* to = z + m * tile_row * row;
+    const int below = side - m * tile_row;
+    const auto line = [](const Vec<T>* x, Vec<T>* y) MAMLPP_LAMBDA { Toom<T, m>::output(x, y); };
+    for (int tile = 0; tile < tile_columns(side, m); ++tile, cell += pitch, to += m * pitch) {
+        const int right = side - m * tile;
+        const bool whole = below >= m && right >= m;
+        for (int c = 0; c < pitch; c += lanes<T>) {
+            Vec<T> values[m * m];
+            both_ways<m + 2, m>(cell + c, (m + 2) * size, size, line, values);
+            const auto store = [&](int i, int j) MAMLPP_LAMBDA {
+                values[i * m + j].store(to + i * row + j * pitch + c);
+            };
+            if (whole) {
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-                const Vec<T> a = Vec<T>::load(cell + j * size + c);
-                const Vec<T> b = Vec<T>::load(cell + (4 + j) * size + c);
-                const Vec<T> d = Vec<T>::load(cell + (8 + j) * size + c);
-                const Vec<T> e = Vec<T>::load(cell + (12 + j) * size + c);
-                t[0][j] = a + b + d, t[1][j] = b - d - e;
+                for (int i = 0; i < m; ++i)
+#pragma GCC unroll 4
+                    for (int j = 0; j < m; ++j)
+                        store(i, j);
+            } else {
+                for (int i = 0; i < m && i < below; ++i)
+                    for (int j = 0; j < m && j < right; ++j)
+                        store(i, j);
             }
-            (t[0][0] + t[0][1] + t[0][2]).store(to + c);
-            if (right)
-                (t[0][1] - t[0][2] - t[0][3]).store(to + pitch + c);
-            if (below)
-                (t[1][0] + t[1][1] + t[1][2]).store(to + row + c);
-            if (below && right)
-                (t[1][1] - t[1][2] - t[1][3]).store(to + row + pitch + c);
         }
     }
 }
 
 // Calls strip(first, count, tiles) for some rows of tiles, row r being that of image r / (rows an
 // image), in strips of about one size.
-template <class F> MAMLPP_INLINE void for_strips(int side, Span of_tiles, F strip) {
+template <int m, class F> MAMLPP_INLINE void for_strips(int side, Span of_tiles, F strip) {
     const int rows = of_tiles.end - of_tiles.begin;
-    const int strips = (rows + strip_rows(side) - 1) / strip_rows(side);
+    const int strips = (rows + strip_rows(side, m) - 1) / strip_rows(side, m);
     for (int i = 0, first = of_tiles.begin; i < strips; ++i) {
         const int count = rows / strips + (i < rows % strips);
-        strip(first, count, count * tile_columns(side));
+        strip(first, count, count * tile_columns(side, m));
         first += count;
     }
 }
@@ -213,23 +227,26 @@ template <class T> constexpr int part_products = parts<T> > 1 ? 3 : 1;
 
 // Span of tiles of z: Σ_pairs conv(image, w); then row(image, y, z row). The input gradient is the
 // same of the mirrored sizes, flipped filters, and dz for the image.
-template <class T>
-inline void winograd_fwd(const Conv<T>& g, const Factors<T>* pairs, int count, Span of_tiles,
-                         const Tiles<T>& tiles, T* z, EachRow<T> row) {
-    const int side = g.side, rows = tile_columns(side),
+template <int m, class T>
+inline void tiles_fwd(const Conv<T>& g, const Factors<T>* pairs, int count, Span of_tiles,
+                      const Tiles<T>& tiles, T* z, EachRow<T> row) {
+    const int side = g.side, rows = tile_columns(side, m),
               depth = (g.channels + values<T> - 1) / values<T>;
-    const ptrdiff_t in_cell = cell_step<T>(most_tiles(side), g.pitch_in),
-                    in_part = part_step<T>(in_cell);
-    const ptrdiff_t w_cell = cell_step<T>(g.channels, g.pitch_out), w_part = part_step<T>(w_cell);
-    const ptrdiff_t out_cell = sum_step<T>(most_tiles(side), g.pitch_out);
+    const ptrdiff_t in_cell = cell_step<T>(most_tiles(side, m), g.pitch_in),
+                    in_part = part_step<T>(m, in_cell);
+    const ptrdiff_t w_cell = cell_step<T>(g.channels, g.pitch_out),
+                    w_part = part_step<T>(m, w_cell);
+    const ptrdiff_t out_cell = sum_step<T>(most_tiles(side, m), g.pitch_out);
     const ptrdiff_t z_row = static_cast<ptrdiff_t>(side) * g.pitch_out, in_row = g.in_row();
-    for_strips(side, of_tiles, [&](int first, int strip, int count_of_tiles) {
+    for_strips<m>(side, of_tiles, [&](int first, int strip, int count_of_tiles) {
         for (int k = 0; k < count; ++k)
-            store_rows<T>(count_of_tiles, g.pitch_in, operands<T>(tiles.x[k]), in_cell,
-                          TileWalk<T>(pairs[k].image, side, g.pitch_in, first),
-                          [&](const T* from, Vec<T>* to)
-                              MAMLPP_LAMBDA { input_cells(from, in_row, g.pitch_in, to); });
-        for (int i = 0; i < cells; ++i) {
+            store_rows<m, T>(count_of_tiles, g.pitch_in, operands<T>(tiles.x[k]), in_cell,
+                             TileWalk<m, T>(pairs[k].image, side, g.pitch_in, first, span(side)),
+                             [&](Corner<T> from, int c, Vec<T>* to) MAMLPP_LAMBDA {
+                                 from.at += c;
+                                 input_cells<m>(from, in_row, g.pitch_in, to);
+                             });
+        for (int i = 0; i < cells(m); ++i) {
             Term<Operand<T>> terms[2 * part_products<T>];
             int n = 0;
             for (int k = 0; k < count; ++k)
@@ -243,40 +260,43 @@ inline void winograd_fwd(const Conv<T>& g, const Factors<T>* pairs, int count, S
         for (int r = 0; r < strip; ++r) {
             const int image = (first + r) / rows, y = (first + r) % rows;
             T* to = z + image * z_row * side;
-            output_rows(tiles.z + static_cast<ptrdiff_t>(r) * rows * g.pitch_out, out_cell, side,
-                        g.pitch_out, y, to);
-            row(image, 2 * y, to + 2 * y * z_row);
-            if (2 * y + 1 < side)
-                row(image, 2 * y + 1, to + (2 * y + 1) * z_row);
+            output_rows<m>(tiles.z + static_cast<ptrdiff_t>(r) * rows * g.pitch_out, out_cell, side,
+                           g.pitch_out, y, to);
+            for (int i = m * y; i < m * (y + 1) && i < side; ++i)
+                row(image, i, to + i * z_row);
         }
     });
 }
 
-// sum[16][filters][pitch_in] (+)= Σ_rows Σ_pairs of the cells of wgrad(x, dz); of each pair `image`
-// is x and `w` is dz, both with their borders.
-template <class T>
-inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, Span of_tiles,
-                           const Tiles<T>& tiles, T* sum, bool fresh) {
+// sum[cells][filters][pitch_in] (+)= Σ_rows Σ_pairs of the cells of wgrad(x, dz); of each pair
+// `image` is x and `w` is dz, both with their borders.
+template <int m, class T>
+inline void tiles_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, Span of_tiles,
+                        const Tiles<T>& tiles, T* sum, bool fresh) {
     const int side = g.side;
-    const ptrdiff_t x_cell = cell_step<T>(most_tiles(side), g.pitch_in),
-                    x_part = part_step<T>(x_cell);
-    const ptrdiff_t dz_cell = cell_step<T>(most_tiles(side), g.pitch_out),
-                    dz_part = part_step<T>(dz_cell);
+    const ptrdiff_t x_cell = cell_step<T>(most_tiles(side, m), g.pitch_in),
+                    x_part = part_step<T>(m, x_cell);
+    const ptrdiff_t dz_cell = cell_step<T>(most_tiles(side, m), g.pitch_out),
+                    dz_part = part_step<T>(m, dz_cell);
     const ptrdiff_t in_row = g.in_row(), dz_row = g.dz_row(),
                     w_cell = sum_step<T>(g.filters, g.pitch_in);
-    for_strips(side, of_tiles, [&](int first, int, int count_of_tiles) {
+    for_strips<m>(side, of_tiles, [&](int first, int, int count_of_tiles) {
         for (int k = 0; k < count; ++k) {
-            store_across<T>(count_of_tiles, g.pitch_in, operands<T>(tiles.x[k]), x_cell,
-                            TileWalk<T>(pairs[k].image, side, g.pitch_in, first),
-                            [&](const T* from, Vec<T>* to)
-                                MAMLPP_LAMBDA { input_cells(from, in_row, g.pitch_in, to); });
-            store_across<T>(
+            store_across<m, T>(count_of_tiles, g.pitch_in, operands<T>(tiles.x[k]), x_cell,
+                               TileWalk<m, T>(pairs[k].image, side, g.pitch_in, first, span(side)),
+                               [&](Corner<T> from, int c, Vec<T>* to) MAMLPP_LAMBDA {
+                                   from.at += c;
+                                   input_cells<m>(from, in_row, g.pitch_in, to);
+                               });
+            store_across<m, T>(
                 count_of_tiles, g.pitch_out, operands<T>(tiles.dz[k]), dz_cell,
-                TileWalk<T>(pairs[k].w + dz_row + g.pitch_out, side, g.pitch_out, first),
-                [&](const T* from, Vec<T>* to)
-                    MAMLPP_LAMBDA { gradient_cells(from, dz_row, g.pitch_out, to); });
+                TileWalk<m, T>(pairs[k].w + dz_row + g.pitch_out, side, g.pitch_out, first, side),
+                [&](Corner<T> from, int c, Vec<T>* to) MAMLPP_LAMBDA {
+                    from.at += c;
+                    gradient_cells<m>(from, dz_row, g.pitch_out, to);
+                });
         }
-        for (int i = 0; i < cells; ++i) {
+        for (int i = 0; i < cells(m); ++i) {
             Run<Operand<T>> runs[2 * part_products<T>];
             int n = 0;
             for (int k = 0; k < count; ++k)
@@ -291,10 +311,10 @@ inline void winograd_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, Sp
     });
 }
 
-// GwGᵀ: filters w[row][tap] of `pitch` values, steps in values → [16][rows][pitch]; the rows asked
-// for begin at an even one.
-template <class T>
-inline void pack_cells(const T* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
+// GwGᵀ: filters w[row][tap] of `pitch` values, steps in values → [cells][rows][pitch]; the rows
+// asked for begin at an even one.
+template <int m, class T>
+inline void tiles_pack(const T* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
                        int pitch, bool flipped, void* to) {
     w += which.begin * row_step;
     Operand<T>* const first =
@@ -304,35 +324,22 @@ inline void pack_cells(const T* w, int rows, Span which, ptrdiff_t row_step, ptr
         w += row_step;
         return at;
     };
-    store_across<T>(which.end - which.begin, pitch, first, cell_step<T>(rows, pitch), next,
-                    [&](const T* from, Vec<T>* cell)
-                        MAMLPP_LAMBDA { filter_cells(from, tap_step, flipped, cell); });
+    store_across<m, T>(which.end - which.begin, pitch, first, cell_step<T>(rows, pitch), next,
+                       [&](const T* from, int c, Vec<T>* cell)
+                           MAMLPP_LAMBDA { filter_cells<m>(from + c, tap_step, flipped, cell); });
 }
 
-// GᵀSG of the cells of a weight gradient, [16][filters][pitch] → [filters][9][pitch]
-template <class T> inline void filter_gradient(const T* sum, int filters, int pitch, T* dw) {
-    constexpr int L = lanes<T>;
-    const Vec<T> half = Vec<T>::all(static_cast<T>(0.5));
+// GᵀSG of the cells of a weight gradient, [cells][filters][pitch] → [filters][9][pitch]
+template <int m, class T> inline void tiles_gradient(const T* sum, int filters, int pitch, T* dw) {
     const ptrdiff_t cell = sum_step<T>(filters, pitch);
+    const auto line = [](const Vec<T>* x, Vec<T>* y)
+                          MAMLPP_LAMBDA { Toom<T, m>::filter_gradient(x, y); };
     for (int f = 0; f < filters; ++f, sum += pitch, dw += taps * pitch)
-        for (int c = 0; c < pitch; c += L) {
-            Vec<T> t[3][4];
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-                const Vec<T> b = Vec<T>::load(sum + (4 + j) * cell + c) * half;
-                const Vec<T> d = Vec<T>::load(sum + (8 + j) * cell + c) * half;
-                t[0][j] = Vec<T>::load(sum + j * cell + c) + b + d;
-                t[1][j] = b - d;
-                t[2][j] = b + d + Vec<T>::load(sum + (12 + j) * cell + c);
-            }
-#pragma GCC unroll 3
-            for (int r = 0; r < 3; ++r) {
-                const Vec<T> b = t[r][1] * half, d = t[r][2] * half;
-                T* at = dw + static_cast<ptrdiff_t>(3 * r) * pitch + c;
-                (t[r][0] + b + d).store(at);
-                (b - d).store(at + pitch);
-                (b + d + t[r][3]).store(at + 2 * pitch);
-            }
+        for (int c = 0; c < pitch; c += lanes<T>) {
+            Vec<T> values[taps];
+            both_ways<m + 2, 3>(sum + c, (m + 2) * cell, cell, line, values);
+            for (int tap = 0; tap < taps; ++tap)
+                values[tap].store(dw + static_cast<ptrdiff_t>(tap) * pitch + c);
         }
 }
 
