@@ -109,13 +109,14 @@ MAMLPP_INLINE void filter_cells(const T* w, ptrdiff_t tap_step, bool flipped, Ve
 template <int m, class T, class N, class F>
 MAMLPP_INLINE void store_rows(int rows, int pitch, Operand<T>* to, ptrdiff_t cell, N next,
                               F transform) {
+    constexpr int count = cells(m);
     for (int row = 0; row < rows; ++row, to += pitch / values<T>) {
         const auto from = next();
         for (int c = 0; c < pitch; c += lanes<T>) {
-            Vec<T> value[cells(m)];
+            Vec<T> value[count];
             transform(from, c, value);
 #pragma GCC unroll 36
-            for (int i = 0; i < cells(m); ++i)
+            for (int i = 0; i < count; ++i)
                 store_along(value[i], to + i * cell, c, part_step<T>(m, cell));
         }
     }
@@ -128,18 +129,19 @@ MAMLPP_INLINE void store_across(int rows, int pitch, Operand<T>* to, ptrdiff_t c
     if constexpr (values<T> == 1) {
         store_rows<m, T>(rows, pitch, to, cell, next, transform);
     } else {
+        constexpr int count = cells(m);
         for (int row = 0; row < rows; row += 2, to += pitch) {
             const bool both = row + 1 < rows;
             const auto even = next(), odd = both ? next() : even;
             for (int c = 0; c < pitch; c += lanes<T>) {
-                Vec<T> first[cells(m)], second[cells(m)];
+                Vec<T> first[count], second[count];
                 transform(even, c, first);
                 for (Vec<T>& value : second)
                     value = Vec<T>::all(0);
                 if (both)
                     transform(odd, c, second);
 #pragma GCC unroll 36
-                for (int i = 0; i < cells(m); ++i)
+                for (int i = 0; i < count; ++i)
                     store_pair(first[i], second[i], to + i * cell + c, part_step<T>(m, cell));
             }
         }
