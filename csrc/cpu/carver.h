@@ -20,8 +20,10 @@ class Carver {
         at_ += (bytes + 63) / 64 * 64;
 #ifdef __SANITIZE_ADDRESS__ // forbids what lies between the arrays
         at_ += 64;
-        if (p)
+        if (p) {
+            __asan_unpoison_memory_region(p, bytes); // of another layout of the block
             __asan_poison_memory_region(p + bytes, (bytes + 63) / 64 * 64 + 64 - bytes);
+        }
 #endif
         return reinterpret_cast<T*>(p);
     }
