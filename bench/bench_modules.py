@@ -21,12 +21,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def bench_module(row: ModuleRow, benchmark, record, request):
-    others = ["loop"] + ["ours, low"] * row.has_low
-    measured = take_turns(row, others, "iteration", BUDGET[request.config.option.full], benchmark)
-    record("modules", {"case": row.case, "loss": row.loss} | measured.result())
+    full = request.config.option.full
+    measured = take_turns(row, ["loop"], "iteration", BUDGET[full], benchmark)
+    record("modules", {"row": str(row)} | measured.result())
 
 
 def bench_learner(row: Row, benchmark, record, request):
     full = request.config.option.full
     measured = take_turns(row, ["ours, learner"], "iteration", BUDGET[full], benchmark)
-    record("modules", {"case": str(row), "loss": row.loss} | measured.result())
+    record("modules", {"row": f"{row}, {row.loss}"} | measured.result())

@@ -16,6 +16,7 @@ from bench.baselines.module import PlainModule
 from bench.baselines.resnet12 import TorchResNet12
 from engine.episodes import Episode
 from engine.learner import Learner
+from engine.models.module import MEMORY
 from engine.models.resnet12 import ResNet12
 
 STEPS, WAYS, RATE = 5, 5, 0.01
@@ -77,6 +78,7 @@ class ModuleRow:
 
     case: str
     loss: str = "MSL"  # or last
+    memory: str = "fast"  # as the learner has it
     small: bool = False
 
     @property
@@ -85,17 +87,12 @@ class ModuleRow:
         return [1 / STEPS] * STEPS if self.loss == "MSL" else [0.0] * (STEPS - 1) + [1.0]
 
     @property
-    def has_low(self) -> bool:
-        """Whether the network's passes can make a kept graph anew."""
-        return self.case != RESNET12
-
-    @property
     def keeps(self) -> bool:
         """Whether the engine has the allocator keep what is freed."""
-        return self.case != RESNET12
+        return self.case != RESNET12 and self.memory == "fast"
 
     def __str__(self) -> str:
-        return f"{self.case}, {self.loss}"
+        return f"{self.case}, {self.loss}" + ", `memory='low'`" * (self.memory == "low")
 
 
 def _images(side: int, generator: torch.Generator, tasks: int, samples: int):
@@ -138,21 +135,18 @@ def _case(row: ModuleRow) -> tuple[Callable, Callable, Callable, tuple[int, int,
 
 
 ROWS = (
-    ModuleRow(RESNET),
-    ModuleRow(TRANSFORMER),
-    ModuleRow(PERCEPTRON),
+    *(ModuleRow(case, memory=m) for case in (RESNET, TRANSFORMER, PERCEPTRON) for m in MEMORY),
     ModuleRow(RESNET12, "last"),
 )
-SHORT = ROWS[:3]
+SHORT = ROWS[:6]
 
 
 class Ours:
-    """`memory` as the learner has it."""
-
-    def __init__(self, memory: str, row: ModuleRow, dtype: torch.dtype = torch.float32):
+    def __init__(self, row: ModuleRow, dtype: torch.dtype = torch.float32):
         self.row = row
         network, self.batch, criterion = _made(row, dtype)
-        self.learner = Learner(network, criterion, steps=STEPS, rate=RATE, memory=memory).to(dtype)
+        self.learner = Learner(network, criterion, steps=STEPS, rate=RATE, memory=row.memory)
+        self.learner = self.learner.to(dtype)
         self.optimizer = torch.optim.Adam(self.learner.parameters(), 1e-4)
 
     def backward(self) -> Tensor:
@@ -210,7 +204,6 @@ def _made(row: ModuleRow, dtype: torch.dtype) -> tuple[nn.Module | ResNet12, Epi
 
 
 IMPLEMENTATIONS: dict[str, Callable] = {
-    "ours": partial(Ours, "fast"),
-    "ours, low": partial(Ours, "low"),
+    "ours": Ours,
     "loop": Plain,
 }

@@ -159,24 +159,23 @@ def _peers(run: dict) -> Iterator[Section]:
 def _modules(run: dict) -> Iterator[Section]:
     """Networks of one's own, against plain autograd."""
 
-    def cells(row: dict, name: str) -> list[str]:
+    def cells(row: dict) -> list[str]:
         seconds, memory = (row[what] for what in ("seconds", "memory"))
         return [
-            f"{row['case']}, {row['loss']}" + ", `memory='low'`" * (name == "ours, low"),
-            *(f"{seconds[each]:.3f}" for each in (name, "loop")),
-            f"{seconds[name] / seconds['loop']:.2f}",
-            *(f"{memory[each] / MIB:,.0f} MiB" for each in (name, "loop")),
-            f"1/{memory['loop'] / memory[name]:.2f}",
+            row["row"],
+            *(f"{seconds[each]:.3f}" for each in ("ours", "loop")),
+            f"{seconds['ours'] / seconds['loop']:.2f}",
+            *(f"{memory[each] / MIB:,.0f} MiB" for each in ("ours", "loop")),
+            f"1/{memory['loop'] / memory['ours']:.2f}",
         ]
 
     rows = run.get("modules", [])  # runs before them have none
-    own = [row for row in rows if "loop" in row["seconds"]]
-    body = [cells(row, n) for row in own for n in ("ours", "ours, low") if n in row["seconds"]]
+    body = [cells(row) for row in rows if "loop" in row["seconds"]]
     if body:
         yield Section("Networks of one's own, through the learner", table(_MODULES, body))
     body = [
         [
-            f"{row['case']}, {row['loss']}",
+            row["row"],
             *(f"{row['seconds'][name]:.3f}" for name in ("ours", "ours, learner")),
             f"{median(map(truediv, *map(row['rounds'].get, ('ours, learner', 'ours')))):.3f}",
         ]

@@ -3,7 +3,7 @@
     python -m bench.worker '["mini 5w1s", "MAML++", "second", 5, "MSL", 2]' ours 2 cpu
 
 makes it ready with two threads, then reads commands from stdin, one a line, until it is closed
-(a row of three values is a `ModuleRow`):
+(a row of four values is a `ModuleRow`):
 
     iteration     runs one outer iteration, answers {"seconds": ..., "loss": ...}
     iterations N  runs so many, answers the seconds of all of them and the last one's loss
@@ -122,7 +122,7 @@ def main(row: str, implementation: str, threads: str, device: str):
     load(implementation)
     before = peak_bytes()
     values = json.loads(row)
-    kind = ModuleRow if len(values) == 3 else Row
+    kind = ModuleRow if len(values) == 4 else Row
     of = kind(*values)
     keeps = of.keeps if kind is ModuleRow else implementation.startswith("ours")
     if keeps:

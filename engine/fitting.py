@@ -23,6 +23,7 @@ from engine.errors import UserError, say
 from engine.learner import Learner
 from engine.meta import State
 from engine.models.interface import Moments, Params
+from engine.models.module import Module
 from engine.models.resnet12 import ResNet12
 from engine.runs.beginning import Beginning
 from engine.runs.checkpoint import LATEST, open_run
@@ -72,8 +73,9 @@ def fit(
     cfg = _configuration(learner, preset, parts["train"](0).tasks, settings)
     folder = Path(run or Path("runs") / f"{name}-{preset}-seed{cfg.seed}").expanduser()
     device = learner.norm.device
-    if device.type == "cpu" and not isinstance(learner.model, ResNet12):  # as engine.train
-        keep_freed_memory()
+    low = isinstance(learner.model, Module) and learner.model.memory == "low"
+    if device.type == "cpu" and not (low or isinstance(learner.model, ResNet12)):
+        keep_freed_memory()  # as engine.train
     with Interrupt() as interrupt, ranks.joined(interrupt), open_run(folder, cfg.fresh):
         say(f"{name} on {device}, run folder {folder}")
         begun = None if (folder / LATEST).exists() else Beginning(problem.state(), None)

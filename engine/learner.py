@@ -58,7 +58,8 @@ class Learner(nn.Module):
         the "body" (BOIL), or a test of parameters' names.
     norm: rows of gains and biases of batch norm, "per-step" (BNWB) or "shared".
     norm_statistics: what normalises in `adapt` and `evaluate`: the "batch", or "running" ones.
-    memory: "fast" keeps the graphs of the support passes, "low" makes one anew when its turn comes.
+    memory: "fast" keeps the graphs of the support passes, "low" makes one anew when its turn comes
+        (and `fit` leaves the C allocator as it is).
     vectorize: tasks by vmap: True, False, or "auto", for tiny networks and on a GPU.
 
     Raises UserError when nothing is adapted, or a setting is not allowed.

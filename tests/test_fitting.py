@@ -70,6 +70,15 @@ def test_a_regression_trains_and_keeps_its_best(tmp_path, capsys):
     assert "validation loss" in out and f"loss {min(losses):.4f} ± " in out
 
 
+@pytest.mark.parametrize("memory", ["fast", "low"])
+def test_little_memory_leaves_the_allocator_as_it_is(memory, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("engine.fitting.keep_freed_memory", lambda: calls.append(memory))
+    network = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+    fitted(Learner(network, F.mse_loss, steps=1, memory=memory), tmp_path, epochs=1, iterations=1)
+    assert calls == ["fast"] * (memory == "fast")
+
+
 def test_a_loss_below_zero_is_told_as_it_is(tmp_path, capsys):
     """Of a density, say: it may be any number."""
     learner = Learner(nn.Linear(1, 1), lambda o, y: F.mse_loss(o, y) - 5, steps=2, rate=0.05)
