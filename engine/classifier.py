@@ -274,9 +274,12 @@ def _adapted(cfg: Config, model: Backbone, member: Member, x: Tensor, y: Tensor)
     params, running = moved(member, x.device)
     given = running if cfg.norm_statistics == "running" else None
     whole = adapted.network(cfg, cfg.ways)
-    theta = _with_outputs(params.theta, whole.sizes, whole.ways, model.ways)
+    outputs = whole.sizes, whole.ways, model.ways
+    params = params._replace(theta=_with_outputs(params.theta, *outputs))
+    if cfg.rates == "per-parameter":
+        params = params._replace(rates=_with_outputs(params.rates, *outputs))
     steps = cfg.eval_steps or cfg.steps
-    loop = inner_loop(model, params._replace(theta=theta), x, y, steps, given)
+    loop = inner_loop(model, params, x, y, steps, given)
     (last,) = deque(loop, 1)
     if given is None:
         _, statistics = model.prepare(x, 1).predict(last.adapted, last.row)

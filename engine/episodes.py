@@ -164,14 +164,16 @@ class EpisodeSampler:
         ][: len(small)]
 
     @classmethod
-    def of(cls, cfg: Config, dataset: Dataset, part: str, seed: int) -> EpisodeSampler:
-        """The tasks of a configuration."""
+    def of(
+        cls, cfg: Config, dataset: Dataset, part: str, seed: int, targets: int = 0
+    ) -> EpisodeSampler:
+        """The tasks of a configuration, of so many targets a class; 0: as in training."""
         return cls(
             dataset,
             part,
             ways=cfg.ways,
             shots=cfg.shots,
-            targets=cfg.targets,
+            targets=targets or cfg.targets,
             seed=seed,
             rotations=cfg.rotations,
             skip_small=cfg.skip_small_classes,

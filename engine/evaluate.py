@@ -118,6 +118,8 @@ def _configurations(
             f"--dataset is omniglot, which is grey: the network of {path} takes "
             f"{trained.channels} channels; give other data, or train with --channels 1"
         )
+    if "targets" in explicit:
+        explicit["eval_targets"] = 0
     cfg = dataclasses.replace(trained, **own_data(path, trained) | explicit)
     if cfg.data is None and cfg.dataset == trained.dataset:
         cfg = _at_default(cfg, path, saved.data_name)

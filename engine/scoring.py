@@ -10,12 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import kernels
-from engine import unroll
 from engine.config import Config
 from engine.data import Dataset
 from engine.episodes import Episode, EpisodeSampler, Values
 from engine.errors import silenced
 from engine.meta import State
+from engine.methods.loops import loop
 from engine.models import network
 from engine.models.interface import Model
 from engine.runtime import graph, ranks
@@ -107,10 +107,11 @@ def validate(
 
 def prediction(cfg: Config, model: Model) -> Callable[..., Values]:
     """Of (state, episode): logits [T, N, ways], and with every=True [steps, T, N, ways]."""
+    adapt_and_predict = loop(cfg, model).adapt_and_predict
 
     @torch.inference_mode()
     def predict(state: State, episode: Episode, **options: bool) -> Values:
-        return unroll.adapt_and_predict(
+        return adapt_and_predict(
             model,
             state.params,
             state.running,
@@ -147,7 +148,7 @@ class _Tasks:
     """The fixed tasks of a part, answered where the states are."""
 
     def __init__(self, cfg: Config, dataset: Dataset, part: str, device: torch.device):
-        self._sampler = EpisodeSampler.of(cfg, dataset, part, seed=TASK_SEED)
+        self._sampler = EpisodeSampler.of(cfg, dataset, part, TASK_SEED, cfg.eval_targets)
         self._model = network(cfg)
         self._bank = self._sampler.bank.to(device) if device.type == "cuda" else None
 
@@ -221,9 +222,10 @@ def summary(
         "data": dataset.name,
         "identity": dataset.identity,
         "split": part,
+        "method": cfg.method,
         "ways": cfg.ways,
         "shots": cfg.shots,
-        "targets": cfg.targets,
+        "targets": cfg.eval_targets or cfg.targets,
         "tasks": cfg.eval_tasks,
         "steps": cfg.eval_steps or cfg.steps,
         "protocol": cfg.protocol,

@@ -67,7 +67,11 @@ def show(asked: Resolved) -> None:
 
 def settings(asked: Resolved) -> list[str]:
     """A line each, below its group."""
-    words = {"file": str(asked.file), "preset": f"preset {asked.cfg.preset}"}
+    words = {
+        "file": str(asked.file),
+        "preset": f"preset {asked.cfg.preset}",
+        "method": f"method {asked.cfg.method}",
+    }
     lines = []
     for group in GROUPS:
         lines.append(group)
@@ -80,10 +84,14 @@ def settings(asked: Resolved) -> list[str]:
 
 def parameters(cfg: Config) -> str:
     theta, norm, rates = (tensor.numel() for tensor in meta.layout(cfg).params)
-    learned = rates if cfg.rates == "learned" else 0
+    learned, affine = 0, norm if cfg.norm_gains == "learned" else norm // 2
+    if cfg.rates != "fixed":
+        rows = cfg.steps if cfg.rates == "learned" else 1
+        rates = learned = rows * int(meta.adapted(cfg, torch.empty(0, device="cpu")).sum())
+    of_norm = "gains and biases" if cfg.norm_gains == "learned" else "biases"
     return (
-        f"{theta + norm + learned:,} parameters are learned: {theta:,} weights, {norm:,} gains and "
-        f"biases, {learned:,} inner rates" + (f" ({rates:,} are fixed)" if not learned else "")
+        f"{theta + affine + learned:,} parameters are learned: {theta:,} weights, {affine:,} "
+        f"{of_norm}, {learned:,} inner rates" + ("" if learned else f" ({rates:,} are fixed)")
     )
 
 

@@ -1,0 +1,219 @@
+"""Each method against the same loop in ordinary torch, by its neutral value, and on a machine."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from engine import meta, unroll
+from engine.config import Config
+from engine.errors import UserError
+from engine.methods import METHODS, once
+from engine.methods.loops import loop
+from engine.methods.rates import adapted, by_tensor, initial
+from engine.models import network
+from engine.models.interface import Params
+from tests import plain_loop
+from tests.test_adjoint import random_problem
+from tests.test_meta import random_episode
+
+SIZES = dict(image_size=14, filters=4, stages=2, ways=3, shots=1, targets=2, tasks=2, channels=1)
+NAMES = [name for name in METHODS if name != "maml++"]
+
+
+def config(method: str, **explicit) -> Config:
+    length = dict(epochs=4, iterations=3, precision="fp32")
+    return Config.of("maml", "folder", method=method, **SIZES | length | explicit)
+
+
+def problem(cfg: Config, seed: int = 0):
+    """A model, parameters off their initial values in the shapes of the configuration's, tasks."""
+    model = network(cfg)
+    rows = cfg.steps if cfg.norm_weights == "per-step" else 1
+    params, episode, running = random_problem(model, cfg.steps, cfg.tasks, rows, seed)
+    state = meta.init_state(cfg)
+    rates = state.params.rates.double()
+    rates = rates + 0.05 * torch.randn(rates.shape, dtype=torch.float64)
+    if cfg.adapt != "all":
+        rates *= meta.adapted(cfg, rates)
+    return model, params._replace(rates=rates), episode, running
+
+
+def close(ours: torch.Tensor, exact: torch.Tensor, what: str = "") -> None:
+    assert ours.shape == exact.shape, what
+    assert (ours - exact).abs().max() <= 1e-10 * exact.abs().max().clamp(min=1e-12), what
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("weights", [[1.0], [0.0, 1.0], [0.3, 0.0, 0.7]], ids=len)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_the_plain_loop(name, weights, order, downsample) -> None:
+    cfg = config(name, steps=len(weights), downsample=downsample)
+    model, params, episode, _ = problem(cfg)
+    adjoint = loop(cfg, model).adjoint
+    found = unroll.total([adjoint(model, params, episode, weights, order == 2)])
+    exact = plain_loop.meta_gradient(model, params, episode, weights, order=order, adapt=cfg.adapt)
+    close(found.loss, exact.loss)
+    close(found.logits, exact.logits)
+    ours = found.gradient if name == "maml" else meta.learned(found.gradient, cfg)
+    pairs = {"theta": (ours.theta, exact.theta), "norm": (ours.norm, exact.norm)}
+    if cfg.rates != "fixed":
+        pairs["rates"] = ours.rates, exact.rates
+    for what, (a, e) in pairs.items():
+        close(a, e, what)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("use_running", [False, True], ids=["batch", "running"])
+@pytest.mark.parametrize("rates", ["learned", "fixed", "per-parameter"])
+def test_features_once_are_the_loop_whose_body_has_no_rate(rates, use_running, order) -> None:
+    cfg = config("anil", steps=3, rates=rates)
+    model, params, episode, running = problem(cfg)
+    args = model, params, episode, [0.3, 0.0, 0.7], order == 2, running if use_running else None
+    ours, whole = once.adjoint(*args), unroll.adjoint(*args)
+    learned = cfg if rates == "per-parameter" else dataclasses.replace(cfg, rates="learned")
+    masked = meta.learned(whole.gradient, learned)
+    pairs = [(ours.loss, whole.loss), (ours.logits, whole.logits)]
+    pairs += zip(ours.gradient, masked, strict=True)
+    pairs += zip(ours.moments, whole.moments, strict=True)
+    pairs += [(a, b) for a, b in zip(ours.per_step, whole.per_step, strict=True) if b is not None]
+    for a, b in pairs:
+        close(a, b)
+    assert ours.rows == whole.rows and [s is None for s in ours.per_step] == [False, True, False]
+    options = [{}, {"protocol": "inductive"}, {"norm_statistics": "running"}, {"every": True}]
+    for option in options:
+        predictions = (
+            of.adapt_and_predict(model, params, running, episode, steps=4, **option)
+            for of in (once, unroll)
+        )
+        close(*predictions)
+
+
+def same_bits(a: Params, b: Params) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.usefixtures("backend")
+def test_meta_sgd_of_equal_fixed_rates_is_maml_bit_for_bit() -> None:
+    cfg = config("meta-sgd")
+    model, params, episode, _ = random_problem_of(cfg, 1)
+    each = params._replace(rates=torch.full((1, sum(model.sizes)), 0.3))
+    alike = params._replace(rates=torch.full((1, len(model.sizes)), 0.3))
+    ours, plain = (unroll.adjoint(model, p, episode, [1.0], True) for p in (each, alike))
+    assert torch.equal(ours.loss, plain.loss) and torch.equal(ours.logits, plain.logits)
+    assert same_bits(ours.gradient[:2], plain.gradient[:2])
+
+
+def random_problem_of(cfg: Config, steps: int):
+    """In float32."""
+    model = network(cfg)
+    params, episode, running = random_problem(model, steps, 2, 1)
+    params = Params(*(p.float() for p in params))
+    return model, params, episode.map(lambda v: v.float() if v.is_floating_point() else v), running
+
+
+def test_a_mask_of_ones_is_maml_bit_for_bit() -> None:
+    sizes, like = (6, 2, 3, 1), torch.empty(0)
+    assert torch.equal(initial(sizes, 5, 0.3, False, "all", like), torch.full((5, 4), 0.3))
+    assert torch.equal(initial(sizes, 5, 0.3, True, "all", like), torch.full((1, 12), 0.3))
+    assert adapted(sizes, False, "head", like.dtype, like.device).tolist() == [0, 0, 1, 1]
+    assert adapted(sizes, True, "body", like.dtype, like.device).tolist() == [1] * 8 + [0] * 4
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("name", ["anil", "boil"])
+def test_the_inner_loop_leaves_what_is_masked_as_it_is(name) -> None:
+    cfg = config(name, steps=3)
+    model, params, episode, _ = problem(cfg)
+    support = episode.support_x, episode.support_y
+    (*_, last) = unroll.inner_loop(model, params, *support, 3)
+    moved = (last.adapted != params.theta).any(0)
+    mask = adapted(model.sizes, True, cfg.adapt, torch.float32, torch.device("cpu")).bool()
+    assert not moved[~mask].any() and moved[mask].float().mean() > 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_method_does_not_learn_stays_as_it_was(name) -> None:
+    cfg = config(name)
+    first = state = meta.init_state(cfg)
+    for i in range(3):
+        state, metrics = meta.meta_step(state, random_episode(cfg, i), cfg)
+        assert metrics.nonfinite is None
+    assert not torch.equal(state.params.theta, first.params.theta)
+    mask = meta.adapted(cfg, first.params.rates)
+    left = (first.params.rates * (1 - mask), state.params.rates * (1 - mask))
+    assert not left[0].any() and not left[1].any()
+    assert (cfg.rates == "fixed") is torch.equal(state.params.rates, first.params.rates)
+    rows = state.params.norm.view(-1, cfg.stages, 2, cfg.filters)
+    assert rows[:, :, 1].any()
+    assert bool((rows[:, :, 0] == 1).all()) is (name == "maml")
+
+
+def test_first_order_maml_takes_the_gradient_at_the_end_of_the_loop() -> None:
+    """θ's gradient is that of the target loss at φ_K, added over the tasks."""
+    cfg = config("fomaml", steps=2)
+    model, params, episode, _ = problem(cfg)
+    found = unroll.total([unroll.adjoint(model, params, episode, [0.0, 1.0], False)])
+    (*_, last) = unroll.inner_loop(model, params, episode.support_x, episode.support_y, 2)
+    target = model.prepare(episode.target_x, 1)
+    at_end = target.loss_and_gradient(last.adapted, last.row, episode.target_y)
+    close(found.gradient.theta, at_end.gradient.sum(0))
+    assert not any(meta.second_order(epoch, cfg) for epoch in range(cfg.epochs))
+
+
+def test_a_single_row_of_rates_gathers_the_gradients_of_all_steps() -> None:
+    """Meta-SGD of more steps: the same numbers in a row a step have gradients that add up to it."""
+    cfg = config("meta-sgd", steps=3)
+    model, params, episode, _ = problem(cfg)
+    rows = params._replace(rates=params.rates.repeat(3, 1))
+    one, three = (unroll.adjoint(model, p, episode, [0, 0, 1.0], True) for p in (params, rows))
+    close(one.gradient.rates[:, 0], three.gradient.rates.sum(1))
+    assert (three.gradient.rates.abs().amax((0, 2)) > 0).all()
+
+
+def test_the_mean_rate_of_a_tensor_is_what_the_log_has() -> None:
+    rates = torch.tensor([[1.0, 3.0, 5.0, 7.0, 2.0]])
+    assert by_tensor(rates, (2, 2, 1)).tolist() == [[2.0, 6.0, 2.0]]
+    assert by_tensor(rates[:, :3], (2, 2, 1)).tolist() == [[1.0, 3.0, 5.0]]
+
+
+@pytest.mark.parametrize(("name", "wrong", "words"), [
+    ("meta-sgd", {"rates": "learned"}, "--rates is learned with --method meta-sgd, which is --rates "),
+    ("meta-sgd", {"steps": 0}, "--steps is 0"),
+    ("meta-sgd", {"inner_rate": -1.0}, "--inner-rate is -1.0"),
+    ("anil", {"adapt": "all"}, "--adapt is all with --method anil, which is --adapt head"),
+    ("anil", {"norm_weights": "per-step"}, "--norm-weights is per-step with --method anil"),
+    ("anil", {"norm_stats": "per-step"}, "--norm-stats is per-step with --method anil"),
+    ("boil", {"adapt": "head"}, "--adapt is head with --method boil, which is --adapt body"),
+    ("boil", {"adapt": "tail"}, "--adapt is 'tail': choose one of all, head, body"),
+    ("boil", {"rates": "none"}, "--rates is 'none': choose one of"),
+    ("fomaml", {"first_order_epochs": 1}, "--first-order-epochs is 1 with --method fomaml"),
+    ("fomaml", {"rates": "learned"}, "--rates is learned with --method fomaml"),
+    ("fomaml", {"epochs": 0}, "--epochs is 0"),
+    ("maml", {"norm_gains": "learned"}, "--norm-gains is learned with --method maml, which is"),
+    ("maml", {"rates": "per-parameter"}, "--rates is per-parameter with --method maml"),
+    ("maml", {"eval_targets": -1}, "--eval-targets is -1"),
+])  # fmt: skip
+def test_what_contradicts_a_method_is_one_line(name, wrong, words) -> None:
+    with pytest.raises(UserError) as caught:
+        config(name, **wrong)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("preset", "name"), [
+    ("htym-2019", "anil"), ("htym-head", "maml"), ("finn-2017", "meta-sgd"),
+    ("finn-2017", "maml++"),
+])  # fmt: skip
+def test_a_protocol_of_one_method_refuses_others(preset, name) -> None:
+    with pytest.raises(UserError, match=rf"--preset is '{preset}' with --method .*: it goes with "):
+        Config.of(preset, "mini", method=name)
+    with pytest.raises(UserError, match="--method is 'anli': did you mean|--method is 'anli'"):
+        Config.of(preset, "mini", method="anli")
