@@ -69,7 +69,8 @@ def _parser(argv: list[str]) -> Parser:
     parser = Parser(
         prog=_PROG,
         usage="%(prog)s [flags]",
-        description="Train MAML++, or another --method, and test it. The same command continues a stopped run.",
+        description="Train MAML++, or another --method, and test it. The same command continues a "
+        "stopped run.",
         epilog=f"Values by preset are those of {protocol}; name others on the same line for "
         f"theirs. Rows of the log go to <run>/log.jsonl, and to TensorBoard if installed. {_CODES}",
     )

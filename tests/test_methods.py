@@ -186,7 +186,7 @@ def test_the_mean_rate_of_a_tensor_is_what_the_log_has() -> None:
 
 
 @pytest.mark.parametrize(("name", "wrong", "words"), [
-    ("meta-sgd", {"rates": "learned"}, "--rates is learned with --method meta-sgd, which is --rates "),
+    ("meta-sgd", {"rates": "learned"}, "--rates is learned with --method meta-sgd, which is"),
     ("meta-sgd", {"steps": 0}, "--steps is 0"),
     ("meta-sgd", {"inner_rate": -1.0}, "--inner-rate is -1.0"),
     ("anil", {"adapt": "all"}, "--adapt is all with --method anil, which is --adapt head"),

@@ -1,5 +1,5 @@
-"""θ' = θ − α[segment]·g, or θ − α∘g, over flat buffers, and Adam; signatures as in `kernels.plain.update`. The
-sums behind the gradient of the rates are in float64 and in one order.
+"""θ' = θ − α[segment]·g, or θ − α∘g, over flat buffers, and Adam; signatures as in
+`kernels.plain.update`. The sums behind the gradient of the rates are in float64 and in one order.
 """
 
 import math

@@ -125,7 +125,9 @@ def embed(
     statistics: tuple[Tensor, Tensor] | None = None,  # mean, biased variance [S], or [T, S]
     keep: bool = False,
 ) -> Embedded:
-    """The features that the classifier would see, and batch moments; `keep` what `pullback` needs."""
+    """The features that the classifier would see, and batch moments; `keep` what `pullback`
+    needs.
+    """
     checks.handed_back("native passes: embed", images, Images, "prepare", True)
     net, tasks = images.net, len(images.blocks)
     checks.pass_operands(

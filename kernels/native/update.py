@@ -1,6 +1,6 @@
-"""θ' = θ − α[segment]·g, or θ − α∘g, over flat buffers, and Adam; signatures as in `kernels.plain.update`. The
-sums behind the gradient of the rates are in float64 and in one order, whatever the number of
-threads.
+"""θ' = θ − α[segment]·g, or θ − α∘g, over flat buffers, and Adam; signatures as in
+`kernels.plain.update`. The sums behind the gradient of the rates are in float64 and in one order,
+whatever the number of threads.
 """
 
 import math

@@ -1,5 +1,5 @@
-"""The features behind the last stage, and from their gradient to δ: by torch's own operations, which
-are few and small beside the stages' launches.
+"""The features behind the last stage, and from their gradient to δ: by torch's own operations,
+which are few and small beside the stages' launches.
 """
 
 import torch

@@ -92,7 +92,9 @@ def embed(
     statistics: tuple[Tensor, Tensor] | None = None,  # mean, biased variance [S], or [T, S]
     keep: bool = False,
 ) -> Embedded:
-    """The features that the classifier would see, and batch moments; `keep` what `pullback` needs."""
+    """The features that the classifier would see, and batch moments; `keep` what `pullback`
+    needs.
+    """
     call = _call("embed", images, theta, row, None, statistics, False)
     stages, projected, mean, var = _forward(call)
     kept = KeptFeatures.of(call, stages, projected) if keep else None

@@ -2,6 +2,8 @@
 their derivatives against their definition.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
