@@ -21,7 +21,7 @@ def accuracies(episode: Episode) -> Tensor:
 def test(cfg: Config, dataset: Dataset) -> Score:
     """On the tasks that `engine.evaluate` tests on."""
     tasks, total = (
-        EpisodeSampler.of(cfg, dataset, "test", TASK_SEED, cfg.eval_targets),
+        EpisodeSampler.of(cfg, dataset, "test", seed=TASK_SEED),
         cfg.eval_tasks,
     )
     batches = (

@@ -55,7 +55,7 @@ def _classes(cfg: Config, dataset: Dataset, part: str, tasks: int) -> tuple[list
     """
     bank, source = (
         dataset.banks[part],
-        EpisodeSampler.of(cfg, dataset, part, TASK_SEED, cfg.eval_targets),
+        EpisodeSampler.of(cfg, dataset, part, seed=TASK_SEED),
     )
     turned = cfg.rotations == "classes"
     drawn = []

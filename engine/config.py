@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.allowed import PATH, RATIO, WIDTHS, check, check_type
 from engine.errors import UserError, listed
-from engine.methods import METHODS
+from engine.methods import EMBEDDING, METHODS
 from engine.presets import METHOD, PRESETS, RESNET12_SLOPE, preset_fields
 
 __all__ = ["Config", "UserError", "check"]
@@ -104,6 +104,11 @@ class Config:
     image_size: int = _data("height and width in pixels", ">= 1")
     channels: int = _data("1 grey, 3 RGB", CHANNELS)
     ways: int = _task("classes of a task", ">= 2")
+    train_ways: int = _task(
+        "classes of a training task of protonet and matching, 0: as of any other task",
+        ">= 0",
+        default=0,
+    )
     shots: int = _task("support images per class", ">= 1")
     targets: int = _task("target images per class", ">= 1")
     tasks: int = _task("tasks per outer iteration", ">= 1")
@@ -136,6 +141,9 @@ class Config:
         "tensors that the inner loop changes: all, the classifier (head), or all but it (body)",
         ("all", "head", "body"),
         default="all",
+    )
+    temperature: float = _inner(
+        "that matching multiplies cosines by, 1: the paper's", "> 0", default=1.0
     )
     norm_weights: str = _inner("rows of gains and biases (BNWB)", ("per-step", "shared"))
     norm_gains: str = _inner(
@@ -321,6 +329,16 @@ def _refuse_of_another_network(cfg: Config, explicit: dict, usual: dict[str, Any
 
 def _check_combinations(cfg: Config) -> None:
     METHODS[cfg.method].check(vars(cfg))
+    if cfg.train_ways and (cfg.train_ways < 2 or cfg.method not in EMBEDDING):
+        raise UserError(
+            f"--train-ways is {cfg.train_ways} with --method {cfg.method}: give 2 or more with "
+            f"--method {' or '.join(EMBEDDING)}, or leave it out"
+        )
+    if cfg.temperature != 1 and cfg.method != "matching":
+        raise UserError(
+            f"--temperature is {cfg.temperature} with --method {cfg.method}, which has none: leave "
+            "it out, or give --method matching"
+        )
     if cfg.min_lr > cfg.lr:
         raise UserError(
             f"--min-lr is {cfg.min_lr}, above --lr {cfg.lr}: annealing only goes down; "

@@ -165,13 +165,16 @@ class EpisodeSampler:
 
     @classmethod
     def of(
-        cls, cfg: Config, dataset: Dataset, part: str, seed: int, targets: int = 0
+        cls, cfg: Config, dataset: Dataset, part: str, seed: int, evaluation: bool = True
     ) -> EpisodeSampler:
-        """The tasks of a configuration, of so many targets a class; 0: as in training."""
+        """The tasks of a configuration, those of its evaluation or of its training."""
+        ways, targets = (
+            (cfg.ways, cfg.eval_targets) if evaluation else (cfg.train_ways or cfg.ways, 0)
+        )
         return cls(
             dataset,
             part,
-            ways=cfg.ways,
+            ways=ways,
             shots=cfg.shots,
             targets=targets or cfg.targets,
             seed=seed,

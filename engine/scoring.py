@@ -16,6 +16,7 @@ from engine.episodes import Episode, EpisodeSampler, Values
 from engine.errors import silenced
 from engine.meta import State
 from engine.methods.loops import loop
+from engine.methods.prototypical import resized
 from engine.models import network
 from engine.models.interface import Model
 from engine.runtime import graph, ranks
@@ -125,6 +126,12 @@ def prediction(cfg: Config, model: Model) -> Callable[..., Values]:
     return predict
 
 
+def with_ways(state: State, trained: Config, cfg: Config) -> State:
+    """A state for tasks of other ways, of a method whose classifier is made of the support set."""
+    theta = resized(state.params.theta, network(trained), network(cfg))
+    return state._replace(params=state.params._replace(theta=theta))
+
+
 def _collected(
     answers: Answers, tasks: int, label: str, between: Callable[[], None]
 ) -> Predictions:
@@ -148,7 +155,7 @@ class _Tasks:
     """The fixed tasks of a part, answered where the states are."""
 
     def __init__(self, cfg: Config, dataset: Dataset, part: str, device: torch.device):
-        self._sampler = EpisodeSampler.of(cfg, dataset, part, TASK_SEED, cfg.eval_targets)
+        self._sampler = EpisodeSampler.of(cfg, dataset, part, seed=TASK_SEED)
         self._model = network(cfg)
         self._bank = self._sampler.bank.to(device) if device.type == "cuda" else None
 

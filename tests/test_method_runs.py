@@ -1,4 +1,4 @@
-"""A whole run of each method: stopped and continued, evaluated, adapted to pictures of one's own."""
+"""A whole run of each method: stopped and continued, evaluated, adapted to one's own pictures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine import FewShotClassifier, evaluate, train, unroll
+from engine import FewShotClassifier, evaluate, train
 from engine.config import Config
 from engine.data.pictures import prepared
 from engine.episodes import Episode
-from engine.methods import METHODS
+from engine.errors import UserError
+from engine.methods import EMBEDDING, HEADLESS, METHODS
+from engine.methods.loops import loop
 from engine.models import network
 from engine.runs.interrupt import Stopped
 from engine.runs.learned import learned_from
@@ -28,8 +30,9 @@ NAMES = [name for name in METHODS if name != "maml++"]
 @pytest.fixture(scope="module", params=NAMES)
 def run(request, images):
     """The method, the folder of its run, and how it was trained."""
-    folder = images.parent / request.param
-    argv = flags(images, folder, "--method", request.param, "--epochs", 2, "--inner-rate", 0.05)
+    name, folder = request.param, images.parent / request.param
+    more = ["--steps", 1, "--train-ways", 4] if name in EMBEDDING else []
+    argv = flags(images, folder, "--method", name, "--epochs", 2, "--inner-rate", 0.05, *more)
     assert train.main(argv) == 0
     return request.param, folder, argv
 
@@ -60,7 +63,7 @@ def test_a_run_that_was_stopped_is_bit_for_bit_the_uninterrupted_one(run, images
 def test_a_run_of_one_method_is_not_continued_by_another(run, capfd):
     name, _, argv = run
     other = "boil" if name == "anil" else "anil"
-    assert train.main([*argv, "--method", other]) == 2
+    assert train.main([*argv, "--method", other, "--train-ways", "0"]) == 2
     one_line(capfd.readouterr().err, f"method: {name} -> {other}")
 
 
@@ -80,11 +83,33 @@ def test_the_log_has_the_rates_of_each_tensor(run):
 def test_it_is_evaluated_by_the_loop_that_it_was_trained_by(run, images, capsys):
     name, folder, _ = run
     out = folder / "evaluated.json"
-    argv = [str(folder), "--data", str(images), "--eval-steps", "3", "--json", str(out)]
-    assert evaluate.main([*argv, "--protocol", "inductive"]) == 0
+    argv = [str(folder), "--data", str(images), "--json", str(out), "--protocol", "inductive"]
+    steps = 1 if name in EMBEDDING else 3
+    assert evaluate.main([*argv, *["--eval-steps", "3"][: 2 * (steps > 1)]]) == 0
     found = json.loads(out.read_text())
-    assert (found["method"], found["steps"]) == (name, 3)
+    assert (found["method"], found["steps"]) == (name, steps)
     assert found["config"]["method"] == name and len(found["best"]["by_task"]) == 4
+
+
+def test_more_classes_are_for_those_that_make_their_classifier_of_the_support_set(
+    run, images, capfd
+):
+    name, folder, argv = run
+    code = evaluate.main([str(folder), "--data", str(images), "--ways", "5"])
+    out, err = capfd.readouterr()
+    files = [images / "test" / f"test{c}" / "0.png" for c in range(5)]
+    classifier = FewShotClassifier.load(folder)
+    if name in HEADLESS:
+        assert code == 0 and "5-way 1-shot" in out
+        assert classifier.fit(files, range(5)).predict_proba(files[:2]).shape == (2, 5)
+        return
+    assert code == 2
+    one_line(err, "--ways is 5: the classifier of", "has 3 outputs")
+    with pytest.raises(UserError, match="y has 5 classes, the network 3 outputs"):
+        classifier.fit(files, range(5))
+    argv = [*argv, "--train-ways", "4", "--run", str(folder / "other")]
+    assert train.main(argv) == 2
+    one_line(capfd.readouterr().err, f"--train-ways is 4 with --method {name}")
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -108,9 +133,15 @@ def test_it_learns_classes_of_ones_own(run, images, tmp_path, classes):
     y = torch.arange(3).repeat_interleave(2)
     episode = Episode(x[None], y[None], new[None], torch.zeros(1, len(asked), dtype=torch.int64))
     ((params, running),) = learned.members
-    cfg = learned.cfg
-    logits = unroll.adapt_and_predict(
-        network(cfg), params, running, episode, steps=cfg.steps, protocol="inductive"
+    cfg, model = learned.cfg, network(learned.cfg)
+    logits = loop(cfg, model).adapt_and_predict(
+        model,
+        params,
+        running,
+        episode,
+        steps=cfg.steps,
+        protocol="inductive",
+        norm_statistics=cfg.norm_statistics,
     )
     np.testing.assert_allclose(odds, logits[0].double().softmax(1), rtol=0, atol=1e-5)
 
@@ -119,17 +150,19 @@ def test_it_learns_classes_of_ones_own(run, images, tmp_path, classes):
     ("maml", ["6 biases", "0 inner rates (10 are fixed)"]),
     ("meta-sgd", ["12 gains and biases", "{size:,} inner rates"]),
     ("anil", ["0 inner rates (10 are fixed)"]),
+    ("protonet", ["{body:,} weights"]),
 ])  # fmt: skip
 def test_show_counts_what_is_learned_and_says_what_the_method_chose(name, words):
-    small = "--dataset folder --filters 2 --stages 3 --image-size 16 --steps 2".split()
-    asked = resolve([*small, "--method", name])
-    size = sum(network(asked.cfg).sizes)
+    small = "--dataset folder --filters 2 --stages 3 --image-size 16".split()
+    steps = [] if name == "protonet" else ["--steps", "2"]
+    asked = resolve([*small, *steps, "--method", name])
+    size, body = (sum(network(asked.cfg).sizes[:end]) for end in (None, -2))
     line = parameters(asked.cfg)
-    assert all(word.format(size=size) in line for word in words), line
+    assert all(word.format(size=size, body=body) in line for word in words), line
     lines = [row.split() for row in settings(asked)]
     assert ["method", name, "flag"] in lines
     chosen = {row[0]: row[1] for row in lines if row[2:] == ["method", name]}
-    said = METHODS[name].settings(vars(asked.cfg)).keys() - {"steps"}
+    said = METHODS[name].settings(vars(asked.cfg)).keys() - ({"steps"} if steps else set())
     assert chosen == {field: str(getattr(asked.cfg, field)) for field in said}
 
 
@@ -137,6 +170,8 @@ def test_weights_of_another_rule_are_refused(run, images, capfd):
     name, folder, argv = run
     rates = "fixed" if name == "meta-sgd" else "per-parameter"
     other = ["--method", "maml++", "--preset", "maml", "--rates", rates, "--steps", "2"]
+    if name in EMBEDDING:
+        other[-1] = "1"
     again = flags(images, images.parent / f"{name}-other", *other, "--init", folder)
     assert train.main(again) == 2
     one_line(capfd.readouterr().err, "of another network", f"-> {rates}")

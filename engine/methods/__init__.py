@@ -4,11 +4,26 @@ One is a set of choices among the engine's settings wherever it can be, so that 
 and evaluated by the same code as MAML++; `--method` names it. Importing this takes no torch.
 """
 
-from engine.methods import anil, boil, fomaml, maml, mamlpp, metasgd
+from engine.methods import (
+    anil,
+    boil,
+    fomaml,
+    maml,
+    mamlpp,
+    matching,
+    metasgd,
+    protomaml,
+    protonet,
+)
 from engine.methods.base import Method, Rule
 
-__all__ = ["METHODS", "Method", "Rule"]
+__all__ = ["EMBEDDING", "HEADLESS", "METHODS", "Method", "Rule"]
+
+# Whose classifier is made of the support set, for any number of classes.
+EMBEDDING = "protonet", "matching"
+HEADLESS = *EMBEDDING, "protomaml"
 
 METHODS: dict[str, Method] = {
-    m.METHOD.name: m.METHOD for m in (mamlpp, maml, fomaml, metasgd, anil, boil)
+    m.METHOD.name: m.METHOD
+    for m in (mamlpp, maml, fomaml, metasgd, anil, boil, protonet, matching, protomaml)
 }

@@ -20,6 +20,16 @@ NEUTRAL = {
 }
 
 
+# Without an inner loop: one "step", which is the classifier in closed form.
+EMBEDDING = NEUTRAL | {
+    "network": "conv4",
+    "adapt": "all",
+    "unroll": "adjoint",
+    "steps": 1,
+    "eval_steps": 0,
+}
+
+
 class Method(NamedTuple):
     """A set of choices among the settings, on top of those of a preset.
 

@@ -92,7 +92,7 @@ class Pictures(NamedTuple):
         return meta.layout(cfg)
 
     def source(self, cfg: Config, part: str, seed: int) -> EpisodeSampler:
-        return EpisodeSampler.of(cfg, self.dataset, part, seed)
+        return EpisodeSampler.of(cfg, self.dataset, part, seed, evaluation=part != "train")
 
     def validate(
         self, cfg: Config, state: State, between: Callable[[], None]
@@ -126,8 +126,7 @@ def load_dataset(cfg: Config, *parts: str) -> Dataset:
     wrong = []
     for part in parts:
         try:
-            targets = 0 if part == "train" else cfg.eval_targets
-            for note in EpisodeSampler.of(cfg, dataset, part, 0, targets).notes:
+            for note in EpisodeSampler.of(cfg, dataset, part, 0, part != "train").notes:
                 say(f"{dataset.name}: {note}")
         except UserError as error:
             wrong.append(error)

@@ -102,6 +102,7 @@ def run(
     gradient; `keep` what `tangent` needs.
     """
     checks.handed_back("native passes: run", images, Images, "prepare", True)
+    expect("passes", images)
     net, tasks = images.net, len(images.blocks)
     checks.pass_operands(
         "native passes", net, images, tasks, images.count, theta, row, labels, statistics, keep
@@ -129,6 +130,7 @@ def embed(
     needs.
     """
     checks.handed_back("native passes: embed", images, Images, "prepare", True)
+    expect("passes", images)
     net, tasks = images.net, len(images.blocks)
     checks.pass_operands(
         "native passes", net, images, tasks, images.count, theta, row, None, statistics, False
@@ -181,7 +183,6 @@ def _pass(
     features: Tensor | None,
 ) -> tuple[Tensor, Tensor, tuple]:
     """Writes what is asked for; batch moments, and the fields of what was kept."""
-    expect("passes", images)
     net, tasks = images.net, len(images.blocks)
     stats = net.stages * net.filters
     theta, row = vectors(theta), whole(row)

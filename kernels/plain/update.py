@@ -31,7 +31,7 @@ def bwd(
     sizes: tuple[int, ...] | None,
 ) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L], or [T, P]
     d_grad = None if rates is None else -d_theta * spread(rates, sizes)
-    return d_grad, _per_segment(d_theta * grad, sizes).neg_()
+    return d_grad, -_per_segment(d_theta * grad, sizes)
 
 
 def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None:
@@ -47,7 +47,7 @@ def tan_bwd(d_theta, grad_dot, rates_dot, sizes) -> tuple[Tensor | None, Tensor 
     d_grad_dot = None if rates_dot is None else -d_theta * spread(rates_dot, sizes)
     if grad_dot is None:
         return d_grad_dot, None
-    return d_grad_dot, _per_segment(d_theta * grad_dot, sizes).neg_()
+    return d_grad_dot, -_per_segment(d_theta * grad_dot, sizes)
 
 
 def _per_segment(values: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
