@@ -105,17 +105,20 @@ def fused_features(backend, p: Problem) -> ToFeatures:
     """By a backend of whole passes."""
     images = backend.prepare(p.model.net._replace(precision=p.model.precision), p.x)
     *found, kept = backend.embed(images, p.theta, p.row, p.statistics, True)
-    return ToFeatures(*found, *backend.pullback(kept, _d_features(p, found[0])))
+    return ToFeatures(*found, *backend.pullback(kept, d_features(found[0])))
 
 
-def composed_features(p: Problem) -> ToFeatures:
+def composed_features(p: Problem, direction: Tensor | None = None) -> ToFeatures:
     with kernels.use("plain"):
         images = Composed(p.model, p.x, None)
         h, moments, kept = images.embed(p.theta, p.row, p.statistics, True)
-        return ToFeatures(h, *moments, *kept.pullback(_d_features(p, h)))
+        return ToFeatures(
+            h, *moments, *kept.pullback(d_features(h) if direction is None else direction)
+        )
 
 
-def _d_features(p: Problem, features: Tensor) -> Tensor:
+def d_features(features: Tensor) -> Tensor:
+    """A gradient of theirs."""
     g = torch.Generator().manual_seed(7)
     return torch.randn(features.shape, generator=g, dtype=torch.float64).to(features.dtype)
 

@@ -134,7 +134,7 @@ def test_public_ops_differentiate_twice(case, device) -> None:
     def updated(*inputs: Tensor) -> Tensor:
         return kernels.lslr_update(*inputs, sizes)
 
-    each = [*flat[:2], theta[0].to(device).requires_grad_()]
+    each = [*flat[:2], randn(3, 7, device=str(device)).requires_grad_()]
     with kernels.use("cuda"):
         for f, inputs in (
             (normalised, (z, gain, bias)),
