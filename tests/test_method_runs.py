@@ -60,6 +60,27 @@ def test_a_run_that_was_stopped_is_bit_for_bit_the_uninterrupted_one(run, images
     assert results[0] == results[1] and results[0]["method"] == name
 
 
+def test_first_order_stays_first_order_when_it_is_trained_on(images, capsys):
+    folder = images.parent / "longer"
+    argv = flags(images, folder, "--method", "fomaml", "--epochs")
+    assert train.main([*argv, "1"]) == 0 and train.main([*argv, "2"]) == 0
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    orders = [(row["epoch"], row["order"]) for row in rows if row["kind"] == "train"]
+    assert {*orders} == {(1, 1), (2, 1)}
+
+
+def test_targets_of_a_test_may_be_others_than_those_of_the_training(images, capsys):
+    folder = images.parent / "few-targets"
+    assert train.main(flags(images, folder, "--epochs", 1, "--eval-targets", 1)) == 0
+    assert json.loads((folder / "result.json").read_text())["targets"] == 1
+    out = folder / "evaluated.json"
+    more = ["--data", str(images), "--json", str(out)]
+    assert evaluate.main([str(folder), *more]) == 0
+    assert json.loads(out.read_text())["targets"] == 1
+    assert evaluate.main([str(folder), *more, "--targets", "3"]) == 0
+    assert json.loads(out.read_text())["targets"] == 3
+
+
 def test_a_run_of_one_method_is_not_continued_by_another(run, capfd):
     name, _, argv = run
     other = "boil" if name == "anil" else "anil"
