@@ -290,6 +290,22 @@ def test_first_order_maml_takes_the_gradient_at_the_end_of_the_loop() -> None:
     assert not any(meta.second_order(epoch, cfg) for epoch in range(cfg.epochs))
 
 
+@pytest.mark.parametrize("name", [name for name in LOOPS if name != "protomaml"])
+def test_autograd_of_the_engine_agrees(name) -> None:
+    cfg = config(name, steps=2)
+    model, params, episode, running = problem(cfg)
+    state = meta.init_state(cfg)._replace(params=params, running=running)
+    schedule = meta.Schedule([0.4, 0.6], name != "fomaml", (1.0, 1.0))
+    ours, autograds = (
+        meta.meta_gradient(state, episode, c, schedule, model)
+        for c in (cfg, dataclasses.replace(cfg, unroll="autograd"))
+    )
+    close(ours.loss, autograds.loss)
+    pairs = (meta.learned(found.gradient, cfg) for found in (ours, autograds))
+    for a, b in zip(*pairs, strict=True):
+        close(a, b)
+
+
 def test_a_single_row_of_rates_gathers_the_gradients_of_all_steps() -> None:
     """Meta-SGD of more steps: the same numbers in a row a step have gradients that add up to it."""
     cfg = config("meta-sgd", steps=3)

@@ -1,6 +1,6 @@
 // The inner update θ' = θ − α[segment]·g, or θ − α∘g, over the flat buffers of all tasks, its
-// gradient and tangents. A piece of a segment is one item of work and one term of the sum behind its
-// rate. The outer update is Adam.
+// gradient and tangents. A piece of a segment is one item of work and one term of the sum behind
+// its rate. The outer update is Adam.
 #include "cpu.h"
 #include "pass.h"
 
@@ -87,11 +87,11 @@ void update_bwd(const UpdateBwd<T>& u, int tasks, const Piece* pieces, int count
                 subtract<T>(nullptr, u.rates, u.each, p, d_theta,
                             u.d_grad.data + t * u.d_grad.stride + p.from);
             if (grad && u.each)
-                subtract<T>(nullptr, [grad](ptrdiff_t i) { return grad[i]; }, d_theta, n,
-                            u.d_rates.data + t * u.d_rates.stride + p.from);
+                subtract<T>(
+                    nullptr, [grad](ptrdiff_t i) { return grad[i]; }, d_theta, n,
+                    u.d_rates.data + t * u.d_rates.stride + p.from);
             else if (grad)
-                u.shares[static_cast<ptrdiff_t>(item) * tasks + t] =
-                    product_sum(d_theta, grad, n);
+                u.shares[static_cast<ptrdiff_t>(item) * tasks + t] = product_sum(d_theta, grad, n);
         }
     });
     for (int t = 0; u.grad.data && !u.each && t < tasks; ++t)

@@ -1,6 +1,7 @@
 // The inner update θ' = θ − α[segment]·g, or θ − α∘g, over the flat buffers of all tasks, its
-// gradient and tangents, and Adam. A piece of a segment is one block's work and one term of the sum behind its
-// rate. Rows begin anywhere, so that values are read one by one, as many at once as a thread has.
+// gradient and tangents, and Adam. A piece of a segment is one block's work and one term of the sum
+// behind its rate. Rows begin anywhere, so that values are read one by one, as many at once as a
+// thread has.
 #pragma once
 
 #include "program.h"

@@ -171,12 +171,12 @@ void check_features(const PassOps<T>& ops, const Case& c, const Inputs<T>& in, i
     std::vector<T> expected = out.gradient;
     for (int t = 1; t <= c.tasks; ++t)
         std::fill_n(expected.data() + t * parameters - head, head, static_cast<T>(0));
-    const double tolerance = sizeof(T) == sizeof(double)            ? 1e-10
+    const double tolerance = sizeof(T) == sizeof(double)          ? 1e-10
                              : c.net.precision == Precision::fp32 ? 1e-3
                                                                   : 2e-2;
     expect(ours.mean == out.mean && ours.var == out.var, c.name() + ": moments of features");
-    const double e = std::max(error(ours.gradient, expected),
-                              error(ours.norm_gradient, out.norm_gradient));
+    const double e =
+        std::max(error(ours.gradient, expected), error(ours.norm_gradient, out.norm_gradient));
     expect(e <= tolerance, c.name() + ": pullback off by " + std::to_string(e));
 }
 
