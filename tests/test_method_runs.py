@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import FewShotClassifier, evaluate, train
+from engine import FewShotClassifier, adapt, evaluate, predict, train
 from engine.config import Config
 from engine.data.pictures import prepared
 from engine.episodes import Episode
@@ -108,7 +108,7 @@ def test_it_is_evaluated_by_the_loop_that_it_was_trained_by(run, images, capsys)
     steps = 1 if name in EMBEDDING else 3
     assert evaluate.main([*argv, *["--eval-steps", "3"][: 2 * (steps > 1)]]) == 0
     found = json.loads(out.read_text())
-    assert (found["method"], found["steps"]) == (name, steps)
+    assert (found["method"], found["steps"]) == (name, 3 if steps == 3 else 0)
     assert found["config"]["method"] == name and len(found["best"]["by_task"]) == 4
 
 
@@ -131,6 +131,25 @@ def test_more_classes_are_for_those_that_make_their_classifier_of_the_support_se
     argv = [*argv, "--train-ways", "4", "--run", str(folder / "other")]
     assert train.main(argv) == 2
     one_line(capfd.readouterr().err, f"--train-ways is 4 with --method {name}")
+
+
+def test_the_command_lines_adapt_it_and_ask_it(run, images, tmp_path, capfd):
+    _, folder, _ = run
+    support = tmp_path / "pets"
+    for c, name in enumerate(("ant", "bee")):
+        (support / name).mkdir(parents=True)
+        for n in range(2):
+            file = images / "test" / f"test{c}" / f"{n}.png"
+            (support / name / file.name).write_bytes(file.read_bytes())
+    asked = [str(images / "test" / f"test{c}" / "4.png") for c in range(2)]
+    own = tmp_path / "pets.pt"
+    assert adapt.main([str(folder), str(support), "-o", str(own)]) == 0
+    capfd.readouterr()
+    assert predict.main([str(own), *asked]) == 0
+    out, _ = capfd.readouterr()
+    classifier = FewShotClassifier.load(folder).fit_folder(support)
+    for file, label in zip(asked, classifier.predict(asked), strict=True):
+        assert any(file in line and label in line for line in out.splitlines()), out
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -19,11 +19,11 @@ from engine.methods.base import Method, Rule
 
 __all__ = ["EMBEDDING", "HEADLESS", "METHODS", "Method", "Rule"]
 
-# Whose classifier is made of the support set, for any number of classes.
-EMBEDDING = "protonet", "matching"
-HEADLESS = *EMBEDDING, "protomaml"
-
 METHODS: dict[str, Method] = {
     m.METHOD.name: m.METHOD
     for m in (mamlpp, maml, fomaml, metasgd, anil, boil, protonet, matching, protomaml)
 }
+# Whose classifier is made of the support set, for any number of classes; and of those, they that
+# have no inner loop.
+HEADLESS = tuple(name for name, m in METHODS.items() if m.head != "learned")
+EMBEDDING = tuple(name for name, m in METHODS.items() if m.head == "made")

@@ -10,6 +10,11 @@ from engine.errors import UserError
 if TYPE_CHECKING:  # the command line answers a wrong flag before torch is there
     from torch import Tensor
 
+    from engine.config import Config
+    from engine.episodes import Values
+    from engine.models.interface import Model
+    from engine.unroll import MetaGradient
+
 # Every trick of MAML++ at its neutral value; no annealing of the outer rate is a preset's to say.
 NEUTRAL = {
     "msl_epochs": 0,
@@ -40,6 +45,9 @@ class Method(NamedTuple):
     fixed: Mapping[str, Any]  # what makes it this method
     usual: Mapping[str, Any]  # what else it takes, unless told otherwise
     presets: tuple[str, ...] = ("maml++", "maml")  # the protocols that it goes with
+    # The classifier: "learned", a part of θ; "begun" by the support set, then adapted; "made" of it
+    head: str = "learned"
+    loop: Callable[[Config, Model], Loop] | None = None  # what runs it, if others than the unroll
 
     def settings(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """All that it says, given the other settings."""
@@ -63,6 +71,20 @@ class Method(NamedTuple):
 
 def _value(value: Any | Callable, others: Mapping[str, Any]) -> Any:
     return value(others) if callable(value) else value
+
+
+class Loop(Protocol):
+    """What `engine.unroll` is of methods that are choices of its settings."""
+
+    def adjoint(
+        self, model: Model, params, episode, loss_weights, second_order: bool, running=None
+    ) -> MetaGradient:
+        """The outer loss of each task and its gradient: see `engine.unroll.adjoint`."""
+
+    def adapt_and_predict(
+        self, model: Model, params, running, episode, *, steps: int, **options
+    ) -> Values:
+        """Logits of the target sets: see `engine.unroll.adapt_and_predict`."""
 
 
 class Rule(Protocol):

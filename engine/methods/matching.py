@@ -21,4 +21,12 @@ Neutral value: at S = 1 on features of length 1, τ = 2, it is `protonet`.
 
 from engine.methods.base import EMBEDDING, Method
 
-METHOD = Method("matching", EMBEDDING, {"norm_statistics": "running"})
+
+def _loop(cfg, model):
+    from engine.methods.embedding import ClosedForm
+    from engine.methods.heads import Matching
+
+    return ClosedForm(Matching(cfg.temperature), cfg.train_ways or cfg.ways, cfg.ways)
+
+
+METHOD = Method("matching", EMBEDDING, {"norm_statistics": "running"}, head="made", loop=_loop)

@@ -17,8 +17,17 @@ Neutral value: without a step, or with rates of 0, it is `protonet` whose sets a
 
 from engine.methods.base import NEUTRAL, Method
 
+
+def _loop(cfg, model):
+    from engine.methods import prototypical
+
+    return prototypical
+
+
 METHOD = Method(
     "protomaml",
     {"network": "conv4", "adapt": "all", "unroll": "adjoint"},
     NEUTRAL,
+    head="begun",
+    loop=_loop,
 )

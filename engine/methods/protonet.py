@@ -22,4 +22,12 @@ Neutral value: on features of length 1 with one support image a class it is `mat
 
 from engine.methods.base import EMBEDDING, Method
 
-METHOD = Method("protonet", EMBEDDING, {"norm_statistics": "running"})
+
+def _loop(cfg, model):
+    from engine.methods.embedding import ClosedForm
+    from engine.methods.heads import Prototypes
+
+    return ClosedForm(Prototypes(), cfg.train_ways or cfg.ways, cfg.ways)
+
+
+METHOD = Method("protonet", EMBEDDING, {"norm_statistics": "running"}, head="made", loop=_loop)
