@@ -25,7 +25,7 @@ from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
 from engine.errors import say
 from engine.meta import State
-from engine.methods import HEADLESS
+from engine.methods import EMBEDDING, HEADLESS
 from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runtime.loop import Loop, loop
@@ -186,7 +186,10 @@ def report(cfg: Config, device: torch.device, found: Cost) -> list[str]:
         epochs = f"epochs {first} to {last}" if last > first else f"epoch {first}"
         losses = "every step" if part.losses == cfg.steps else "the last step"
         order = {1: "first", 2: "second"}[part.order]
-        lines.append(f"  {epochs}: {part.seconds:.3f} s (loss after {losses}, {order} order)")
+        how = f"loss after {losses}, {order} order"
+        if cfg.method in EMBEDDING:
+            how = "no inner loop"
+        lines.append(f"  {epochs}: {part.seconds:.3f} s ({how})")
     if found.memory is None or found.before is None:
         lines.append("memory: this system does not say")
     else:

@@ -81,6 +81,16 @@ def test_targets_of_a_test_may_be_others_than_those_of_the_training(images, caps
     assert json.loads(out.read_text())["targets"] == 3
 
 
+@pytest.mark.parametrize(("more", "words"), [
+    (["--method", "protonet", "--steps", 1, "--train-ways", 9], "--train-ways is 9, but the train"),
+    (["--ways", 9], "--ways is 9, but the train"),
+    (["--eval-targets", 9], "--shots 1 and --eval-targets 9 need 10 images a class"),
+])  # fmt: skip
+def test_too_few_classes_or_images_are_told_by_the_flag_that_asked(images, capfd, more, words):
+    assert train.main(flags(images, images.parent / "few", *more)) == 2
+    one_line(capfd.readouterr().err, words)
+
+
 def test_a_run_of_one_method_is_not_continued_by_another(run, capfd):
     name, _, argv = run
     other = "boil" if name == "anil" else "anil"
