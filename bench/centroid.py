@@ -20,7 +20,10 @@ def accuracies(episode: Episode) -> Tensor:
 
 def test(cfg: Config, dataset: Dataset) -> Score:
     """On the tasks that `engine.evaluate` tests on."""
-    tasks, total = EpisodeSampler.of(cfg, dataset, "test", seed=TASK_SEED), cfg.eval_tasks
+    tasks, total = (
+        EpisodeSampler.of(cfg, dataset, "test", seed=TASK_SEED),
+        cfg.eval_tasks,
+    )
     batches = (
         tasks.episode(0, min(BATCH, total - first), first_task=first)
         for first in range(0, total, BATCH)

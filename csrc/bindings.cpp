@@ -120,7 +120,7 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
             uintptr_t theta, ptrdiff_t theta_stride, ptrdiff_t parameters, uintptr_t row,
             uintptr_t given_mean, uintptr_t given_var, ptrdiff_t given_stride, uintptr_t loss,
             uintptr_t logits, uintptr_t gradient, uintptr_t norm_gradient, uintptr_t mean,
-            uintptr_t var, bool keep) {
+            uintptr_t var, bool keep, uintptr_t features, ptrdiff_t width) {
     const PassOps<T>& ops = ops_of<T>(net);
     const int tasks = static_cast<int>(images.size()), stats = net.stages * net.filters;
     const Made made{net, n, sizeof(T), isa()};
@@ -150,11 +150,50 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
                                at<T>(mean, static_cast<ptrdiff_t>(t) * stats),
                                at<T>(var, static_cast<ptrdiff_t>(t) * stats),
                                keep ? kept[t]->block.data() : room.left(slot),
-                               keep};
+                               keep,
+                               at<T>(features, static_cast<ptrdiff_t>(t) * n * width)};
         ops.pass(net, n, task, room.work(slot), room.scratch(slot), team);
     };
     for_tasks(tasks, threads, run, large);
     return kept;
+}
+
+// Throws unless `kept` is of a pass over these images with this theta. `from` and `to` as above.
+template <class T, class F>
+void check_kept(const Blocks& images, const Blocks& kept, const Made& made, F theta_of,
+                const char* from, const char* to) {
+    for (const auto& each : kept)
+        check_held(each, made, true, from, to);
+    check_images(images, made, to);
+    bool alike = kept.size() == images.size();
+    for (size_t t = 0; alike && t < images.size(); ++t)
+        alike = kept[t]->images == images[t]->images &&
+                kept[t]->theta == reinterpret_cast<uintptr_t>(theta_of(static_cast<int>(t)));
+    if (!alike)
+        throw std::invalid_argument("native passes: " + std::string(to) +
+                                    " was given other images or another theta than the pass that "
+                                    "kept; hand on what " +
+                                    from + " kept as it is");
+}
+
+template <class T>
+void pullback(const Net& net, int n, int threads, const Blocks& images, const Blocks& kept,
+              uintptr_t theta, ptrdiff_t theta_stride, ptrdiff_t parameters, uintptr_t d_features,
+              ptrdiff_t width, uintptr_t gradient, uintptr_t norm_gradient) {
+    const PassOps<T>& ops = ops_of<T>(net);
+    const int tasks = static_cast<int>(images.size()), affine = 2 * net.stages * net.filters;
+    const auto theta_of = [&](int t) { return at<const T>(theta, t * theta_stride); };
+    check_kept<T>(images, kept, {net, n, sizeof(T), isa()}, theta_of, "embed", "pullback");
+    Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
+    for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
+        const PullbackTask<T> task{images[t]->block.data(),
+                                   theta_of(t),
+                                   at<const T>(d_features, static_cast<ptrdiff_t>(t) * n * width),
+                                   kept[t]->block.data(),
+                                   at<T>(gradient, t * parameters),
+                                   at<T>(norm_gradient, static_cast<ptrdiff_t>(t) * affine)};
+        ops.pullback(net, n, task, room.work(slot), room.scratch(slot), team);
+    });
 }
 
 template <class T>
@@ -163,19 +202,8 @@ void tangent(const Net& net, int n, int threads, const Blocks& images, const Blo
              uintptr_t product, uintptr_t norm_product) {
     const PassOps<T>& ops = ops_of<T>(net);
     const int tasks = static_cast<int>(images.size()), width = 2 * net.stages * net.filters;
-    const Made made{net, n, sizeof(T), isa()};
     const auto theta_of = [&](int t) { return at<const T>(theta, t * theta_stride); };
-    for (const auto& each : kept)
-        check_held(each, made, true, "run", "tangent");
-    check_images(images, made, "tangent");
-    bool alike = kept.size() == images.size();
-    for (int t = 0; alike && t < tasks; ++t)
-        alike = kept[t]->images == images[t]->images &&
-                kept[t]->theta == reinterpret_cast<uintptr_t>(theta_of(t));
-    if (!alike)
-        throw std::invalid_argument(
-            "native passes: tangent was given other images or another theta than the pass that "
-            "kept; hand on what run kept as it is");
+    check_kept<T>(images, kept, {net, n, sizeof(T), isa()}, theta_of, "run", "tangent");
     Room room(tasks, threads, ops.tangent_bytes(net, n), ops.scratch_bytes(net));
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
         const TangentTask<T> task{images[t]->block.data(),
@@ -192,6 +220,7 @@ template <class T> void bind(py::module_ m) {
     m.def("prepare", &prepare<T>);
     m.def("pass_", &pass<T>);
     m.def("tangent", &tangent<T>);
+    m.def("pullback", &pullback<T>);
     bind_ops<T>(m);
 }
 

@@ -29,18 +29,28 @@ using Scalar = std::pair<double, uintptr_t>; // a number, or the address of one
 cuda::Scalar scalar(const Scalar& s) { return {s.first, at<const double>(s.second, 0)}; }
 
 template <class T>
-void update_fwd(const On& on, int tasks, const PieceTables& pieces, Matrix theta, uintptr_t rates,
-                Matrix grad, uintptr_t rates_dot, Matrix grad_dot, Matrix out) {
-    const UpdateFwd<T> u{rows<const T>(theta),      at<const T>(rates, 0),   rows<const T>(grad),
-                         at<const T>(rates_dot, 0), rows<const T>(grad_dot), rows<T>(out)};
+void update_fwd(const On& on, int tasks, const PieceTables& pieces, bool own, Matrix theta,
+                uintptr_t rates, Matrix grad, uintptr_t rates_dot, Matrix grad_dot, Matrix out) {
+    const UpdateFwd<T> u{rows<const T>(theta),
+                         at<const T>(rates, 0),
+                         rows<const T>(grad),
+                         at<const T>(rates_dot, 0),
+                         rows<const T>(grad_dot),
+                         rows<T>(out),
+                         own};
     cuda::update_fwd(u, tasks, pieces_of(pieces), stream(on));
 }
 
 template <class T>
-void update_bwd(const On& on, int tasks, const PieceTables& pieces, Matrix d_theta, Matrix grad,
-                uintptr_t rates, Matrix d_grad, Matrix d_rates, uintptr_t shares) {
-    const UpdateBwd<T> u{rows<const T>(d_theta), rows<const T>(grad), at<const T>(rates, 0),
-                         rows<T>(d_grad),        rows<T>(d_rates),    at<double>(shares, 0)};
+void update_bwd(const On& on, int tasks, const PieceTables& pieces, bool own, Matrix d_theta,
+                Matrix grad, uintptr_t rates, Matrix d_grad, Matrix d_rates, uintptr_t shares) {
+    const UpdateBwd<T> u{rows<const T>(d_theta),
+                         rows<const T>(grad),
+                         at<const T>(rates, 0),
+                         rows<T>(d_grad),
+                         rows<T>(d_rates),
+                         at<double>(shares, 0),
+                         own};
     cuda::update_bwd(u, tasks, pieces_of(pieces), stream(on));
 }
 

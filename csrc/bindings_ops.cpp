@@ -146,7 +146,8 @@ std::vector<Piece> pieces_of(const std::vector<ptrdiff_t>& sizes) {
     return pieces;
 }
 
-// f(ops, pieces, team) by all threads at once, if there is enough to do.
+// f(ops, pieces, team) by all threads at once, if there is enough to do. `own`: rates of each
+// number.
 template <class T, class F>
 void update(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, F f) {
     const std::vector<Piece> pieces = pieces_of(sizes);
@@ -156,23 +157,32 @@ void update(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, F f) {
 }
 
 template <class T>
-void update_fwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, Matrix theta,
+void update_fwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, bool own, Matrix theta,
                 uintptr_t rates, Matrix grad, uintptr_t rates_dot, Matrix grad_dot, Matrix out) {
     update<T>(sizes, tasks, threads, [&](auto& ops, const std::vector<Piece>& pieces, Team& team) {
-        const UpdateFwd<T> u{rows<const T>(theta),    at<const T>(rates, 0),
-                             rows<const T>(grad),     at<const T>(rates_dot, 0),
-                             rows<const T>(grad_dot), rows<T>(out)};
+        const UpdateFwd<T> u{rows<const T>(theta),
+                             at<const T>(rates, 0),
+                             rows<const T>(grad),
+                             at<const T>(rates_dot, 0),
+                             rows<const T>(grad_dot),
+                             rows<T>(out),
+                             own};
         ops.update_fwd(u, tasks, pieces.data(), static_cast<int>(pieces.size()), team);
     });
 }
 
 template <class T>
-void update_bwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, Matrix d_theta,
-                Matrix grad, uintptr_t rates, Matrix d_grad, Matrix d_rates) {
+void update_bwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, bool own,
+                Matrix d_theta, Matrix grad, uintptr_t rates, Matrix d_grad, Matrix d_rates) {
     update<T>(sizes, tasks, threads, [&](auto& ops, const std::vector<Piece>& pieces, Team& team) {
         std::vector<double> shares(pieces.size() * static_cast<size_t>(tasks));
-        const UpdateBwd<T> u{rows<const T>(d_theta), rows<const T>(grad), at<const T>(rates, 0),
-                             rows<T>(d_grad),        rows<T>(d_rates),    shares.data()};
+        const UpdateBwd<T> u{rows<const T>(d_theta),
+                             rows<const T>(grad),
+                             at<const T>(rates, 0),
+                             rows<T>(d_grad),
+                             rows<T>(d_rates),
+                             shares.data(),
+                             own};
         ops.update_bwd(u, tasks, pieces.data(), static_cast<int>(pieces.size()), team);
     });
 }

@@ -60,13 +60,24 @@ template <class T> struct PassTask {
     const T* given_mean;   // [stages · filters] to normalise by, or null for the batch's own
     const T* given_var;
     T* loss;
-    T* logits;        // [n][ways]
+    T* logits;        // [n][ways], null: not wanted
     T* gradient;      // [P], null: forward only
     T* norm_gradient; // [stages][2][filters]
     T* mean;          // [stages · filters] of the batch
     T* var;           // biased
     void* kept;       // pass_bytes()
-    bool keep;        // what `tangent` reads
+    bool keep;        // what `tangent` reads, or `pullback`
+    T* features;      // [n][d], null: not wanted
+};
+
+// The gradient of ⟨d_features, features⟩ of one task, whose pass kept.
+template <class T> struct PullbackTask {
+    const void* images;
+    const T* theta;      // as in the pass
+    const T* d_features; // [n][d]
+    void* kept;          // by the pass
+    T* gradient;         // [P], of the classifier 0
+    T* norm_gradient;    // [stages][2][filters]
 };
 
 // Direction of one task's gradient along that of its parameters.
@@ -163,11 +174,12 @@ template <class T> struct Rows {
 
 template <class T> struct UpdateFwd {
     Rows<const T> theta;
-    const T* rates; // [segments], of grad
+    const T* rates; // [segments], of grad; or [P], where each number has its own
     Rows<const T> grad;
     const T* rates_dot; // of grad_dot; null: no such term
     Rows<const T> grad_dot;
     Rows<T> out; // theta − rates·grad − rates_dot·grad_dot
+    bool each;   // number has its own rate
 };
 
 template <class T> struct UpdateBwd {
@@ -175,8 +187,9 @@ template <class T> struct UpdateBwd {
     Rows<const T> grad; // null: no gradient of the rates is wanted
     const T* rates;     // null: none of grad
     Rows<T> d_grad;
-    Rows<T> d_rates; // one a segment, all zeros
-    double* shares;  // [pieces][tasks]
+    Rows<T> d_rates; // one a segment, all zeros; or one a number
+    double* shares;  // [pieces][tasks], of segments
+    bool each;       // number has its own rate
 };
 
 // One step of Adam (Kingma and Ba 2015, algorithm 1) over flat buffers.
@@ -202,6 +215,7 @@ template <class T> struct PassOps {
     void (*prepare)(const Net&, int n, const T* x, void* images, void* work, void* scratch, Team&);
     void (*pass)(const Net&, int n, const PassTask<T>&, void* work, void* scratch, Team&);
     void (*tangent)(const Net&, int n, const TangentTask<T>&, void* work, void* scratch, Team&);
+    void (*pullback)(const Net&, int n, const PullbackTask<T>&, void* work, void* scratch, Team&);
 };
 
 // Single ops of one instruction set, one task each.

@@ -53,7 +53,10 @@ def _classes(cfg: Config, dataset: Dataset, part: str, tasks: int) -> tuple[list
     """Names, and of the fixed tasks the index of the class that each label stands for, int64
     [tasks, ways].
     """
-    bank, source = dataset.banks[part], EpisodeSampler.of(cfg, dataset, part, seed=TASK_SEED)
+    bank, source = (
+        dataset.banks[part],
+        EpisodeSampler.of(cfg, dataset, part, seed=TASK_SEED),
+    )
     turned = cfg.rotations == "classes"
     drawn = []
     for first in range(0, tasks, BATCH):

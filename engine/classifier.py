@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,14 @@ from engine.allowed import check_type
 from engine.config import Config
 from engine.data import pictures
 from engine.errors import UserError
+from engine.methods import HEADLESS
 from engine.models.backbone import Backbone
-from engine.models.interface import Moments
 from engine.runs import adapted
-from engine.runs.adapted import Adapted, Classifier, Member, moved
+from engine.runs.adapted import Adapted, Classifier, moved
+from engine.runs.adapting import adapt, one_by_one, predictor, together
 from engine.runs.learned import Learned, learned_from
 from engine.runs.packed import pack
 from engine.runtime.machine import machine, settled
-from engine.unroll import at_step, inner_loop
-
-_TOGETHER = 32  # pictures that are answered in one call of the kernels
 
 
 class FewShotClassifier:
@@ -53,7 +50,9 @@ class FewShotClassifier:
     training: a class with more pictures has more weight. A task with fewer classes than the network
     has outputs takes the first outputs, one a class in sorted order, and the others are left out of
     the loss, too: they would be classes without a picture, and the first steps would go into
-    pushing them down. With as many classes as outputs it is what ``engine.evaluate`` does.
+    pushing them down. With as many classes as outputs it is what ``engine.evaluate`` does. A run of
+    protonet, matching or protomaml makes its classifier of the support pictures, for any number of
+    classes.
 
     Pictures are a list of paths, PIL images and arrays ([H, W], [H, W, C], [C, H, W]), or one array
     or tensor of [N, H, W], [N, H, W, C] or [N, C, H, W]; whole numbers from 0 to 255 or fractions
@@ -111,7 +110,7 @@ class FewShotClassifier:
             model = _model(cfg, device, learned, len(classes))
             x = learned.preparation.seen(images).to(device)[None]
             y = torch.from_numpy(labels).to(device)[None]
-            found = [_adapted(cfg, model, m, x, y) for m in learned.members]
+            found = [adapt(cfg, model, m, x, y) for m in learned.members]
         found = [moved(entry, "cpu") for entry in found]
         _refuse_diverged(found, cfg)
         self.classes_, self._fitted = classes, (learned._replace(cfg=cfg), found)
@@ -144,11 +143,12 @@ class FewShotClassifier:
         check_type("transductive", self.transductive, "bool")
         cfg = dataclasses.replace(learned.cfg, **self._machine())
         with machine(cfg) as device, torch.inference_mode(), kernels.only_kernels():
-            model = _model(cfg, device, learned, len(self.classes_))
+            model = _model(cfg, device, learned, adapted.outputs(cfg, found[0].theta))
             whole = self.transductive and cfg.norm_statistics == "batch"
-            answer = _together if whole else _one_by_one
+            answer = together if whole else one_by_one
+            predict = predictor(cfg, model, len(self.classes_))
             x = learned.preparation.seen(images)
-            members = [answer(model, moved(a, device), x.to(device)) for a in found]
+            members = [answer(model, predict, moved(a, device), x.to(device)) for a in found]
             logits = torch.stack(members).mean(0)
         logits = logits.cpu().numpy().astype(np.float64)
         odds = np.exp(logits - logits.max(1, keepdims=True))
@@ -256,7 +256,7 @@ def _labels(y: Any, learned: Learned) -> tuple[np.ndarray, np.ndarray]:
     if len(classes) < 2:
         one = f"the class {classes[0]!s} alone" if len(classes) else "no label"
         raise UserError(f"y has {one}: give pictures of two classes or more")
-    if len(classes) > learned.cfg.ways:
+    if len(classes) > learned.cfg.ways and learned.cfg.method not in HEADLESS:
         raise UserError(
             f"y has {len(classes)} classes, the network {learned.cfg.ways} outputs: give at most "
             f"so many, or train one with --ways {len(classes)} (--init takes over what this one "
@@ -269,48 +269,9 @@ def _model(cfg: Config, device: torch.device, learned: Learned, classes: int) ->
     return adapted.network(settled(cfg, device, learned.precisions), classes)
 
 
-def _adapted(cfg: Config, model: Backbone, member: Member, x: Tensor, y: Tensor) -> Adapted:
-    """By the engine's inner loop, then the statistics as of its inductive protocol."""
-    params, running = moved(member, x.device)
-    given = running if cfg.norm_statistics == "running" else None
-    whole = adapted.network(cfg, cfg.ways)
-    theta = _with_outputs(params.theta, whole.sizes, whole.ways, model.ways)
-    steps = cfg.eval_steps or cfg.steps
-    loop = inner_loop(model, params._replace(theta=theta), x, y, steps, given)
-    (last,) = deque(loop, 1)
-    if given is None:
-        _, statistics = model.prepare(x, 1).predict(last.adapted, last.row)
-        statistics = Moments(*(moment[0] for moment in statistics))
-    else:
-        statistics = Moments(*(at_step(moment, last.index) for moment in given))
-    return Adapted(last.adapted[0], last.row, statistics)
-
-
-def _with_outputs(values: Tensor, sizes: tuple[int, ...], ways: int, classes: int) -> Tensor:
-    """Of a number for each parameter [..., P] those of the first outputs alone of the classifier,
-    whose weight and bias are the last segments."""
-    *body, weight, bias = values.split(sizes, -1)
-    weight = weight.unflatten(-1, (ways, -1))[..., :classes, :].flatten(-2)
-    return torch.cat([*body, weight, bias[..., :classes]], -1)
-
-
 def _refuse_diverged(found: list[Adapted], cfg: Config) -> None:
     if not all(t.isfinite().all() for a in found for t in (a.theta, *a.statistics)):
         raise UserError(
             f"the parameters are not finite after {cfg.eval_steps or cfg.steps} inner steps on "
             "these pictures: give fewer steps, or a network that was trained to its end"
         )
-
-
-def _one_by_one(model: Backbone, a: Adapted, x: Tensor) -> Tensor:
-    """Each picture a task of its own: whatever lies beside it in memory, the same sums."""
-    parts = []
-    for some in x.split(_TOGETHER):
-        images = model.prepare(some[:, None], 1)
-        logits, _ = images.predict(a.theta.expand(len(some), -1), a.row, a.statistics)
-        parts.append(logits[:, 0])
-    return torch.cat(parts)
-
-
-def _together(model: Backbone, a: Adapted, x: Tensor) -> Tensor:
-    return model.prepare(x[None], 1).predict(a.theta[None], a.row)[0][0]

@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 from engine.allowed import PATH, RATIO, WIDTHS, check
 from engine.config import DATASET, GROUPS, PRESET, Config
 from engine.errors import UserError, nearest, say
-from engine.presets import preset_fields
+from engine.presets import of_method, preset_fields
 
 FIELDS: dict[str, Field] = {f.name: f for f in fields(Config)}
 _HELP = ("-h", "--help", "--help-all")
 _METAVARS = {PATH: "PATH", RATIO: "A/B/C", WIDTHS: "A,B,C,D"}
 # What the values that a preset gives to other fields depend on.
-_DECIDING = ("preset", "dataset", "network", "ways", "shots", "epochs", "lr")
+_DECIDING = ("preset", "method", "dataset", "network", "ways", "shots", "epochs", "lr")
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,10 +128,13 @@ def defaults(prog: str, argv: list[str]) -> tuple[dict[str, str], str]:
     for name, value in given.items():
         check(name, value, FIELDS[name].metadata["allowed"])
     preset, dataset = given.get("preset", PRESET), given.get("dataset", DATASET)
-    values = preset_fields(preset, dataset, given)
-    shown = {name: f"(by preset: {value})" for name, value in values.items()}
+    shown = {"preset": f"(default: {PRESET})", "dataset": f"(default: {DATASET})"}
     for f in FIELDS.values():
         if f.default is not MISSING and f.default is not None and f.type != "bool":
             shown[f.name] = f"(default: {f.default})"
-    shown |= {"preset": f"(default: {PRESET})", "dataset": f"(default: {DATASET})"}
-    return shown, f"--preset {preset} --dataset {dataset}"
+    values = preset_fields(preset, dataset, given)
+    by_method = of_method(given | values)
+    for name, value in values.items():
+        shown[name] = f"(by {'method' if name in by_method else 'preset'}: {value})"
+    of = f" --method {given['method']}" if "method" in given else ""
+    return shown, f"--preset {preset}{of} --dataset {dataset}"

@@ -14,7 +14,8 @@ from typing import Any
 
 from engine.allowed import PATH, RATIO, WIDTHS, check, check_type
 from engine.errors import UserError, listed
-from engine.presets import PRESETS, RESNET12_SLOPE, preset_fields
+from engine.methods import EMBEDDING, METHODS
+from engine.presets import METHOD, PRESETS, RESNET12_SLOPE, preset_fields
 
 __all__ = ["Config", "UserError", "check"]
 
@@ -66,6 +67,12 @@ class Config:
     """Every setting of a run. Build one with ``Config.of`` or ``Config.resolve``."""
 
     preset: str = _run("published protocol that fills every other field", PRESETS, free=True)
+    method: str = _run(
+        "what is trained: a set of choices in place of the preset's, of which flags change those "
+        "that do not make the method",
+        tuple(METHODS),
+        default=METHOD,
+    )
     dataset: str = _data("kind of data", DATASETS)
     data: str | None = _data(
         "path of the data (default: datasets/<dataset>)", PATH, default=None, free=True
@@ -97,6 +104,11 @@ class Config:
     image_size: int = _data("height and width in pixels", ">= 1")
     channels: int = _data("1 grey, 3 RGB", CHANNELS)
     ways: int = _task("classes of a task", ">= 2")
+    train_ways: int = _task(
+        "classes of a training task of protonet and matching, 0: as of any other task",
+        ">= 0",
+        default=0,
+    )
     shots: int = _task("support images per class", ">= 1")
     targets: int = _task("target images per class", ">= 1")
     tasks: int = _task("tasks per outer iteration", ">= 1")
@@ -121,9 +133,22 @@ class Config:
     eval_steps: int = _inner("inner steps in evaluation, 0: as in training", ">= 0")
     inner_rate: float = _inner("(initial) inner learning rate", "> 0")
     rates: str = _inner(
-        "inner rates per tensor and step (LSLR): learned or fixed", ("learned", "fixed")
+        "inner rates: learned per tensor and step (LSLR), fixed, or learned per parameter, the "
+        "same in all steps (Meta-SGD)",
+        ("learned", "fixed", "per-parameter"),
+    )
+    adapt: str = _inner(
+        "tensors that the inner loop changes: all, the classifier (head), or all but it (body)",
+        ("all", "head", "body"),
+        default="all",
+    )
+    temperature: float = _inner(
+        "that matching multiplies cosines by, 1: the paper's", "> 0", default=1.0
     )
     norm_weights: str = _inner("rows of gains and biases (BNWB)", ("per-step", "shared"))
+    norm_gains: str = _inner(
+        "gains of batch norm: learned, or fixed at 1", ("learned", "fixed"), default="learned"
+    )
     norm_stats: str = _inner("rows of running statistics (BNRS)", ("per-step", "shared"))
     norm_momentum: float = _inner("momentum of the running statistics", "in (0, 1]")
     norm_eps: float = _inner("added to the variance", "> 0")
@@ -147,6 +172,9 @@ class Config:
     protocol: str = _evaluation(
         "normalise a target with the others (transductive) or without",
         ("transductive", "inductive"),
+    )
+    eval_targets: int = _evaluation(
+        "target images per class in evaluation, 0: as in training", ">= 0", default=0
     )
     eval_tasks: int = _evaluation("tasks of a validation and of the final test", ">= 2")
     ensemble: int = _evaluation("best checkpoints kept, and averaged in the final test", ">= 1")
@@ -300,6 +328,17 @@ def _refuse_of_another_network(cfg: Config, explicit: dict, usual: dict[str, Any
 
 
 def _check_combinations(cfg: Config) -> None:
+    METHODS[cfg.method].check(vars(cfg))
+    if cfg.train_ways and (cfg.train_ways < 2 or cfg.method not in EMBEDDING):
+        raise UserError(
+            f"--train-ways is {cfg.train_ways} with --method {cfg.method}: give 2 or more with "
+            f"--method {' or '.join(EMBEDDING)}, or leave it out"
+        )
+    if cfg.temperature != 1 and cfg.method != "matching":
+        raise UserError(
+            f"--temperature is {cfg.temperature} with --method {cfg.method}, which has none: leave "
+            "it out, or give --method matching"
+        )
     if cfg.min_lr > cfg.lr:
         raise UserError(
             f"--min-lr is {cfg.min_lr}, above --lr {cfg.lr}: annealing only goes down; "
@@ -333,4 +372,5 @@ def default_run(cfg: Config, data_name: str) -> Path:
     data = data_name.replace(":", "-").replace("/", "-")
     network = "" if cfg.network == "conv4" else f"-{cfg.network}"
     task = f"{data}{network}-{cfg.ways}w{cfg.shots}s"
-    return Path("runs") / f"{task}-{cfg.preset}-seed{cfg.seed}"
+    method = "" if cfg.method == METHOD else f"-{cfg.method}"
+    return Path("runs") / f"{task}-{cfg.preset}{method}-seed{cfg.seed}"

@@ -131,6 +131,7 @@ class EpisodeSampler:
         seed: int,
         rotations: str = "none",
         skip_small: bool = False,
+        flags: tuple[str, str] = ("--ways", "--targets"),  # that a message is to name
     ):
         check("rotations", rotations, ROTATIONS)
         for name, value in {"ways": ways, "shots": shots, "targets": targets}.items():
@@ -147,7 +148,7 @@ class EpisodeSampler:
         self._images, self._shape = bank.images.numpy(), bank.images.shape[1:]
         digest = hashlib.sha256(f"{seed}/{split}".encode()).digest()
         self._stream = np.frombuffer(digest, "<u8", 1).astype(np.uint64)
-        _require_enough(self, dataset.name, split, bank.names)
+        _require_enough(self, dataset.name, split, bank.names, flags)
         # as rows of an image, so that the innermost loop of numpy is long
         std = np.array(dataset.std)
         self.scale = self._row(dataset.scale / std)  # float32 [W * C]
@@ -164,17 +165,23 @@ class EpisodeSampler:
         ][: len(small)]
 
     @classmethod
-    def of(cls, cfg: Config, dataset: Dataset, part: str, seed: int) -> EpisodeSampler:
-        """The tasks of a configuration."""
+    def of(
+        cls, cfg: Config, dataset: Dataset, part: str, seed: int, evaluation: bool = True
+    ) -> EpisodeSampler:
+        """The tasks of a configuration, those of its evaluation or of its training."""
+        own = {"ways": "ways", "targets": "targets"}
+        own |= {"targets": "eval_targets"} if evaluation and cfg.eval_targets else {}
+        own |= {"ways": "train_ways"} if not evaluation and cfg.train_ways else {}
         return cls(
             dataset,
             part,
-            ways=cfg.ways,
+            ways=getattr(cfg, own["ways"]),
             shots=cfg.shots,
-            targets=cfg.targets,
+            targets=getattr(cfg, own["targets"]),
             seed=seed,
             rotations=cfg.rotations,
             skip_small=cfg.skip_small_classes,
+            flags=tuple("--" + name.replace("_", "-") for name in own.values()),
         )
 
     @property
@@ -241,16 +248,22 @@ class EpisodeSampler:
         return classes.repeat_interleave(samples).repeat(tasks, 1)
 
 
-def _require_enough(sampler: EpisodeSampler, name: str, split: str, names: tuple[str, ...]) -> None:
+def _require_enough(
+    sampler: EpisodeSampler,
+    name: str,
+    split: str,
+    names: tuple[str, ...],
+    flags: tuple[str, str],
+) -> None:
     if sampler.classes < sampler.ways:
         raise UserError(
-            f"--ways is {sampler.ways}, but the {split} split of {name} has {sampler.classes} "
+            f"{flags[0]} is {sampler.ways}, but the {split} split of {name} has {sampler.classes} "
             "classes; give fewer"
         )
     needed, counts = sampler.shots + sampler.targets, sampler._counts
     if small := [f"{names[c]} ({counts[c]})" for c in (counts < needed).nonzero()[0]]:
         raise UserError(
-            f"--shots {sampler.shots} and --targets {sampler.targets} need {needed} images a "
+            f"--shots {sampler.shots} and {flags[1]} {sampler.targets} need {needed} images a "
             f"class, but {len(small)} of {len(names)} in the {split} split of {name} have fewer: "
             f"{listed(small)}; lower one of them, or leave the classes out by --skip-small-classes"
         )

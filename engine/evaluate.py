@@ -17,6 +17,7 @@ from engine.commandline import Parser, add_flags, parse
 from engine.config import Config
 from engine.errors import UserError, say
 from engine.files import output, write
+from engine.methods import HEADLESS
 from engine.runs.interrupt import Interrupt, answered
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     from engine.runs.saved import load_trained, restore
     from engine.runtime import ranks
     from engine.runtime.machine import machine, settled
-    from engine.scoring import predictions, summary
+    from engine.scoring import predictions, summary, with_ways
 
     interrupt.phase = "unwind"
     saved = load_trained(path)
@@ -89,6 +90,8 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
         say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
         members = restore(meta.layout(trained), saved, device)
+        if cfg.ways != trained.ways:
+            members = {n: with_ways(state, trained, cfg) for n, state in members.items()}
         found = predictions(cfg, [*members.values()], dataset, part, cfg.eval_tasks)
         result = summary(cfg, [*members], dataset, part, found)
         say(*test_table(result))
@@ -104,7 +107,8 @@ def _configurations(
     from engine.runs.saved import own_data
 
     trained = Config.from_dict(saved.config)
-    if explicit.get("ways", trained.ways) != trained.ways:
+    any_ways = trained.method in HEADLESS and trained.rates != "per-parameter"
+    if explicit.get("ways", trained.ways) != trained.ways and not any_ways:
         raise UserError(
             f"--ways is {explicit['ways']}: the classifier of {path} has {trained.ways} outputs; "
             "leave --ways out"
@@ -118,6 +122,8 @@ def _configurations(
             f"--dataset is omniglot, which is grey: the network of {path} takes "
             f"{trained.channels} channels; give other data, or train with --channels 1"
         )
+    if "targets" in explicit:
+        explicit["eval_targets"] = 0
     cfg = dataclasses.replace(trained, **own_data(path, trained) | explicit)
     if cfg.data is None and cfg.dataset == trained.dataset:
         cfg = _at_default(cfg, path, saved.data_name)

@@ -22,6 +22,7 @@ from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, say
 from engine.learner import Learner
 from engine.meta import State
+from engine.methods.rates import by_tensor
 from engine.models.interface import Moments, Params
 from engine.models.module import Module
 from engine.models.resnet12 import ResNet12
@@ -96,7 +97,10 @@ def _configuration(learner: Learner, preset: str, tasks: int, settings: dict) ->
     """The preset for natural images, with what the learner says of itself."""
     given = {
         "steps": learner.steps,
+        "method": "maml++",
         "rates": "learned" if learner.rates.requires_grad else "fixed",
+        "adapt": "all",  # of what the model adapts
+        "norm_gains": "learned",
         "norm_weights": "per-step" if len(learner.norm) == learner.steps else "shared",
         "norm_stats": "per-step" if len(learner.running_mean) == learner.steps else "shared",
         "norm_statistics": learner.norm_statistics,
@@ -149,6 +153,9 @@ class _Own:
 
     def names(self, cfg: Config) -> tuple[str, ...]:
         return self.learner.adapted_names
+
+    def rates(self, cfg: Config, state: State) -> list[list[float]]:
+        return by_tensor(state.params.rates, self.own_model.sizes).T.tolist()
 
     def state(self) -> State:
         params = Params(*(p.clone() for p in self.learner.params()))

@@ -16,7 +16,9 @@ import kernels
 from engine import schedules, unroll
 from engine.config import Config
 from engine.episodes import Episode, Values, count, each
-from engine.models import network
+from engine.methods import rates
+from engine.methods.loops import loop
+from engine.models import buffers, network
 from engine.models.interface import Model, Moments, Params
 from engine.runtime import ranks
 from engine.runtime.workers import over_blocks
@@ -57,6 +59,8 @@ def init_state(cfg: Config, device: torch.device | str = "cpu") -> State:
     model, generator = network(cfg), torch.Generator("cpu").manual_seed(cfg.seed)
     norm_rows = cfg.steps if cfg.norm_weights == "per-step" else 1
     params = model.init(cfg.steps, norm_rows, cfg.inner_rate, generator)
+    shape = cfg.steps, cfg.inner_rate, cfg.rates == "per-parameter", cfg.adapt
+    params = params._replace(rates=rates.initial(model.sizes, *shape, params.theta))
     zeros = Params(*(torch.zeros_like(p) for p in params))
     shape = (cfg.steps if cfg.norm_stats == "per-step" else 1, model.stat_width)
     kind = dict(dtype=params.theta.dtype, device=params.theta.device)
@@ -69,7 +73,9 @@ def layout(cfg: Config) -> State:
     model = network(cfg)
     norm_rows = cfg.steps if cfg.norm_weights == "per-step" else 1
     stat_rows = cfg.steps if cfg.norm_stats == "per-step" else 1
-    shapes = (sum(model.sizes),), (norm_rows, 2 * model.stat_width), (cfg.steps, len(model.sizes))
+    parameters = sum(model.sizes)
+    of_rates = (1, parameters) if cfg.rates == "per-parameter" else (cfg.steps, len(model.sizes))
+    shapes = (parameters,), (norm_rows, 2 * model.stat_width), of_rates
     kind = {"dtype": torch.float32, "device": "meta"}
     params = Params(*(torch.empty(shape, **kind) for shape in shapes))
     running = torch.empty(stat_rows, model.stat_width, **kind)
@@ -129,8 +135,9 @@ def meta_gradient(
     """
     schedule = schedule or Schedule.of(state.iteration, cfg)
     running = state.running if cfg.train_norm_statistics == "running" else None
-    differentiate = unroll.adjoint if cfg.unroll == "adjoint" else unroll.autograd
     model, (weights, second, _) = model or network(cfg), schedule
+    adjoint = loop(cfg, model).adjoint
+    differentiate = adjoint if cfg.unroll == "adjoint" else unroll.autograd
     parts = over_blocks(
         lambda block: differentiate(model, state.params, block, weights, second, running),
         episode,
@@ -205,12 +212,31 @@ def _alone(values: Values) -> Values:
 
 def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Schedule) -> State:
     """The state after an iteration: a step of Adam, and the running statistics."""
-    gradient = meta.gradient
-    if cfg.rates == "fixed":
-        gradient = gradient._replace(rates=torch.zeros_like(gradient.rates))
+    gradient = learned(meta.gradient, cfg)
     params, first, second = adam(state, gradient, *schedule.adam, cfg.beta1, cfg.beta2, cfg.clamp)
     running = update_running(state.running, meta.rows, meta.moments, cfg.norm_momentum)
     return State(params, first, second, running, state.iteration + 1)
+
+
+def learned(gradient: Params, cfg: Config) -> Params:
+    """With 0 for what the configuration does not learn: rates that are fixed, or of tensors that
+    the inner loop leaves, and gains.
+    """
+    if cfg.rates == "fixed":
+        gradient = gradient._replace(rates=torch.zeros_like(gradient.rates))
+    elif cfg.adapt != "all":
+        gradient = gradient._replace(rates=gradient.rates * adapted(cfg, gradient.rates))
+    if cfg.norm_gains == "fixed":
+        widths = network(cfg).norm_widths
+        biases = buffers.biases(widths, gradient.norm.dtype, gradient.norm.device)
+        gradient = gradient._replace(norm=gradient.norm * biases)
+    return gradient
+
+
+def adapted(cfg: Config, like: Tensor) -> Tensor:  # [L] or [P]
+    """1 where the inner loop changes a tensor or number, else 0."""
+    per_number = cfg.rates == "per-parameter"
+    return rates.adapted(network(cfg).sizes, per_number, cfg.adapt, like.dtype, like.device)
 
 
 def adam(

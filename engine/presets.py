@@ -2,14 +2,19 @@
 
 ``maml++`` and ``maml`` follow arXiv 1810.09502 (its protocol; where the paper is silent, its
 authors' code of April 2019); ``htym-2019`` and ``htym-head`` follow that code
-(HowToTrainYourMAMLPytorch) of April 2019 and of today.
+(HowToTrainYourMAMLPytorch) of April 2019 and of today. ``finn-2017`` is the code of MAML itself
+(`engine.methods.maml` says where they differ).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-PRESETS = ("maml++", "maml", "htym-2019", "htym-head")
+from engine.methods import METHODS
+from engine.methods.base import NEUTRAL
+
+METHOD = "maml++"  # unless a preset or a flag says otherwise
+PRESETS = ("maml++", "maml", "htym-2019", "htym-head", "finn-2017")
 RESNET12_SLOPE = 0.1  # as everybody's (Lee et al. 2019, and its code)
 
 _OMNIGLOT = {
@@ -52,32 +57,32 @@ _COMMON = {
     "eval_tasks": 600,
     "ensemble": 5,
 }
-# Every trick of the paper at its neutral value; min_lr is absent: no annealing.
-_NEUTRAL = {
-    "msl_epochs": 0,
-    "first_order_epochs": 0,
-    "norm_weights": "shared",
-    "norm_stats": "shared",
-    "rates": "fixed",
-}
 
 
 def preset_fields(preset: str, dataset: str, explicit: dict[str, Any]) -> dict[str, Any]:
-    """Every field that a preset decides, given the explicit ones that others depend on."""
+    """Every field that a preset and a method decide, given the explicit ones that others depend
+    on."""
     omniglot = dataset == "omniglot"
     chosen = _COMMON | (_OMNIGLOT if omniglot else _NATURAL)
     ways, shots = ({**chosen, **explicit}[name] for name in ("ways", "shots"))
-    protocol = _paper if preset in ("maml++", "maml") else _2019 if preset == "htym-2019" else _head
-    chosen |= protocol(omniglot, ways, shots)
+    chosen |= _PROTOCOLS[preset](omniglot, ways, shots)
+    if preset == "finn-2017":
+        chosen |= _finn(omniglot, {**chosen, **explicit})
     if explicit.get("network") == "resnet12":
         chosen["negative_slope"] = RESNET12_SLOPE
     if preset == "maml":
-        chosen |= _NEUTRAL
+        chosen |= NEUTRAL  # min_lr is absent: no annealing
         del chosen["min_lr"]
     if "epochs" in explicit:
         _scale_epochs(chosen, explicit["epochs"])
     chosen.setdefault("min_lr", {**chosen, **explicit}["lr"])
-    return chosen
+    return chosen | of_method({**chosen, **explicit})
+
+
+def of_method(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the method of these settings says of others."""
+    method = METHODS.get(settings.get("method", METHOD))  # one that is not known is refused later
+    return method.settings(settings) if method else {}
 
 
 def _paper(omniglot: bool, ways: int, shots: int) -> dict[str, Any]:
@@ -120,6 +125,44 @@ def _reference(omniglot: bool) -> dict[str, Any]:
         "epochs": 100,
         "beta2": 0.999,
     }
+
+
+def _original(omniglot: bool, ways: int, shots: int) -> dict[str, Any]:
+    return {
+        "method": "maml",
+        "rotations": "augment" if omniglot else "none",
+        "filters": 64 if omniglot else 32,
+        "downsample": "stride" if omniglot else "pool",
+        "negative_slope": 0.0,
+        "norm_eps": 1e-3,
+        "tasks": 4 if not omniglot else 32 if ways == 5 else 16,
+        "targets": shots if omniglot else 15,
+        "eval_targets": shots,
+        "steps": 1 if omniglot and ways == 5 else 5,
+        "eval_steps": 10 if not omniglot else 3 if ways == 5 else 5,
+        "epochs": 120,
+        "beta2": 0.999,
+        "first_order_epochs": 0,
+        "task_reduction": "mean",
+        "ensemble": 1,
+    }
+
+
+def _finn(omniglot: bool, settings: dict[str, Any]) -> dict[str, Any]:
+    """Its rate and its bound, of sums over a set divided by S, for losses that are means."""
+    ways, shots, targets = (settings[name] for name in ("ways", "shots", "targets"))
+    alpha = 0.01 if not omniglot else 0.4 if ways == 5 else 0.1
+    clamp = 0.0 if omniglot else 10.0 * shots / (ways * targets)
+    return {"inner_rate": ways * alpha, "clamp": clamp}
+
+
+_PROTOCOLS = {
+    "maml++": _paper,
+    "maml": _paper,
+    "htym-2019": _2019,
+    "htym-head": _head,
+    "finn-2017": _original,
+}
 
 
 def _scale_epochs(chosen: dict[str, Any], epochs: int) -> None:

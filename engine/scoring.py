@@ -10,12 +10,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import kernels
-from engine import unroll
 from engine.config import Config
 from engine.data import Dataset
 from engine.episodes import Episode, EpisodeSampler, Values
 from engine.errors import silenced
 from engine.meta import State
+from engine.methods import EMBEDDING
+from engine.methods.loops import loop
+from engine.methods.prototypical import resized
 from engine.models import network
 from engine.models.interface import Model
 from engine.runtime import graph, ranks
@@ -107,10 +109,11 @@ def validate(
 
 def prediction(cfg: Config, model: Model) -> Callable[..., Values]:
     """Of (state, episode): logits [T, N, ways], and with every=True [steps, T, N, ways]."""
+    adapt_and_predict = loop(cfg, model).adapt_and_predict
 
     @torch.inference_mode()
     def predict(state: State, episode: Episode, **options: bool) -> Values:
-        return unroll.adapt_and_predict(
+        return adapt_and_predict(
             model,
             state.params,
             state.running,
@@ -122,6 +125,12 @@ def prediction(cfg: Config, model: Model) -> Callable[..., Values]:
         )
 
     return predict
+
+
+def with_ways(state: State, trained: Config, cfg: Config) -> State:
+    """A state for tasks of other ways, of a method whose classifier is made of the support set."""
+    theta = resized(state.params.theta, network(trained), network(cfg))
+    return state._replace(params=state.params._replace(theta=theta))
 
 
 def _collected(
@@ -221,11 +230,12 @@ def summary(
         "data": dataset.name,
         "identity": dataset.identity,
         "split": part,
+        "method": cfg.method,
         "ways": cfg.ways,
         "shots": cfg.shots,
-        "targets": cfg.targets,
+        "targets": cfg.eval_targets or cfg.targets,
         "tasks": cfg.eval_tasks,
-        "steps": cfg.eval_steps or cfg.steps,
+        "steps": 0 if cfg.method in EMBEDDING else cfg.eval_steps or cfg.steps,
         "protocol": cfg.protocol,
         "norm_statistics": cfg.norm_statistics,
         "best": {"epoch": epochs[0], **shown(best)},

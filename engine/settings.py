@@ -17,6 +17,8 @@ from engine.allowed import PATH, check, check_type
 from engine.commandline import FIELDS, Parser, add_flags, asks_for_help, defaults, parse
 from engine.config import Config, completed
 from engine.errors import UserError, explained, nearest
+from engine.methods import METHODS
+from engine.presets import preset_fields
 
 try:
     import tomllib
@@ -26,7 +28,7 @@ except ImportError:  # Python 3.10
 _PROG = "python -m engine.train"
 # What most people need of the flags; --help-all shows the others, too.
 _COMMON = (
-    "dataset data ways shots steps epochs iterations seed device preset run init fresh"
+    "dataset data ways shots steps epochs iterations seed device preset method run init fresh"
 ).split()
 _CODES = (
     "Exit code: 0 done, 2 a mistake to correct, 3 NaN or Inf met, 129, 130 and 143 stopped by a "
@@ -36,7 +38,7 @@ _CODES = (
 
 class Resolved(NamedTuple):
     cfg: Config
-    sources: dict[str, str]  # of each field: flag, file, preset or default
+    sources: dict[str, str]  # of each field: flag, file, method, preset or default
     file: Path | None  # of --config
     show: bool  # whether to say what would be done, instead of doing it
 
@@ -50,17 +52,15 @@ def resolve(argv: list[str]) -> Resolved:
     show, file = given.pop("show", False), given.pop("config", None)
     written = {} if file is None else read(file)
     cfg = Config.of(**(written | given))
-    sources = {name: _source(name, given, written) for name in FIELDS}
+    preset = preset_fields(cfg.preset, cfg.dataset, written | given)
+    method = METHODS[cfg.method].settings(vars(cfg))
+    places = {"flag": given, "file": written, "method": method, "preset": preset}
+    sources = {name: _source(name, places) for name in FIELDS}
     return Resolved(cfg, sources, file, show)
 
 
-def _source(name: str, given: dict[str, Any], written: dict[str, Any]) -> str:
-    if name in given:
-        return "flag"
-    if name in written:
-        return "file"
-    by_preset = FIELDS[name].default is MISSING and name not in ("preset", "dataset")
-    return "preset" if by_preset else "default"
+def _source(name: str, places: dict[str, dict[str, Any]]) -> str:
+    return next((place for place, values in places.items() if name in values), "default")
 
 
 def _parser(argv: list[str]) -> Parser:
@@ -69,7 +69,8 @@ def _parser(argv: list[str]) -> Parser:
     parser = Parser(
         prog=_PROG,
         usage="%(prog)s [flags]",
-        description="Train MAML++ and test it. The same command continues a stopped run.",
+        description="Train MAML++, or another --method, and test it. The same command continues a "
+        "stopped run.",
         epilog=f"Values by preset are those of {protocol}; name others on the same line for "
         f"theirs. Rows of the log go to <run>/log.jsonl, and to TensorBoard if installed. {_CODES}",
     )

@@ -25,6 +25,9 @@ from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
 from engine.errors import say
 from engine.meta import State
+from engine.methods import EMBEDDING, HEADLESS
+from engine.methods.rates import HEAD
+from engine.models import network
 from engine.runtime.loop import Loop, loop
 from engine.runtime.machine import machine, settled
 from engine.settings import Resolved
@@ -67,7 +70,11 @@ def show(asked: Resolved) -> None:
 
 def settings(asked: Resolved) -> list[str]:
     """A line each, below its group."""
-    words = {"file": str(asked.file), "preset": f"preset {asked.cfg.preset}"}
+    words = {
+        "file": str(asked.file),
+        "preset": f"preset {asked.cfg.preset}",
+        "method": f"method {asked.cfg.method}",
+    }
     lines = []
     for group in GROUPS:
         lines.append(group)
@@ -80,10 +87,16 @@ def settings(asked: Resolved) -> list[str]:
 
 def parameters(cfg: Config) -> str:
     theta, norm, rates = (tensor.numel() for tensor in meta.layout(cfg).params)
-    learned = rates if cfg.rates == "learned" else 0
+    if cfg.method in HEADLESS:
+        theta -= sum(network(cfg).sizes[-HEAD:])
+    learned, affine = 0, norm if cfg.norm_gains == "learned" else norm // 2
+    if cfg.rates != "fixed":
+        rows = cfg.steps if cfg.rates == "learned" else 1
+        rates = learned = rows * int(meta.adapted(cfg, torch.empty(0, device="cpu")).sum())
+    of_norm = "gains and biases" if cfg.norm_gains == "learned" else "biases"
     return (
-        f"{theta + norm + learned:,} parameters are learned: {theta:,} weights, {norm:,} gains and "
-        f"biases, {learned:,} inner rates" + (f" ({rates:,} are fixed)" if not learned else "")
+        f"{theta + affine + learned:,} parameters are learned: {theta:,} weights, {affine:,} "
+        f"{of_norm}, {learned:,} inner rates" + ("" if learned else f" ({rates:,} are fixed)")
     )
 
 
@@ -91,7 +104,7 @@ def cost(cfg: Config, device: torch.device) -> Cost:
     """By the iteration that training takes, and the tasks that validate."""
     dataset, state = _random(cfg), meta.init_state(cfg, device)
     before = _memory(device, peak=False)
-    tasks = EpisodeSampler.of(cfg, dataset, "train", cfg.seed)
+    tasks = EpisodeSampler.of(cfg, dataset, "train", cfg.seed, evaluation=False)
     parts = []
     with loop(cfg, tasks, range(len(_parts(cfg)) * (ITERATIONS + 1)), device) as steps:
         for part in _parts(cfg):
@@ -134,13 +147,13 @@ def _task(cfg: Config, state: State, dataset: Dataset) -> float:
 
 def _random(cfg: Config) -> Dataset:
     """As many images as one task has."""
-    each = cfg.shots + cfg.targets
+    each, ways = cfg.shots + max(cfg.targets, cfg.eval_targets), max(cfg.ways, cfg.train_ways)
     generator = torch.Generator("cpu").manual_seed(cfg.seed)
-    shape = cfg.ways * each, cfg.image_size, cfg.image_size, cfg.channels
+    shape = ways * each, cfg.image_size, cfg.image_size, cfg.channels
     kind = dict(dtype=torch.uint8, device="cpu")
     images = torch.randint(256, shape, generator=generator, **kind)
-    starts = torch.arange(cfg.ways + 1, device="cpu") * each
-    bank = ClassBank(images, starts, tuple(map(str, range(cfg.ways))))
+    starts = torch.arange(ways + 1, device="cpu") * each
+    bank = ClassBank(images, starts, tuple(map(str, range(ways))))
     centre = (0.5,) * cfg.channels, (0.25,) * cfg.channels
     return Dataset("random", {"train": bank, "val": bank}, 1 / 255, *centre, "")
 
@@ -173,7 +186,10 @@ def report(cfg: Config, device: torch.device, found: Cost) -> list[str]:
         epochs = f"epochs {first} to {last}" if last > first else f"epoch {first}"
         losses = "every step" if part.losses == cfg.steps else "the last step"
         order = {1: "first", 2: "second"}[part.order]
-        lines.append(f"  {epochs}: {part.seconds:.3f} s (loss after {losses}, {order} order)")
+        how = f"loss after {losses}, {order} order"
+        if cfg.method in EMBEDDING:
+            how = "no inner loop"
+        lines.append(f"  {epochs}: {part.seconds:.3f} s ({how})")
     if found.memory is None or found.before is None:
         lines.append("memory: this system does not say")
     else:

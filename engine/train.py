@@ -158,7 +158,7 @@ def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
     team = ranks.current()
     score, by_step = run.problem.validate(cfg, run.state, partial(team.check, interrupt))
     run.rank(score.accuracy)
-    rates = dict(zip(run.problem.names(cfg), run.state.params.rates.T.tolist(), strict=True))
+    rates = dict(zip(run.problem.names(cfg), run.problem.rates(cfg, run.state), strict=True))
     report.validation(iteration, run.epoch, score, by_step, rates, whole, run.best[0][0])
     run.save_epoch()
 

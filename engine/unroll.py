@@ -219,7 +219,7 @@ def autograd(
         if len(rates) == len(model.sizes):
             theta = ops.lslr_update(theta, step_gradient, rates, model.sizes)
         else:
-            theta = theta - rates * step_gradient
+            theta = ops.elementwise_update(theta, step_gradient, rates)
         if _wanted(weight):
             loss, logits, moments = model.loss(
                 theta, row, episode.target_x, episode.target_y, given, ops

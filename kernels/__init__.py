@@ -22,7 +22,7 @@ from kernels.head import linear_cross_entropy
 from kernels.net import Net
 from kernels.norm_act import per_step_batch_norm
 from kernels.threads import only_kernels, threads
-from kernels.update import lslr_update
+from kernels.update import elementwise_update, lslr_update
 
 __all__ = [
     "PRECISIONS",
@@ -32,6 +32,7 @@ __all__ = [
     "fastest_precision",
     "linear_cross_entropy",
     "lslr_update",
+    "elementwise_update",
     "nn",
     "only_kernels",
     "passes",

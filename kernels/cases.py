@@ -108,3 +108,11 @@ def update_inputs(
     """theta and grad [T, P], rates [L], sizes"""
     theta, grad = (_randn(seed, tasks, sum(sizes), dtype=dtype) for seed in (8, 9))
     return theta, grad, 0.1 + 0.05 * _randn(10, len(sizes), dtype=dtype), sizes
+
+
+def elementwise_inputs(
+    tasks: int, size: int, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """theta and grad [T, P], rates [P] of either sign"""
+    theta, grad, _, _ = update_inputs(tasks, (size,), dtype)
+    return theta, grad, 0.1 * _randn(10, size, dtype=dtype)

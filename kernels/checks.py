@@ -222,11 +222,16 @@ def handed_back(op: str, value: Any, kind: type, origin: str, unbroken: bool) ->
 
 
 @cache
-def parameters(net: Net) -> int:
-    """Values of one task's theta, P."""
+def features(net: Net) -> int:
+    """Values of an image that the classifier sees, D."""
     side = net.side
     for _ in range(net.stages):
         side = side // 2 if net.pool else (side + 1) // 2
-    features = net.filters * (side**2 if net.pool else 1)
+    return net.filters * (side**2 if net.pool else 1)
+
+
+@cache
+def parameters(net: Net) -> int:
+    """Values of one task's theta, P."""
     filters = net.filters * 9 * (net.channels + net.filters * (net.stages - 1))
-    return filters + net.ways * (features + 1)
+    return filters + net.ways * (features(net) + 1)

@@ -21,6 +21,15 @@ class Net(NamedTuple):
     precision: str = "fp32"  # of kernels.PRECISIONS, of the convolutions' products of float32 data
 
 
+class Embedded(NamedTuple):
+    """Of a pass that stops at the features."""
+
+    features: Tensor  # [T, N, D]
+    mean: Tensor  # [T, S] of the batch
+    var: Tensor  # [T, S] biased
+    kept: tuple | None  # what `pullback` needs, the backend's own
+
+
 class Result(NamedTuple):
     loss: Tensor | None  # [T]
     logits: Tensor  # [T, N, ways]

@@ -48,3 +48,7 @@ def linear_cross_entropy(
 
 def lslr_update(theta: Tensor, grad: Tensor, rates: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return theta - rates.repeat_interleave(torch.tensor(sizes, device=rates.device)) * grad
+
+
+def elementwise_update(theta: Tensor, grad: Tensor, rates: Tensor) -> Tensor:
+    return theta - rates * grad

@@ -71,8 +71,10 @@ def expect(
     checks.expect(f"{backend} {op}", like, **operands)
 
 
-def update_rows(backend: str, like: Tensor, sizes: tuple[int, ...]) -> tuple[int, int]:
+def update_rows(backend: str, like: Tensor, sizes: tuple[int, ...] | None) -> tuple[int, int]:
     """Tasks and parameters of the flat buffers."""
+    if sizes is None:
+        return len(like), like.shape[1]
     if min(sizes, default=0) < 0:
         raise ValueError(f"{backend} update: sizes must not be negative, got {list(sizes)}")
     return len(like), sum(sizes)
@@ -80,12 +82,13 @@ def update_rows(backend: str, like: Tensor, sizes: tuple[int, ...]) -> tuple[int
 
 def flat(
     rows: tuple[int, int],
-    sizes: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
     per_segment: dict[str, Tensor | None],
     **matrices: Tensor | None,
 ) -> dict[str, tuple[Tensor | None, tuple[int, ...]]]:
     """What `expect` is to find in the operands of the update."""
-    vectors = {name: (v, (len(sizes),)) for name, v in per_segment.items()}
+    width = rows[1] if sizes is None else len(sizes)
+    vectors = {name: (v, (width,)) for name, v in per_segment.items()}
     return vectors | {name: (m, rows) for name, m in matrices.items()}
 
 

@@ -1,4 +1,6 @@
-"""The LSLR inner update over a flat parameter buffer, batched over tasks, differentiable twice."""
+"""The inner update over a flat parameter buffer, batched over tasks, differentiable twice: rates of
+segments (LSLR), or of each number (Meta-SGD).
+"""
 
 from torch import Tensor
 
@@ -21,25 +23,46 @@ def lslr_update(
 
     Raises ValueError for shapes, dtypes or devices that do not fit.
     """
-    sizes = tuple(sizes)
+    return _update("lslr_update", theta, grad, rates, tuple(sizes))
+
+
+def elementwise_update(
+    theta: Tensor,  # [T, P]
+    grad: Tensor,  # [T, P]
+    rates: Tensor,  # [P]
+) -> Tensor:  # [T, P]
+    """θ' = θ − α ∘ g: a rate for each number, the same in all tasks (Meta-SGD, Li et al. 2017).
+
+    The same as `theta - rates * grad`. Differentiable twice in theta, grad and rates; a third
+    derivative raises.
+
+    Raises ValueError for shapes, dtypes or devices that do not fit.
+    """
+    return _update("elementwise_update", theta, grad, rates, None)
+
+
+def _update(
+    name: str, theta: Tensor, grad: Tensor, rates: Tensor, sizes: tuple[int, ...] | None
+) -> Tensor:
     if autocast.anywhere():
         theta, grad, rates = autocast.promoted(theta, grad, rates)
-    if min(sizes, default=0) < 0:
-        raise ValueError(f"lslr_update: sizes must be 0 or more, got {list(sizes)}")
-    if theta.dim() != 2 or theta.shape != grad.shape or theta.shape[1] != sum(sizes):
+    if min(sizes or (), default=0) < 0:
+        raise ValueError(f"{name}: sizes must be 0 or more, got {list(sizes)}")
+    fits = theta.dim() == 2 and theta.shape == grad.shape
+    if not fits or (sizes is not None and theta.shape[1] != sum(sizes)):
+        wanted = "[T, P]" if sizes is None else f"[T, {sum(sizes)}], the sum of sizes"
         raise ValueError(
-            f"lslr_update: theta and grad must both be [T, {sum(sizes)}], the sum of sizes, "
-            f"got {list(theta.shape)} and {list(grad.shape)}"
+            f"{name}: theta and grad must both be {wanted}, got {list(theta.shape)} and "
+            f"{list(grad.shape)}"
         )
     if not theta.numel():
         raise ValueError(
-            f"lslr_update: theta is empty, {list(theta.shape)}; it needs a task and a parameter"
+            f"{name}: theta is empty, {list(theta.shape)}; it needs a task and a parameter"
         )
-    if rates.shape != (len(sizes),):
-        raise ValueError(
-            f"lslr_update: rates must be [{len(sizes)}], one a segment, got {list(rates.shape)}"
-        )
-    check_alike("lslr_update", theta=theta, grad=grad, rates=rates)
+    count, of = (theta.shape[1], "number") if sizes is None else (len(sizes), "segment")
+    if rates.shape != (count,):
+        raise ValueError(f"{name}: rates must be [{count}], one a {of}, got {list(rates.shape)}")
+    check_alike(name, theta=theta, grad=grad, rates=rates)
     operands = theta, grad, rates
     if library.traced(*operands):
         return library.op(_Call.name)(*operands, sizes)
@@ -48,12 +71,12 @@ def lslr_update(
 
 class _Call(Call):
     """Rates are [L], or each task's own, [T, L], under `vmap`: the segments of all tasks are then
-    those of a single one.
+    those of a single one. Without sizes the same of [P] and [T, P].
     """
 
     name, inputs, outputs, shared, identity = "lslr_update", 3, 1, (2,), True
 
-    def __init__(self, impl, sizes: tuple[int, ...]) -> None:
+    def __init__(self, impl, sizes: tuple[int, ...] | None) -> None:
         self.impl, self.sizes, self.options = impl, sizes, (sizes,)
 
     def fwd(self, theta, grad, rates):
@@ -90,7 +113,7 @@ class _Call(Call):
             return *matrices, *vectors, self.sizes
         matrices = (None if m is None else m.reshape(1, -1) for m in matrices)
         vectors = (None if v is None else v.flatten() for v in vectors)
-        return *matrices, *vectors, self.sizes * len(rates)
+        return *matrices, *vectors, None if self.sizes is None else self.sizes * len(rates)
 
     def _unflat(
         self, rates: Tensor, like: Tensor, d_grad: Tensor | None, d_rates: Tensor | None
@@ -103,13 +126,13 @@ class _Call(Call):
 
 
 def _call(theta, grad, rates, sizes) -> _Call:
-    return _Call(dispatch.backend("update", theta), tuple(sizes))
+    return _Call(dispatch.backend("update", theta), None if sizes is None else tuple(sizes))
 
 
 library.define_twice_differentiable(
     _Call,
     "Tensor theta, Tensor grad, Tensor rates",
-    "SymInt[] sizes",
+    "SymInt[]? sizes",
     _call,
     lambda theta, grad, rates, sizes: (library.unwritten(theta),),
 )

@@ -67,11 +67,13 @@ def norm_results(
 
 
 def update_results(
-    update, tasks: int, sizes, dtype=torch.float64, device="cpu"
+    update, tasks: int, sizes, dtype=torch.float64, device="cpu", each: bool = False
 ) -> list[Tensor | None]:
+    """`each`: number has its own rate."""
     p, like = sum(sizes), {"dtype": dtype, "device": device}
     theta, grad, theta_dot, grad_dot = (randn(i, tasks, p, **like) for i in range(4))
-    rates, rates_dot = (randn(i, len(sizes), **like) for i in (4, 5))
+    rates, rates_dot = (randn(i, p if each else len(sizes), **like) for i in (4, 5))
+    sizes = None if each else sizes
     shared = theta[:1].expand(tasks, -1)
     results = [update.fwd(a, grad, rates, sizes) for a in (theta, shared, theta.mT.contiguous().mT)]
     results += update.bwd(theta, grad, rates, sizes)

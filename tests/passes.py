@@ -91,6 +91,38 @@ def fused(backend, p: Problem) -> Results:
     return Results(*results, *backend.tangent(kept, p.direction))
 
 
+class ToFeatures(NamedTuple):
+    """Of a pass that stops at the features, and its pullback."""
+
+    features: Tensor
+    mean: Tensor
+    var: Tensor
+    gradient: Tensor
+    norm_gradient: Tensor
+
+
+def fused_features(backend, p: Problem) -> ToFeatures:
+    """By a backend of whole passes."""
+    images = backend.prepare(p.model.net._replace(precision=p.model.precision), p.x)
+    *found, kept = backend.embed(images, p.theta, p.row, p.statistics, True)
+    return ToFeatures(*found, *backend.pullback(kept, d_features(found[0])))
+
+
+def composed_features(p: Problem, direction: Tensor | None = None) -> ToFeatures:
+    with kernels.use("plain"):
+        images = Composed(p.model, p.x, None)
+        h, moments, kept = images.embed(p.theta, p.row, p.statistics, True)
+        return ToFeatures(
+            h, *moments, *kept.pullback(d_features(h) if direction is None else direction)
+        )
+
+
+def d_features(features: Tensor) -> Tensor:
+    """A gradient of theirs."""
+    g = torch.Generator().manual_seed(7)
+    return torch.randn(features.shape, generator=g, dtype=torch.float64).to(features.dtype)
+
+
 def composed(p: Problem) -> Results:
     with kernels.use("plain"):
         images = Composed(p.model, p.x, None)
@@ -100,8 +132,10 @@ def composed(p: Problem) -> Results:
     return Results(*results, *moments, product, norm_product)
 
 
-def assert_close(ours: Results, expected: Results, tolerance: float = 1e-10) -> None:
-    for name, a, e in zip(Results._fields, ours, expected, strict=True):
+def assert_close(
+    ours: Results | ToFeatures, expected: Results | ToFeatures, tolerance: float = 1e-10
+) -> None:
+    for name, a, e in zip(expected._fields, ours, expected, strict=True):
         assert a.shape == e.shape and a.dtype == e.dtype, name
         limit = tolerance * e.abs().max().clamp(min=1e-3)
         assert (a - e).abs().max() <= limit, f"{name}: {(a - e).abs().max() / limit:.1e} × limit"

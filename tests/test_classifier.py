@@ -12,7 +12,6 @@ import torch
 from PIL import Image, ImageDraw
 
 from engine import FewShotClassifier, meta, train, unroll
-from engine.classifier import _one_by_one
 from engine.config import Config
 from engine.data.pictures import prepared
 from engine.data.preparation import Preparation
@@ -22,6 +21,7 @@ from engine.models.backbone import Backbone
 from engine.models.interface import Moments
 from engine.runs import checkpoint
 from engine.runs.adapted import Adapted
+from engine.runs.adapting import logits, one_by_one
 from engine.runs.learned import learned_from
 from engine.runs.packed import pack
 from engine.runs.problem import load_dataset
@@ -127,7 +127,7 @@ def test_an_answer_is_the_same_to_the_bit_alone_and_among_others(run, support, n
     together = fitted.predict_proba(asked)
     alone = np.concatenate([fitted.predict_proba([one]) for one in asked])
     backwards = fitted.predict_proba(asked[::-1])[::-1]
-    monkeypatch.setattr("engine.classifier._TOGETHER", 5)
+    monkeypatch.setattr("engine.runs.adapting._TOGETHER", 5)
     divided = fitted.predict_proba(asked)
     assert all(np.array_equal(together, other) for other in (alone, backwards, divided))
     if torch.get_num_threads() > 1:
@@ -144,8 +144,8 @@ def test_so_it_is_by_every_instruction_set_and_at_the_size_of_mini_imagenet(isa,
     adapted = Adapted(theta, norm[0], statistics)
     x = torch.randn(7, 84, 84, 3, generator=generator).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        together = _one_by_one(model, adapted, x)
-        alone = torch.cat([_one_by_one(model, adapted, one[None]) for one in x])
+        together = one_by_one(model, logits, adapted, x)
+        alone = torch.cat([one_by_one(model, logits, adapted, one[None]) for one in x])
     assert torch.equal(together, alone) and together.isfinite().all()
 
 

@@ -59,7 +59,8 @@ def test_help_all_has_every_flag_once_in_its_group_with_its_value(preset, datase
         title, entry = found[flag(name)]
         assert title == f.metadata["group"]
         by_preset = f.default is dataclasses.MISSING and name not in ("preset", "dataset")
-        assert f" (by preset: {values[name]})" in entry or not by_preset
+        said = {f" (by {by}: {values[name]})" for by in ("preset", "method")}
+        assert any(words in entry for words in said) or not by_preset
 
 
 def test_help_is_short_and_follows_what_is_on_the_line(capsys):

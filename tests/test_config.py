@@ -113,6 +113,36 @@ def test_explicit_flags_win_over_every_preset(preset, dataset):
     expect(Config.resolve(argv.split()), tasks=3, msl_epochs=7, min_lr=1e-4, epochs=9)
 
 
+@pytest.mark.parametrize(("task", "expected"), [
+    ({"dataset": "mini"},
+     {"filters": 32, "inner_rate": 0.05, "clamp": 10 / 75, "targets": 15, "eval_targets": 1,
+      "steps": 5, "eval_steps": 10, "tasks": 4, "downsample": "pool"}),
+    ({"dataset": "mini", "shots": 5}, {"clamp": 10 / 15, "eval_targets": 5, "tasks": 4}),
+    ({"dataset": "omniglot"},
+     {"filters": 64, "inner_rate": 2.0, "clamp": 0.0, "targets": 1, "eval_targets": 1, "steps": 1,
+      "eval_steps": 3, "tasks": 32, "downsample": "stride", "rotations": "augment"}),
+    ({"dataset": "omniglot", "ways": 20, "shots": 5},
+     {"inner_rate": 2.0, "targets": 5, "eval_targets": 5, "steps": 5, "eval_steps": 5,
+      "tasks": 16}),
+])  # fmt: skip
+def test_the_protocol_of_maml_itself(task, expected):
+    """Its rate and bound are of losses that are means, where its code has sums divided by S."""
+    cfg = Config.of("finn-2017", **task)
+    length = {"epochs": 120, "iterations": 500, "lr": 1e-3, "min_lr": 1e-3, "beta2": 0.999}
+    same = {"method": "maml", "norm_gains": "fixed", "norm_eps": 1e-3, "negative_slope": 0.0}
+    expect(cfg, **length, **same, rates="fixed", msl_epochs=0, **expected)
+    assert default_run(cfg, "x").name.endswith("-finn-2017-maml-seed0")
+
+
+def test_a_method_is_a_set_of_choices_that_flags_change():
+    expect(Config.of(method="meta-sgd", steps=3), rates="per-parameter", steps=3, msl_epochs=0)
+    expect(Config.of(method="meta-sgd"), steps=1, inner_rate=0.01, min_lr=1e-5, norm_stats="shared")
+    expect(Config.of(method="anil", rates="learned"), adapt="head", rates="learned", steps=5)
+    expect(Config.of(method="boil", inner_rate=0.5), adapt="body", rates="fixed", inner_rate=0.5)
+    expect(Config.of("maml", "omniglot", method="fomaml", epochs=7), first_order_epochs=7)
+    assert default_run(Config.of(method="anil"), "mini").name == "mini-5w1s-maml++-anil-seed0"
+
+
 def test_schedules_shrink_with_the_epochs_so_that_a_short_run_reaches_second_order():
     expect(Config.of(epochs=30), first_order_epochs=10, msl_epochs=3)
     expect(Config.of(epochs=1), first_order_epochs=0, msl_epochs=1)

@@ -74,8 +74,9 @@ def test_tiles_of_several_batches_are_those_of_plain(device) -> None:
 
 @pytest.mark.parametrize("tasks", [1, 3])
 @SEGMENTS
-def test_update_is_that_of_plain(tasks: int, sizes: tuple[int, ...], device) -> None:
-    results = partial(update_results, tasks=tasks, sizes=sizes, device=device)
+@pytest.mark.parametrize("each", [False, True], ids=["segments", "numbers"])
+def test_update_is_that_of_plain(tasks: int, sizes: tuple[int, ...], each: bool, device) -> None:
+    results = partial(update_results, tasks=tasks, sizes=sizes, device=device, each=each)
     for ours, expected in zip(*(results(b.update) for b in (cuda, plain)), strict=True):
         assert_close(ours, expected)
 
@@ -133,8 +134,13 @@ def test_public_ops_differentiate_twice(case, device) -> None:
     def updated(*inputs: Tensor) -> Tensor:
         return kernels.lslr_update(*inputs, sizes)
 
+    each = [*flat[:2], randn(3, 7, device=str(device)).requires_grad_()]
     with kernels.use("cuda"):
-        for f, inputs in ((normalised, (z, gain, bias)), (updated, flat)):
+        for f, inputs in (
+            (normalised, (z, gain, bias)),
+            (updated, flat),
+            (kernels.elementwise_update, each),
+        ):
             assert gradcheck(f, inputs, fast_mode=True)
             assert gradgradcheck(f, inputs, fast_mode=True)
 
@@ -197,7 +203,10 @@ def everything(device: str, change=lambda x: x, tasks: int = 3) -> list[Tensor]:
     )
     rates = randn(6, 2, dtype=torch.float32, device=device)
     results.append(cuda.update.fwd(theta, grad, rates, (10, 2_990)))
-    return [*results, *cuda.update.bwd(theta, grad, rates, (10, 2_990))]
+    results += cuda.update.bwd(theta, grad, rates, (10, 2_990))
+    each = randn(7, 3_000, dtype=torch.float32, device=device)
+    results.append(cuda.update.fwd(theta, grad, each, None))
+    return [*results, *cuda.update.bwd(theta, grad, each, None)]
 
 
 def test_the_same_inputs_give_the_same_bits(device, request) -> None:
@@ -276,6 +285,7 @@ X, G = torch.ones(2, 1, 3, 4, 4), torch.ones(2, 3)
         (lambda: cuda.norm_act.fwd(X.half(), G, G, EPS, 0.0, True, None), "takes float32 and"),
         (lambda: cuda.update.fwd(G, G[:, :2], torch.ones(1), (3,)), "grad must be"),
         (lambda: cuda.update.fwd(G, G, torch.ones(2), (4, -1)), "sizes must not be negative"),
+        (lambda: cuda.update.fwd(G, G, torch.ones(2), None), "rates must be"),
         (lambda: cuda.update.bwd(G, G, torch.ones(1, dtype=torch.float64), (3,)), "rates must"),
         (
             lambda: cuda.update.adam(G, G, G, G, torch.ones(1), 1.0, 0.9, 0.9),

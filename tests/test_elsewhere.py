@@ -76,6 +76,14 @@ def update_inputs(dtype=torch.float64):
     return tuple(randn(8 + i, *s, dtype=dtype) for i, s in enumerate(((T, 7), (T, 7), (3,))))
 
 
+def elementwise(ops) -> Op:
+    return ops.elementwise_update
+
+
+def elementwise_inputs(dtype=torch.float64):
+    return tuple(randn(8 + i, *s, dtype=dtype) for i, s in enumerate(((T, 7), (T, 7), (7,))))
+
+
 CASES = {
     "conv": Case(conv, conv_inputs),
     "any_conv": Case(any_conv, conv_inputs),
@@ -83,6 +91,7 @@ CASES = {
     "norm_by_task": Case(norm_by_task, norm_inputs),
     "head": Case(head, head_inputs),
     "update": Case(update, update_inputs),
+    "elementwise": Case(elementwise, elementwise_inputs),
 }
 OPS = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 BACKENDS = [n for n in ("native", "plain") if dispatch.space(n).OPS]

@@ -50,6 +50,24 @@ def fitted(learner: Learner, folder, **settings) -> engine.fitting.Run:
     return engine.fit(learner, waves, val=lambda i: waves(-1 - i), run=folder, **options)
 
 
+def test_a_rate_for_each_parameter_is_trained_and_its_means_are_logged(tmp_path):
+    learner = Learner(mlp().module, F.mse_loss, steps=2, rate=0.05, rates="per-parameter")
+    run = fitted(learner, tmp_path / "run")
+    (*_, last) = (row["rates"] for row in rows(run.folder, "validation"))
+    assert [*last] == [*learner.adapted_names] and all(len(means) == 1 for means in last.values())
+    means = [part.mean().item() for part in run.state.params.rates[0].split(learner.model.sizes)]
+    assert [mean for (mean,) in last.values()] == pytest.approx(means)
+    assert learner.rates.unique().numel() > 10
+
+
+@pytest.mark.parametrize(
+    "setting", [{"method": "anil"}, {"adapt": "head"}, {"norm_gains": "fixed"}]
+)
+def test_what_the_learner_says_is_no_setting(tmp_path, setting):
+    with pytest.raises(UserError, match="the learner or its tasks say it already; leave it out"):
+        fitted(mlp(), tmp_path / "run", **setting)
+
+
 def test_a_regression_trains_and_keeps_its_best(tmp_path, capsys):
     learner = mlp()
     run = fitted(learner, tmp_path / "run", epochs=8, iterations=10)

@@ -153,3 +153,10 @@ def test_update(granted, data) -> None:
         return lambda theta, grad, rates: ops.lslr_update(theta, grad, rates, sizes)
 
     same(draw, granted, make, [(t, sum(sizes)), (t, sum(sizes)), (len(sizes),)])
+
+
+@FUZZED
+@given(st.data())
+def test_elementwise_update(granted, data) -> None:
+    t, p = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 200))
+    same(data.draw, granted, lambda ops: ops.elementwise_update, [(t, p), (t, p), (p,)])

@@ -26,6 +26,7 @@ OPTIONS = {
     ),
     "head": ("linear_cross_entropy", (HEAD_LABELS,), ()),
     "update": ("lslr_update", (), ([4, 1, 2],)),
+    "elementwise": ("lslr_update", (), (None,)),
 }
 TWICE = [name for name in OPTIONS if "conv" not in name]
 

@@ -17,12 +17,12 @@ from engine.data import Dataset
 from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
 from engine.meta import State, init_state
+from engine.methods import METHODS
 from engine.models.backbone import Backbone
 from engine.runtime import graph
 from engine.runtime.loop import DeviceLoop, HostLoop
 from engine.runtime.resident import Feed
-from engine.scoring import _on_device, _on_host
-from engine.unroll import adapt_and_predict
+from engine.scoring import _on_device, _on_host, prediction
 from kernels import native
 from kernels.plain import window
 
@@ -72,6 +72,11 @@ def config(**explicit) -> Config:
     small = dict(image_size=14, channels=1, filters=4, stages=2, ways=3, shots=1, targets=2)
     schedule = dict(steps=2, epochs=3, iterations=3, tasks=2, msl_epochs=1, first_order_epochs=2)
     return Config.of("maml++", "mini", **small | schedule | explicit)
+
+
+def of_method(name: str) -> Config:
+    small = dict(image_size=14, channels=1, filters=4, stages=2, ways=3, shots=1, targets=2)
+    return Config.of("maml", "mini", method=name, **small, epochs=3, iterations=3, tasks=2)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +153,17 @@ def test_a_device_goes_through_the_states_of_the_host(data, captures, changes, b
     assert len(captures) == 3, "first order with every target pass, then last step, then second"
 
 
+@pytest.mark.parametrize("backend", ["plain", "auto"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "maml++"])
+def test_every_method_goes_through_the_same_states_there(data, captures, method, backend) -> None:
+    cfg = of_method(method)
+    with kernels.use(backend):
+        expected, theirs = run(HostLoop, cfg, data, 4)
+        found, ours = run(DeviceLoop, cfg, data, 4)
+    assert all(map(torch.equal, tensors(found), tensors(expected))) and ours == theirs
+    assert len(captures) == 1
+
+
 def test_launching_one_by_one_gives_the_same_bits(data, captures) -> None:
     captured, _ = run(DeviceLoop, config(), data, 8)
     eager, _ = run(DeviceLoop, config(no_graph=True), data, 8)
@@ -218,14 +234,14 @@ def test_what_is_not_finite_is_told_with_its_iteration(data, captures) -> None:
 
 
 @pytest.mark.parametrize("every", [False, True])
-def test_evaluation_on_a_device_is_that_of_the_host(data, captures, every) -> None:
-    cfg = config()
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluation_on_a_device_is_that_of_the_host(data, captures, method, every) -> None:
+    cfg = config() if method == "maml++" else of_method(method)
     model, state, tasks = Backbone.of(cfg), init_state(cfg), sampler(cfg, data)
+    answer = prediction(cfg, model)
 
-    @torch.inference_mode()
     def predict(episode):
-        args = model, state.params, state.running, episode
-        logits = adapt_and_predict(*args, steps=2, every=every)
+        logits = answer(state, episode, every=every)
         return logits if every else logits.unsqueeze(0)
 
     with kernels.use("plain"), kernels.only_kernels():

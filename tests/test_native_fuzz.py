@@ -16,7 +16,16 @@ from engine.models.backbone import Backbone
 from engine.models.interface import Moments
 from kernels import Net, native
 from kernels.native import passes
-from tests.passes import Problem, Results, assert_close, composed, problem
+from tests.passes import (
+    Problem,
+    Results,
+    ToFeatures,
+    assert_close,
+    composed,
+    composed_features,
+    d_features,
+    problem,
+)
 from tests.tiny import call
 
 pytestmark = pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
@@ -77,8 +86,13 @@ def kept_of(made: Problem) -> passes.Kept:
     return passes.run(images_of(made), *run).kept
 
 
-def attempt(draw: Draw) -> tuple[Problem, Results]:
-    """The problem solved, as a rule one of `BASES`, and its solution."""
+@cache
+def features_of(made: Problem) -> passes.KeptFeatures:
+    return passes.embed(images_of(made), made.theta, made.row, made.statistics, True).kept
+
+
+def attempt(draw: Draw) -> tuple[Problem, Results, ToFeatures, Tensor]:
+    """The problem solved, as a rule one of `BASES`, its solutions, and what was pulled back."""
     made = draw.choice(BASES)
     net = draw.changed(made.model.net, dict.fromkeys(Net._fields, WRONG))
     made = made._replace(x=draw.tensor(made.x))
@@ -104,8 +118,14 @@ def attempt(draw: Draw) -> tuple[Problem, Results]:
     fields = {name: [getattr(o, name) for o in others] for name in passes.Kept._fields}
     kept = draw.changed(kept, fields)
     results = Results(*results, *passes.tangent(kept, made.direction))
+    *found, kept = passes.embed(images, made.theta, made.row, statistics, True)
+    others = [*map(features_of, BASES)]
+    fields = {name: [getattr(o, name) for o in others] for name in passes.KeptFeatures._fields}
+    kept = draw.changed(kept, fields)
+    direction = draw.tensor(d_features(found[0]))
+    found = ToFeatures(*found, *passes.pullback(kept, direction))
     sizes = dict(negative_slope=net.negative_slope, norm_eps=net.eps)
-    return made._replace(model=dataclasses.replace(made.model, **sizes)), results
+    return made._replace(model=dataclasses.replace(made.model, **sizes)), results, found, direction
 
 
 def main(attempts: int) -> None:
@@ -113,12 +133,13 @@ def main(attempts: int) -> None:
     answered = 0
     for seed in range(attempts):
         try:
-            made, results = attempt(Draw(seed))
+            made, results, found, pulled = attempt(Draw(seed))
         except ValueError as error:
             assert "\n" not in str(error), error
             continue
         if made.theta.dtype == torch.float64:
             assert_close(results, composed(made))
+            assert_close(found, composed_features(made, pulled))
         answered += 1
     print(answered)
 

@@ -70,8 +70,10 @@ def test_norm_act_is_that_of_plain(size, slope: float, pooled: bool, given: bool
 
 @pytest.mark.parametrize("tasks", [1, 3])
 @pytest.mark.parametrize("sizes", [(1,), (3, 0, 5), (20_000, 7, 8_192)], ids=str)
-def test_update_is_that_of_plain(tasks: int, sizes: tuple[int, ...], isa) -> None:
-    pairs = zip(*(update_results(b.update, tasks, sizes) for b in (native, plain)), strict=True)
+@pytest.mark.parametrize("each", [False, True], ids=["segments", "numbers"])
+def test_update_is_that_of_plain(tasks: int, sizes: tuple[int, ...], each: bool, isa) -> None:
+    results = partial(update_results, tasks=tasks, sizes=sizes, each=each)
+    pairs = zip(*(results(b.update) for b in (native, plain)), strict=True)
     for ours, expected in pairs:
         assert_close(ours, expected)
 
@@ -90,6 +92,7 @@ LARGE = (  # worth more than one thread; rows of tiles, and longer sums of filte
 def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, threads) -> None:
     def everything() -> list[Tensor | None]:
         results = update_results(native.update, 3, (20_000, 7, 8_192), dtype)
+        results += update_results(native.update, 3, (20_000, 7, 8_192), dtype, each=True)
         for size in LARGE:
             results += conv_results(native.conv, size, 1, dtype)
             results += conv_results(native.conv, size, 2, dtype)
@@ -219,6 +222,8 @@ X, W, G = torch.ones(2, 1, 3, 4, 4), torch.ones(2, 5, 3, 3, 3), torch.ones(2, 3)
         (lambda: native.norm_act.fwd(X, G, G, EPS, 0.0, True, (G, G[:, :2])), "variance must be"),
         (lambda: native.update.fwd(G, G[:, :2], torch.ones(1), (3,)), "grad must be"),
         (lambda: native.update.fwd(G, G, torch.ones(2), (3,)), "rates must be"),
+        (lambda: native.update.fwd(G, G, torch.ones(2), None), "rates must be"),
+        (lambda: native.update.bwd(G, G[:1], None, None), "grad must be"),
         (lambda: native.update.fwd(G, G, torch.ones(2), (4, -1)), "sizes must not be negative"),
         (lambda: native.update.bwd(G, G, torch.ones(1, dtype=torch.float64), (3,)), "rates must"),
     ],

@@ -21,7 +21,9 @@ from tests.passes import (
     away_from_ties,
     budget,
     composed,
+    composed_features,
     error,
+    fused_features,
     named,
     native_pass,
     often_equal,
@@ -69,6 +71,49 @@ def case_and_results(case: tuple, given: str | None) -> tuple[Problem, Results]:
 def test_a_pass_and_its_tangent_are_those_of_single_ops(case, statistics, isa) -> None:
     made, expected = case_and_results(case, statistics)
     assert_close(native_pass(made), expected)
+
+
+@pytest.mark.parametrize("statistics", [None, "shared", "each"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_features_and_their_pullback_are_those_of_single_ops(case, statistics, isa) -> None:
+    made, _ = case_and_results(case, statistics)
+    assert_close(fused_features(passes, made), composed_features(made))
+
+
+def test_features_are_written_in_full_and_are_the_same_bits_on_any_threads(threads) -> None:
+    made = problem(Backbone(3, 21, 20, 3, 4), 12, 3).to(torch.float32)
+    runs = []
+    for count in (1, 3, 4):
+        torch.set_num_threads(count)
+        runs.append(fused_features(passes, made))
+    assert all(map(torch.equal, runs[0], runs[1])) and all(map(torch.equal, runs[0], runs[2]))
+    head = made.model.sizes[-2:]
+    assert not runs[0].gradient[:, -sum(head) :].any()
+
+
+def test_what_a_pullback_does_not_take_is_refused() -> None:
+    made = problem(Backbone(3, 9, 5, 2, 4), 3, 2)
+    images = passes.prepare(made.model.net, made.x)
+    found = passes.embed(images, made.theta, made.row, None, True)
+    kept, dh = found.kept, torch.ones_like(found.features)
+    of_run = passes.run(images, made.theta, made.row, made.labels, None, True).kept
+    other = passes.prepare(made.model.net, made.x)
+    for wrong, d_features, words in (
+        (of_run, dh, "pullback takes what embed gave, got Kept"),
+        (None, dh, "pullback takes what embed gave, got NoneType"),
+        (kept, dh[:, :1], r"d_features must be torch.float64 \[2, 3, 20\]"),
+        (kept, dh.float(), "d_features must be torch.float64"),
+        (kept, None, "d_features must be a tensor"),
+        (kept._replace(images=other), dh, "pullback was given other images"),
+        (kept._replace(blocks=kept.blocks[:1]), dh, "pullback was given other images"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            passes.pullback(wrong, d_features)
+    with pytest.raises(ValueError, match="takes what run gave, got KeptFeatures"):
+        passes.tangent(kept, made.direction)
+    made.theta.add_(1)
+    with pytest.raises(ValueError, match="what embed gave was changed since"):
+        passes.pullback(kept, dh)
 
 
 @settings(max_examples=100, deadline=None)

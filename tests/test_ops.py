@@ -123,6 +123,24 @@ def test_update_to_second_order(backend) -> None:
     check(lambda ops: update(ops, sizes), tuple(inputs))
 
 
+@on_all("update")
+def test_elementwise_update_to_second_order(backend) -> None:
+    check(lambda ops: ops.elementwise_update, cases.elementwise_inputs(3, 11))
+
+
+@on_all("update")
+def test_equal_rates_of_each_number_are_those_of_the_segments(backend) -> None:
+    """Bit for bit: constant and frozen, Meta-SGD is MAML."""
+    theta, grad, _, sizes = cases.update_inputs(3, (4_000, 1, 60), torch.float32)
+    rates = torch.full((len(sizes),), 0.3)
+    each = torch.full((sum(sizes),), 0.3)
+    run = kernels.backend("update", theta)
+    assert torch.equal(run.fwd(theta, grad, each, None), run.fwd(theta, grad, rates, sizes))
+    own, segments = run.bwd(theta, grad, each, None), run.bwd(theta, grad, rates, sizes)
+    assert torch.equal(own[0], segments[0]) and own[1].shape == theta.shape
+    assert torch.equal(own[1], -theta * grad)
+
+
 @on_all("conv")
 def test_conv_to_third_order(backend) -> None:
     case = cases.SMALL[0]

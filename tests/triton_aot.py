@@ -158,6 +158,12 @@ def _passes(case: Case, precision: str) -> None:
             update.bwd(theta, result.gradient, own, model.sizes)
         update.tan_fwd(result.gradient, rates, None, theta, rates, model.sizes)
         update.tan_bwd(theta, result.gradient, rates, model.sizes)
+        own = torch.empty(size)
+        theta = update.fwd(theta, result.gradient, own, None)
+        for each in (own, None):
+            update.bwd(theta, result.gradient, each, None)
+        update.tan_fwd(result.gradient, own, None, theta, own, None)
+        update.tan_bwd(theta, result.gradient, own, None)
     for clamp in (0.0, 10.0):
         scales = torch.empty(2, dtype=torch.float64)
         update.adam(*4 * (torch.empty(size),), *scales, 0.9, 0.999, clamp)

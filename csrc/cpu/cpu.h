@@ -12,6 +12,8 @@ template <class T>
 void pass(const Net&, int n, const PassTask<T>&, void* work, void* scratch, Team&);
 template <class T>
 void tangent(const Net&, int n, const TangentTask<T>&, void* work, void* scratch, Team&);
+template <class T>
+void pullback(const Net&, int n, const PullbackTask<T>&, void* work, void* scratch, Team&);
 
 template <class T> size_t conv_work_bytes(const ConvShape&, ConvPart);
 template <class T> size_t conv_scratch_bytes(const ConvShape&, ConvPart);

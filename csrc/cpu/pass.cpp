@@ -1,5 +1,8 @@
-// A pass over one task's images: forward, and backward to the gradient of every parameter
+// A pass over one task's images: forward, and backward to the gradient of every parameter, from the
+// loss or from the features
 // (engine/model.py holds the same in terms of single ops; kernels/plain the formulas).
+#include <algorithm>
+
 #include "cpu.h"
 #include "stage.h"
 
@@ -89,6 +92,7 @@ template <class T>
 void load_parameters(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& shares,
                      const PassTask<T>& task) {
     const int filters = plan.filters();
+    kept.given[0] = task.given_mean ? 1 : 0;
     for (int s = 0; s < plan.count; ++s) {
         const StageKept<T>& k = kept.stages[s];
         load_filters(plan, s, task.theta, task.gradient != nullptr, shares.filters,
@@ -147,8 +151,11 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
                  kept.h + static_cast<ptrdiff_t>(image) * plan.head.d);
     });
     const T* w = task.theta + plan.theta_head;
-    head_logits(plan.head, kept.h, w, w + static_cast<ptrdiff_t>(plan.head.ways) * plan.head.d,
-                task.logits);
+    if (task.logits)
+        head_logits(plan.head, kept.h, w, w + static_cast<ptrdiff_t>(plan.head.ways) * plan.head.d,
+                    task.logits);
+    if (task.features)
+        std::copy_n(kept.h, static_cast<ptrdiff_t>(plan.head.n) * plan.head.d, task.features);
 }
 
 // The stem's gradient: gain·r·(A − s₁m − s₂r·Gw), per filter and value of a patch.
@@ -171,19 +178,24 @@ void stem_filters(const Plan<T>& plan, const Images<T>& images, const Kept<T>& k
     }
 }
 
+// The loss, and its gradient in the classifier and in the features, shares.dh.
 template <class T>
-void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
-              const Shares<T>& shares, const PassTask<T>& task, const Workers<T>& workers,
+void head_backward(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& shares,
+                   const PassTask<T>& task) {
+    const Head& g = plan.head;
+    T* dw = task.gradient + plan.theta_head;
+    *task.loss = head_loss(g, task.logits, task.labels, kept.softmax, kept.residual);
+    head_dh(g, kept.residual, task.theta + plan.theta_head, shares.dh, true);
+    head_dw(g, kept.residual, kept.h, dw, dw + static_cast<ptrdiff_t>(g.ways) * g.d, true);
+}
+
+// From shares.dh to the gradient of all filters, gains and biases.
+template <class T>
+void backward(const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
+              const Shares<T>& shares, T* gradient, T* norm_gradient, const Workers<T>& workers,
               Team& team) {
     const int last = plan.count - 1;
     const ptrdiff_t pitch = plan.pitch;
-    const T* w = task.theta + plan.theta_head;
-    T* dw = task.gradient + plan.theta_head;
-    *task.loss = head_loss(plan.head, task.logits, task.labels, kept.softmax, kept.residual);
-    head_dh(plan.head, kept.residual, w, shares.dh, true);
-    head_dw(plan.head, kept.residual, kept.h, dw,
-            dw + static_cast<ptrdiff_t>(net.ways) * plan.head.d, true);
-    kept.given[0] = task.given_mean ? 1 : 0;
     each(team, plan.n, [&](int image, int) {
         const Stage<T>& stage = plan.stages[last];
         const StageKept<T>& k = kept.stages[last];
@@ -199,11 +211,11 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
     for (int s = last; s >= 0; --s) {
         const Stage<T>& stage = plan.stages[s];
         const StageKept<T>& k = kept.stages[s];
-        merge_sums(plan, shares.sums, s, k.s1, k.s2, task.norm_gradient);
+        merge_sums(plan, shares.sums, s, k.s1, k.s2, norm_gradient);
         const int parts = chunks(plan.n);
         if (stage.stem) {
             stem_outer(plan, images, k.winners, k.delta, shares.filters, workers, team, kept.outer);
-            stem_filters(plan, images, kept, task.gradient);
+            stem_filters(plan, images, kept, gradient);
             break;
         }
         dz_coefficients(plan, kept, s, shares);
@@ -239,7 +251,7 @@ void backward(const Net& net, const Plan<T>& plan, const Images<T>& images, cons
             finish_wgrad(stage.back, scratch.cells_of, sum);
         });
         store_filters(stage.conv, {0, stage.conv.filters}, shares.filters, parts, share,
-                      task.gradient + stage.theta);
+                      gradient + stage.theta);
     }
 }
 
@@ -255,12 +267,33 @@ void pass(const Net& net, int n, const PassTask<T>& task, void* work, void* scra
     const Workers<T> workers(plan, scratch);
     load_parameters(plan, kept, shares, task);
     forward(net, plan, images, kept, shares, task, workers, team);
-    if (task.gradient)
-        backward(net, plan, images, kept, shares, task, workers, team);
+    if (task.gradient) {
+        head_backward(plan, kept, shares, task);
+        backward(plan, images, kept, shares, task.gradient, task.norm_gradient, workers, team);
+    }
+}
+
+template <class T>
+void pullback(const Net& net, int n, const PullbackTask<T>& task, void* work, void* scratch,
+              Team& team) {
+    const Plan<T> plan(net, n);
+    const Images<T> images(plan, const_cast<void*>(task.images));
+    const Kept<T> kept(plan, task.kept, true);
+    Carver carver(work);
+    const Shares<T> shares(plan, carver);
+    const Workers<T> workers(plan, scratch);
+    for (int s = 0; s < plan.count; ++s)
+        load_filters(plan, s, task.theta, true, shares.filters, shares.filters_of[s]);
+    const ptrdiff_t d = plan.head.d;
+    std::copy_n(task.d_features, plan.head.n * d, shares.dh);
+    std::fill_n(task.gradient + plan.theta_head, plan.head.ways * (d + 1), static_cast<T>(0));
+    backward(plan, images, kept, shares, task.gradient, task.norm_gradient, workers, team);
 }
 
 template void pass(const Net&, int, const PassTask<float>&, void*, void*, Team&);
 template void pass(const Net&, int, const PassTask<double>&, void*, void*, Team&);
+template void pullback(const Net&, int, const PullbackTask<float>&, void*, void*, Team&);
+template void pullback(const Net&, int, const PullbackTask<double>&, void*, void*, Team&);
 
 } // namespace MAMLPP_ISA
 } // namespace mamlpp

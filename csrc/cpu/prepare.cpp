@@ -216,7 +216,7 @@ void prepare(const Net& net, int n, const T* x, void* block, void* work, void* s
 template <class T> const PassOps<T>& pass_ops() {
     static constexpr PassOps<T> table{images_bytes<T>,  pass_bytes<T>,    work_bytes<T>,
                                       tangent_bytes<T>, scratch_bytes<T>, prepare<T>,
-                                      pass<T>,          tangent<T>};
+                                      pass<T>,          tangent<T>,       pullback<T>};
     return table;
 }
 template const PassOps<float>& pass_ops<float>();

@@ -1,6 +1,6 @@
-// The inner update θ' = θ − α[segment]·g over the flat buffers of all tasks, its gradient and
-// tangents. A piece of a segment is one item of work and one term of the sum behind its rate. The
-// outer update is Adam.
+// The inner update θ' = θ − α[segment]·g, or θ − α∘g, over the flat buffers of all tasks, its
+// gradient and tangents. A piece of a segment is one item of work and one term of the sum behind
+// its rate. The outer update is Adam.
 #include "cpu.h"
 #include "pass.h"
 
@@ -10,13 +10,27 @@ namespace MAMLPP_ISA {
 namespace {
 
 // to = from − rate·grad; from null: 0, and may be `to`
-template <class T> void subtract(const T* from, T rate, const T* grad, ptrdiff_t n, T* to) {
+template <class T, class Rate>
+MAMLPP_INLINE void subtract(const T* from, Rate rate, const T* grad, ptrdiff_t n, T* to) {
     if (from)
         for (ptrdiff_t i = 0; i < n; ++i)
-            to[i] = from[i] - rate * grad[i];
+            to[i] = from[i] - rate(i) * grad[i];
     else
         for (ptrdiff_t i = 0; i < n; ++i)
-            to[i] = -rate * grad[i];
+            to[i] = -rate(i) * grad[i];
+}
+
+// The same by the rates of a piece.
+template <class T>
+void subtract(const T* from, const T* rates, bool each, const Piece& p, const T* grad, T* to) {
+    const ptrdiff_t n = p.to - p.from;
+    if (each) {
+        const T* const own = rates + p.from;
+        subtract(from, [own](ptrdiff_t i) { return own[i]; }, grad, n, to);
+    } else {
+        const T rate = rates[p.segment];
+        subtract(from, [rate](ptrdiff_t) { return rate; }, grad, n, to);
+    }
 }
 
 // Σ a·b, in terms that the compiler can keep in vectors
@@ -48,16 +62,15 @@ template <class T>
 void update_fwd(const UpdateFwd<T>& u, int tasks, const Piece* pieces, int count, Team& team) {
     each(team, count, [&](int item, int) {
         const Piece& p = pieces[item];
-        const ptrdiff_t n = p.to - p.from;
         for (int t = 0; t < tasks; ++t) {
             T* to = u.out.data + t * u.out.stride + p.from;
             const T* from = row(u.theta, t, p.from);
             if (u.grad.data) {
-                subtract(from, u.rates[p.segment], row(u.grad, t, p.from), n, to);
+                subtract(from, u.rates, u.each, p, row(u.grad, t, p.from), to);
                 from = to;
             }
             if (u.grad_dot.data)
-                subtract(from, u.rates_dot[p.segment], row(u.grad_dot, t, p.from), n, to);
+                subtract(from, u.rates_dot, u.each, p, row(u.grad_dot, t, p.from), to);
         }
     });
 }
@@ -69,15 +82,19 @@ void update_bwd(const UpdateBwd<T>& u, int tasks, const Piece* pieces, int count
         const ptrdiff_t n = p.to - p.from;
         for (int t = 0; t < tasks; ++t) {
             const T* d_theta = row(u.d_theta, t, p.from);
+            const T* grad = row(u.grad, t, p.from);
             if (u.rates)
-                subtract<T>(nullptr, u.rates[p.segment], d_theta, n,
+                subtract<T>(nullptr, u.rates, u.each, p, d_theta,
                             u.d_grad.data + t * u.d_grad.stride + p.from);
-            if (u.grad.data)
-                u.shares[static_cast<ptrdiff_t>(item) * tasks + t] =
-                    product_sum(d_theta, row(u.grad, t, p.from), n);
+            if (grad && u.each)
+                subtract<T>(
+                    nullptr, [grad](ptrdiff_t i) { return grad[i]; }, d_theta, n,
+                    u.d_rates.data + t * u.d_rates.stride + p.from);
+            else if (grad)
+                u.shares[static_cast<ptrdiff_t>(item) * tasks + t] = product_sum(d_theta, grad, n);
         }
     });
-    for (int t = 0; u.grad.data && t < tasks; ++t)
+    for (int t = 0; u.grad.data && !u.each && t < tasks; ++t)
         for (int item = 0; item < count;) {
             const int segment = pieces[item].segment;
             double sum = 0;

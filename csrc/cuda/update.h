@@ -1,6 +1,7 @@
-// The inner update θ' = θ − α[segment]·g over the flat buffers of all tasks, its gradient and
-// tangents, and Adam. A piece of a segment is one block's work and one term of the sum behind its
-// rate. Rows begin anywhere, so that values are read one by one, as many at once as a thread has.
+// The inner update θ' = θ − α[segment]·g, or θ − α∘g, over the flat buffers of all tasks, its
+// gradient and tangents, and Adam. A piece of a segment is one block's work and one term of the sum
+// behind its rate. Rows begin anywhere, so that values are read one by one, as many at once as a
+// thread has.
 #pragma once
 
 #include "program.h"
@@ -37,9 +38,9 @@ template <class T> struct Descend {
                 if (i < to && theta)
                     value = theta[i];
                 if (i < to && grad)
-                    value -= u.rates[segment] * grad[i];
+                    value -= u.rates[u.each ? i : segment] * grad[i];
                 if (i < to && grad_dot)
-                    value -= u.rates_dot[segment] * grad_dot[i];
+                    value -= u.rates_dot[u.each ? i : segment] * grad_dot[i];
                 values[k] = value;
             }
             MAMLPP_UNROLL
@@ -50,7 +51,7 @@ template <class T> struct Descend {
     }
 };
 
-// d_grad = −rates·d_theta, and Σ d_theta·grad of each piece and task
+// d_grad = −rates·d_theta, and Σ d_theta·grad of each piece and task, or d_rates of each number
 template <class T> struct Shares {
     static constexpr const char* name = "update_bwd";
     static constexpr int threads = block_threads;
@@ -67,6 +68,7 @@ template <class T> struct Shares {
         const T* const d_theta = row_of(u.d_theta, block.y);
         const T* const grad = row_of(u.grad, block.y);
         T* const d_grad = row_of(u.d_grad, block.y);
+        T* const d_rates = u.each ? row_of(u.d_rates, block.y) : nullptr;
         block.each([&](int thread) {
             T d[per_thread], g[per_thread];
             MAMLPP_UNROLL
@@ -79,12 +81,16 @@ template <class T> struct Shares {
             MAMLPP_UNROLL
             for (int k = 0; k < per_thread; ++k) {
                 sum += static_cast<double>(d[k]) * static_cast<double>(g[k]);
-                if (const int i = from + thread + k * threads; i < to && u.rates)
-                    d_grad[i] = -u.rates[segment] * d[k];
+                if (const int i = from + thread + k * threads; i < to) {
+                    if (u.rates)
+                        d_grad[i] = -u.rates[u.each ? i : segment] * d[k];
+                    if (d_rates)
+                        d_rates[i] = -d[k] * g[k];
+                }
             }
             shared[thread] = sum;
         });
-        if (!grad)
+        if (!grad || d_rates)
             return;
         fold(block, shared, threads, 1);
         block.each([&](int thread) {
@@ -155,7 +161,7 @@ template <class T> struct Adam {
 template <class T, class Queue>
 void update_bwd_on(const UpdateBwd<T>& u, int tasks, const Pieces& pieces, const Queue& queue) {
     queue(Shares<T>{u, pieces, tasks});
-    if (u.grad.data)
+    if (u.grad.data && !u.each)
         queue(Segments<T>{u, pieces, tasks});
 }
 

@@ -1,29 +1,29 @@
-"""What the inner loop does with a gradient, a file a rule; all of them behind `Rule`."""
+"""Methods of few-shot learning, a file each: equations, source, published settings, neutral value.
 
-from __future__ import annotations
+One is a set of choices among the engine's settings wherever it can be, so that it is trained, saved
+and evaluated by the same code as MAML++; `--method` names it. Importing this takes no torch.
+"""
 
-from typing import Protocol
+from engine.methods import (
+    anil,
+    boil,
+    fomaml,
+    maml,
+    mamlpp,
+    matching,
+    metasgd,
+    protomaml,
+    protonet,
+)
+from engine.methods.base import Method, Rule
 
-from torch import Tensor
+__all__ = ["EMBEDDING", "HEADLESS", "METHODS", "Method", "Rule"]
 
-
-class Rule(Protocol):
-    """From the parameters before a step to those after it."""
-
-    def fwd(
-        self,
-        theta: Tensor,  # [T, P]
-        gradient: Tensor,  # [T, P] of the support loss
-        rates: Tensor,  # of the step
-        sizes: tuple[int, ...],
-    ) -> Tensor:  # [T, P]
-        """The adapted parameters."""
-
-    def bwd(
-        self,
-        d_theta: Tensor,  # [T, P] gradient of the adapted parameters; theta has the same
-        gradient: Tensor,  # [T, P]
-        rates: Tensor | None,  # None: the gradient of the gradient is not wanted
-        sizes: tuple[int, ...],
-    ) -> tuple[Tensor | None, Tensor]:  # [T, P], and of the rates, one each task
-        """The gradients of ⟨d_theta, adapted⟩ in the gradient and in the rates."""
+METHODS: dict[str, Method] = {
+    m.METHOD.name: m.METHOD
+    for m in (mamlpp, maml, fomaml, metasgd, anil, boil, protonet, matching, protomaml)
+}
+# Whose classifier is made of the support set, for any number of classes; and of those, they that
+# have no inner loop.
+HEADLESS = tuple(name for name, m in METHODS.items() if m.head != "learned")
+EMBEDDING = tuple(name for name, m in METHODS.items() if m.head == "made")

@@ -2,14 +2,20 @@
 
 LSLR (Antoniou et al. 2018, eq. 4) has a rate for each tensor and step [K, L], MAML (Finn et al.
 2017, eq. 1) the same in all of them, Meta-SGD (Li et al. 2017, eq. 4) one for each number, [1, P].
+What the inner loop leaves (ANIL, BOIL) has the rate 0, which is not learned.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 from torch import Tensor
 
 import kernels
-from engine.methods import Rule
+from engine.methods.base import Rule
+
+HEAD = 2  # tensors of a classifier, its weight and bias: the last of a network's
 
 
 def rule(rates: Tensor, sizes: tuple[int, ...]) -> Rule:
@@ -24,16 +30,44 @@ def rule(rates: Tensor, sizes: tuple[int, ...]) -> Rule:
     )
 
 
+def initial(
+    sizes: tuple[int, ...], steps: int, rate: float, per_number: bool, adapt: str, like: Tensor
+) -> Tensor:  # [K, L] or [1, P]
+    """Equal rates where the inner loop changes something."""
+    row = adapted(sizes, per_number, adapt, like.dtype, like.device)
+    return (rate * row).repeat(1 if per_number else steps, 1)
+
+
+@cache
+def adapted(
+    sizes: tuple[int, ...], per_number: bool, adapt: str, dtype: torch.dtype, device: torch.device
+) -> Tensor:  # [L] or [P]
+    """1 where the inner loop changes a tensor or number, else 0; adapt: all, head or body."""
+    body, head = float(adapt != "head"), float(adapt != "body")
+    values = [body] * (len(sizes) - HEAD) + [head] * HEAD
+    with torch.inference_mode(False):
+        mask = torch.tensor(values, dtype=dtype, device="cpu")
+        if per_number:
+            mask = mask.repeat_interleave(torch.tensor(sizes, device="cpu"))
+        return mask.to(device)
+
+
+def by_tensor(rates: Tensor, sizes: tuple[int, ...]) -> Tensor:  # [K or 1, L]
+    """Of each tensor the rate, or the mean of its numbers' rates."""
+    if rates.shape[1] == len(sizes):
+        return rates
+    return torch.stack([part.mean(1) for part in rates.split(sizes, 1)], 1)
+
+
 class PerNumber:
-    """A rate for each number of θ, with the interface of the kernels' update."""
+    """A rate for each number of θ."""
 
     @staticmethod
     def fwd(theta: Tensor, gradient: Tensor, rates: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        return theta.addcmul(rates, gradient, value=-1)
+        return kernels.backend("update", theta).fwd(theta, gradient, rates, None)
 
     @staticmethod
     def bwd(
         d_theta: Tensor, gradient: Tensor, rates: Tensor | None, sizes: tuple[int, ...]
     ) -> tuple[Tensor | None, Tensor]:
-        d_gradient = None if rates is None else -d_theta * rates
-        return d_gradient, -d_theta * gradient
+        return kernels.backend("update", d_theta).bwd(d_theta, gradient, rates, None)

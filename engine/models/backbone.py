@@ -77,6 +77,11 @@ class Backbone:
         return tuple(math.prod(shape) for shape in self.shapes.values())
 
     @property
+    def norm_widths(self) -> tuple[int, ...]:
+        """Channels of every normalisation."""
+        return (self.filters,) * self.stages
+
+    @property
     def stat_width(self) -> int:
         return self.stages * self.filters
 
@@ -108,8 +113,7 @@ class Backbone:
         """
         sides = self.image_sizes[:-1] if self.pool else self.image_sizes[1:]
         counts = tuple(x.shape[1] * side * side for side in sides)
-        widths = (self.filters,) * self.stages
-        return buffers.bessel(counts, widths, like.dtype, like.device)
+        return buffers.bessel(counts, self.norm_widths, like.dtype, like.device)
 
     def weights(self, theta: Tensor) -> list[Tensor]:
         """The tensors [T, *shape] as views of the flat buffers [T, P]."""

@@ -36,3 +36,12 @@ def bessel(
         n = torch.tensor(counts, dtype=torch.float64, device="cpu")
         factors = (n / (n - 1).clamp(min=1)).repeat_interleave(torch.tensor(widths, device="cpu"))
         return factors.to(device, dtype)
+
+
+@cache
+def biases(widths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:  # [G]
+    """1 at the biases and 0 at the gains of a row of `Params.norm`."""
+    with torch.inference_mode(False):
+        pairs = torch.tensor([0.0, 1.0] * len(widths), dtype=dtype, device="cpu")
+        lengths = torch.tensor(widths, device="cpu").repeat_interleave(2)
+        return pairs.repeat_interleave(lengths).to(device)

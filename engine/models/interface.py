@@ -54,8 +54,30 @@ class Pass(NamedTuple):
     kept: Kept | None
 
 
+class KeptFeatures(Protocol):
+    """What a pass to the features keeps."""
+
+    def pullback(
+        self,
+        d_features: Tensor,  # [T, N, D]
+    ) -> tuple[Tensor, Tensor]:  # [T, P], [T, G]
+        """The gradient of ⟨d_features, features⟩ in theta, of the classifier 0, and in the row."""
+
+
+class Embedding(NamedTuple):
+    """A forward pass that stops at the features, which the classifier would see."""
+
+    features: Tensor  # [T, N, D]
+    moments: Moments  # [T, S] each
+    kept: KeptFeatures | None
+
+
 class Inputs(Protocol):
-    """A set of inputs a task, ready for passes. `statistics` normalise instead of the batch's."""
+    """A set of inputs a task, ready for passes. `statistics` normalise instead of the batch's.
+
+    Those of a `Backbone` have `embed` besides: as `predict`, to an `Embedding`, with `keep` for its
+    pullback.
+    """
 
     def predict(
         self,

@@ -1,4 +1,5 @@
-"""Passes of a backbone over a set of images a task: forward, backward, and the tangent of both.
+"""Passes of a backbone over a set of images a task: forward, to the features or
+to the loss, backward, and the tangent of both.
 
 `Composed` composes them of the ops of `kernels`; `Fused` leaves each to a backend that runs it in
 one call. `prepare` chooses.
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.models.interface import Inputs, Moments, Pass
+from engine.models.interface import Embedding, Inputs, Moments, Pass
 
 if TYPE_CHECKING:
     from engine.models.backbone import Backbone
@@ -46,6 +47,11 @@ class Fused(NamedTuple):
         result = self.backend.run(self.images, theta, row, None, statistics)
         return result.logits, Moments(result.mean, result.var)
 
+    def embed(self, theta, row, statistics=None, keep=False):
+        h, mean, var, kept = self.backend.embed(self.images, theta, row, statistics, keep)
+        kept = FusedFeatures(self.backend, kept) if keep else None
+        return Embedding(h, Moments(mean, var), kept)
+
     def loss_and_gradient(self, theta, row, labels, statistics=None, keep=False):
         *results, mean, var, kept = self.backend.run(
             self.images, theta, row, labels, statistics, keep
@@ -61,11 +67,20 @@ class FusedKept(NamedTuple):
         return self.backend.tangent(self.kept, direction)
 
 
+class FusedFeatures(NamedTuple):
+    backend: object
+    kept: tuple
+
+    def pullback(self, d_features):
+        return self.backend.pullback(self.kept, d_features)
+
+
 class _Stage(NamedTuple):
     x: Tensor  # [T, N, C, H, W] input
     saved: tuple  # of norm_act, or of stem
     dy: Tensor | None = None  # [T, N, F, h, w] gradient of the output
     dz: Tensor | None = None  # [T, N, F, H', W'] gradient of the convolution; stem has none
+    by_patches: bool = False
 
 
 class Composed(NamedTuple):
@@ -80,30 +95,23 @@ class Composed(NamedTuple):
         h, _, moments = self._forward(weights, row, statistics)
         return torch.baddbmm(weights[-1].unsqueeze(1), h, weights[-2].mT), moments
 
+    def embed(self, theta, row, statistics=None, keep=False):
+        weights = self.model.weights(theta)
+        h, stages, moments = self._forward(weights, row, statistics)
+        kept = ComposedFeatures(self.model, weights, row, stages) if keep else None
+        return Embedding(h, moments, kept)
+
     def loss_and_gradient(self, theta, row, labels, statistics=None, keep=False):
         model = self.model
-        conv, norm_act, stem, head = _ops(self.x, "conv", "norm_act", "stem", "head")
+        (head,) = _ops(self.x, "head")
         weights = model.weights(theta)
         h, stages, moments = self._forward(weights, row, statistics)
         loss, logits, head_saved = head.fwd(h, *weights[-2:], labels)
         dh, dw, dc = head.bwd(head_saved, h, weights[-2], torch.ones_like(loss))
-        gradients, norm_gradients = [dw, dc], []
-        dy, affine = _features_bwd(model, dh), _affine(model, row, len(h))
-        for s in reversed(range(model.stages)):
-            stage = stages[s]._replace(dy=dy)
-            if s == 0 and self.patches is not None:
-                dw, d_gain, d_bias = stem.bwd(stage.saved, affine[0, 0], dy)
-            else:
-                dz, d_gain, d_bias = norm_act.bwd(stage.saved, affine[s, 0], dy)
-                dy, dw = conv.bwd(dz, stage.x, weights[s], model.stride, 1, need=(s > 0, True))
-                stage = stage._replace(dz=dz)
-            stages[s] = stage if keep else None
-            gradients.insert(0, dw)
-            norm_gradients[:0] = d_gain, d_bias
+        gradients, norm_gradients = _backward(model, weights, row, stages, dh, keep)
         kept = ComposedKept(model, weights, row, stages, h, head_saved) if keep else None
-        return Pass(
-            loss, logits, model.flat(gradients), torch.cat(norm_gradients, 1), moments, kept
-        )
+        gradient = model.flat([*gradients, dw, dc])
+        return Pass(loss, logits, gradient, torch.cat(norm_gradients, 1), moments, kept)
 
     def _forward(self, weights, row, statistics) -> tuple[Tensor, list[_Stage], Moments]:
         model, x = self.model, self.x
@@ -111,18 +119,58 @@ class Composed(NamedTuple):
         given, stages = model.given(statistics, len(x)), []
         options = model.norm_eps, model.negative_slope
         for s, (gain, bias) in enumerate(_affine(model, row, len(x))):
-            if s == 0 and self.patches is not None:
+            by_patches = s == 0 and self.patches is not None
+            if by_patches:
                 y, saved = stem.fwd(x, self.patches, weights[0], gain, bias, *options, given[0])
             else:
                 z = conv.fwd(x, weights[s], model.stride, 1)
                 y, saved = norm_act.fwd(z, gain, bias, *options, model.pool, given[s])
-            stages.append(_Stage(x, saved))
+            stages.append(_Stage(x, saved, by_patches=by_patches))
             x = y
         mean, var = (
             torch.cat([getattr(stage.saved, name) for stage in stages], 1)
             for name in Moments._fields
         )
         return model.features(x), stages, Moments(mean, var)
+
+
+def _backward(
+    model: Backbone,
+    weights: list[Tensor],
+    row: Tensor,
+    stages: list[_Stage],  # gets the gradients, or without `keep` lets go of each
+    dh: Tensor,  # [T, N, D]
+    keep: bool,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of the filters, and of gains and biases."""
+    conv, norm_act, stem = _ops(dh, "conv", "norm_act", "stem")
+    gradients, norm_gradients = [], []
+    dy, affine = _features_bwd(model, dh), _affine(model, row, len(dh))
+    for s in reversed(range(model.stages)):
+        stage = stages[s]._replace(dy=dy)
+        if stage.by_patches:
+            dw, d_gain, d_bias = stem.bwd(stage.saved, affine[0, 0], dy)
+        else:
+            dz, d_gain, d_bias = norm_act.bwd(stage.saved, affine[s, 0], dy)
+            dy, dw = conv.bwd(dz, stage.x, weights[s], model.stride, 1, need=(s > 0, True))
+            stage = stage._replace(dz=dz)
+        stages[s] = stage if keep else None
+        gradients.insert(0, dw)
+        norm_gradients[:0] = d_gain, d_bias
+    return gradients, norm_gradients
+
+
+class ComposedFeatures(NamedTuple):
+    model: Backbone
+    weights: list[Tensor]
+    row: Tensor
+    stages: list[_Stage]
+
+    def pullback(self, d_features):
+        model, weights, row, stages = self
+        gradients, norm_gradients = _backward(model, weights, row, [*stages], d_features, False)
+        head = [torch.zeros_like(weight) for weight in weights[-2:]]
+        return model.flat([*gradients, *head]), torch.cat(norm_gradients, 1)
 
 
 class ComposedKept(NamedTuple):
@@ -139,7 +187,7 @@ class ComposedKept(NamedTuple):
         conv, norm_act, stem, head = _ops(h, "conv", "norm_act", "stem", "head")
         affine, x_dot, forward = _affine(model, row, len(h)), None, []
         for s, stage in enumerate(stages):
-            if stage.dz is None:
+            if stage.by_patches:
                 y_dot, tangent = stem.tan_fwd(stage.saved, affine[0, 0], weights_dot[0])
             else:
                 z_dot = conv.tan_fwd(stage.x, weights[s], x_dot, weights_dot[s], model.stride, 1)
@@ -156,7 +204,7 @@ class ComposedKept(NamedTuple):
         for s in reversed(range(model.stages)):
             stage, (x_dot, tangent) = stages[s], forward[s]
             arguments = stage.saved, tangent, affine[s, 0], stage.dy, dy_dot
-            if stage.dz is None:
+            if stage.by_patches:
                 dw_dot, d_gain, d_bias = stem.tan_bwd(*arguments)
             else:
                 dz_dot, d_gain, d_bias = norm_act.tan_bwd(*arguments)

@@ -17,6 +17,7 @@ from engine import meta, models
 from engine.config import Config
 from engine.errors import UserError, explained
 from engine.files import replace_file
+from engine.methods import HEADLESS
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
 from engine.models.resnet12 import ResNet12
@@ -117,7 +118,8 @@ def understood(path: Path, content: Any) -> Classifier:
     """What a file that ``save`` wrote holds. Raises UserError when anything in it is not right."""
     saved = checkpoint.checked(path, content, Classifier, "classifier", FORMAT, RULES)
     saved = checkpoint.without_paths(path, saved)
-    ways = Config.from_dict(saved.config).ways
+    cfg = Config.from_dict(saved.config)
+    ways = len(saved.classes) if cfg.method in HEADLESS else cfg.ways
     if not (len(saved.classes) <= ways and len(saved.adapted) == len(saved.members)):
         raise UserError(
             f"{path} is damaged: it has {len(saved.classes)} classes of {ways}, and "
@@ -131,10 +133,19 @@ def network(cfg: Config, classes: int) -> Backbone | ResNet12:
     return replace(models.network(cfg), ways=classes)
 
 
+def outputs(cfg: Config, theta: Tensor) -> int:  # [P']
+    """Of the network of so many parameters, rounded down: classes, of matching support images."""
+    *body, weight, bias = models.network(cfg).sizes
+    return (theta.numel() - sum(body)) // (weight // bias + 1)
+
+
 def unpacked(cfg: Config, saved: Classifier) -> tuple[list[Member], list[Adapted]]:
     """Both on the CPU. Raises UserError as ``packed.unpack``."""
-    like, sizes = meta.layout(cfg), network(cfg, len(saved.classes)).sizes
+    like, classes = meta.layout(cfg), len(saved.classes)
     member = Member(like.params, like.running)
+    if cfg.method == "matching" and isinstance(saved.adapted[0].get("theta"), Tensor):
+        classes = max(classes, outputs(cfg, saved.adapted[0]["theta"]))
+    sizes = network(cfg, classes).sizes
     theta, row = like.params.theta.new_empty(sum(sizes)), like.params.norm[0]
     adapted = Adapted(theta, row, Moments(*(m[0] for m in like.running)))
     return (

@@ -12,11 +12,15 @@ from engine import meta
 from engine.config import Config
 from engine.errors import UserError, say
 from engine.meta import State
+from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runs.saved import load_trained, restore
 
 # What the shapes and the meaning of all but the classifier follow from.
-_NETWORK = "network channels filters stages downsample widths steps norm_weights norm_stats".split()
+_NETWORK = (
+    "network channels filters stages downsample widths steps adapt norm_weights norm_gains "
+    "norm_stats"
+).split()
 
 
 class Beginning(NamedTuple):
@@ -48,16 +52,20 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
         for name in _NETWORK
         if name not in cfg.of_others and getattr(trained, name) != getattr(cfg, name)
     ]
+    if (trained.rates == "per-parameter") != (cfg.rates == "per-parameter"):
+        different.append(f"rates: {trained.rates} -> {cfg.rates}")
     if different:
         raise UserError(
             f"--init is {cfg.init}, of another network ({'; '.join(different)}): give its own "
             "values, or other weights"
         )
     (given,) = restore(meta.layout(trained), [source], device).values()
-    body = sum(network(cfg).sizes[:-2])
-    theta, head = given.params.theta, "its classifier"
+    body = sum(network(cfg).sizes[:-HEAD])
+    (theta, _, rates), head = given.params, "its classifier"
     if len(theta) != len(state.params.theta) or trained.ways != cfg.ways:
         theta = torch.cat([theta[:body], state.params.theta[body:]])
+        if cfg.rates == "per-parameter":
+            rates = torch.cat([rates[:, :body], state.params.rates[:, body:]], 1)
         shapes = (f"{c.ways}-way {c.image_size}x{c.image_size}" for c in (trained, cfg))
         head = f"a new classifier ({' -> '.join(shapes)})"
     line = (
@@ -72,7 +80,10 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
         "weights": _digest(given),
     }
     return Beginning(
-        state._replace(params=given.params._replace(theta=theta), running=given.running), origin
+        state._replace(
+            params=given.params._replace(theta=theta, rates=rates), running=given.running
+        ),
+        origin,
     )
 
 

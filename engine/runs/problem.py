@@ -12,6 +12,7 @@ from engine.data.preparation import Preparation
 from engine.episodes import EpisodeSampler, Source
 from engine.errors import UserError, say
 from engine.meta import State
+from engine.methods.rates import by_tensor
 from engine.models import network
 from engine.models.interface import Model
 from engine.scoring import Score, StepAccuracy
@@ -32,6 +33,10 @@ class Problem(Protocol):
 
     def names(self, cfg: Config) -> tuple[str, ...]:
         """Of the adapted tensors."""
+
+    def rates(self, cfg: Config, state: State) -> list[list[float]]:
+        """The inner rate of each, or the mean of its numbers' rates, at each step; one for all
+        steps where all have the same."""
 
     def preparation(self, cfg: Config) -> Preparation | None:
         """How a picture becomes what the network sees; None if that is not ours."""
@@ -80,11 +85,14 @@ class Pictures(NamedTuple):
     def names(self, cfg: Config) -> tuple[str, ...]:
         return tuple(network(cfg).shapes)
 
+    def rates(self, cfg: Config, state: State) -> list[list[float]]:
+        return by_tensor(state.params.rates, network(cfg).sizes).T.tolist()
+
     def layout(self, cfg: Config) -> State:
         return meta.layout(cfg)
 
     def source(self, cfg: Config, part: str, seed: int) -> EpisodeSampler:
-        return EpisodeSampler.of(cfg, self.dataset, part, seed)
+        return EpisodeSampler.of(cfg, self.dataset, part, seed, evaluation=part != "train")
 
     def validate(
         self, cfg: Config, state: State, between: Callable[[], None]
@@ -118,7 +126,7 @@ def load_dataset(cfg: Config, *parts: str) -> Dataset:
     wrong = []
     for part in parts:
         try:
-            for note in EpisodeSampler.of(cfg, dataset, part, seed=0).notes:
+            for note in EpisodeSampler.of(cfg, dataset, part, 0, part != "train").notes:
                 say(f"{dataset.name}: {note}")
         except UserError as error:
             wrong.append(error)

@@ -161,33 +161,50 @@ def head(net: Net, tasks: int, images: int) -> Op:
 
 
 def update(net: Net, tasks: int) -> Op:
-    """And Adam, which nothing is differentiated through."""
+    """By rates of segments and of each number; and Adam, through which nothing is derived."""
     sizes = segments(net)
     theta, grad, *others = (randn(60 + i, tasks, sum(sizes)) for i in range(6))
     rates, rates_dot = (single(0.1 * randn(66 + i, len(sizes))) for i in range(2))
+    each, each_dot = (single(0.1 * randn(68 + i, sum(sizes))) for i in range(2))
 
-    def ours(of, theta, grad, rates, theta_dot, grad_dot, rates_dot, d_theta, second) -> Results:
-        value = of.fwd(theta, grad, rates, sizes)
-        value_dot = of.tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes)
-        first = of.bwd(d_theta, grad, rates, sizes)
-        tangents = of.tan_bwd(d_theta, grad_dot, rates_dot, sizes)
+    def ours(of, theta, grad, rates, theta_dot, grad_dot, rates_dot, d_theta, second, *own):
         beta1, beta2, clamp, eps = ADAM
         moved = of.adam(theta, theta_dot, second**2, grad, 0.1, 1.5, beta1, beta2, clamp, eps)
-        return [value, *moved], [*first], [value_dot, *tangents]
+        results = [*moved], [], []
+        for alpha, dot, of_sizes in ((rates, rates_dot, sizes), (*own, None)):
+            value_dot = of.tan_fwd(grad, alpha, theta_dot, grad_dot, dot, of_sizes)
+            tangents = of.tan_bwd(d_theta, grad_dot, dot, of_sizes)
+            found = (
+                [of.fwd(theta, grad, alpha, of_sizes)],
+                of.bwd(d_theta, grad, alpha, of_sizes),
+                [value_dot, *tangents],
+            )
+            for to, values in zip(results, found, strict=True):
+                to += values
+        return results
 
-    def truth(theta, grad, rates, theta_dot, grad_dot, rates_dot, d_theta, second) -> Results:
-        def value(theta, grad, rates):  # of which each task has a row
-            rows = zip(theta, grad, rates, strict=True)
-            return torch.stack([reference.lslr_update(a, g, r, sizes) for a, g, r in rows])
+    def truth(theta, grad, rates, theta_dot, grad_dot, rates_dot, d_theta, second, *own):
+        results = [*_adam(theta, theta_dot, second**2, grad)], [], []
+        for alpha, dot, of_sizes in ((rates, rates_dot, sizes), (*own, (1,) * theta.shape[1])):
 
-        inputs = [theta, grad, rates.expand(tasks, -1)]
-        dots = [theta_dot, grad_dot, rates_dot.expand(tasks, -1)]
-        first, bwd, tan = derivatives(value, inputs, dots, d_theta, None)
-        moved = _adam(theta, theta_dot, second**2, grad)
-        return [*first, *moved], bwd[1:], [tan[0], *tan[2:]]  # of θ both are known
+            def value(theta, grad, alpha, of_sizes=of_sizes):  # of which each task has a row
+                rows = zip(theta, grad, alpha, strict=True)
+                return torch.stack([reference.lslr_update(a, g, r, of_sizes) for a, g, r in rows])
 
-    tensors = [theta, grad, rates, *others[:2], rates_dot, *others[2:]]
-    names = "theta adam first second", "dg drates", "theta' dg' drates'"
+            inputs = [theta, grad, alpha.expand(tasks, -1)]
+            dots = [theta_dot, grad_dot, dot.expand(tasks, -1)]
+            first, bwd, tan = derivatives(value, inputs, dots, d_theta, None)
+            # of θ both are known
+            for to, values in zip(results, (first, bwd[1:], [tan[0], *tan[2:]]), strict=True):
+                to += values
+        return results
+
+    tensors = [theta, grad, rates, *others[:2], rates_dot, *others[2:], each, each_dot]
+    names = (
+        "adam first second theta theta_each",
+        "dg drates dg_each drates_each",
+        "theta' dg' drates' theta_each' dg_each' drates_each'",
+    )
     return Op(tensors, ours, truth, names)
 
 

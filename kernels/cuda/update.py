@@ -1,5 +1,5 @@
-"""θ' = θ − α[segment]·g over flat buffers, and Adam; signatures as in `kernels.plain.update`. The
-sums behind the gradient of the rates are in float64 and in one order.
+"""θ' = θ − α[segment]·g, or θ − α∘g, over flat buffers, and Adam; signatures as in
+`kernels.plain.update`. The sums behind the gradient of the rates are in float64 and in one order.
 """
 
 import math
@@ -17,7 +17,7 @@ def fwd(
     theta: Tensor,  # [T, P]
     grad: Tensor,  # [T, P]
     rates: Tensor,  # [L]
-    sizes: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
 ) -> Tensor:  # [T, P]
     return _descend(theta, rates, grad, None, None, sizes)
 
@@ -26,7 +26,7 @@ def bwd(
     d_theta: Tensor,  # [T, P] gradient of θ'; θ has the same
     grad: Tensor,  # [T, P]
     rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
-    sizes: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
 ) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
     return _gradients(d_theta, grad, rates, sizes)
 
@@ -90,7 +90,7 @@ def _descend(
     grad: Tensor | None,
     rates_dot: Tensor | None,
     grad_dot: Tensor | None,
-    sizes: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
 ) -> Tensor:
     """theta − rates·grad − rates_dot·grad_dot, without a term that misses an operand."""
     if grad is None:
@@ -108,7 +108,8 @@ def _descend(
     ops(like.dtype).update_fwd(
         stream(like),
         rows[0],
-        _tables(_pieces(sizes, like)),
+        _tables(_pieces(sizes or rows[1:], like)),
+        sizes is None,
         matrix(theta),
         address(rates),
         matrix(grad),
@@ -120,27 +121,29 @@ def _descend(
 
 
 def _gradients(
-    d_theta: Tensor, grad: Tensor | None, rates: Tensor | None, sizes: tuple[int, ...]
+    d_theta: Tensor, grad: Tensor | None, rates: Tensor | None, sizes: tuple[int, ...] | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """−d_theta·rates, and −Σ d_theta·grad of each task's segments; `None` for what misses an
-    operand.
+    """−d_theta·rates, and −Σ d_theta·grad of each task's segments, or −d_theta∘grad; `None` for
+    what misses an operand.
     """
     rows = update_rows("cuda", d_theta, sizes)
     operands = flat(rows, sizes, {"rates": rates}, d_theta=d_theta, grad=grad)
     expect("update", d_theta, **operands)
     d_theta, grad = vectors(d_theta), vectors(grad)
     rates = whole(rates)
-    found, kind = _pieces(sizes, d_theta), {"device": d_theta.device}
+    found, kind = _pieces(sizes or rows[1:], d_theta), {"device": d_theta.device}
     d_grad = d_rates = shares = None
     if rates is not None:
         d_grad = torch.empty(rows, dtype=d_theta.dtype, **kind)
     if grad is not None:
-        d_rates = torch.empty((rows[0], len(sizes)), dtype=d_theta.dtype, **kind)
+        width = rows[1] if sizes is None else len(sizes)
+        d_rates = torch.empty((rows[0], width), dtype=d_theta.dtype, **kind)
         shares = torch.empty((rows[0], len(found.table)), dtype=torch.float64, **kind)
     ops(d_theta.dtype).update_bwd(
         stream(d_theta),
         rows[0],
         _tables(found),
+        sizes is None,
         matrix(d_theta),
         matrix(grad),
         address(rates),

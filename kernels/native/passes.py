@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels import checks
 from kernels.native import module
 from kernels.native.tensors import expect, ops
-from kernels.net import Net, Result
+from kernels.net import Embedded, Net, Result
 from kernels.plain.layout import channels_last, vectors, whole
 from kernels.tensors import address
 from kernels.threads import threads
@@ -36,6 +36,13 @@ class Images(NamedTuple):
 
 
 class Kept(NamedTuple):
+    images: Images
+    theta: Tensor  # [T, P]
+    blocks: list
+    seal: tuple  # of theta
+
+
+class KeptFeatures(NamedTuple):
     images: Images
     theta: Tensor  # [T, P]
     blocks: list
@@ -95,21 +102,92 @@ def run(
     gradient; `keep` what `tangent` needs.
     """
     checks.handed_back("native passes: run", images, Images, "prepare", True)
-    net, tasks = images.net, len(images.blocks)
-    stats = net.stages * net.filters
-    operands = theta, row, labels, statistics, keep
     expect("passes", images)
-    checks.pass_operands("native passes", net, images, tasks, images.count, *operands)
-    theta, row = vectors(theta), whole(row)
-    new = theta.new_empty
-    given = [None] * 2 if statistics is None else [whole(s) for s in statistics]
+    net, tasks = images.net, len(images.blocks)
+    checks.pass_operands(
+        "native passes", net, images, tasks, images.count, theta, row, labels, statistics, keep
+    )
+    new, labels = theta.new_empty, whole(labels)
     loss, gradient, norm_gradient = (
         (None, None, None)
         if labels is None
-        else (new(tasks), new(theta.shape), new((tasks, 2 * stats)))
+        else (new(tasks), new(theta.shape), new((tasks, row.numel())))
     )
-    labels = whole(labels)
-    logits, mean, var = new((tasks, images.count, net.ways)), new(tasks, stats), new(tasks, stats)
+    logits = new((tasks, images.count, net.ways))
+    written = loss, logits, gradient, norm_gradient
+    mean, var, kept = _pass(images, theta, row, labels, statistics, written, keep, None)
+    return Result(*written, mean, var, Kept(*kept) if keep else None)
+
+
+def embed(
+    images: Images,
+    theta: Tensor,  # [T, P], of which the classifier is not read
+    row: Tensor,  # [G]
+    statistics: tuple[Tensor, Tensor] | None = None,  # mean, biased variance [S], or [T, S]
+    keep: bool = False,
+) -> Embedded:
+    """The features that the classifier would see, and batch moments; `keep` what `pullback`
+    needs.
+    """
+    checks.handed_back("native passes: embed", images, Images, "prepare", True)
+    expect("passes", images)
+    net, tasks = images.net, len(images.blocks)
+    checks.pass_operands(
+        "native passes", net, images, tasks, images.count, theta, row, None, statistics, False
+    )
+    features = theta.new_empty((tasks, images.count, checks.features(net)))
+    mean, var, kept = _pass(images, theta, row, None, statistics, (None,) * 4, keep, features)
+    return Embedded(features, mean, var, KeptFeatures(*kept) if keep else None)
+
+
+def pullback(
+    kept: KeptFeatures,
+    d_features: Tensor,  # [T, N, D]
+) -> tuple[Tensor, Tensor]:  # [T, P], [T, G]
+    """The gradient of ⟨d_features, features⟩ in theta, of the classifier 0, and in row."""
+    same = isinstance(kept, KeptFeatures) and checks.unbroken(kept.seal, kept.theta)
+    checks.handed_back("native passes: pullback", kept, KeptFeatures, "embed", same)
+    images, theta, blocks, _ = kept
+    net, tasks = images.net, len(images.blocks)
+    checks.tensors("native passes", d_features=d_features)
+    shape, width = (tasks, checks.parameters(net)), checks.features(net)
+    operands = {"theta": (theta, shape), "d_features": (d_features, (tasks, images.count, width))}
+    expect("passes", images, **operands)
+    gradient, d_features = theta.new_empty(shape), whole(d_features)
+    norm_gradient = theta.new_empty((tasks, 2 * net.stages * net.filters))
+    ops(images.dtype).pullback(
+        _net(net),
+        images.count,
+        threads(),
+        images.blocks,
+        blocks,
+        theta.data_ptr(),
+        theta.stride(0),
+        theta.shape[1],
+        d_features.data_ptr(),
+        width,
+        gradient.data_ptr(),
+        norm_gradient.data_ptr(),
+    )
+    return gradient, norm_gradient
+
+
+def _pass(
+    images: Images,
+    theta: Tensor,
+    row: Tensor,
+    labels: Tensor | None,
+    statistics: tuple[Tensor, Tensor] | None,
+    written: tuple[Tensor | None, ...],  # loss, logits, gradient, norm_gradient
+    keep: bool,
+    features: Tensor | None,
+) -> tuple[Tensor, Tensor, tuple]:
+    """Writes what is asked for; batch moments, and the fields of what was kept."""
+    net, tasks = images.net, len(images.blocks)
+    stats = net.stages * net.filters
+    theta, row = vectors(theta), whole(row)
+    given = [None] * 2 if statistics is None else [whole(s) for s in statistics]
+    mean, var = (theta.new_empty(tasks, stats) for _ in range(2))
     blocks = ops(images.dtype).pass_(
         _net(net),
         images.count,
@@ -122,11 +200,12 @@ def run(
         row.data_ptr(),
         *map(address, given),
         stats if statistics is not None and given[0].dim() == 2 else 0,
-        *map(address, (loss, logits, gradient, norm_gradient, mean, var)),
+        *map(address, (*written, mean, var)),
         keep,
+        address(features),
+        checks.features(net),
     )
-    kept = Kept(images, theta, blocks, checks.seal(theta)) if keep else None
-    return Result(loss, logits, gradient, norm_gradient, mean, var, kept)
+    return mean, var, (images, theta, blocks, checks.seal(theta))
 
 
 def tangent(

@@ -1,6 +1,6 @@
-"""θ' = θ − α[segment]·g over flat buffers, and Adam; signatures as in `kernels.plain.update`. The
-sums behind the gradient of the rates are in float64 and in one order, whatever the number of
-threads.
+"""θ' = θ − α[segment]·g, or θ − α∘g, over flat buffers, and Adam; signatures as in
+`kernels.plain.update`. The sums behind the gradient of the rates are in float64 and in one order,
+whatever the number of threads.
 """
 
 import math
@@ -18,7 +18,7 @@ def fwd(
     theta: Tensor,  # [T, P]
     grad: Tensor,  # [T, P]
     rates: Tensor,  # [L]
-    sizes: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
 ) -> Tensor:  # [T, P]
     return _descend(theta, rates, grad, None, None, sizes)
 
@@ -27,7 +27,7 @@ def bwd(
     d_theta: Tensor,  # [T, P] gradient of θ'; θ has the same
     grad: Tensor,  # [T, P]
     rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
-    sizes: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
 ) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
     return _gradients(d_theta, grad, rates, sizes)
 
@@ -80,7 +80,7 @@ def _descend(
     grad: Tensor | None,
     rates_dot: Tensor | None,
     grad_dot: Tensor | None,
-    sizes: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
 ) -> Tensor:
     """theta − rates·grad − rates_dot·grad_dot, without a term that misses an operand."""
     if grad is None:
@@ -96,9 +96,10 @@ def _descend(
     rates, rates_dot = whole(rates), whole(rates_dot)
     out = torch.empty(rows, dtype=like.dtype, device=like.device)
     ops(like.dtype).update_fwd(
-        sizes,
+        sizes or rows[1:],
         rows[0],
         threads(),
+        sizes is None,
         matrix(theta),
         address(rates),
         matrix(grad),
@@ -110,10 +111,10 @@ def _descend(
 
 
 def _gradients(
-    d_theta: Tensor, grad: Tensor | None, rates: Tensor | None, sizes: tuple[int, ...]
+    d_theta: Tensor, grad: Tensor | None, rates: Tensor | None, sizes: tuple[int, ...] | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """−d_theta·rates, and −Σ d_theta·grad of each task's segments; `None` for what misses an
-    operand.
+    """−d_theta·rates, and −Σ d_theta·grad of each task's segments, or −d_theta∘grad; `None` for
+    what misses an operand.
     """
     rows = update_rows("native", d_theta, sizes)
     operands = flat(rows, sizes, {"rates": rates}, d_theta=d_theta, grad=grad)
@@ -123,11 +124,13 @@ def _gradients(
     d_grad = (
         None if rates is None else torch.empty(rows, dtype=d_theta.dtype, device=d_theta.device)
     )
-    d_rates = None if grad is None else d_theta.new_zeros((rows[0], len(sizes)))
+    width = rows[1] if sizes is None else len(sizes)
+    d_rates = None if grad is None else d_theta.new_zeros((rows[0], width))
     ops(d_theta.dtype).update_bwd(
-        sizes,
+        sizes or rows[1:],
         rows[0],
         threads(),
+        sizes is None,
         matrix(d_theta),
         matrix(grad),
         address(rates),

@@ -1,5 +1,5 @@
 """The inner update θ' = θ − α[segment]·g over flat buffers, where `rates` has one entry a segment,
-and the outer one.
+or θ − α∘g, where `sizes` is None and `rates` has one a number; and the outer one.
 """
 
 import torch
@@ -8,16 +8,18 @@ from torch import Tensor
 from kernels.plain.layout import total
 
 
-def spread(rates: Tensor, sizes: tuple[int, ...]) -> Tensor:
+def spread(rates: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
     """One rate a segment [L] → one a parameter [P]."""
+    if sizes is None:
+        return rates
     return torch.cat([rate.expand(size) for rate, size in zip(rates, sizes, strict=True)])
 
 
 def fwd(
     theta: Tensor,  # [T, P]
     grad: Tensor,  # [T, P]
-    rates: Tensor,  # [L]
-    sizes: tuple[int, ...],
+    rates: Tensor,  # [L], or [P]
+    sizes: tuple[int, ...] | None,
 ) -> Tensor:  # [T, P]
     return torch.addcmul(theta, spread(rates, sizes), grad, value=-1)
 
@@ -25,11 +27,11 @@ def fwd(
 def bwd(
     d_theta: Tensor,  # [T, P] gradient of θ'; θ has the same
     grad: Tensor,  # [T, P]
-    rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
-    sizes: tuple[int, ...],
-) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
+    rates: Tensor | None,  # [L], or [P]; None: the gradient of g is not wanted
+    sizes: tuple[int, ...] | None,
+) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L], or [T, P]
     d_grad = None if rates is None else -d_theta * spread(rates, sizes)
-    return d_grad, _per_segment(d_theta * grad, sizes).neg_()
+    return d_grad, -_per_segment(d_theta * grad, sizes)
 
 
 def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None:
@@ -45,11 +47,13 @@ def tan_bwd(d_theta, grad_dot, rates_dot, sizes) -> tuple[Tensor | None, Tensor 
     d_grad_dot = None if rates_dot is None else -d_theta * spread(rates_dot, sizes)
     if grad_dot is None:
         return d_grad_dot, None
-    return d_grad_dot, _per_segment(d_theta * grad_dot, sizes).neg_()
+    return d_grad_dot, -_per_segment(d_theta * grad_dot, sizes)
 
 
-def _per_segment(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """[T, P] → sums [T, L]"""
+def _per_segment(values: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
+    """[T, P] → sums [T, L], or the values themselves"""
+    if sizes is None:
+        return values
     return torch.stack([segment.sum(1) for segment in values.split(sizes, 1)], 1)
 
 

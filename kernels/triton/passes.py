@@ -7,11 +7,19 @@ buffer comes from torch's allocator, so that a pass may be captured in a CUDA gr
 from torch import Tensor
 
 from kernels import checks
-from kernels.net import Net, Result
+from kernels.net import Embedded, Net, Result
 from kernels.plain.layout import channels_last, whole
-from kernels.triton import launches, stem_launches
+from kernels.triton import features, launches, stem_launches
 from kernels.triton.patches import patches
-from kernels.triton.plan import PRECISIONS, Call, Images, Kept, Plan
+from kernels.triton.plan import (
+    PRECISIONS,
+    Call,
+    Images,
+    Kept,
+    KeptFeatures,
+    Plan,
+    StageKept,
+)
 from kernels.triton.rows import aligned, new_rows
 from kernels.triton.tensors import countable, expect
 
@@ -64,15 +72,67 @@ def run(
     """Logits and batch moments; with labels also the mean cross-entropy of each task and its
     gradient; `keep` what `tangent` needs. A label outside 0…ways − 1 makes the loss NaN.
     """
+    call = _call("run", images, theta, row, labels, statistics, keep)
+    stages, projected, mean, var = _forward(call)
+    labels = whole(labels)
+    logits, softmax, residual, losses = launches.head_fwd(call, stages[-1], labels)
+    if labels is None:
+        return Result(None, logits, None, None, mean, var, None)
+    gradient, norm_gradient = _gradients(call)
+    delta, part, loss = launches.head_bwd(call, stages[-1], residual, losses, gradient)
+    outer = _backward(call, stages, projected, delta, part, gradient, norm_gradient)
+    kept = Kept.of(call, stages, projected, outer, softmax, residual) if keep else None
+    return Result(loss, logits, gradient, norm_gradient, mean, var, kept)
+
+
+def embed(
+    images: Images,
+    theta: Tensor,  # [T, P], of which the classifier is not read
+    row: Tensor,  # [G]
+    statistics: tuple[Tensor, Tensor] | None = None,  # mean, biased variance [S], or [T, S]
+    keep: bool = False,
+) -> Embedded:
+    """The features that the classifier would see, and batch moments; `keep` what `pullback`
+    needs.
+    """
+    call = _call("embed", images, theta, row, None, statistics, False)
+    stages, projected, mean, var = _forward(call)
+    kept = KeptFeatures.of(call, stages, projected) if keep else None
+    return Embedded(features.fwd(call, stages[-1]), mean, var, kept)
+
+
+def pullback(
+    kept: KeptFeatures,
+    d_features: Tensor,  # [T, N, D]
+) -> tuple[Tensor, Tensor]:  # [T, P], [T, G]
+    """The gradient of ⟨d_features, features⟩ in theta, of the classifier 0, and in row."""
+    same = isinstance(kept, KeptFeatures) and kept.unbroken
+    checks.handed_back("triton passes: pullback", kept, KeptFeatures, "embed", same)
+    checks.tensors("triton passes", d_features=d_features)
+    call, plan = kept.call, kept.call.plan
+    shape = plan.tasks, plan.images, checks.features(plan.net)
+    expect("passes", call.images.x, d_features=(d_features, shape))
+    gradient, norm_gradient = _gradients(call)
+    gradient[:, plan.theta_head :] = 0
+    delta, part = features.bwd(call, kept.stages[-1], d_features)
+    _backward(call, [*kept.stages], kept.projected, delta, part, gradient, norm_gradient)
+    return gradient, norm_gradient
+
+
+def _call(name: str, images: Images, theta: Tensor, row: Tensor, labels, statistics, keep) -> Call:
+    """What a pass reads, after it was found to fit."""
     same = isinstance(images, Images) and images.unbroken
-    checks.handed_back("triton passes: run", images, Images, "prepare", same)
-    plan, net = images.plan, images.plan.net
-    t, stats = plan.tasks, net.stages * net.filters
-    operands = theta, row, labels, statistics, keep
-    checks.pass_operands("triton passes", net, images.x, t, plan.images, *operands)
+    checks.handed_back(f"triton passes: {name}", images, Images, "prepare", same)
+    plan, operands = images.plan, (theta, row, labels, statistics, keep)
+    checks.pass_operands("triton passes", plan.net, images.x, plan.tasks, plan.images, *operands)
     given = None if statistics is None else tuple(whole(s) for s in statistics)
-    call = Call(images, aligned(theta), whole(row), given)
-    mean, var = (row.new_empty(t, stats) for _ in range(2))
+    return Call(images, aligned(theta), whole(row), given)
+
+
+def _forward(call: Call) -> tuple[list[StageKept], Tensor | None, Tensor, Tensor]:
+    """What the stages keep, the stem's projection, and batch moments."""
+    plan = call.plan
+    mean, var = (call.row.new_empty(plan.tasks, call.row.numel() // 2) for _ in range(2))
     stages, projected = [], None
     for s, stage in enumerate(plan.stages):
         if stage.stem:
@@ -80,23 +140,36 @@ def run(
         else:
             kept = launches.stage_fwd(call, stages[-1] if s else None, s, mean, var)
         stages.append(kept)
-    labels = whole(labels)
-    logits, softmax, residual, losses = launches.head_fwd(call, stages[-1], labels)
-    if labels is None:
-        return Result(None, logits, None, None, mean, var, None)
-    gradient, norm_gradient = new_rows(theta, *theta.shape), row.new_empty(t, 2 * stats)
-    delta, part, loss = launches.head_bwd(call, stages[-1], residual, losses, gradient)
+    return stages, projected, mean, var
+
+
+def _gradients(call: Call) -> tuple[Tensor, Tensor]:
+    """Of theta and of row, to be written."""
+    return new_rows(call.theta, *call.theta.shape), call.row.new_empty(
+        call.plan.tasks, call.row.numel()
+    )
+
+
+def _backward(
+    call: Call,
+    stages: list[StageKept],  # gets δ and its sums
+    projected: Tensor | None,
+    delta: Tensor,  # of the last stage
+    part: Tensor,  # of its sums
+    gradient: Tensor,
+    norm_gradient: Tensor,
+) -> Tensor | None:
+    """Writes all but the classifier's gradient; the stem's Σ δ·patch."""
     outer = None
-    for s in reversed(range(net.stages)):
+    for s in reversed(range(call.plan.net.stages)):
         sums = launches.norm_bwd(call, stages[s], s, part, norm_gradient)
         stages[s] = stages[s]._replace(delta=delta, sums=sums)
-        if plan.stages[s].stem:
+        if call.plan.stages[s].stem:
             outer = stem_launches.stem_bwd(call, stages[s], projected, gradient)
         elif s:
             delta, part = launches.dgrad(call, stages, s)
     launches.wgrads(call, stages, gradient)
-    kept = Kept.of(call, stages, projected, outer, softmax, residual) if keep else None
-    return Result(loss, logits, gradient, norm_gradient, mean, var, kept)
+    return outer
 
 
 def tangent(

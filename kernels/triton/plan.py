@@ -192,3 +192,21 @@ class Kept(NamedTuple):
     def _read(call: Call, kept) -> tuple:
         """What a tangent reads, the tensors of the caller one by one."""
         return call, call.theta, call.row, *(call.given or ()), *kept
+
+
+class KeptFeatures(NamedTuple):
+    """Of a pass that stopped there."""
+
+    call: Call
+    stages: list[StageKept]
+    projected: Tensor | None  # [T, KP, F] the stem's covariance times its filters
+    seal: tuple  # of the above
+
+    @classmethod
+    def of(cls, call: Call, *kept) -> "KeptFeatures":
+        return cls(call, *kept, checks.seal(*Kept._read(call, kept)))
+
+    @property
+    def unbroken(self) -> bool:
+        call, *kept, seal = self
+        return call.images.unbroken and checks.unbroken(seal, *Kept._read(call, kept))

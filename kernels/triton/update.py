@@ -1,4 +1,4 @@
-"""θ' = θ − α[segment]·g over flat buffers, its gradient and tangents, and Adam; signatures as in
+"""θ' = θ − α[segment]·g, or θ − α∘g, over flat buffers, its gradient, tangents, Adam; signatures in
 `kernels.plain.update`. Sums behind the rates are in one order: pieces of a segment, then segments.
 """
 
@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.plain.layout import vectors, whole
-from kernels.tensors import pieces
+from kernels.tensors import flat, pieces, update_rows
 from kernels.triton.launch import COUNTS
 from kernels.triton.rows import new_rows
 from kernels.triton.tensors import expect
@@ -16,13 +16,19 @@ from kernels.triton.tensors import expect
 PIECE = 1024  # values of one segment that a program updates
 
 
+@triton.jit
+def rates_of(rates, segment, i, valid, EACH: tl.constexpr):
+    return tl.load(rates + i, mask=valid, other=0.0) if EACH else tl.load(rates + segment)
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def descend_kernel(
     theta, grad, grad_dot, out,  # [T, P] each, rows `..._step` apart
-    rates, rates_dot,  # [L], of grad and of grad_dot
+    rates, rates_dot,  # [L], or with EACH [P], of grad and of grad_dot
     pieces,  # int32 [pieces, 3]: segment, from, to
     theta_step, grad_step, grad_dot_step, out_step,
-    THETA: tl.constexpr, GRAD: tl.constexpr, GRAD_DOT: tl.constexpr, BLOCK: tl.constexpr,
+    THETA: tl.constexpr, GRAD: tl.constexpr, GRAD_DOT: tl.constexpr, EACH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """theta − rates·grad − rates_dot·grad_dot, without what is off."""
     piece, task = tl.program_id(0), tl.program_id(1)
@@ -33,9 +39,10 @@ def descend_kernel(
     if THETA:
         value = tl.load(theta + task * theta_step + i, mask=valid)
     if GRAD:
-        value -= tl.load(rates + segment) * tl.load(grad + task * grad_step + i, mask=valid)
+        rate = rates_of(rates, segment, i, valid, EACH)
+        value -= rate * tl.load(grad + task * grad_step + i, mask=valid)
     if GRAD_DOT:
-        rate = tl.load(rates_dot + segment)
+        rate = rates_of(rates_dot, segment, i, valid, EACH)
         value -= rate * tl.load(grad_dot + task * grad_dot_step + i, mask=valid)
     tl.store(out + task * out_step + i, value, mask=valid)
 
@@ -43,22 +50,26 @@ def descend_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def rates_kernel(
     d_theta, grad, d_grad,  # [T, P] each, rows `..._step` apart
-    rates,  # [L]
-    pieces, part,  # int32 [pieces, 3], [T, pieces]
-    d_theta_step, grad_step, d_grad_step,
-    GRAD: tl.constexpr, RATES: tl.constexpr, BLOCK: tl.constexpr,
+    rates,  # [L], or with EACH [P]
+    pieces, part,  # int32 [pieces, 3], [T, pieces], or with EACH d_rates [T, P]
+    d_theta_step, grad_step, d_grad_step, part_step,
+    GRAD: tl.constexpr, RATES: tl.constexpr, EACH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """d_grad = −rates·d_theta, and −Σ d_theta·grad of each piece."""
+    """d_grad = −rates·d_theta, and −Σ d_theta·grad of each piece, or −d_theta·grad."""
     piece, task = tl.program_id(0), tl.program_id(1)
     segment = tl.load(pieces + 3 * piece)
     i = tl.load(pieces + 3 * piece + 1) + tl.arange(0, BLOCK)
     valid = i < tl.load(pieces + 3 * piece + 2)
     d = tl.load(d_theta + task * d_theta_step + i, mask=valid, other=0.0)
     if RATES:
-        tl.store(d_grad + task * d_grad_step + i, -tl.load(rates + segment) * d, mask=valid)
+        rate = rates_of(rates, segment, i, valid, EACH)
+        tl.store(d_grad + task * d_grad_step + i, -rate * d, mask=valid)
     if GRAD:
         products = d * tl.load(grad + task * grad_step + i, mask=valid, other=0.0)
-        tl.store(part + task * tl.num_programs(0) + piece, -tl.sum(products, 0))
+        if EACH:
+            tl.store(part + task * part_step + i, -products, mask=valid)
+        else:
+            tl.store(part + task * part_step + piece, -tl.sum(products, 0))
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -100,7 +111,7 @@ def fwd(
     theta: Tensor,  # [T, P]
     grad: Tensor,  # [T, P]
     rates: Tensor,  # [L]
-    sizes: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
 ) -> Tensor:  # [T, P]
     return _descend(theta, rates, grad, None, None, sizes)
 
@@ -109,7 +120,7 @@ def bwd(
     d_theta: Tensor,  # [T, P] gradient of θ'; θ has the same
     grad: Tensor,  # [T, P]
     rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
-    sizes: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
 ) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
     return _gradients(d_theta, grad, rates, sizes)
 
@@ -154,7 +165,7 @@ def _descend(
     grad: Tensor | None,
     rates_dot: Tensor | None,
     grad_dot: Tensor | None,
-    sizes: tuple[int, ...],
+    sizes: tuple[int, ...] | None,
 ) -> Tensor:
     """theta − rates·grad − rates_dot·grad_dot, without a term that misses an operand."""
     rates = None if grad is None else rates
@@ -162,7 +173,7 @@ def _descend(
     like = grad if grad is not None else grad_dot
     rows = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
     _expect(like, sizes, rows, {"rates": rates, "rates_dot": rates_dot})
-    table, _ = pieces(sizes, PIECE, like.device)
+    table, _ = pieces(sizes or like.shape[1:], PIECE, like.device)
     out = new_rows(like, *like.shape)
     theta, grad, grad_dot = operands = [vectors(x) for x in rows.values()]
     rates, rates_dot = whole(rates), whole(rates_dot)
@@ -171,43 +182,41 @@ def _descend(
         *operands, out, like if rates is None else rates, like if rates_dot is None else rates_dot,
         table, *(x.stride(0) for x in operands), out.stride(0),
         THETA=theta is not None, GRAD=grad is not None, GRAD_DOT=grad_dot is not None,
-        BLOCK=PIECE,
+        EACH=sizes is None, BLOCK=PIECE,
     )  # fmt: skip
     return out
 
 
 def _gradients(
-    d_theta: Tensor, grad: Tensor | None, rates: Tensor | None, sizes: tuple[int, ...]
+    d_theta: Tensor, grad: Tensor | None, rates: Tensor | None, sizes: tuple[int, ...] | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """−d_theta·rates, and −Σ d_theta·grad of each task's segments; `None` for what misses an
-    operand.
+    """−d_theta·rates, and −Σ d_theta·grad of each task's segments, or −d_theta∘grad; `None` for
+    what misses an operand.
     """
     _expect(d_theta, sizes, {"d_theta": d_theta, "grad": grad}, {"rates": rates})
     if grad is rates is None:
         return None, None
-    (table, first), tasks = pieces(sizes, PIECE, d_theta.device), len(d_theta)
+    (table, first), tasks = pieces(sizes or d_theta.shape[1:], PIECE, d_theta.device), len(d_theta)
     d_theta, grad = vectors(d_theta), vectors(grad)
     shape, options = d_theta.shape, {"dtype": d_theta.dtype, "device": d_theta.device}
     d_grad = None if rates is None else new_rows(d_theta, *shape)
-    d_rates = None if grad is None else torch.empty((tasks, len(sizes)), **options)
-    part = torch.empty((tasks, len(table)), **options)
+    each = sizes is None
+    part = torch.empty((tasks, shape[1] if each else len(table)), **options)
     rows = [d_theta if x is None else x for x in (d_theta, grad, d_grad)]
     rates_kernel[(len(table), tasks)](
         *rows, d_theta if rates is None else whole(rates), table, part,
-        *(x.stride(0) for x in rows),
-        GRAD=grad is not None, RATES=rates is not None, BLOCK=PIECE,
+        *(x.stride(0) for x in rows), part.stride(0),
+        GRAD=grad is not None, RATES=rates is not None, EACH=each, BLOCK=PIECE,
     )  # fmt: skip
-    if grad is not None:
-        segments_kernel[(len(sizes), tasks)](part, first, d_rates, len(table), BLOCK=128)
+    if grad is None or each:
+        return d_grad, None if grad is None else part
+    d_rates = torch.empty((tasks, len(sizes)), **options)
+    segments_kernel[(len(sizes), tasks)](part, first, d_rates, len(table), BLOCK=128)
     return d_grad, d_rates
 
 
-def _expect(like: Tensor, sizes: tuple[int, ...], matrices: dict, vectors: dict) -> None:
-    if min(sizes, default=0) < 0:
-        raise ValueError(f"triton update: sizes must not be negative, got {list(sizes)}")
-    rows = len(like), sum(sizes)
+def _expect(like: Tensor, sizes: tuple[int, ...] | None, matrices: dict, vectors: dict) -> None:
+    rows = update_rows("triton", like, sizes)
     if 0 in rows:
         raise ValueError(f"triton update: nothing to update, {list(rows)} tasks and parameters")
-    shapes = {name: (m, rows) for name, m in matrices.items()}
-    shapes |= {name: (v, (len(sizes),)) for name, v in vectors.items()}
-    expect("update", like, **shapes)
+    expect("update", like, **flat(rows, sizes, vectors, **matrices))

@@ -2,6 +2,8 @@
 their derivatives against their definition.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -78,6 +80,7 @@ def test_norm_act_of_every_choice_of_directions(running: bool) -> None:
 @pytest.mark.parametrize("sizes", [(1,), (3, 0, 5), (2_500, 7)], ids=str)
 def test_update(sizes: tuple[int, ...]) -> None:
     assert_within_budget(update_results, "update", 2, sizes)
+    assert_within_budget(partial(update_results, each=True), "update", 2, sizes)
 
 
 @pytest.mark.parametrize("case", cases.SMALL, ids=lambda c: c.name)
@@ -155,6 +158,7 @@ def everything() -> list[Tensor]:
     results = conv_results(triton.conv, (2, 2, 3, 2, 3), 1, single, False)
     results += norm_results(triton.norm_act, (2, 2, 0, 2, 3), 0.01, True, False, single, False)
     results += update_results(triton.update, 2, (3, 2), single)
+    results += update_results(triton.update, 2, (3, 2), single, each=True)
     return [r for r in results if r is not None]
 
 
@@ -209,6 +213,7 @@ HUGE = torch.ones(1, 1, 1, 1, 1).expand(2**11, 2**11, 2**3, 8, 8)
          "its kernels count to 2147483647; use fewer tasks"),
         (lambda: triton.update.fwd(G, G[:, :2], torch.ones(1), (3,)), "grad must be"),
         (lambda: triton.update.fwd(G, G, torch.ones(2), (3,)), "rates must be"),
+        (lambda: triton.update.fwd(G, G, torch.ones(2), None), "rates must be"),
         (lambda: triton.update.fwd(G, G, torch.ones(2), (4, -1)), "sizes must not be negative"),
         (lambda: triton.update.bwd(G, G, torch.ones(1, dtype=torch.float64), (3,)), "rates must"),
         (lambda: triton.update.fwd(G[:0], G[:0], torch.ones(1), (3,)), r"nothing to update"),

@@ -20,8 +20,10 @@ from tests.passes import (
     away_from_ties,
     budget,
     composed,
+    composed_features,
     error,
     fused,
+    fused_features,
     named,
 )
 from tests.test_adjoint import random_problem
@@ -61,6 +63,16 @@ def test_error_is_within_budget(case) -> None:
     for name in ("loss", "logits", "mean", "var"):
         ours_of_it, torchs, e = (getattr(r, name) for r in (ours, plain, precise))
         assert error(ours_of_it, e) <= 2 * error(torchs, e) + 4 * UNIT, name
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_error_of_features_and_their_pullback_is_within_budget(case) -> None:
+    model, images, tasks, given = case
+    made = away_from_ties(model, images, tasks, given)
+    ours, plain = fused_features(triton.passes, made), composed_features(made)
+    exact = composed_features(made.to(torch.float64))
+    for name, a, p, e in zip(exact._fields, ours, plain, exact, strict=True):
+        assert a.shape == e.shape and error(a, e) <= 2 * error(p, e) + 4 * UNIT, name
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.92], ids=["centred", "bright"])

@@ -227,9 +227,10 @@ template <class T> void check_norm(const NormShape& s, bool given) {
         });
 }
 
-template <class T> void check_update(int tasks, const std::vector<Piece>& pieces) {
+template <class T> void check_update(int tasks, const std::vector<Piece>& pieces, bool each) {
     const ptrdiff_t size = pieces.back().to;
-    const int segments = pieces.back().segment + 1, count = static_cast<int>(pieces.size());
+    const int segments = each ? static_cast<int>(size) : pieces.back().segment + 1;
+    const int count = static_cast<int>(pieces.size());
     Random random(tasks);
     const std::vector<T> theta = random.values<T>(size), grad = random.values<T>(tasks * size);
     const std::vector<T> rates = random.values<T>(segments);
@@ -245,14 +246,16 @@ template <class T> void check_update(int tasks, const std::vector<Piece>& pieces
                             {grad.data(), size},
                             nullptr,
                             {},
-                            {out.data(), size}},
+                            {out.data(), size},
+                            each},
                            tasks, pieces.data(), count, team);
             ops.update_bwd({{out.data(), size},
                             {grad.data(), size},
                             rates.data(),
                             {d_grad.data(), size},
                             {d_rates.data(), segments},
-                            shares.data()},
+                            shares.data(),
+                            each},
                            tasks, pieces.data(), count, team);
         });
         return Results<T>{out, d_grad, d_rates};
@@ -286,7 +289,8 @@ template <class T> void check_all() {
         check_norm<T>({3, 5, 4, false, 1, 1e-5}, given);
         check_norm<T>({2, 32, 3, false, 0.01, 1e-5}, given);
     }
-    check_update<T>(3, {{0, 0, 7}, {0, 7, 9}, {1, 9, 41}, {3, 41, 42}});
+    for (const bool each : {false, true})
+        check_update<T>(3, {{0, 0, 7}, {0, 7, 9}, {1, 9, 41}, {3, 41, 42}}, each);
 }
 
 } // namespace

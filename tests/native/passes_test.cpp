@@ -24,15 +24,18 @@ struct Case {
                std::to_string(n) + " t" + std::to_string(tasks) + (given ? " given" : "");
     }
     int stats() const { return net.stages * net.filters; }
+    int features() const { // of an image
+        int side = net.side;
+        for (int s = 0; s < net.stages; ++s)
+            side = net.pool ? side / 2 : (side + 1) / 2;
+        return net.filters * (net.pool ? side * side : 1);
+    }
     ptrdiff_t parameters() const {
         ptrdiff_t count = 0;
-        int side = net.side, channels = net.channels;
-        for (int s = 0; s < net.stages; ++s, channels = net.filters) {
+        int channels = net.channels;
+        for (int s = 0; s < net.stages; ++s, channels = net.filters)
             count += static_cast<ptrdiff_t>(net.filters) * 9 * channels;
-            side = net.pool ? side / 2 : (side + 1) / 2;
-        }
-        return count +
-               static_cast<ptrdiff_t>(net.ways) * (net.filters * (net.pool ? side * side : 1) + 1);
+        return count + static_cast<ptrdiff_t>(net.ways) * (features() + 1);
     }
 };
 
@@ -110,6 +113,73 @@ void pass(const PassOps<T>& ops, const Case& c, const Inputs<T>& in, int threads
     });
 }
 
+// What the loss's gradient is in the features: residual·w.
+template <class T>
+std::vector<T> loss_in_features(const Case& c, const Inputs<T>& in, const Outputs<T>& out) {
+    const int ways = c.net.ways, d = c.features();
+    std::vector<T> dh(static_cast<size_t>(c.tasks * c.n * d));
+    for (int i = 0; i < c.tasks * c.n; ++i) {
+        const T* logits = out.logits.data() + static_cast<ptrdiff_t>(i) * ways;
+        const T* w = in.theta.data() + (i / c.n + 1) * c.parameters() - ways * (d + 1);
+        double total = 0;
+        for (int k = 0; k < ways; ++k)
+            total += std::exp(static_cast<double>(logits[k]));
+        for (int k = 0; k < ways; ++k) {
+            const double p = std::exp(static_cast<double>(logits[k])) / total;
+            const double residual = (p - (in.labels[static_cast<size_t>(i)] == k)) / c.n;
+            for (int j = 0; j < d; ++j)
+                dh[static_cast<size_t>(i * d + j)] +=
+                    static_cast<T>(residual * static_cast<double>(w[k * d + j]));
+        }
+    }
+    return dh;
+}
+
+// A pass that stops at the features, and back from them: the body's gradient as by the loss, the
+// classifier's 0.
+template <class T>
+void check_features(const PassOps<T>& ops, const Case& c, const Inputs<T>& in, int threads,
+                    const std::vector<Exact>& images, const std::vector<Exact>& scratch,
+                    const Outputs<T>& out) {
+    const ptrdiff_t parameters = c.parameters(), d = c.features(), head = c.net.ways * (d + 1);
+    const std::vector<Exact> kept = exact_blocks(c.tasks, ops.pass_bytes(c.net, c.n, true));
+    const std::vector<Exact> work = exact_blocks(threads, ops.work_bytes(c.net, c.n));
+    const std::vector<T> dh = loss_in_features(c, in, out);
+    std::vector<T> h = unwritten<T>(c.tasks * c.n * d);
+    Outputs<T> ours(c);
+    for_tasks(c.tasks, threads, [&](int t, Team& team, int slot) {
+        PassTask<T> task{};
+        task.images = images[t].data();
+        task.theta = in.theta.data() + t * parameters;
+        task.row = in.row.data();
+        task.given_mean = c.given ? in.mean.data() : nullptr;
+        task.given_var = c.given ? in.var.data() : nullptr;
+        task.mean = ours.mean.data() + t * c.stats();
+        task.var = ours.var.data() + t * c.stats();
+        task.kept = kept[t].data();
+        task.keep = true;
+        task.features = h.data() + t * c.n * d;
+        ops.pass(c.net, c.n, task, work[slot].data(), scratch[slot].data(), team);
+        const PullbackTask<T> back{images[t].data(),
+                                   task.theta,
+                                   dh.data() + t * c.n * d,
+                                   kept[t].data(),
+                                   ours.gradient.data() + t * parameters,
+                                   ours.norm_gradient.data() + t * 2 * c.stats()};
+        ops.pullback(c.net, c.n, back, work[slot].data(), scratch[slot].data(), team);
+    });
+    std::vector<T> expected = out.gradient;
+    for (int t = 1; t <= c.tasks; ++t)
+        std::fill_n(expected.data() + t * parameters - head, head, static_cast<T>(0));
+    const double tolerance = sizeof(T) == sizeof(double)          ? 1e-10
+                             : c.net.precision == Precision::fp32 ? 1e-3
+                                                                  : 2e-2;
+    expect(ours.mean == out.mean && ours.var == out.var, c.name() + ": moments of features");
+    const double e =
+        std::max(error(ours.gradient, expected), error(ours.norm_gradient, out.norm_gradient));
+    expect(e <= tolerance, c.name() + ": pullback off by " + std::to_string(e));
+}
+
 // A pass and its tangent; what a pass does not keep or does not compute changes nothing else.
 template <class T> Outputs<T> run(const Case& c, const Inputs<T>& in, int threads) {
     const PassOps<T>& ops = *pass_ops<T>(c.net.precision);
@@ -144,6 +214,7 @@ template <class T> Outputs<T> run(const Case& c, const Inputs<T>& in, int thread
                                   out.norm_product.data() + t * 2 * c.stats()};
         ops.tangent(net, c.n, task, dots[slot].data(), scratch[slot].data(), team);
     });
+    check_features(ops, c, in, threads, images, scratch, out);
     return out;
 }
 

@@ -1,0 +1,109 @@
+"""What a method says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from engine.errors import UserError
+
+if TYPE_CHECKING:  # the command line answers a wrong flag before torch is there
+    from torch import Tensor
+
+    from engine.config import Config
+    from engine.episodes import Values
+    from engine.models.interface import Model
+    from engine.unroll import MetaGradient
+
+# Every trick of MAML++ at its neutral value; no annealing of the outer rate is a preset's to say.
+NEUTRAL = {
+    "msl_epochs": 0,
+    "first_order_epochs": 0,
+    "norm_weights": "shared",
+    "norm_stats": "shared",
+    "rates": "fixed",
+}
+
+
+# Without an inner loop: one "step", which is the classifier in closed form.
+EMBEDDING = NEUTRAL | {
+    "network": "conv4",
+    "adapt": "all",
+    "unroll": "adjoint",
+    "steps": 1,
+    "eval_steps": 0,
+}
+
+
+class Method(NamedTuple):
+    """A set of choices among the settings, on top of those of a preset.
+
+    A value may be a function of the other settings.
+    """
+
+    name: str
+    fixed: Mapping[str, Any]  # what makes it this method
+    usual: Mapping[str, Any]  # what else it takes, unless told otherwise
+    presets: tuple[str, ...] = ("maml++", "maml")  # the protocols that it goes with
+    # The classifier: "learned", a part of θ; "begun" by the support set, then adapted; "made" of it
+    head: str = "learned"
+    loop: Callable[[Config, Model], Loop] | None = None  # what runs it, if others than the unroll
+
+    def settings(self, others: Mapping[str, Any]) -> dict[str, Any]:
+        """All that it says, given the other settings."""
+        return {n: _value(v, others) for n, v in {**self.usual, **self.fixed}.items()}
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raises UserError when these are not of this method."""
+        if (preset := settings["preset"]) not in self.presets:
+            raise UserError(
+                f"--preset is {preset!r} with --method {self.name}: it goes with "
+                f"{' and '.join(self.presets)}; give one of these, or another --method"
+            )
+        for name, value in self.fixed.items():
+            if (has := settings[name]) != (wants := _value(value, settings)):
+                flag = "--" + name.replace("_", "-")
+                raise UserError(
+                    f"{flag} is {has} with --method {self.name}, which is {flag} {wants}: leave "
+                    "it out, or give another --method"
+                )
+
+
+def _value(value: Any | Callable, others: Mapping[str, Any]) -> Any:
+    return value(others) if callable(value) else value
+
+
+class Loop(Protocol):
+    """What `engine.unroll` is of methods that are choices of its settings."""
+
+    def adjoint(
+        self, model: Model, params, episode, loss_weights, second_order: bool, running=None
+    ) -> MetaGradient:
+        """The outer loss of each task and its gradient: see `engine.unroll.adjoint`."""
+
+    def adapt_and_predict(
+        self, model: Model, params, running, episode, *, steps: int, **options
+    ) -> Values:
+        """Logits of the target sets: see `engine.unroll.adapt_and_predict`."""
+
+
+class Rule(Protocol):
+    """From the parameters before a step to those after it."""
+
+    def fwd(
+        self,
+        theta: Tensor,  # [T, P]
+        gradient: Tensor,  # [T, P] of the support loss
+        rates: Tensor,  # of the step
+        sizes: tuple[int, ...],
+    ) -> Tensor:  # [T, P]
+        """The adapted parameters."""
+
+    def bwd(
+        self,
+        d_theta: Tensor,  # [T, P] gradient of the adapted parameters; theta has the same
+        gradient: Tensor,  # [T, P]
+        rates: Tensor | None,  # None: the gradient of the gradient is not wanted
+        sizes: tuple[int, ...],
+    ) -> tuple[Tensor | None, Tensor]:  # [T, P], and of the rates, one each task
+        """The gradients of ⟨d_theta, adapted⟩ in the gradient and in the rates."""

@@ -1,0 +1,88 @@
+"""Methods without an inner loop: features of both sets, a classifier in closed form, one backward
+pass. They have what `engine.unroll` has of a method with one.
+
+Support and target images of a task are one batch for batch norm in training, and in evaluation by
+the batch's statistics, unless `inductive`: the targets then have the support set's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.episodes import Episode
+from engine.methods import heads
+from engine.models.backbone import Backbone
+from engine.models.interface import Moments, Params
+from engine.unroll import MetaGradient
+
+
+class ClosedForm(NamedTuple):
+    head: heads.Prototypes | heads.Matching
+    train_ways: int  # classes of a training task
+    ways: int  # of one in evaluation
+
+    @torch.inference_mode()
+    def adjoint(
+        self,
+        model: Backbone,
+        params: Params,  # with single rows; its classifier and rates take no part
+        episode: Episode,
+        loss_weights: Sequence[float | Tensor],  # 1
+        second_order: bool,
+        running: Moments | None = None,  # [1, S]
+    ) -> MetaGradient:
+        (weight,) = loss_weights
+        x = torch.cat([episode.support_x, episode.target_x], 1)
+        theta = params.theta.expand(len(x), -1)
+        found = model.prepare(x, 1).embed(theta, params.norm[0], _given(running), True)
+        n = episode.support_y.shape[1]
+        h_s, h_q = found.features[:, :n], found.features[:, n:]
+        logits, saved = self.head.fwd(h_s, episode.support_y, h_q, self.train_ways)
+        loss, d_logits = heads.cross_entropy(logits, episode.target_y)
+        d_features = torch.cat(self.head.bwd(saved, weight * d_logits), 1)
+        gradient, norm = found.kept.pullback(d_features)
+        rates = params.rates.new_zeros(len(x), *params.rates.shape)
+        moments = Moments(*(m.unsqueeze(1) for m in found.moments))
+        factor = model.bessel(x, moments.var)
+        return MetaGradient(
+            weight * loss,
+            logits,
+            Params(gradient, norm.unsqueeze(1), rates),
+            (loss,),
+            (0,),
+            moments._replace(var=moments.var * factor),
+        )
+
+    @torch.inference_mode()
+    def adapt_and_predict(
+        self,
+        model: Backbone,
+        params: Params,
+        running: Moments,  # [1, S]
+        episode: Episode,
+        *,
+        steps: int,
+        norm_statistics: str = "batch",
+        protocol: str = "transductive",
+        every: bool = False,
+    ) -> Tensor:  # logits [T, N, ways], with `every` [1, T, N, ways]
+        given = _given(running) if norm_statistics == "running" else None
+        x, target = episode.support_x, episode.target_x
+        n, theta = x.shape[1], params.theta.expand(len(x), -1)
+        if given is None and protocol == "transductive":
+            x = torch.cat([x, target], 1)
+        h, moments, _ = model.prepare(x, 1).embed(theta, params.norm[0], given)
+        h_s, h_q = h[:, :n], h[:, n:]
+        if x.shape[1] == n:
+            given = moments if given is None else given
+            h_q = model.prepare(target, 1).embed(theta, params.norm[0], given).features
+        logits, _ = self.head.fwd(h_s, episode.support_y, h_q, self.ways)
+        return logits.unsqueeze(0) if every else logits
+
+
+def _given(running: Moments | None) -> Moments | None:
+    return None if running is None else Moments(*(m[0] for m in running))

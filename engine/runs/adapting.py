@@ -1,0 +1,96 @@
+"""How a trained network adapts to classes of one's own, and answers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.config import Config
+from engine.methods import EMBEDDING, HEADLESS, prototypical
+from engine.methods.heads import Matching
+from engine.methods.rates import HEAD
+from engine.models.backbone import Backbone
+from engine.models.interface import Embedding, Moments
+from engine.runs import adapted
+from engine.runs.adapted import Adapted, Member, moved
+from engine.unroll import at_step, inner_loop
+
+_TOGETHER = 32  # pictures that are answered in one call of the kernels
+
+
+def adapt(cfg: Config, model: Backbone, member: Member, x: Tensor, y: Tensor) -> Adapted:
+    """By the engine's inner loop, then the statistics as of its inductive protocol."""
+    params, running = moved(member, x.device)
+    given = running if cfg.norm_statistics == "running" else None
+    whole = adapted.network(cfg, cfg.ways)
+    outputs = whole.sizes, whole.ways, model.ways
+    if cfg.rates == "per-parameter":
+        params = params._replace(rates=_with_outputs(params.rates, *outputs))
+    if cfg.method in HEADLESS:
+        params = params._replace(theta=prototypical.resized(params.theta, whole, model))
+        params, found, _ = prototypical.start(model, params, x, y, given)
+        if cfg.method in EMBEDDING:
+            row, (theta,), moments = params.norm[0], params.theta, given or found.moments
+            if cfg.method == "matching":
+                theta = torch.cat([theta[: sum(model.sizes[:-HEAD])], _as_classifier(found, y)])
+            return Adapted(theta, row, Moments(*(m[0] for m in moments)))
+    else:
+        params = params._replace(theta=_with_outputs(params.theta, *outputs))
+    steps = cfg.eval_steps or cfg.steps
+    loop = inner_loop(model, params, x, y, steps, given)
+    (last,) = deque(loop, 1)
+    if given is None:
+        _, statistics = model.prepare(x, 1).predict(last.adapted, last.row)
+        statistics = Moments(*(moment[0] for moment in statistics))
+    else:
+        statistics = Moments(*(at_step(moment, last.index) for moment in given))
+    return Adapted(last.adapted[0], last.row, statistics)
+
+
+def _as_classifier(found: Embedding, y: Tensor) -> Tensor:
+    """The support set of a task in the place of a classifier: features for weights, an output an
+    image, and as its bias the place of the image's class.
+    """
+    return torch.cat([found.features.flatten(), y.flatten().to(found.features.dtype)])
+
+
+def predictor(cfg: Config, model: Backbone, classes: int) -> Callable[..., Tensor]:
+    """Logits [T, N, classes] of images ready for passes, by θ, row and statistics."""
+    if cfg.method != "matching":
+        return logits
+
+    def match(images: Any, theta: Tensor, *rest: Any) -> Tensor:
+        *_, support, places = model.weights(theta)
+        h = images.embed(theta, *rest).features
+        return Matching(cfg.temperature).fwd(support, places.long(), h, classes)[0]
+
+    return match
+
+
+def _with_outputs(values: Tensor, sizes: tuple[int, ...], ways: int, classes: int) -> Tensor:
+    """Of a number for each parameter [..., P] those of the first outputs alone of the classifier,
+    whose weight and bias are the last segments."""
+    *body, weight, bias = values.split(sizes, -1)
+    weight = weight.unflatten(-1, (ways, -1))[..., :classes, :].flatten(-2)
+    return torch.cat([*body, weight, bias[..., :classes]], -1)
+
+
+def logits(images: Any, *adapted_to: Any) -> Tensor:
+    return images.predict(*adapted_to)[0]
+
+
+def one_by_one(model: Backbone, predict: Callable, a: Adapted, x: Tensor) -> Tensor:
+    """Each picture a task of its own: whatever lies beside it in memory, the same sums."""
+    parts = []
+    for some in x.split(_TOGETHER):
+        images = model.prepare(some[:, None], 1)
+        parts.append(predict(images, a.theta.expand(len(some), -1), a.row, a.statistics)[:, 0])
+    return torch.cat(parts)
+
+
+def together(model: Backbone, predict: Callable, a: Adapted, x: Tensor) -> Tensor:
+    return predict(model.prepare(x[None], 1), a.theta[None], a.row)[0]

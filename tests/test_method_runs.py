@@ -1,0 +1,227 @@
+"""A whole run of each method: stopped and continued, evaluated, adapted to one's own pictures."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from engine import FewShotClassifier, adapt, evaluate, predict, train
+from engine.config import Config
+from engine.data.pictures import prepared
+from engine.episodes import Episode
+from engine.errors import UserError
+from engine.methods import EMBEDDING, HEADLESS, METHODS
+from engine.methods.loops import loop
+from engine.models import network
+from engine.runs.interrupt import Stopped
+from engine.runs.learned import learned_from
+from engine.runtime.ranks import Alone
+from engine.settings import resolve
+from engine.show import parameters, settings
+from tests.tiny import flags, one_line, same
+
+NAMES = [name for name in METHODS if name != "maml++"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def run(request, images):
+    """The method, the folder of its run, and how it was trained."""
+    name, folder = request.param, images.parent / request.param
+    more = ["--steps", 1, "--train-ways", 4] if name in EMBEDDING else []
+    argv = flags(images, folder, "--method", name, "--epochs", 2, "--inner-rate", 0.05, *more)
+    assert train.main(argv) == 0
+    return request.param, folder, argv
+
+
+def test_a_run_that_was_stopped_is_bit_for_bit_the_uninterrupted_one(run, images, monkeypatch):
+    name, straight, argv = run
+    folder = images.parent / f"{name}-stopped"
+    argv, checks = [*argv, "--run", str(folder)], []
+
+    def stop(*arguments) -> None:
+        checks.append(arguments)
+        if len(checks) == 3:
+            raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Alone, "check", stop)
+        assert train.main(argv) == 143
+    assert torch.load(folder / "latest.pt", weights_only=True)["state"]["iteration"] == 3
+    assert train.main(argv) == 0
+    for path in straight.glob("*.pt"):
+        a, b = (torch.load(f / path.name, weights_only=True) for f in (straight, folder))
+        assert same(a["state"], b["state"]) and same(a["rng"], b["rng"])
+        assert a["config"]["method"] == name
+    results = [json.loads((f / "result.json").read_text()) for f in (straight, folder)]
+    assert results[0] == results[1] and results[0]["method"] == name
+
+
+def test_first_order_stays_first_order_when_it_is_trained_on(images, capsys):
+    folder = images.parent / "longer"
+    argv = flags(images, folder, "--method", "fomaml", "--epochs")
+    assert train.main([*argv, "1"]) == 0 and train.main([*argv, "2"]) == 0
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    orders = [(row["epoch"], row["order"]) for row in rows if row["kind"] == "train"]
+    assert {*orders} == {(1, 1), (2, 1)}
+
+
+def test_targets_of_a_test_may_be_others_than_those_of_the_training(images, capsys):
+    folder = images.parent / "few-targets"
+    assert train.main(flags(images, folder, "--epochs", 1, "--eval-targets", 1)) == 0
+    assert json.loads((folder / "result.json").read_text())["targets"] == 1
+    out = folder / "evaluated.json"
+    more = ["--data", str(images), "--json", str(out)]
+    assert evaluate.main([str(folder), *more]) == 0
+    assert json.loads(out.read_text())["targets"] == 1
+    assert evaluate.main([str(folder), *more, "--targets", "3"]) == 0
+    assert json.loads(out.read_text())["targets"] == 3
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    (["--method", "protonet", "--steps", 1, "--train-ways", 9], "--train-ways is 9, but the train"),
+    (["--ways", 9], "--ways is 9, but the train"),
+    (["--eval-targets", 9], "--shots 1 and --eval-targets 9 need 10 images a class"),
+])  # fmt: skip
+def test_too_few_classes_or_images_are_told_by_the_flag_that_asked(images, capfd, more, words):
+    assert train.main(flags(images, images.parent / "few", *more)) == 2
+    one_line(capfd.readouterr().err, words)
+
+
+def test_a_run_of_one_method_is_not_continued_by_another(run, capfd):
+    name, _, argv = run
+    other = "boil" if name == "anil" else "anil"
+    assert train.main([*argv, "--method", other, "--train-ways", "0"]) == 2
+    one_line(capfd.readouterr().err, f"method: {name} -> {other}")
+
+
+def test_the_log_has_the_rates_of_each_tensor(run):
+    name, folder, argv = run
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["kind"] == "validation"][-1]["rates"]
+    cfg = Config.resolve(argv)
+    assert [*last] == [*network(cfg).shapes]
+    rates = torch.load(folder / "latest.pt", weights_only=True)["state"]["params"]["rates"]
+    assert all(len(of_tensor) == len(rates) for of_tensor in last.values())
+    left = {"anil": "conv", "boil": "linear"}.get(name, "none")
+    for tensor, values in last.items():
+        assert (not any(values)) is tensor.startswith(left)
+
+
+def test_it_is_evaluated_by_the_loop_that_it_was_trained_by(run, images, capsys):
+    name, folder, _ = run
+    out = folder / "evaluated.json"
+    argv = [str(folder), "--data", str(images), "--json", str(out), "--protocol", "inductive"]
+    steps = 1 if name in EMBEDDING else 3
+    assert evaluate.main([*argv, *["--eval-steps", "3"][: 2 * (steps > 1)]]) == 0
+    found = json.loads(out.read_text())
+    assert (found["method"], found["steps"]) == (name, 3 if steps == 3 else 0)
+    assert found["config"]["method"] == name and len(found["best"]["by_task"]) == 4
+
+
+def test_more_classes_are_for_those_that_make_their_classifier_of_the_support_set(
+    run, images, capfd
+):
+    name, folder, argv = run
+    code = evaluate.main([str(folder), "--data", str(images), "--ways", "5"])
+    out, err = capfd.readouterr()
+    files = [images / "test" / f"test{c}" / "0.png" for c in range(5)]
+    classifier = FewShotClassifier.load(folder)
+    if name in HEADLESS:
+        assert code == 0 and "5-way 1-shot" in out
+        assert classifier.fit(files, range(5)).predict_proba(files[:2]).shape == (2, 5)
+        return
+    assert code == 2
+    one_line(err, "--ways is 5: the classifier of", "has 3 outputs")
+    with pytest.raises(UserError, match="y has 5 classes, the network 3 outputs"):
+        classifier.fit(files, range(5))
+    argv = [*argv, "--train-ways", "4", "--run", str(folder / "other")]
+    assert train.main(argv) == 2
+    one_line(capfd.readouterr().err, f"--train-ways is 4 with --method {name}")
+
+
+def test_the_command_lines_adapt_it_and_ask_it(run, images, tmp_path, capfd):
+    _, folder, _ = run
+    support = tmp_path / "pets"
+    for c, name in enumerate(("ant", "bee")):
+        (support / name).mkdir(parents=True)
+        for n in range(2):
+            file = images / "test" / f"test{c}" / f"{n}.png"
+            (support / name / file.name).write_bytes(file.read_bytes())
+    asked = [str(images / "test" / f"test{c}" / "4.png") for c in range(2)]
+    own = tmp_path / "pets.pt"
+    assert adapt.main([str(folder), str(support), "-o", str(own)]) == 0
+    capfd.readouterr()
+    assert predict.main([str(own), *asked]) == 0
+    out, _ = capfd.readouterr()
+    classifier = FewShotClassifier.load(folder).fit_folder(support)
+    for file, label in zip(asked, classifier.predict(asked), strict=True):
+        assert any(file in line and label in line for line in out.splitlines()), out
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_it_learns_classes_of_ones_own(run, images, tmp_path, classes):
+    """As the unroll does it, for as many classes as outputs; a picture as if it were alone."""
+    _, folder, _ = run
+    files = [images / "test" / f"test{c}" / f"{n}.png" for c in range(classes) for n in range(2)]
+    labels = [f"class {i // 2}" for i in range(len(files))]
+    asked = [images / "test" / f"test{c}" / "5.png" for c in range(classes)]
+    classifier = FewShotClassifier.load(folder).fit(files, labels)
+    odds = classifier.predict_proba(asked)
+    assert odds.shape == (classes, classes) and np.allclose(odds.sum(1), 1)
+    alone = np.concatenate([classifier.predict_proba([each]) for each in asked])
+    assert np.array_equal(odds, alone)
+    classifier.save(tmp_path / "own.pt")
+    assert np.array_equal(FewShotClassifier.load(tmp_path / "own.pt").predict_proba(asked), odds)
+    if classes < 3:
+        return
+    learned = learned_from(folder, ensemble=False)
+    x, new = (learned.preparation.seen(prepared(p, learned.preparation)) for p in (files, asked))
+    y = torch.arange(3).repeat_interleave(2)
+    episode = Episode(x[None], y[None], new[None], torch.zeros(1, len(asked), dtype=torch.int64))
+    ((params, running),) = learned.members
+    cfg, model = learned.cfg, network(learned.cfg)
+    logits = loop(cfg, model).adapt_and_predict(
+        model,
+        params,
+        running,
+        episode,
+        steps=cfg.steps,
+        protocol="inductive",
+        norm_statistics=cfg.norm_statistics,
+    )
+    np.testing.assert_allclose(odds, logits[0].double().softmax(1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("maml", ["6 biases", "0 inner rates (10 are fixed)"]),
+    ("meta-sgd", ["12 gains and biases", "{size:,} inner rates"]),
+    ("anil", ["0 inner rates (10 are fixed)"]),
+    ("protonet", ["{body:,} weights"]),
+])  # fmt: skip
+def test_show_counts_what_is_learned_and_says_what_the_method_chose(name, words):
+    small = "--dataset folder --filters 2 --stages 3 --image-size 16".split()
+    steps = [] if name == "protonet" else ["--steps", "2"]
+    asked = resolve([*small, *steps, "--method", name])
+    size, body = (sum(network(asked.cfg).sizes[:end]) for end in (None, -2))
+    line = parameters(asked.cfg)
+    assert all(word.format(size=size, body=body) in line for word in words), line
+    lines = [row.split() for row in settings(asked)]
+    assert ["method", name, "flag"] in lines
+    chosen = {row[0]: row[1] for row in lines if row[2:] == ["method", name]}
+    said = METHODS[name].settings(vars(asked.cfg)).keys() - ({"steps"} if steps else set())
+    assert chosen == {field: str(getattr(asked.cfg, field)) for field in said}
+
+
+def test_weights_of_another_rule_are_refused(run, images, capfd):
+    name, folder, argv = run
+    rates = "fixed" if name == "meta-sgd" else "per-parameter"
+    other = ["--method", "maml++", "--preset", "maml", "--rates", rates, "--steps", "2"]
+    if name in EMBEDDING:
+        other[-1] = "1"
+    again = flags(images, images.parent / f"{name}-other", *other, "--init", folder)
+    assert train.main(again) == 2
+    one_line(capfd.readouterr().err, "of another network", f"-> {rates}")
