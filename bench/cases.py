@@ -96,7 +96,7 @@ SHORT_EVALUATIONS = (EVALUATIONS[0], EVALUATIONS[2])
 
 
 PRECISIONS = {"ours, bf16x3": "bf16x3", "ours, bf16": "bf16"}  # ours with narrower products
-PEERS = ("vmap", "parallel-metalearn", "JAX")
+PEERS = ("vmap", "parallel-metalearn", "JAX", "authors' code")
 
 
 def others(row: Row, full: bool) -> list[str]:
@@ -112,6 +112,8 @@ def others(row: Row, full: bool) -> list[str]:
         names += PRECISIONS
     if row in (TARGETS[:2] + TARGETS[3:] if full else TARGETS[4:]):
         names += PEERS[:2]
+    if row in TARGETS[:2] + TARGETS[3:]:
+        names.append("authors' code")
     if full and row in TARGETS[3:]:
         names.append("JAX")  # takes longer to compile the larger images than all else to run
     return names

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import kernels
 from bench import modules
+from bench.baselines import htym
 from bench.baselines.cudnn_graph import CudnnGraph
 from bench.baselines.loop import Loop
 from bench.baselines.outer import BaselineConfig
@@ -203,6 +204,11 @@ class TheVmap(Theirs):
         return Vmap(baseline_config(cfg), *starting_point(cfg, state))
 
 
+class TheAuthors(Theirs):
+    def make(self, cfg: Config, state: State) -> htym.Htym:
+        return htym.Htym(cfg, *starting_point(cfg, state))
+
+
 class Package(Theirs):
     """A baseline whose module needs a package that may not be there."""
 
@@ -238,6 +244,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Ours | Theirs]] = {
     **{name: partial(OursNarrow, precision) for name, precision in PRECISIONS.items()},
     "loop": TheLoop,
     "cuDNN graph": TheCudnnGraph,
+    "authors' code": TheAuthors,
     "vmap": TheVmap,
     "parallel-metalearn": TheParallelMetalearn,
     "JAX": TheJax,
@@ -272,6 +279,8 @@ def missing(name: str, device: torch.device | str = "cpu") -> str | None:
         return "it captures CUDA graphs, which needs a GPU"
     if name in ("ours, AVX2", "parallel-metalearn") and on_gpu:
         return "it runs on a CPU only"
+    if name == "authors' code":
+        return "it runs on a CPU only" if on_gpu else htym.missing()
     if name in PACKAGES and not versions()[PACKAGES[name]]:
         return f"the package {PACKAGES[name]} is not installed"
     if name == "ours, AVX2":
