@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from itertools import count
@@ -29,8 +29,10 @@ from engine.runs.interrupt import Interrupt, Stopped
 
 T = TypeVar("T")
 
+MOST_PATIENCE = 1e6
 PATIENCE = 600.0  # seconds that a rank may take longer than the others; MAMLPP_RANK_TIMEOUT
 _ALIVE = 3.0  # seconds in which a rank says that it lives
+_TURN = 0.05  # seconds between two looks at whether the turn has come
 
 
 class Alone:
@@ -54,8 +56,8 @@ class Alone:
         """`make` of each item, by the ranks in turn; each has all results."""
         return [make(item) for item in items]
 
-    def by_first(self, make: Callable[[], T]) -> T:
-        """What the first rank makes."""
+    def by_first(self, make: Callable[[], T], told: bool = True) -> T:
+        """What the first rank makes; unless that is `told`, the others have None."""
         return make()
 
     def agree(self, facts: dict[str, str]) -> None:
@@ -82,7 +84,7 @@ class Ranks(Alone):
         self.local = int(os.environ.get("LOCAL_RANK", 0))
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self._node = os.environ.get("GROUP_RANK", "0")
-        seconds = float(os.environ.get("MAMLPP_RANK_TIMEOUT", PATIENCE))
+        seconds = _patience()
         self._stop = 0  # a signal that all know of
         self.broken = False  # a rank is lost
         store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
@@ -154,7 +156,11 @@ class Ranks(Alone):
             self._dist.all_gather(list(every.chunk(self.size)), mine)
         flags, *found = every.split(widths, 1)
         self._stop = self._stop or int(flags.max())
-        return [f.reshape(-1, *row.shape[1:]) for f, row in zip(found, rows, strict=True)]
+        # each a tensor of its own: torch sums a view of a wider one in another order
+        return [
+            f.reshape(len(f), *row.shape[1:]).contiguous()
+            for f, row in zip(found, rows, strict=True)
+        ]
 
     def spread(self, items: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
         own = [make(item) for item in items[self.rank :: self.size]]
@@ -169,14 +175,14 @@ class Ranks(Alone):
             self._dist.all_gather_object(every, mine, group=self._host)
         return every
 
-    def by_first(self, make: Callable[[], T]) -> T:
+    def by_first(self, make: Callable[[], T], told: bool = True) -> T:
         made, failed = None, None
         if self.first:
             try:
                 made = make()
             except BaseException as error:
                 failed = error
-        found = [made, failed is not None]
+        found = [made if told else None, failed is not None]
         with self._told():
             self._dist.broadcast_object_list(found, 0, group=self._host)
         if failed is not None:
@@ -200,8 +206,8 @@ class Ranks(Alone):
         self._turns += 1
         key = f"turn-{self._node}-{self._turns}"
         try:
-            if self.local:
-                self._store.wait([key], timedelta(days=1))
+            while self.local and not self._store.check([key]):  # answers signals, as no wait() does
+                time.sleep(_TURN)
             yield
         finally:
             if not self.local:
@@ -214,6 +220,17 @@ class Ranks(Alone):
 
 class Followed(BaseException):
     """Ends a rank of which another one tells why."""
+
+
+def _patience() -> float:
+    text = os.environ.get("MAMLPP_RANK_TIMEOUT", str(PATIENCE))
+    with suppress(ValueError):
+        if 0 < float(text) < MOST_PATIENCE:
+            return float(text)
+    raise UserError(
+        f"MAMLPP_RANK_TIMEOUT is {text}: give the seconds that a rank may be late, more than 0 and "
+        f"less than {MOST_PATIENCE:g}"
+    )
 
 
 _current: Alone = Alone()
