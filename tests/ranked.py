@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import engine
 from engine import Episode, evaluate, train
+from engine.data import bank
 from engine.errors import UserError
 from engine.examples import ddp
 from engine.runtime import ranks
@@ -106,6 +108,19 @@ TRAINED = {
 }
 
 
+def built(folder: Path, *argv: str) -> None:
+    """A training that leaves a file for each process that wrote the cache."""
+    write, here = bank.write_bank, f"{os.environ['GROUP_RANK']}-{os.environ['LOCAL_RANK']}"
+
+    def writing(*args, **options) -> None:
+        (folder / f"built-{here}").touch()
+        write(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank, "write_bank", writing)
+        assert train.main([*argv]) == 0
+
+
 def averaged(folder: Path) -> None:
     """The gradients that `DistributedDataParallel` gives a learner, of some tasks a rank, are those
     of all; then the example.
@@ -161,5 +176,5 @@ def others(folder: Path, checkpoint: str, images: str) -> None:
 
 if __name__ == "__main__":
     assert int(os.environ["WORLD_SIZE"]) > 1
-    what = {f.__name__: f for f in (stage, trained, others)}[sys.argv[1]]
+    what = {f.__name__: f for f in (stage, trained, built, others)}[sys.argv[1]]
     what(Path(sys.argv[2]), *sys.argv[3:])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,19 @@ SLOW = pytest.mark.skipif(
 
 
 def launch(
-    module: str, *argv: object, count: int = 2, options: tuple = ("--standalone",), **environment
+    module: str,
+    *argv: object,
+    count: int = 2,
+    options: Iterable[object] = ("--standalone",),
+    environment: dict[str, str] | None = None,
+    **streams: int,
 ) -> subprocess.Popen:
     torchrun = [sys.executable, "-m", "torch.distributed.run", *map(str, options)]
     command = [*torchrun, "--nproc-per-node", str(count), "-m", "--", module, *map(str, argv)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | streams
     usual = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | usual | environment, **pipes)
+    variables = os.environ | usual | (environment or {})
+    return subprocess.Popen(command, cwd=ROOT, env=variables, **pipes)
 
 
 def finished(process: subprocess.Popen, seconds: float) -> tuple[int, str, str]:
