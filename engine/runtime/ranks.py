@@ -10,13 +10,14 @@ Nothing here is imported or done in a process that torchrun did not start.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
 
@@ -87,7 +88,13 @@ class Ranks(Alone):
         seconds = _patience()
         self._stop = 0  # a signal that all know of
         self.broken = False  # a rank is lost
-        store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        with _ended_by_sigterm():
+            self._host = self._meet(cuda, timedelta(seconds=seconds))
+
+    def _meet(self, cuda: bool, patience: timedelta) -> Any:
+        """Finds the others; a group for what is on the host."""
+        dist = self._dist
+        store, *_ = next(dist.rendezvous("env://", timeout=patience))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._store = dist.PrefixStore(f"mamlpp-{attempt}-{next(_joined)}", store)
         self._store.set(f"who-{self.rank}", f"pid {os.getpid()} on {socket.gethostname()}")
@@ -96,8 +103,9 @@ class Ranks(Alone):
             store=dist.PrefixStore("group", self._store),
             rank=self.rank,
             world_size=self.size,
-            timeout=timedelta(seconds=seconds),
+            timeout=patience,
         )
+        return dist.new_group(backend="gloo") if cuda else None  # None: the group of all
 
     def tells(self) -> bool:
         """Whether this rank is the first to say what went wrong."""
@@ -109,11 +117,6 @@ class Ranks(Alone):
 
     def close(self) -> None:
         self._dist.destroy_process_group()
-
-    @cached_property
-    def _host(self) -> Any:
-        """A group for what is on the host."""
-        return self._dist.new_group(backend="gloo")
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -220,6 +223,20 @@ class Ranks(Alone):
 
 class Followed(BaseException):
     """Ends a rank of which another one tells why."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Torch waits for a rank that may be gone, and no handler of Python's is called meanwhile."""
+    before = signal.getsignal(signal.SIGTERM)  # None: of no Python, and could not be put back
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _patience() -> float:
