@@ -120,7 +120,12 @@ def _run(call: tuple) -> object:
 @cache
 def _pool(count: int) -> tuple[ThreadPoolExecutor | None, int]:
     # torch's number of threads is a setting of the calling thread; the caller's stays as it is.
-    return pools.started(count, "task", torch.set_num_threads, (1,))
+    return pools.started(count, "task", _stay_on_one_core)
+
+
+def _stay_on_one_core() -> None:
+    torch.get_num_threads()  # else a thread's first operation takes the number that others have
+    torch.set_num_threads(1)
 
 
 # Threads do not come along to the child of a fork, which would wait for them for ever.
