@@ -273,14 +273,17 @@ class Config:
             self, **{f.name: None for f in fields(self) if f.metadata["allowed"] == PATH}
         )
 
-    def differences(self, saved: dict[str, Any], besides: tuple[str, ...] = ()) -> list[str]:
+    def differences(
+        self, saved: dict[str, Any], besides: tuple[str, ...] = (), also: tuple[str, ...] = ()
+    ) -> list[str]:
         """``field: saved -> now`` for each field in which a resumed run may not differ, ``besides``
-        these.
+        these; ``also`` in these.
 
         Raises UserError as ``from_dict`` does.
         """
         saved = completed(saved)
-        fixed = [f.name for f in fields(self) if not (f.metadata["free"] or f.name in besides)]
+        free = {f.name for f in fields(self) if f.metadata["free"]} - {*also} | {*besides}
+        fixed = [f.name for f in fields(self) if f.name not in free]
         return [
             f"{name}: {saved[name]} -> {getattr(self, name)}"
             for name in fixed

@@ -9,7 +9,8 @@ The same call continues a run that was stopped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,18 @@ from engine.methods.rates import by_tensor
 from engine.models.interface import Moments, Params
 from engine.models.module import Module
 from engine.models.resnet12 import ResNet12
+from engine.models.shareable import bound_to_threads, require_shareable
 from engine.runs.beginning import Beginning
-from engine.runs.checkpoint import LATEST, open_run
+from engine.runs.checkpoint import open_run
 from engine.runs.interrupt import Interrupt, Stopped
 from engine.runs.run import Run
 from engine.runtime import ranks
 from engine.runtime.workers import keep_freed_memory, over_blocks
 from engine.scores import METRICS, Score, measured, require_classes, score
-from engine.scoring import STEP_SHARE, StepAccuracy, prediction, shown
+from engine.scoring import STEP_SHARE, TASK_SEED, StepAccuracy, prediction, shown
 from engine.told import checked
 from engine.train import final_test, train_epochs
+from kernels.threads import cores
 
 Make = Callable[[int], Episode]
 
@@ -59,7 +62,7 @@ def fit(
     metric: "accuracy", or "loss", of which less is better.
     name: of the data. A run continues with the same network, name and settings alone.
     settings: of `engine.train`, as epochs, iterations, lr, min_lr, msl_epochs, first_order_epochs,
-        clamp, eval_tasks, ensemble, seed, log_every, fresh; others by the preset.
+        clamp, eval_tasks, ensemble, seed, log_every, threads, fresh; others by the preset.
 
     Raises UserError when a setting is not allowed, or the folder holds another run, and
     KeyboardInterrupt, with everything saved, on Ctrl-C.
@@ -70,17 +73,21 @@ def fit(
     parts["test"] = _maker(test, learner) if test is not None else parts["val"]
     if metric == "accuracy":
         require_classes(each(parts["val"](0).target_y)[0])
-    problem = _Own(learner, parts, metric, name)
     cfg = _configuration(learner, preset, parts["train"](0).tasks, settings)
+    problem = _Own(learner, parts, metric, name)
     folder = Path(run or Path("runs") / f"{name}-{preset}-seed{cfg.seed}").expanduser()
     device = learner.norm.device
     low = isinstance(learner.model, Module) and learner.model.memory == "low"
     if device.type == "cpu" and not (low or isinstance(learner.model, ResNet12)):
         keep_freed_memory()  # as engine.train
-    with Interrupt() as interrupt, ranks.joined(interrupt), open_run(folder, cfg.fresh):
+    with (
+        Interrupt() as interrupt,
+        ranks.joined(interrupt),
+        _shared(cfg, problem),
+        open_run(folder, cfg.fresh),
+    ):
         say(f"{name} on {device}, run folder {folder}")
-        begun = None if (folder / LATEST).exists() else Beginning(problem.state(), None)
-        made = Run.shared(cfg, folder, problem, device, begun)
+        made = Run.shared(cfg, folder, problem, device, Beginning(problem.state(), None))
         interrupt.phase = "finish"
         try:
             if made.epoch < cfg.epochs:
@@ -117,6 +124,23 @@ def _configuration(learner: Learner, preset: str, tasks: int, settings: dict) ->
     return Config.of(preset, "folder", **{"task_reduction": "mean"} | given | settings)
 
 
+@contextmanager
+def _shared(cfg: Config, problem: _Own) -> Iterator[None]:
+    """Threads for a rank's share of the tasks. Raises UserError where their bits would depend on
+    the number of ranks.
+    """
+    team, model, before = ranks.current(), problem.own_model, torch.get_num_threads()
+    _, own = team.share(cfg.tasks)
+    if team.size > 1 and isinstance(model, Module):
+        require_shareable(model, problem.first, own, cfg.threads)
+    usual = max(1, cores() // team.local_size) if team.size > 1 else before
+    torch.set_num_threads(cfg.threads or usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _maker(tasks: Any, learner: Learner) -> Make:
     make = getattr(tasks, "episode", tasks)
     if not callable(make):
@@ -143,7 +167,9 @@ class _Own:
 
     def __init__(self, learner: Learner, parts: dict[str, Make], metric: str, name: str):
         self.learner, self.own_model, self.name = learner, learner.model, name
-        self._parts, self.metric = parts, metric
+        self._parts, self.metric, self.first = parts, metric, parts["train"](0)
+        own = isinstance(self.own_model, Module)
+        self.bound = ("threads",) if own and bound_to_threads(self.own_model, self.first) else ()
         kinds = [(n, list(p.shape), str(p.dtype)) for n, p in learner.state_dict().items()]
         text = repr((name, metric, kinds, learner.adapted_names, learner.steps))
         self.identity = hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -218,12 +244,12 @@ class _Own:
             between()
             episode = self._parts[part](first // size)
             episode = episode.slice(0, min(size, cfg.eval_tasks - first))
-            answers = [self._answers(cfg, state, episode) for state in states]
+            answers = [self._answers(cfg, state, episode, first) for state in states]
             rows = [self._of_tasks(a, episode.target_y) for a in [*answers, _mean(answers)]]
             if first >= by_step:
                 return rows, []
             some = episode.slice(0, by_step - first)
-            each_step = self._answers(cfg, states[0], some, every=True)
+            each_step = self._answers(cfg, states[0], some, first, every=True)
             of_steps = [self._of_tasks(answer, some.target_y) for answer in each_step]
             return rows, [*map(list, zip(*of_steps, strict=True))]
 
@@ -244,10 +270,18 @@ class _Own:
         values = measured(answers, labels, self.metric, self.learner.criterion)
         return [sign * value for value in values]
 
-    def _answers(self, cfg: Config, state: State, episode: Episode, every: bool = False) -> Any:
+    def _answers(
+        self, cfg: Config, state: State, episode: Episode, first: int, every: bool = False
+    ) -> Any:
+        """`first`: the number of the episode's first task among all of the evaluation."""
         model = self.own_model
         predict = prediction(cfg, model)
-        blocks = over_blocks(lambda block: predict(state, block, every=every), episode, model)
+        blocks = over_blocks(
+            lambda block: predict(state, block, every=every),
+            episode,
+            model,
+            key=lambda i: (TASK_SEED, first + i),
+        )
         return unroll.joined(blocks) if not every else _by_step(blocks)
 
 

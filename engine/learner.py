@@ -60,7 +60,8 @@ class Learner(nn.Module):
     norm_statistics: what normalises in `adapt` and `evaluate`: the "batch", or "running" ones.
     memory: "fast" keeps the graphs of the support passes, "low" makes one anew when its turn comes
         (and `fit` leaves the C allocator as it is).
-    vectorize: tasks by vmap: True, False, or "auto", for tiny networks and on a GPU.
+    vectorize: tasks by vmap: True, False, so many at once, or "auto", for tiny networks and on a
+        GPU.
 
     Raises UserError when nothing is adapted, or a setting is not allowed.
     """
@@ -77,7 +78,7 @@ class Learner(nn.Module):
         norm: str = "per-step",
         norm_statistics: str = "batch",
         memory: str = "fast",
-        vectorize: bool | str = "auto",
+        vectorize: bool | int | str = "auto",
     ):
         super().__init__()
         _check_steps(steps)

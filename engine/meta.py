@@ -143,6 +143,8 @@ def meta_gradient(
         episode,
         model,
         second,
+        single=cfg.unroll == "autograd",  # which sums what it is given
+        key=lambda i: (cfg.seed, state.iteration, ranks.current().share(cfg.tasks)[0] + i),
     )
     with kernels.only_kernels():
         total = unroll.total(_of_all_ranks(parts))

@@ -20,6 +20,7 @@ from engine.runs.interrupt import Interrupt, Stopped, answered
 from engine.settings import Resolved, resolve
 
 if TYPE_CHECKING:
+    from engine.runs.beginning import Beginning
     from engine.runs.log import Report
     from engine.runs.run import Run
     from engine.runtime.loop import Finished, Loop
@@ -63,9 +64,13 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
             dataset = load_dataset(cfg, "train", "val", "test")
         folder = Path(cfg.run or default_run(cfg, dataset.name)).expanduser()
         say(f"{dataset.name} on {device}, run folder {folder}", *cfg.lines())
-        new = cfg.fresh or not (folder / LATEST).exists()
+
+        def begin() -> Beginning | None:
+            new = cfg.fresh or not (folder / LATEST).exists()
+            return beginning(cfg, folder, device) if new else None
+
         # before anything is made or, by --fresh, removed
-        begun = beginning(cfg, folder, device) if new else None
+        begun = team.by_first(begin, told=False)
         with open_run(folder, cfg.fresh):
             problem = Pictures(dataset)
             run = Run.shared(replace(cfg, fresh=False), folder, problem, device, begun)

@@ -39,7 +39,8 @@ def total(blocks: Sequence[MetaGradient]) -> MetaGradient:
     blocks.
     """
     found = together(blocks)
-    gradient = Params(*(g.sum(0) for g in found.gradient))
+    # contiguous: torch's order of summation depends on the strides, and these on the blocks
+    gradient = Params(*(g.contiguous().sum(0) for g in found.gradient))
     return found._replace(loss=found.loss.sum(), gradient=gradient)
 
 

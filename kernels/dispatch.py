@@ -83,6 +83,11 @@ def following(findings: Findings) -> Iterator[None]:
         _findings.reset(token)
 
 
+def findings() -> Findings:
+    """Those that are followed."""
+    return _findings.get() or UNCHECKED
+
+
 def backend(op: str, like: Tensor, *case):
     """The namespace of pure functions (`fwd`, `bwd`, `tan_fwd`, `tan_bwd`) that runs `op` on
     `like`. `case` is what the op's `refusal` takes, if a backend has one: with it the choice is
@@ -118,7 +123,7 @@ def fastest_precision(like: Tensor) -> str:
     if like.dtype != torch.float32:
         return "fp32"
     for name in CHOICES.get(like.device.type, ()) if _request() == "auto" else (_request(),):
-        best = (_findings.get() or UNCHECKED).fastest.get(name)
+        best = findings().fastest.get(name)
         if best and _refusal(name, "passes", like.device, like.dtype, (best,)) is None:
             return best
     backend = passes(like)
@@ -171,7 +176,7 @@ def _refusal(
     of_case = getattr(getattr(space(name), op), "refusal", None) if not refused else None
     refused = of_case(*case) if of_case and case else refused
     precision = case[0] if op == "passes" and case else "fp32"
-    return refused or (_findings.get() or UNCHECKED).failures.get((name, op, precision))
+    return refused or findings().failures.get((name, op, precision))
 
 
 def _composable() -> bool:

@@ -1,45 +1,53 @@
 """Kills trainings, at any moment and in the middle of their writing, and looks at what is left.
 
     python -m tests.kills 100
+    python -m tests.kills 100 --ranks 2        a random one of the ranks of torchrun
 
 Runs are trained over and over, each until it is done, whatever kills it; a quarter of the kills
 comes while the images are decoded into the cache, another while files are written. An evaluation
 runs beside every other one. Nothing may be lost: after each kill every file of the run is whole,
 and what a run ends with equals, bit for bit, what one that nothing touched ends with. Nothing may
-be left over, neither in the run's folder nor in the cache.
+be left over, neither in the run's folder nor in the cache, nor a process. What ranks end with
+equals what one process ends with.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import random
 import shutil
-import sys
+import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from engine.runs import checkpoint
 from tests.tiny import flags, make_images, same, start
+from tests.torchrun import launch, pids
 
 LONGEST = 120.0  # seconds of one process: longer ones hang
 # What a process may be killed at: after some time, or as soon as such a file is there.
 MOMENTS = ("any", "any", ".*.pt.tmp", "cache/*.tmp")
+NOWHERE = {"stdout": -3, "stderr": -3}  # subprocess.DEVNULL
+PATIENCE = 30.0  # seconds in which all ranks end after one
 
 
 class Killed:
     """Trainings of one configuration in folders below ``place``."""
 
-    def __init__(self, place: Path, seed: int = 0):
-        self.place, self.random = place, random.Random(seed)
+    def __init__(self, place: Path, seed: int = 0, ranks: int = 1):
+        self.place, self.random, self.ranks = place, random.Random(seed), ranks
         self.images, self.cache = make_images(place / "images"), place / "cache"
         self.kills = dict.fromkeys(MOMENTS, 0)
         self.finished = 0
-        began = time.monotonic()
         self.reference = self._folder()
-        assert self._start(self.reference).wait(LONGEST) == 0
-        self.life = time.monotonic() - began
+        self.life = self._life(start(*self._command(self.reference), **NOWHERE))
+        if ranks > 1:
+            self.life = self._life(self._start(self._folder()))
 
     def run(self, kills: int, told: Callable[[str], None] = lambda line: None) -> None:
         """Goes on until so many processes were killed and the last run is done."""
@@ -51,12 +59,38 @@ class Killed:
             self._compare(folder)
             self.finished += 1
 
+    def _life(self, process) -> float:
+        began = time.monotonic()
+        assert process.wait(LONGEST) == 0
+        return time.monotonic() - began
+
     def _folder(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.place)) / "run"
 
+    def _command(self, folder: Path) -> list[str]:
+        more = "--ensemble", 2, "--tasks", 2 * self.ranks
+        return ["engine.train", *flags(self.images, folder, *more)]
+
     def _start(self, folder: Path):
-        nowhere = {"stdout": -3, "stderr": -3}  # subprocess.DEVNULL
-        return start("engine.train", *flags(self.images, folder, "--ensemble", 2), **nowhere)
+        if self.ranks == 1:
+            return start(*self._command(folder), **NOWHERE)
+        options = "--standalone", "--monitor-interval", 0.1
+        return launch(*self._command(folder), count=self.ranks, options=options, **NOWHERE)
+
+    def _kill(self, process) -> bool:
+        """Whether a process was there, or a rank of it, and ended by this."""
+        if self.ranks == 1:
+            process.kill()
+            return process.wait() == -9
+        found = pids(process)
+        if not found:
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(self.random.choice([*found.values()]), signal.SIGKILL)
+        failed = process.wait(PATIENCE) != 0
+        left = [pid for pid in found.values() if Path(f"/proc/{pid}").exists()]
+        assert not left, f"ranks {left} outlived torchrun"
+        return failed
 
     def _survived(self, folder: Path, most: int) -> bool:
         """Whether a process, of a run that may have begun, reached the end of the run."""
@@ -68,10 +102,9 @@ class Killed:
         beside = self._evaluation(folder) if done % 2 else None
         try:
             if done < most and self._reached(process, folder, moment):
-                process.kill()
-                self.kills[moment] += process.wait() == -9
+                self.kills[moment] += self._kill(process)
             code = process.wait(LONGEST)
-            assert code in (0, -9), f"exit code {code}"
+            assert code in (0, -9 if self.ranks == 1 else 1), f"exit code {code}"
             return code == 0
         finally:
             process.kill()
@@ -80,9 +113,8 @@ class Killed:
                 beside.wait()
 
     def _evaluation(self, folder: Path):
-        nowhere = {"stdout": -3, "stderr": -3}
         more = ("--data", self.images, "--cache", self.cache)
-        return start("engine.evaluate", folder, *more, **nowhere)
+        return start("engine.evaluate", folder, *more, **NOWHERE)
 
     def _reached(self, process, folder: Path, moment: str) -> bool:
         """Waits for the moment; False when the process ended before."""
@@ -134,10 +166,13 @@ def _rows(folder: Path) -> list[dict]:
 
 
 def main() -> None:
-    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    parser = argparse.ArgumentParser(prog="python -m tests.kills")
+    parser.add_argument("kills", type=int, nargs="?", default=100)
+    parser.add_argument("--ranks", type=int, default=1)
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        killed = Killed(Path(place), seed=kills)
-        killed.run(kills, told=lambda line: print(line, flush=True))
+        killed = Killed(Path(place), asked.kills, asked.ranks)
+        killed.run(asked.kills, told=lambda line: print(line, flush=True))
     print(f"{killed.kills} kills, {killed.finished} runs: nothing lost, nothing left over")
 
 

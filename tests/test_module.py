@@ -122,7 +122,11 @@ def mixed() -> nn.Module:
         (nn.Linear(2, 2), {"adapt": lambda n: False}, "leaves weight, bias to the outer loop"),
         (nn.Linear(2, 2), {"adapt": "tail"}, "adapt is 'tail': choose one of all, head, body"),
         (nn.Linear(2, 2), {"memory": "much"}, "memory is 'much': choose one of fast, low"),
-        (nn.Linear(2, 2), {"vectorize": "no"}, "vectorize is 'no': choose True, False or 'auto'"),
+        (
+            nn.Linear(2, 2),
+            {"vectorize": "no"},
+            "vectorize is 'no': choose True, False, 'auto' or a number of tasks",
+        ),
         (mixed(), {}, "are torch.float32 on cpu and torch.float64 on cpu: they lie in one buffer"),
     ],
 )

@@ -1,62 +1,32 @@
-"""The tasks of an iteration among processes that torchrun starts: the same bits as in one."""
+"""The tasks of an iteration among processes that torchrun starts: the same bits as in one.
+
+Two of them; four as well by MAMLPP_SLOW=1 python -m pytest tests/test_ranks.py
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from engine import evaluate, train
+from engine.errors import UserError
 from engine.runs.checkpoint import load
 from engine.runtime import ranks
 from tests import ranked
-from tests.tiny import ROOT, finish, flags, same, wait_for
+from tests.tiny import ROOT, environment, finish, flags, start, wait_for
+from tests.torchrun import SLOW, assert_same, done, finished, launch
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not sys.platform.startswith("linux"),
     reason="torchrun needs torch.distributed, and these signals Linux",
 )
 MORE = "--tasks", 4, "--msl-epochs", 1, "--first-order-epochs", 1
-
-
-def launch(module: str, *argv: object, count: int = 2) -> subprocess.Popen:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc-per-node", str(count), "-m", "--", module, *map(str, argv)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-
-
-def finished(process: subprocess.Popen, seconds: float) -> tuple[int, str, str]:
-    """`finish`, and nothing left over."""
-    try:
-        return finish(process, seconds)
-    finally:
-        process.terminate()
-
-
-def assert_same(folder: Path, other: Path) -> None:
-    files = sorted(path.name for path in other.glob("*.pt"))
-    assert files == sorted(path.name for path in folder.glob("*.pt")) and len(files) > 1
-    for name in files:
-        mine, theirs = (vars(load(f / name)) for f in (folder, other))
-        for field in mine.keys() - {"meters"}:  # seconds
-            assert same(mine[field], theirs[field]), (name, field)
-    results = [json.loads((f / "result.json").read_text()) for f in (folder, other)]
-    assert results[0] == results[1]
-
-
-def rows(folder: Path) -> list[dict]:
-    """Of the log, but for times."""
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    found = [{k: v for k, v in json.loads(x).items() if "second" not in k} for x in lines]
-    return [row for row in found if row["kind"] != "time"]
+COUNTS = [2, pytest.param(4, marks=SLOW)]
 
 
 @pytest.fixture(scope="module")
@@ -67,69 +37,119 @@ def alone(images):
     return folder
 
 
-def test_two_ranks_train_to_the_bits_of_one_process(images, alone, tmp_path):
-    code, out, err = finished(launch("engine.train", *flags(images, tmp_path / "two", *MORE)), 120)
-    assert code == 0, err
-    assert_same(tmp_path / "two", alone)
-    assert rows(tmp_path / "two") == rows(alone)
+@pytest.mark.parametrize("count", COUNTS)
+def test_ranks_train_to_the_bits_of_one_process(images, alone, tmp_path, count):
+    out = done(launch("engine.train", *flags(images, tmp_path / "many", *MORE), count=count))
+    assert_same(tmp_path / "many", alone)
     assert out.count("run folder") == 1  # the first alone speaks
-    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+    assert [path.name for path in tmp_path.iterdir()] == ["many"]
 
 
-def test_a_stopped_run_of_two_ranks_is_continued_by_one(images, alone, tmp_path):
-    argv = flags(images, tmp_path / "run", *MORE, "--prefetch", 0)
-    process = launch("engine.train", *argv)
-    wait_for(process, "iteration 2/12")
-    process.send_signal(signal.SIGINT)
-    _, _, err = finished(process, 60)
-    told = [line for line in err.splitlines() if line.startswith("Ctrl-C: ")]
-    assert told[-1] == "Ctrl-C: stopped; the same command continues"
-    assert 1 < load(tmp_path / "run" / "latest.pt").state["iteration"] < 12
+@pytest.mark.parametrize("counts", [(2, 1), pytest.param((1, 2, 4, 1), marks=SLOW)])
+def test_a_stopped_run_is_continued_by_any_number(images, alone, tmp_path, counts):
+    argv, iteration = flags(images, tmp_path / "run", *MORE, "--prefetch", 0), 0
+    for count in counts[:-1]:
+        many = {"count": count} if count > 1 else None
+        process = launch("engine.train", *argv, **many) if many else start("engine.train", *argv)
+        wait_for(process, f"iteration {iteration + 2}/12")
+        process.send_signal(signal.SIGINT)
+        _, _, err = finished(process, 60)
+        told = [line for line in err.splitlines() if line.startswith("Ctrl-C: ")]
+        assert told[-1] == "Ctrl-C: stopped; the same command continues"
+        before, iteration = iteration, load(tmp_path / "run" / "latest.pt").state["iteration"]
+        assert before < iteration < 12
     assert train.main(argv) == 0
     assert_same(tmp_path / "run", alone)
 
 
-def test_a_rank_that_is_killed_ends_the_others_by_name(images, tmp_path):
-    process = launch("engine.train", *flags(images, tmp_path / "run", *MORE, "--epochs", 5000))
-    wait_for(process, "iteration 2/")
-    lists = Path(f"/proc/{process.pid}/task").glob("*/children")
-    pids = [int(pid) for each in lists for pid in each.read_text().split()]
-    by_rank = {_environment(pid).get("RANK"): pid for pid in pids}
-    os.kill(by_rank["1"], signal.SIGKILL)
-    code, _, err = finished(process, 30)
-    told = [line for line in err.splitlines() if line.startswith("error: ")]
-    gone = f"error: rank 1 (pid {by_rank['1']} on "
-    assert code != 0 and len(told) == 1 and told[0].startswith(gone), err
-    assert told[0].endswith("the last checkpoint is whole; the same command continues")
-    assert load(tmp_path / "run" / "latest.pt").epoch >= 0
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Runs of networks of one's own, on three threads: as many ranks have other ones."""
+    folder, before = tmp_path_factory.mktemp("own"), torch.get_num_threads()
+    torch.set_num_threads(3)
+    for name in ranked.OWN:
+        ranked.fitted(folder / name, name)
+    yield folder
+    torch.set_num_threads(before)
 
 
-def _environment(pid: int) -> dict[str, str]:
-    text = Path(f"/proc/{pid}/environ").read_text()
-    return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
+@pytest.mark.parametrize("counts", [(2, 1, 2), pytest.param((4, 2, 1, 4), marks=SLOW)])
+def test_networks_of_ones_own_by_any_number(own, tmp_path, counts):
+    for i, count in enumerate(counts):
+        stop = 0 if i == len(counts) - 1 else 2 * i + 3  # the tasks of two more are made before
+        if count == 1:
+            ranked.stage(tmp_path, stop)
+        else:
+            done(launch("tests.ranked", "stage", tmp_path, stop, count=count))
+        for name in ranked.OWN:
+            assert (load(tmp_path / name / "latest.pt").state["iteration"] < 9) == (stop > 0)
+    for name in ranked.OWN:
+        assert_same(tmp_path / name, own / name)
 
 
-def test_a_network_of_ones_own_the_evaluation_and_refusals(images, alone, tmp_path, threads):
-    arguments = tmp_path, alone / "latest.pt", images
-    code, _, err = finished(launch("tests.ranked", *arguments), 120)
-    assert code == 0, err
+@pytest.mark.parametrize("count", COUNTS)
+def test_every_way_of_passes_and_another_network(images, tmp_path, count):
+    done(launch("tests.ranked", "trained", tmp_path / "many", images, count=count))
+    ranked.trained(tmp_path / "one", str(images))
+    for name in ranked.TRAINED:
+        assert_same(tmp_path / "many" / name, tmp_path / "one" / name)
+
+
+def test_the_evaluation_torchs_own_ranks_and_refusals(images, alone, tmp_path):
+    done(launch("tests.ranked", "others", tmp_path, alone / "latest.pt", images))
     thetas = [torch.load(tmp_path / f"ddp-{rank}.pt") for rank in (0, 1)]
     assert torch.equal(*thetas) and thetas[0].isfinite().all()
-    ranked.fitted(tmp_path / "alone")
-    assert_same(tmp_path / "fit", tmp_path / "alone")
     written = tmp_path / "of-one.json"
     command = [str(alone / "latest.pt"), "--data", str(images), "--json", str(written)]
     assert evaluate.main(command) == 0
     assert json.loads(written.read_text()) == json.loads((tmp_path / "evaluation.json").read_text())
+    vmapped = (
+        "with 4 tasks a rank: bits depend on which tasks vmap takes together; give a number that "
+        "divides 4, or False, in every run that is to be the same"
+    )
     assert json.loads((tmp_path / "refused.json").read_text()) == [
         "--tasks is 3 with 2 ranks: give a multiple of 2, or another number of ranks",
         "the ranks differ in torch: 2.0 on rank 0, 2.1 on rank 1; give all the same",
+        f"vectorize is 'auto' {vmapped}",
+        f"vectorize is 3 {vmapped}",
+        "Dropped draws random numbers, so that all threads compute one task, and bits depend on "
+        "their number: give threads, as threads=1, in every run that is to be the same",
     ]
+    assert not (tmp_path / "vmap").exists() and not (tmp_path / "dropout").exists()
 
 
-def test_one_process_is_alone_and_imports_nothing(monkeypatch):
+def test_a_run_keeps_its_threads_where_they_matter(own, tmp_path):
+    ranked.fitted(tmp_path, "dropout", stop=3)
+    with pytest.raises(UserError, match=r"another configuration \(threads: 1 -> 2\)"):
+        ranked.fitted(tmp_path, "dropout", settings={"threads": 2})
+    ranked.fitted(tmp_path / "free", "one-by-one", stop=3)
+    ranked.fitted(tmp_path / "free", "one-by-one", settings={"threads": 2})
+    assert_same(tmp_path / "free", own / "one-by-one")
+
+
+def test_one_process_is_alone(monkeypatch):
     assert not ranks.launched()
     with ranks.joined() as team:
         assert team.size == 1 and team.share(5) == (0, 5)
         assert team.spread([1, 2], lambda n: -n) == [-1, -2] and team.by_first(lambda: 7) == 7
+        assert team.by_first(lambda: 7, told=False) == 7
     assert ranks.current().size == 1
+
+
+IMPORTED = """
+import sys, torch
+before = {*sys.modules}
+from engine import train
+code = train.main(sys.argv[1:])
+found = {n for n in {*sys.modules} - before if "distributed" in n or "c10d" in n}
+print(code, sorted(found))
+"""
+
+
+def test_one_process_imports_nothing_of_ranks(images, tmp_path):
+    argv = flags(images, tmp_path / "run", "--epochs", 1)
+    command = [sys.executable, "-c", IMPORTED, *argv]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=environment(), cwd=ROOT, **pipes)
+    code, out, err = finish(process)
+    assert (code, out.splitlines()[-1]) == (0, "0 []"), err

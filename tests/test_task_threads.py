@@ -143,3 +143,47 @@ def test_the_pass_in_which_vmap_fails_has_the_bits_of_the_next(threads):
     first = gradient(model, episode, second_order=False)
     assert model._vmap_fails
     assert all(map(torch.equal, gradient(model, episode, second_order=False), first))
+
+
+class Summed(nn.Module):
+    """Sums that torch's threads share."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return (self.scale * x).sum().expand(len(x), 5) * torch.arange(5.0)
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 4])
+@pytest.mark.parametrize("vectorize", [False, 1])
+def test_tasks_left_over_have_the_bits_of_one_thread(tasks, vectorize, threads):
+    x = torch.randn(2, tasks, 10, 9_000, generator=torch.Generator().manual_seed(2))
+    labels = torch.arange(10).remainder(5).expand(tasks, -1)
+    episode = Episode(x[0], labels, x[1], labels)
+    model = Module(Summed(), F.cross_entropy, vectorize=vectorize)
+    assert model.parallel(episode) and not model.spreads
+    torch.set_num_threads(1)
+    expected = gradient(model, episode)
+    for count in (2, 3):
+        torch.set_num_threads(count)
+        assert all(map(torch.equal, gradient(model, episode), expected))
+        assert torch.get_num_threads() == count
+
+
+@pytest.mark.parametrize("block", [1, 2, 8])
+def test_the_sum_of_tasks_is_the_same_whatever_the_blocks(block):
+    torch.manual_seed(0)
+    tasks, rows = 8, torch.randn(5, 8, 37)  # as `adjoint` leaves them: steps first in memory
+
+    def part(first: int, last: int) -> unroll.MetaGradient:
+        norm = rows[:, first:last].clone().transpose(0, 1)
+        theta = torch.arange(last - first, dtype=torch.float32).unsqueeze(1)
+        moments = unroll.Moments(norm, norm)
+        params = unroll.Params(theta, norm, norm)
+        return unroll.MetaGradient(norm[:, 0, 0], norm, params, (None,), (0,), moments)
+
+    found = unroll.total([part(i, i + block) for i in range(0, tasks, block)])
+    assert torch.equal(found.gradient.norm, rows.transpose(0, 1).contiguous().sum(0))
+    assert not torch.equal(found.gradient.norm, rows.transpose(0, 1).sum(0))

@@ -7,6 +7,7 @@ torchrun needs none of this: it shares out the tasks of an iteration, and its re
 bits whatever the number of processes, which an average's are not.)
 """
 
+import gc
 import sys
 
 import torch
@@ -37,6 +38,8 @@ def main(iterations: int) -> Learner:
         optimizer.step()
         if rank == 0 and i % 50 == 0:
             print(f"iteration {i}: loss {loss.item():.4f} of the tasks of rank 0")
+    del model, loss
+    gc.collect()  # else the model ends its group, and may wait for ever for a thread of it
     dist.destroy_process_group()
     return learner
 

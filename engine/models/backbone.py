@@ -153,6 +153,9 @@ class Backbone:
     def tied(self, gradient: Params) -> Params:
         return gradient
 
+    random = False
+    spreads = True
+
     def parallel(self, episode: Episode) -> bool:
         return True
 

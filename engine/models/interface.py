@@ -100,6 +100,8 @@ class Inputs(Protocol):
 
 class Model(Protocol):
     sizes: tuple[int, ...]  # of the L adapted tensors, in the order of theta
+    random: bool  # whether a pass draws random numbers of torch's own generators
+    spreads: bool  # whether a task has the same bits on any number of cores
 
     def prepare(self, x: Values, passes: int) -> Inputs:
         """Inputs that `passes` passes will read, as these read them best."""

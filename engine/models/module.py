@@ -37,6 +37,7 @@ ADAPT = ("all", "head", "body")
 MEMORY = ("fast", "low")
 _LARGE = 200_000  # parameters, or values of a task's inputs
 _TINY = 20_000  # parameters; below, a call of torch costs more than its arithmetic
+_LINE = 64  # bytes, to which torch aligns
 
 
 class Module:
@@ -45,8 +46,8 @@ class Module:
 
     adapt: the parameters that the inner loop changes, "all" but batch norm's, the "head" (the last
         layer that has any; ANIL), the "body" (all but it; BOIL), or a test of their names.
-    vectorize: tasks by `vmap` in place of one after the other; "auto": where the network is tiny or
-        on a GPU, unless `vmap` cannot.
+    vectorize: tasks by `vmap` in place of one after the other: all, or so many at once; "auto":
+        where the network is tiny or on a GPU, unless `vmap` cannot.
 
     Raises UserError when nothing is adapted, or dtypes or devices of the parameters differ.
     """
@@ -58,13 +59,16 @@ class Module:
         *,
         adapt: str | Callable[[str], bool] = "all",
         memory: str = "fast",
-        vectorize: bool | str = "auto",
+        vectorize: bool | int | str = "auto",
     ):
         for name, value, known in (("memory", memory, MEMORY), ("adapt", adapt, ADAPT)):
             if value not in known and not (name == "adapt" and callable(value)):
                 raise UserError(f"{name} is {value!r}: choose one of {', '.join(known)}")
-        if vectorize not in (True, False, "auto"):
-            raise UserError(f"vectorize is {vectorize!r}: choose True, False or 'auto'")
+        some = type(vectorize) is int and vectorize > 0
+        if not (some or vectorize == "auto" or isinstance(vectorize, bool)):
+            raise UserError(
+                f"vectorize is {vectorize!r}: choose True, False, 'auto' or a number of tasks"
+            )
         norms = {n: m for n, m in module.named_modules() if isinstance(m, _BatchNorm)}
         affine = {_at(n, leaf) for n in norms for leaf in ("weight", "bias")}
         learned = {n: p for n, p in module.named_parameters() if p.requires_grad}
@@ -83,7 +87,7 @@ class Module:
         self.module, self.criterion = module, criterion
         self.memory, self.vectorize = memory, vectorize
         self._vmap_fails = False
-        self._drawn: bool | None = None  # whether a pass in training drew random numbers
+        self._drawn: dict[bool, bool] = {}  # whether a pass did, in training and not
 
     @property
     def outer(self) -> dict[str, torch.Size]:
@@ -93,6 +97,8 @@ class Module:
     @property
     def stat_width(self) -> int:
         return sum(self.tracked.values())
+
+    spreads = False  # torch's sums depend on how many threads share them
 
     def parallel(self, episode: Episode) -> bool:
         """Random numbers come from one generator: tasks then go one after the other. So do large
@@ -107,7 +113,8 @@ class Module:
     def random(self) -> bool:
         """Whether a pass draws random numbers."""
         training = self.module.training
-        return training and (self._drawn or any(map(is_random, self.module.modules())))
+        layers = training and any(map(is_random, self.module.modules()))
+        return layers or self._drawn.get(training, False)
 
     def tied(self, gradient: Params) -> Params:
         """Only batch norm's gains and biases have a row a step."""
@@ -117,7 +124,13 @@ class Module:
         return gradient._replace(norm=torch.cat([rows, shared], 1))
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
-        return None if self._at_once(episode.support_x) else 1
+        if not self._at_once(episode.support_x):
+            return 1
+        return self.vectorize if type(self.vectorize) is int else None
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
         """Composes attention in all passes, also those that need it not: a switch that one thread
@@ -127,12 +140,15 @@ class Module:
         return composed_attention() if self._composed(keeps) else nullcontext()
 
     def _find_random(self, x: Any) -> None:
-        """By a pass of one task, once: `F.dropout` is no layer that could be seen."""
-        if self._drawn is not None or not (self.module.training and not self.random):
+        """By a pass of one task, once: `F.dropout` is no layer that could be seen, and may be for
+        evaluation too.
+        """
+        training = self.module.training
+        if training in self._drawn or self.random:
             return
         with torch.no_grad():
             like = next(self.module.parameters())
-            self._drawn = draws(lambda: self._run(x, _skeleton(self.module)), like)
+            self._drawn[training] = draws(lambda: self._run(x, _skeleton(self.module)), like)
 
     def _run(self, x: Any, call: Callable) -> Any:
         """The module's call with one task's inputs."""
@@ -152,16 +168,16 @@ class Module:
     @property
     def _prefers_vmap(self) -> bool:
         if self.vectorize != "auto":
-            return self.vectorize
+            return self.vectorize is not False
         # vmap and a loop draw random numbers in different orders
         small = sum(self.sizes) < _TINY and not self.random
-        return small or next(self.module.parameters()).is_cuda
+        return small or self._device.type == "cuda"
 
     def bessel(self, x: Values, like: Tensor) -> Tensor:
         return torch.ones_like(like[0])  # torch's running variance is unbiased already
 
     def prepare(self, x: Values, passes: int) -> _Batch:
-        return _Batch(self, x)
+        return _Batch(self, mapped(_aligned, x))
 
     def task(
         self,
@@ -214,7 +230,7 @@ class Module:
         given = [m.expand(len(theta), -1) for m in statistics or ()]
         values = [x] if labels is None else [x, labels]
         if self._at_once(x):
-            if self.vectorize is True:
+            if self.vectorize != "auto":
                 return vmap(one, randomness="different")(theta, rows, *values, *given)
             try:
                 return vmap(one, randomness="different")(theta, rows, *values, *given)
@@ -328,6 +344,16 @@ def _stacked(results: list | tuple, x: Values) -> tuple[Tensor, Values, Moments]
     tensors = all(isinstance(output, Tensor) for output in outputs)
     output = torch.stack(outputs) if tensors and not isinstance(x, list) else list(outputs)
     return torch.stack(losses), output, Moments(*map(torch.stack, moments))
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """At an address as new tensors have: libraries' sums may depend on it, and a slice's depends on
+    which tasks are before it.
+    """
+    if x.data_ptr() % _LINE == 0:
+        return x
+    with torch.inference_mode(False):
+        return x.clone()
 
 
 def _plain(statistics: Moments | None) -> Moments | None:

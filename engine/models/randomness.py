@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,20 @@ def set_random_state(state: list[Tensor], like: Tensor) -> None:
     torch.set_rng_state(state[0])
     if like.is_cuda:
         torch.cuda.set_rng_state(state[1], like.device)
+
+
+@contextmanager
+def drawing(like: Tensor, *key: int) -> Iterator[None]:
+    """Inside, the generators give the numbers that the key (none of it negative) names; after it
+    they are as before.
+    """
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    with torch.random.fork_rng([like.device] * like.is_cuda):
+        torch.default_generator.manual_seed(seed)
+        if like.is_cuda:
+            with torch.cuda.device(like.device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def is_random(layer: nn.Module) -> bool:

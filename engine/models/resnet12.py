@@ -147,6 +147,9 @@ class ResNet12:
     def tied(self, gradient: Params) -> Params:
         return gradient
 
+    random = False
+    spreads = True
+
     def parallel(self, episode: Episode) -> bool:
         """Plain convolutions take one core, so that tasks should run at once. Other ones share the
         images of a task over the threads.

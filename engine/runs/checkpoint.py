@@ -221,7 +221,7 @@ def open_run(folder: Path, fresh: bool) -> Iterator[None]:
     file of the run, or another process trains into it.
     """
     with contextlib.ExitStack() as stack:
-        ranks.current().by_first(lambda: stack.callback(os.close, _made(folder, fresh)) and None)
+        ranks.current().by_first(lambda: stack.callback(os.close, _made(folder, fresh)), told=False)
         yield
 
 

@@ -30,6 +30,7 @@ class Problem(Protocol):
 
     metric: str  # accuracy, or loss: a score is then its negative
     own_model: Model | None  # where it is not the network of the configuration
+    bound: tuple[str, ...]  # settings that a run keeps, though they are free for others
 
     def names(self, cfg: Config) -> tuple[str, ...]:
         """Of the adapted tensors."""
@@ -77,6 +78,10 @@ class Pictures(NamedTuple):
     @property
     def own_model(self) -> None:
         return None
+
+    @property
+    def bound(self) -> tuple[str, ...]:
+        return ()
 
     def preparation(self, cfg: Config) -> Preparation:
         data, binary = self.dataset, cfg.dataset == "omniglot"

@@ -142,7 +142,7 @@ class Run:
                 f"--init is {cfg.init}, and {folder} is of a run that began without it: leave it "
                 f"out to continue that, or {_CURE}"
             )
-        longer = _refuse_other(cfg, folder, saved)
+        longer = _refuse_other(cfg, folder, saved, problem.bound)
         state = unpack(problem.layout(cfg), saved.state, device)
         if not 0 <= state.iteration - saved.epoch * cfg.iterations <= cfg.iterations:
             raise UserError(
@@ -241,29 +241,34 @@ def _facts(cfg: Config, problem: Problem, precision: str) -> dict[str, str]:
     for folder in (here, Path(kernels.__file__).parent):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
+    threads = cfg.threads if "threads" in problem.bound else 0
+    failed = sorted(map(" ".join, dispatch.findings().failures))
     return {
         "code": digest.hexdigest()[:12],
         "torch": torch.__version__,
         "kernels": f"native {isa}" if isa else "plain",
+        "the check of the kernels": f"failed: {listed(failed)}" if failed else "passed",
         "data": f"{problem.name} {problem.identity:.12}",
-        "configuration": json.dumps(replace(cfg.without_paths(), threads=0).to_dict()),
+        "configuration": json.dumps(replace(cfg.without_paths(), threads=threads).to_dict()),
         "precision": precision,
     }
 
 
-def differing(cfg: Config, saved: Checkpoint) -> tuple[list[str], bool]:
-    """In what a configuration is not that of a run, and cannot continue it; whether the run is
-    finished, and trained on for more epochs."""
+def differing(
+    cfg: Config, saved: Checkpoint, bound: tuple[str, ...] = ()
+) -> tuple[list[str], bool]:
+    """In what a configuration is not that of a run, and cannot continue it, ``bound`` fields among
+    it; whether the run is finished, and trained on for more epochs."""
     epochs = Config.from_dict(saved.config).epochs
     longer = cfg.epochs > epochs and saved.epoch == epochs
-    return cfg.differences(saved.config, besides=SCHEDULE if longer else ()), longer
+    return cfg.differences(saved.config, SCHEDULE if longer else (), bound), longer
 
 
-def _refuse_other(cfg: Config, folder: Path, saved: Checkpoint) -> bool:
+def _refuse_other(cfg: Config, folder: Path, saved: Checkpoint, bound: tuple[str, ...]) -> bool:
     """Whether a finished run is trained on for more epochs, which is said; UserError when its
     configuration differs in anything else.
     """
-    different, longer = differing(cfg, saved)
+    different, longer = differing(cfg, saved, bound)
     epochs = saved.config["epochs"]
     if different:
         own = "give its own values to continue it"

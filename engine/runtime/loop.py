@@ -72,7 +72,9 @@ class HostLoop(contextlib.AbstractContextManager):
     ):
         self._cfg, self._device, self._model, self._finished = cfg, device, model, []
         first, own = ranks.current().share(cfg.tasks)
-        self._episodes = prefetch(lambda t: tasks.episode(t, own, first), iterations, cfg.prefetch)
+        # a thread that makes tasks may draw of the same generator as the model
+        ahead = 0 if model is not None and model.random else cfg.prefetch
+        self._episodes = prefetch(lambda t: tasks.episode(t, own, first), iterations, ahead)
 
     def __exit__(self, *exc: object) -> None:
         self._episodes.close()

@@ -10,13 +10,14 @@ Nothing here is imported or done in a process that torchrun did not start.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
 
@@ -29,8 +30,10 @@ from engine.runs.interrupt import Interrupt, Stopped
 
 T = TypeVar("T")
 
+MOST_PATIENCE = 1e6
 PATIENCE = 600.0  # seconds that a rank may take longer than the others; MAMLPP_RANK_TIMEOUT
 _ALIVE = 3.0  # seconds in which a rank says that it lives
+_TURN = 0.05  # seconds between two looks at whether the turn has come
 
 
 class Alone:
@@ -54,8 +57,8 @@ class Alone:
         """`make` of each item, by the ranks in turn; each has all results."""
         return [make(item) for item in items]
 
-    def by_first(self, make: Callable[[], T]) -> T:
-        """What the first rank makes."""
+    def by_first(self, make: Callable[[], T], told: bool = True) -> T:
+        """What the first rank makes; unless that is `told`, the others have None."""
         return make()
 
     def agree(self, facts: dict[str, str]) -> None:
@@ -82,10 +85,16 @@ class Ranks(Alone):
         self.local = int(os.environ.get("LOCAL_RANK", 0))
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self._node = os.environ.get("GROUP_RANK", "0")
-        seconds = float(os.environ.get("MAMLPP_RANK_TIMEOUT", PATIENCE))
+        seconds = _patience()
         self._stop = 0  # a signal that all know of
         self.broken = False  # a rank is lost
-        store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        with _ended_by_sigterm():
+            self._host = self._meet(cuda, timedelta(seconds=seconds))
+
+    def _meet(self, cuda: bool, patience: timedelta) -> Any:
+        """Finds the others; a group for what is on the host."""
+        dist = self._dist
+        store, *_ = next(dist.rendezvous("env://", timeout=patience))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._store = dist.PrefixStore(f"mamlpp-{attempt}-{next(_joined)}", store)
         self._store.set(f"who-{self.rank}", f"pid {os.getpid()} on {socket.gethostname()}")
@@ -94,8 +103,9 @@ class Ranks(Alone):
             store=dist.PrefixStore("group", self._store),
             rank=self.rank,
             world_size=self.size,
-            timeout=timedelta(seconds=seconds),
+            timeout=patience,
         )
+        return dist.new_group(backend="gloo") if cuda else None  # None: the group of all
 
     def tells(self) -> bool:
         """Whether this rank is the first to say what went wrong."""
@@ -107,11 +117,6 @@ class Ranks(Alone):
 
     def close(self) -> None:
         self._dist.destroy_process_group()
-
-    @cached_property
-    def _host(self) -> Any:
-        """A group for what is on the host."""
-        return self._dist.new_group(backend="gloo")
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -154,7 +159,11 @@ class Ranks(Alone):
             self._dist.all_gather(list(every.chunk(self.size)), mine)
         flags, *found = every.split(widths, 1)
         self._stop = self._stop or int(flags.max())
-        return [f.reshape(-1, *row.shape[1:]) for f, row in zip(found, rows, strict=True)]
+        # each a tensor of its own: torch sums a view of a wider one in another order
+        return [
+            f.reshape(len(f), *row.shape[1:]).contiguous()
+            for f, row in zip(found, rows, strict=True)
+        ]
 
     def spread(self, items: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
         own = [make(item) for item in items[self.rank :: self.size]]
@@ -169,14 +178,14 @@ class Ranks(Alone):
             self._dist.all_gather_object(every, mine, group=self._host)
         return every
 
-    def by_first(self, make: Callable[[], T]) -> T:
+    def by_first(self, make: Callable[[], T], told: bool = True) -> T:
         made, failed = None, None
         if self.first:
             try:
                 made = make()
             except BaseException as error:
                 failed = error
-        found = [made, failed is not None]
+        found = [made if told else None, failed is not None]
         with self._told():
             self._dist.broadcast_object_list(found, 0, group=self._host)
         if failed is not None:
@@ -200,8 +209,8 @@ class Ranks(Alone):
         self._turns += 1
         key = f"turn-{self._node}-{self._turns}"
         try:
-            if self.local:
-                self._store.wait([key], timedelta(days=1))
+            while self.local and not self._store.check([key]):  # answers signals, as no wait() does
+                time.sleep(_TURN)
             yield
         finally:
             if not self.local:
@@ -214,6 +223,31 @@ class Ranks(Alone):
 
 class Followed(BaseException):
     """Ends a rank of which another one tells why."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Torch waits for a rank that may be gone, and no handler of Python's is called meanwhile."""
+    before = signal.getsignal(signal.SIGTERM)  # None: of no Python, and could not be put back
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _patience() -> float:
+    text = os.environ.get("MAMLPP_RANK_TIMEOUT", str(PATIENCE))
+    with suppress(ValueError):
+        if 0 < float(text) < MOST_PATIENCE:
+            return float(text)
+    raise UserError(
+        f"MAMLPP_RANK_TIMEOUT is {text}: give the seconds that a rank may be late, more than 0 and "
+        f"less than {MOST_PATIENCE:g}"
+    )
 
 
 _current: Alone = Alone()

@@ -6,10 +6,11 @@ save. So each worker thread takes whole tasks and runs their operations alone.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 import kernels
-from engine.episodes import Episode
+from engine.episodes import Episode, each
+from engine.models.randomness import drawing
 from kernels import pools
 
 if TYPE_CHECKING:
@@ -28,14 +30,43 @@ T = TypeVar("T")
 
 
 def over_blocks(
-    function: Callable[[Episode], T], episode: Episode, model: Model, keeps: bool = False
+    function: Callable[[Episode], T],
+    episode: Episode,
+    model: Model,
+    keeps: bool = False,
+    *,
+    single: bool = False,
+    key: Callable[[int], tuple[int, ...]] | None = None,
 ) -> list[T]:
-    """`over_tasks`, in blocks and threads that suit the model; `keeps` if its passes are kept for
-    tangents.
+    """`over_tasks`, in blocks and threads that suit the model, or each task by itself (`single`);
+    `keeps` if its passes are kept for tangents.
+
+    `key` of a block's first task names the random numbers that a model draws in it, so that they
+    depend neither on the tasks before nor on who computes these.
     """
     with model.during(episode, keeps):
         block, parallel = model.task_block(episode, keeps), model.parallel(episode)
-        return over_tasks(function, episode, block, parallel)
+        block = 1 if single else block
+        if key is not None and model.random:
+            return _keyed(function, episode, block or episode.tasks, key)
+        return over_tasks(function, episode, block, parallel, model.spreads)
+
+
+def _keyed(
+    function: Callable[[Episode], T],
+    episode: Episode,
+    block: int,
+    key: Callable[[int], tuple[int, ...]],
+) -> list[T]:
+    """One after the other: the generators are the process's."""
+    found = []
+    for first in range(0, episode.tasks, block):
+        of_block = episode.slice(first, first + block)
+        x = each(of_block.support_x)[0]
+        like = next(iter(x.values())) if isinstance(x, dict) else x
+        with drawing(like, *key(first)):
+            found.append(function(of_block))
+    return found
 
 
 def over_tasks(
@@ -43,25 +74,41 @@ def over_tasks(
     episode: Episode,
     block: int | None = None,
     parallel: bool = True,
+    spreads: bool = True,
 ) -> list[T]:
     """`function` of each block of so many tasks (`None`: of all), in task order.
 
     Single tasks on a CPU run at once, as many as there are threads, on one core each; those left
     over, too few for every thread, run one after the other on all of them, and so do larger blocks.
+    Where work does not spread (`spreads`) over cores to the same bits, every block has one core.
     """
+    if block is None:
+        return [function(episode)]
     tasks, count = episode.tasks, kernels.threads()
-    block = block or tasks
     blocks = [episode.slice(start, start + block) for start in range(0, tasks, block)]
-    if count == 1 or block > 1 or len(blocks) < count or not parallel:
-        return [function(each) for each in blocks]
+    few = spreads and (block > 1 or len(blocks) < count)
+    if count == 1 or few or not parallel:
+        return [function(one) for one in blocks]
     pool, count = _pool(count)
-    together = blocks[: len(blocks) // count * count] if pool else []
+    whole = len(blocks) // count * count if spreads else len(blocks)
+    together = blocks[:whole] if pool else []
     # A worker sees the caller's choice of backend, which a context variable holds, and autocast,
     # which is a setting of the thread.
     autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-    calls = [(copy_context(), autocast, function, each) for each in together]
+    calls = [(copy_context(), autocast, function, one) for one in together]
     results = list(pool.map(_run, calls)) if pool else []
-    return results + [function(each) for each in blocks[len(together) :]]
+    with contextlib.nullcontext() if spreads else _one_core():
+        return results + [function(one) for one in blocks[len(together) :]]
+
+
+@contextlib.contextmanager
+def _one_core() -> Iterator[None]:
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def _run(call: tuple) -> object:
@@ -73,7 +120,12 @@ def _run(call: tuple) -> object:
 @cache
 def _pool(count: int) -> tuple[ThreadPoolExecutor | None, int]:
     # torch's number of threads is a setting of the calling thread; the caller's stays as it is.
-    return pools.started(count, "task", torch.set_num_threads, (1,))
+    return pools.started(count, "task", _stay_on_one_core)
+
+
+def _stay_on_one_core() -> None:
+    torch.get_num_threads()  # else a thread's first operation takes the number that others have
+    torch.set_num_threads(1)
 
 
 # Threads do not come along to the child of a fork, which would wait for them for ever.
