@@ -221,10 +221,10 @@ def block_bwd(
     dws.insert(0, dw)
     affine[:0] = d_affine
     saved, norm = renewed(2)[1:]
-    dy = d_sum
+    dy, spent = d_sum, True
     del dz, d_sum
     for k in (2, 1, 0):
-        dz, *d_affine = norm.bwd(saved, units[k].gain, dy)
+        dz, *d_affine = norm.bwd(saved, units[k].gain, dy, spent)
         del saved, dy
         u, saved, norm = renewed(k - 1) if k else (x, None, None)
         conv, options = units[k].conv(u)
@@ -233,7 +233,7 @@ def block_bwd(
         dws.insert(0, dw)
         affine[:0] = d_affine
         if keep and k:
-            du = dy, *du
+            du, spent = (dy, *du), False
     return total(dx, dy), du, dws, affine
 
 

@@ -52,6 +52,7 @@ def bwd(
     saved: Saved,
     gain: Tensor,  # [T, C]
     dy: Tensor,  # [T, N, C, h, h]
+    spent: bool = False,  # dz may take the memory of dy
 ) -> tuple[Tensor, Tensor, Tensor]:  # dz, dgain [T, C], dbias [T, C]
     saved, gain = _checked(saved, gain, dy=(dy, saved.x_hat.shape))
     dy, results = images(dy), _gradients(saved)

@@ -56,10 +56,12 @@ def bwd(
     saved: Saved,
     gain: Tensor,  # [T, C]
     dy: Tensor,  # [T, N, C, h, h]
+    spent: bool = False,  # dz may take the memory of dy
 ) -> tuple[Tensor, Tensor, Tensor]:  # dz, dgain [T, C], dbias [T, C]
     saved, gain = _checked(saved, gain, dy=(dy, saved.small))
     dy = images(dy)
-    results = _gradients(saved)
+    in_place = spent and saved.winners is None  # an image's dy is read before its dz is written
+    results = _gradients(saved, dy if in_place else None)
     operands = map(matrix, (dy, *results))
     _call("norm_act_bwd", saved, gain, *operands)
     return results
@@ -126,12 +128,12 @@ def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> tuple[Saved, Tens
     return saved, vectors(gain)
 
 
-def _gradients(saved: Saved) -> tuple[Tensor, Tensor, Tensor]:
-    """Unwritten tensors of z, gain and bias."""
+def _gradients(saved: Saved, dz: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Unwritten tensors of z, unless it is there, gain and bias."""
     rows = (
         torch.empty(saved.rstd.shape, dtype=saved.z.dtype, device=saved.z.device) for _ in range(2)
     )
-    return empty_images(saved.z, *saved.z.shape[:4]), *rows
+    return empty_images(saved.z, *saved.z.shape[:4]) if dz is None else dz, *rows
 
 
 def _call(name: str, saved: Saved, gain: Tensor, *operands: tuple[int, int]) -> None:

@@ -74,6 +74,7 @@ def bwd(
     saved: Saved,
     gain: Tensor,  # [T, C]
     dy: Tensor,  # [T, N, C, h, w]
+    spent: bool = False,  # dz may take the memory of dy
 ) -> tuple[Tensor, Tensor, Tensor]:  # dz, dgain [T, C], dbias [T, C]
     delta = bend(dy, saved.y, saved.negative_slope)
     s1, s2 = channel_sum(delta), channel_sum(delta * saved.x_hat)
