@@ -28,6 +28,9 @@ template <class T> using Operand = typename OperandOf<T>::type;
 template <class T> constexpr int parts = OperandOf<T>::parts;   // arrays that one is written in
 template <class T> constexpr int values = OperandOf<T>::values; // of the data in one operand
 
+// Whether filters lie in the panels of `multiply`.
+template <class T> constexpr bool in_panels = values<T> == 1;
+
 // Values c to c + lanes of a row along which sums run; `part` is from one part to the next.
 template <class T>
 MAMLPP_INLINE void store_along(Vec<T> v, Operand<T>* row, int c, ptrdiff_t part) {

@@ -140,56 +140,48 @@ void outer_rows(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_
 
 template <class S, class T>
 void multiply(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, int channels,
-              int pitch, T* out, ptrdiff_t out_step) {
-    constexpr int L = lanes<T>;
-    const int vectors = pitch / L, groups = (vectors + max_columns - 1) / max_columns;
-    for (int g = 0, v = 0; g < groups; ++g) {
-        const int size = vectors / groups + (g < vectors % groups);
-        T* to = out + v * L;
+              int pitch, T* out, ptrdiff_t out_step, bool panels) {
+    for_panels<T>(pitch, [&](int first, int size) {
+        const ptrdiff_t at = static_cast<ptrdiff_t>(first) * lanes<T>;
+        const ptrdiff_t w_at = panels ? at * channels : at;
+        const int w_step = panels ? size * lanes<T> : pitch;
+        const auto columns = [&](auto run) {
+            run(terms, count, pixels, in_step, w_at, channels, w_step, out + at, out_step);
+        };
         if (size == 1)
-            multiply_row<S, T, 1>(terms, count, pixels, in_step, v * L, channels, pitch, to,
-                                  out_step);
+            columns(multiply_row<S, T, 1>);
         if (size == 2)
-            multiply_row<S, T, 2>(terms, count, pixels, in_step, v * L, channels, pitch, to,
-                                  out_step);
+            columns(multiply_row<S, T, 2>);
         if (size == 3)
-            multiply_row<S, T, 3>(terms, count, pixels, in_step, v * L, channels, pitch, to,
-                                  out_step);
+            columns(multiply_row<S, T, 3>);
         if constexpr (max_columns > 3)
             if (size == 4)
-                multiply_row<S, T, 4>(terms, count, pixels, in_step, v * L, channels, pitch, to,
-                                      out_step);
-        v += size;
-    }
+                columns(multiply_row<S, T, 4>);
+    });
 }
 
 template <class S, class T>
 void outer(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_t s_step, int pitch,
            ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh) {
-    constexpr int L = lanes<T>;
-    const int vectors = pitch / L, groups = (vectors + max_columns - 1) / max_columns;
-    for (int g = 0, v = 0; g < groups; ++g) {
-        const int size = vectors / groups + (g < vectors % groups);
-        T* to = sum + v * L;
+    for_panels<T>(pitch, [&](int first, int size) {
+        const ptrdiff_t at = static_cast<ptrdiff_t>(first) * lanes<T>;
+        const auto columns = [&](auto run) {
+            run(runs, count, pixels, scalars, s_step, at, v_step, sum + at, sum_step, fresh);
+        };
         if (size == 1)
-            outer_rows<S, T, 1>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step,
-                                fresh);
+            columns(outer_rows<S, T, 1>);
         if (size == 2)
-            outer_rows<S, T, 2>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step,
-                                fresh);
+            columns(outer_rows<S, T, 2>);
         if (size == 3)
-            outer_rows<S, T, 3>(runs, count, pixels, scalars, s_step, v * L, v_step, to, sum_step,
-                                fresh);
+            columns(outer_rows<S, T, 3>);
         if constexpr (max_columns > 3)
             if (size == 4)
-                outer_rows<S, T, 4>(runs, count, pixels, scalars, s_step, v * L, v_step, to,
-                                    sum_step, fresh);
-        v += size;
-    }
+                columns(outer_rows<S, T, 4>);
+    });
 }
 
 #define MAMLPP_PRODUCTS(S, T)                                                                      \
-    template void multiply(const Term<S>*, int, int, ptrdiff_t, int, int, T*, ptrdiff_t);          \
+    template void multiply(const Term<S>*, int, int, ptrdiff_t, int, int, T*, ptrdiff_t, bool);    \
     template void outer(const Run<S>*, int, int, int, ptrdiff_t, int, ptrdiff_t, T*, ptrdiff_t,    \
                         bool);
 #ifdef MAMLPP_PARTS

@@ -8,16 +8,27 @@
 namespace mamlpp {
 namespace MAMLPP_ISA {
 
+// Calls f(first, size) for the vectors that a product sweeps at once, of a row of `pitch` values.
+template <class T, class F> MAMLPP_INLINE void for_panels(int pitch, F f) {
+    const int vectors = pitch / lanes<T>, panels = (vectors + max_columns - 1) / max_columns;
+    for (int i = 0, first = 0; i < panels; ++i) {
+        const int size = vectors / panels + (i < vectors % panels);
+        f(first, size);
+        first += size;
+    }
+}
+
 // A product of `multiply`: values of one tap, and the filter rows that they meet.
 template <class S> struct Term {
     const S* in;
     const S* w;
 };
 
-// out[p][:pitch] = Σ_terms Σ_c in[p·in_step + c] · w[c][:pitch]
+// out[p][:pitch] = Σ_terms Σ_c in[p·in_step + c] · w[c][:pitch]; by `panels`, w is the rows of one
+// panel behind those of the other, which long rows are read faster from.
 template <class S, class T>
 void multiply(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, int channels,
-              int pitch, T* out, ptrdiff_t out_step);
+              int pitch, T* out, ptrdiff_t out_step, bool panels = false);
 
 // One row of pixels for `outer`: the scalars and the vectors of its first pixel.
 template <class S> struct Run {

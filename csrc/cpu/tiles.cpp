@@ -89,7 +89,7 @@ MAMLPP_INLINE void transpose(const Bf16Pair* from, ptrdiff_t step, int rows, int
 
 template <>
 void multiply(const Term<Bf16Pair>* terms, int count, int pixels, ptrdiff_t in_step, int channels,
-              int pitch, float* out, ptrdiff_t out_step) {
+              int pitch, float* out, ptrdiff_t out_step, bool) { // of rows alone
     const int rows = pixels < side ? pixels : side, rest = channels % side;
     shape_tiles(rows, channels);
     for (int v = 0; v < pitch; v += 4 * side) {

@@ -15,6 +15,7 @@
 
 #include "conv.h"
 #include "operands.h"
+#include "products.h"
 #include "toom.h"
 
 namespace mamlpp {
@@ -257,7 +258,7 @@ inline void tiles_fwd(const Conv<T>& g, const Factors<T>* pairs, int count, Span
                                   operands<T>(pairs[k].w.cells) + of_w * w_part + i * w_cell};
                 });
             multiply(terms, n, count_of_tiles, g.pitch_in / values<T>, depth, g.pitch_out,
-                     tiles.z + i * out_cell, g.pitch_out);
+                     tiles.z + i * out_cell, g.pitch_out, in_panels<T>);
         }
         for (int r = 0; r < strip; ++r) {
             const int image = (first + r) / rows, y = (first + r) % rows;
@@ -313,22 +314,35 @@ inline void tiles_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, Span 
     });
 }
 
-// GwGᵀ: filters w[row][tap] of `pitch` values, steps in values → [cells][rows][pitch]; the rows
-// asked for begin at an even one.
+// GwGᵀ: filters w[row][tap] of `pitch` values, steps in values → [cells][rows][pitch], each cell as
+// `multiply` reads it; the rows asked for begin at an even one.
 template <int m, class T>
 inline void tiles_pack(const T* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
                        int pitch, bool flipped, void* to) {
-    w += which.begin * row_step;
-    Operand<T>* const first =
-        operands<T>(to) + static_cast<ptrdiff_t>(which.begin / values<T>) * pitch;
-    const auto next = [&]() MAMLPP_LAMBDA {
-        const T* at = w;
-        w += row_step;
-        return at;
+    const ptrdiff_t cell = cell_step<T>(rows, pitch);
+    const auto transform = [&](const T* from, int c, Vec<T>* values) MAMLPP_LAMBDA {
+        filter_cells<m>(from + c, tap_step, flipped, values);
     };
-    store_across<m, T>(which.end - which.begin, pitch, first, cell_step<T>(rows, pitch), next,
-                       [&](const T* from, int c, Vec<T>* cell)
-                           MAMLPP_LAMBDA { filter_cells<m>(from + c, tap_step, flipped, cell); });
+    w += which.begin * row_step;
+    if constexpr (in_panels<T>) {
+        for (int row = which.begin; row < which.end; ++row, w += row_step)
+            for_panels<T>(pitch, [&](int first, int size) {
+                const ptrdiff_t panel = static_cast<ptrdiff_t>(first) * lanes<T> * rows;
+                const int width = size * lanes<T>;
+                store_rows<m, T>(
+                    1, width, operands<T>(to) + panel + row * width, cell,
+                    [&]() MAMLPP_LAMBDA { return w + first * lanes<T>; }, transform);
+            });
+    } else {
+        const auto next = [&]() MAMLPP_LAMBDA {
+            const T* at = w;
+            w += row_step;
+            return at;
+        };
+        const ptrdiff_t at = static_cast<ptrdiff_t>(which.begin / values<T>) * pitch;
+        store_across<m, T>(which.end - which.begin, pitch, operands<T>(to) + at, cell, next,
+                           transform);
+    }
 }
 
 // GᵀSG of the cells of a weight gradient, [cells][filters][pitch] → [filters][9][pitch]
