@@ -90,8 +90,9 @@ def over_tasks(
     if count == 1 or few or not parallel:
         return [function(one) for one in blocks]
     pool, count = _pool(count)
-    whole = len(blocks) // count * count if spreads else len(blocks)
-    together = blocks[:whole] if pool else []
+    together = blocks if pool else []
+    if pool and spreads:
+        together = blocks[: len(blocks) // count * count]
     # A worker sees the caller's choice of backend, which a context variable holds, and autocast,
     # which is a setting of the thread.
     autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
