@@ -10,8 +10,13 @@ from torch import Tensor
 
 from kernels import checks
 from kernels.plain.layout import channels_last, empty_images, images
-from kernels.triton.conv_kernels import conv_bwd_kernel, conv_fwd_kernel, conv_wgrad_kernel
-from kernels.triton.launch import Geometry, config
+from kernels.triton.conv_kernels import (
+    conv_bwd_kernel,
+    conv_fwd_kernel,
+    conv_wgrad_kernel,
+    turn_kernel,
+)
+from kernels.triton.launch import Geometry, block, config
 from kernels.triton.splits import Parts, Segment
 from kernels.triton.tensors import countable, expect
 
@@ -55,13 +60,23 @@ def tan_bwd(
     return _gradients(products, x, w, stride, padding, need)
 
 
-def wgrad_grid(g: Geometry, device: torch.device) -> tuple[tuple[int, int, int], dict[str, int]]:
+def turn(w: Tensor, out: Tensor, step: int) -> None:
+    """Filters [T, stages, F, 9, C], tasks `step` apart, → [T, stages, C, 9, F]."""
+    t, stages, c, _, f = out.shape
+    bf, bc = block(f), block(c)
+    grid = 9 * stages, t, triton.cdiv(f, bf) * triton.cdiv(c, bc)
+    turn_kernel[grid](w, out, c, f, step, BF=bf, BC=bc, num_warps=4)
+
+
+def wgrad_grid(
+    g: Geometry, tasks: int, device: torch.device
+) -> tuple[tuple[int, int, int], dict[str, int]]:
     """Programs for the splits of the pixels, for the filters' blocks and rows of taps, and for the
     tasks; and the configuration.
     """
     blocks = config(g, device)
     tiles = triton.cdiv(g.filters, blocks["BF"]) * triton.cdiv(g.channels, blocks["BC"])
-    return (triton.cdiv(g.pixels, blocks["per_split"]), 3 * tiles, g.tasks), blocks
+    return (triton.cdiv(g.pixels, blocks["per_split"]), 3 * tiles, tasks), blocks
 
 
 def _value(products: tuple, x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
@@ -74,12 +89,12 @@ def _value(products: tuple, x: Tensor, w: Tensor, stride: int, padding: int) -> 
     x, x_dot, w, w_dot = channels_last(x), channels_last(x_dot), images(w), images(w_dot)
     z = empty_images(x, *shape[:4])
     dual = len(products) == 2
-    blocks = config(Geometry("conv_fwd", t, n, out_side, c, f, _precision(), dual), z.device)
+    blocks = config(Geometry("conv_fwd", n, out_side, c, f, _precision(), dual), z.device)
     grid = triton.cdiv(n * out_side**2, blocks["BM"]), t, triton.cdiv(f, blocks["BN"])
     conv_fwd_kernel[grid](
-        x, x_dot, x, x, w, w_dot, z, z, z, z,
-        n, side, out_side, c, f, w.stride(0), w_dot.stride(0), 1.0,
-        STRIDE=stride, ACT=False, DUAL=dual, DOT_IN=dual, SUMS=False,
+        x, x_dot, w, w_dot, z, z, z, z,
+        n, side, out_side, c, f, w.stride(0), w_dot.stride(0),
+        STRIDE=stride, BORDER=False, DUAL=dual, DOT_IN=dual, SUMS=False,
         PRECISION=_precision(), **blocks,
     )  # fmt: skip
     return z
@@ -108,12 +123,13 @@ def _dgrad(products: list[tuple[Tensor, Tensor]], sizes: tuple[int, ...], stride
     t, n, c, side, f, dense = sizes
     (w_dot, dz), (w, dz_dot) = products[0], products[-1]
     dx = empty_images(dz, t, n, c, side)
-    geometry = Geometry("conv_bwd", t, n, side, c, f, _precision(), len(products) == 2)
+    geometry = Geometry("conv_bwd", n, side, c, f, _precision(), len(products) == 2)
     blocks = config(geometry, dx.device)
+    w, w_dot = _turned(w), _turned(w_dot)
     conv_bwd_kernel[(triton.cdiv(n * side**2, blocks["BM"]), t, triton.cdiv(c, blocks["BN"]))](
-        dz, dz_dot, dz, dz, dz, dz, w, w_dot, dz, dz, dz, dz, dz, dx, dz,
-        n, side, dense, dense, c, f, w.stride(0), w_dot.stride(0), 1.0,
-        STRIDE=stride, POOL=False, BUILD=False, BELOW=False, DUAL=len(products) == 2,
+        dz, dz_dot, w, w_dot, dz, dz, dz, dz, dz, dx, dz,
+        n, side, dense, c, f, w.stride(0), w_dot.stride(0), 1.0,
+        STRIDE=stride, BORDER=False, BELOW=False, DUAL=len(products) == 2,
         PRECISION=_precision(), **blocks,
     )  # fmt: skip
     return dx
@@ -125,17 +141,23 @@ def _wgrad(products: list[tuple[Tensor, Tensor]], sizes: tuple[int, ...], stride
     dw = empty_images(x, t, f, c, 3)
     dual = len(products) == 2
     grid, blocks = wgrad_grid(
-        Geometry("conv_wgrad", t, n, dense, c, f, _precision(), dual), dw.device
+        Geometry("conv_wgrad", n, dense, c, f, _precision(), dual), t, dw.device
     )
     parts = Parts.of(dw, t, Segment(grid[0], f * 9 * c))
     conv_wgrad_kernel[grid](
-        x, x_dot, x, x, dz, dz_dot, dz, dz, dz, dz, parts.segment(0),
-        n, side, dense, dense, c, f, 1.0,
-        STRIDE=stride, POOL=False, BUILD=False, ACT=False, DUAL=dual,
-        DOT_IN=dual, PRECISION=_precision(), **blocks,
+        x, x_dot, dz, dz_dot, parts.segment(0),
+        n, side, dense, c, f,
+        STRIDE=stride, BORDER=False, DUAL=dual, DOT_IN=dual, PRECISION=_precision(), **blocks,
     )  # fmt: skip
     parts.add(dw, f * 9 * c)
     return dw
+
+
+def _turned(w: Tensor) -> Tensor:  # [T, F, C, 3, 3], laid out as images → [T, 1, C, 9, F]
+    t, f, c = w.shape[:3]
+    out = w.new_empty(t, 1, c, 9, f)
+    turn(w, out, w.stride(0))
+    return out
 
 
 def _checked(x: Tensor, w: Tensor, stride: int, padding: int) -> tuple[int, ...]:

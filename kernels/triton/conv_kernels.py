@@ -1,57 +1,93 @@
 """3×3 convolutions: implicit matrix products over taps and channels with a task axis.
 
-In a pass their operands are built as they are loaded (`operands`), and what comes next is begun on
-the result while it is in registers (`sums`): partial moments of z, products of its direction with
-z, or the slope of the activation below with the sums behind its gain and bias. Single convolutions
-are the same kernels with all that off.
+A pass hands them images with a border of zeros (`BORDER`), so that every tap is the first one's
+address and a shift: nothing is masked, and loads run ahead of the products. What comes next is
+begun on the result while it is in registers (`sums`): partial moments of z, products of its
+direction with z, or the slope of the activation below with the sums behind its gain and bias.
+Single convolutions are the same kernels with all that off.
 """
 
 import triton
 import triton.language as tl
 
 from kernels.triton.launch import COUNTS
-from kernels.triton.operands import (
-    dot,
-    load_activation,
-    load_activation_dot,
-    load_dz,
-    load_dz_dot,
-    pixels_of,
-)
+from kernels.triton.operands import dot, pixels_of
 from kernels.triton.sums import store_delta, store_moments
 
 
 @triton.jit
-def load_filters(w, f, tap, c, filters, channels, F_FIRST: tl.constexpr):
-    """Of [F, 9, C] one tap: [channels, filters], or with `F_FIRST` [filters, channels]."""
-    if F_FIRST:
-        where = (f[:, None] * 9 + tap) * channels + c[None, :]
-        valid = (f < filters)[:, None] & (c < channels)[None, :]
-    else:
-        where = (f[None, :] * 9 + tap) * channels + c[:, None]
-        valid = (f < filters)[None, :] & (c < channels)[:, None]
-    return tl.load(w + where, mask=valid, other=0.0)
+def load_columns(at, c, size: tl.constexpr, BLOCK: tl.constexpr):
+    """[rows, BLOCK] of which column c counts below `size`, 0 beyond: no mask where all do."""
+    if size % BLOCK == 0:
+        return tl.load(at)
+    return tl.load(at, mask=(c < size)[None, :], other=0.0)
+
+
+@triton.jit
+def load_rows(at, c, size: tl.constexpr, BLOCK: tl.constexpr):
+    """The same of the rows of [BLOCK, columns]."""
+    if size % BLOCK == 0:
+        return tl.load(at)
+    return tl.load(at, mask=(c < size)[:, None], other=0.0)
+
+
+@triton.jit
+def pixel_at(n, y, x, side, BORDER: tl.constexpr):
+    """Pixel (y, x) of image n among all; with `BORDER` row and column −1 and `side` are there."""
+    if BORDER:
+        return (n * (side + 2) + y + 1) * (side + 2) + x + 1
+    return (n * side + y) * side + x
+
+
+@triton.jit
+def load_tap(images, n, y, x, c, real, side, size: tl.constexpr, BK: tl.constexpr, BORDER):
+    """[pixels, BK] at (y, x) where `real`, 0 outside the image."""
+    inside = real & (y >= 0) & (y < side) & (x >= 0) & (x < side)
+    at = images + pixel_at(n, y, x, side, BORDER)[:, None] * size + c[None, :]
+    return tl.load(at, mask=inside[:, None] & (c < size)[None, :], other=0.0)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def turn_kernel(
+    w,  # [stages, F, 9, C] of a task, the next `w_step` further on
+    out,  # [T, stages, C, 9, F]
+    channels: tl.constexpr, filters: tl.constexpr, w_step,
+    BF: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Filters as the input gradient reads them, whose depth is the filters."""
+    matrix, task, blocks = tl.program_id(0), tl.program_id(1), tl.cdiv(channels, BC)
+    tap, stage = matrix % 9, matrix // 9
+    f = tl.program_id(2) // blocks * BF + tl.arange(0, BF)
+    c = tl.program_id(2) % blocks * BC + tl.arange(0, BC)
+    real = (f < filters)[:, None] & (c < channels)[None, :]
+    at = w + task * w_step + ((stage * filters + f[:, None]) * 9 + tap) * channels + c[None, :]
+    value = tl.trans(tl.load(at, mask=real, other=0.0))
+    row = (task * (tl.num_programs(0) // 9) + stage) * channels + c
+    to = out + (row[:, None] * 9 + tap) * filters + f[None, :]
+    tl.store(to, value, mask=(c < channels)[:, None] & (f < filters)[None, :])
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def conv_fwd_kernel(
-    x_hat, x_hat_dot, gain, bias,  # of the stage below [T, N, H, W, C], [C]; or images
+    x, x_dot,  # [T, N, H, W, C]
     w, w_dot,  # [F, 9, C] of a task, the next `w_step`, `w_dot_step` further on
     out,  # z, or with DUAL its direction [T, N, OH, OW, F]
     z, coef, part,  # with SUMS: part [T, tiles, 2, F], the first two with DUAL
-    images, side, out_side, channels: tl.constexpr, filters: tl.constexpr,
-    w_step, w_dot_step, slope,
-    STRIDE: tl.constexpr, ACT: tl.constexpr, DUAL: tl.constexpr, DOT_IN: tl.constexpr,
+    images, side, out_side, channels: tl.constexpr, filters: tl.constexpr, w_step, w_dot_step,
+    STRIDE: tl.constexpr, BORDER: tl.constexpr, DUAL: tl.constexpr, DOT_IN: tl.constexpr,
     SUMS: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """z = conv(p, w). DUAL: z_dot = conv(p, w_dot) + conv(p_dot, w), the latter with DOT_IN."""
+    """z = conv(x, w). DUAL: z_dot = conv(x, w_dot) + conv(x_dot, w), the latter with DOT_IN."""
     tile, task, tiles = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     pixels = images * out_side * out_side
-    m = tile * BM + tl.arange(0, BM)
+    m, k = tile * BM + tl.arange(0, BM), tl.arange(0, BK)
     f = tl.program_id(2) * BN + tl.arange(0, BN)
-    n, y, x = pixels_of(m, out_side, out_side)
+    n, y, column = pixels_of(tl.minimum(m, pixels - 1), out_side, out_side)
     n += task * images
+    y, column = y * STRIDE - 1, column * STRIDE - 1  # of the first tap
+    first = pixel_at(n, y, column, side, BORDER)[:, None] * channels + k[None, :]
+    rows = tl.minimum(f, filters - 1)[None, :] * (9 * channels) + k[:, None]
     w += task * w_step
     w_dot += task * w_dot_step
     acc = tl.zeros((BM, BN), tl.float32)
@@ -59,21 +95,25 @@ def conv_fwd_kernel(
     # One loop over taps and channels: short ones inside an unrolled one would fill and drain the
     # pipeline of loads at every tap, and compile nine times as long.
     for step in range(9 * chunks):
-        tap, c = step // chunks, step % chunks * BK + tl.arange(0, BK)
-        yy, xx = y * STRIDE + tap // 3 - 1, x * STRIDE + tap % 3 - 1
-        inside = (m < pixels) & (yy >= 0) & (yy < side) & (xx >= 0) & (xx < side)
-        at = (n * side + yy) * side + xx
-        p = load_activation(x_hat, gain, bias, slope, at, c, inside, channels, ACT)
+        tap, begin = step // chunks, step % chunks * BK
+        c, weight = begin + k, tap * channels + begin
+        row, col = tap // 3, tap % 3
+        shift = (row * (side + 2) + col) * channels + begin
+        if BORDER:
+            p = load_columns(x + first + shift, c, channels, BK)
+        else:
+            p = load_tap(x, n, y + row, column + col, c, m < pixels, side, channels, BK, False)
         if DUAL:
-            rows = load_filters(w_dot, f, tap, c, filters, channels, False)
-            acc = dot(p, rows, acc, PRECISION)
+            acc = dot(p, load_rows(w_dot + rows + weight, c, channels, BK), acc, PRECISION)
             if DOT_IN:
-                p = load_activation_dot(
-                    x_hat, x_hat_dot, gain, bias, slope, at, c, inside, channels, ACT
-                )
+                if BORDER:
+                    p = load_columns(x_dot + first + shift, c, channels, BK)
+                else:
+                    p = load_tap(
+                        x_dot, n, y + row, column + col, c, m < pixels, side, channels, BK, False
+                    )
         if not DUAL or DOT_IN:
-            rows = load_filters(w, f, tap, c, filters, channels, False)
-            acc = dot(p, rows, acc, PRECISION)
+            acc = dot(p, load_rows(w + rows + weight, c, channels, BK), acc, PRECISION)
     valid = (m < pixels)[:, None] & (f < filters)[None, :]
     where = (task * pixels + m)[:, None] * filters + f[None, :]
     tl.store(out + where, acc, mask=valid)
@@ -85,51 +125,51 @@ def conv_fwd_kernel(
 
 @triton.jit(do_not_specialize=COUNTS)
 def conv_bwd_kernel(
-    z, z_dot, delta, delta_dot, winners, coef,  # of the stage; without BUILD dz, dz_dot
-    w, w_dot,  # [F, 9, C] of a task
+    dz, dz_dot,  # [T, N, OH, OW, F]
+    w, w_dot,  # turned, [C, 9, F] of a task, the next `w_step`, `w_dot_step` further on
     x_hat, x_hat_dot, delta_below, gain, bias,  # of the stage below, with BELOW
     out,  # its δ, or with DUAL the direction of it [T, N, H, W, C]
     part,  # [T, tiles, 2, C], with BELOW
-    images, side, dense, pooled, channels: tl.constexpr, filters: tl.constexpr,
-    w_step, w_dot_step, slope,
-    STRIDE: tl.constexpr, POOL: tl.constexpr, BUILD: tl.constexpr, BELOW: tl.constexpr,
-    DUAL: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    images, side, dense, channels: tl.constexpr, filters: tl.constexpr, w_step, w_dot_step, slope,
+    STRIDE: tl.constexpr, BORDER: tl.constexpr, BELOW: tl.constexpr, DUAL: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """δ below = slope·dgrad(dz, w). DUAL: slope·(dgrad(dz_dot, w) + dgrad(dz, w_dot)). Without
     BELOW there is no slope.
     """
     tile, task, tiles = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     pixels = images * side * side
-    m = tile * BM + tl.arange(0, BM)
+    m, k = tile * BM + tl.arange(0, BM), tl.arange(0, BK)
     c = tl.program_id(2) * BN + tl.arange(0, BN)
-    n, y, x = pixels_of(m, side, side)
+    n, y, x = pixels_of(tl.minimum(m, pixels - 1), side, side)
     n += task * images
-    coef += task * 8 * filters
+    first = pixel_at(n, y, x, dense, BORDER)[:, None] * filters + k[None, :]
+    rows = tl.minimum(c, channels - 1)[None, :] * (9 * filters) + k[:, None]
     w += task * w_step
     w_dot += task * w_dot_step
     acc = tl.zeros((BM, BN), tl.float32)
     chunks: tl.constexpr = (filters + BK - 1) // BK
     for step in range(9 * chunks):
-        tap, f = step // chunks, step % chunks * BK + tl.arange(0, BK)
-        yy, xx = y + 1 - tap // 3, x + 1 - tap % 3
-        inside = (m < pixels) & (yy >= 0) & (xx >= 0)
+        tap, begin = step // chunks, step % chunks * BK
+        f, weight = begin + k, tap * filters + begin
+        row, col = 1 - tap // 3, 1 - tap % 3
+        shift = (row * (dense + 2) + col) * filters + begin
+        yy, xx, real = y + row, x + col, m < pixels
         if STRIDE == 2:
-            inside = inside & (yy % 2 == 0) & (xx % 2 == 0)
-            yy, xx = yy // 2, xx // 2
-        inside = inside & (yy < dense) & (xx < dense)
-        dz = load_dz(
-            z, delta, winners, coef, n, yy, xx, f, inside, filters, dense, pooled, POOL, BUILD
-        )
+            real = real & (yy % 2 == 0) & (xx % 2 == 0)
+            # rounded down below 0 as well, which a division is not
+            yy, xx = yy >> 1, xx >> 1
+        if BORDER and STRIDE == 1:
+            d = load_columns(dz + first + shift, f, filters, BK)
+        else:
+            d = load_tap(dz, n, yy, xx, f, real, dense, filters, BK, BORDER)
         if DUAL:
-            rows = load_filters(w_dot, f, tap, c, filters, channels, True)
-            acc = dot(dz, rows, acc, PRECISION)
-            dz = load_dz_dot(
-                z, z_dot, delta, delta_dot, winners, coef,
-                n, yy, xx, f, inside, filters, dense, pooled, POOL, BUILD,
-            )  # fmt: skip
-        rows = load_filters(w, f, tap, c, filters, channels, True)
-        acc = dot(dz, rows, acc, PRECISION)
+            acc = dot(d, load_rows(w_dot + rows + weight, f, filters, BK), acc, PRECISION)
+            if BORDER and STRIDE == 1:
+                d = load_columns(dz_dot + first + shift, f, filters, BK)
+            else:
+                d = load_tap(dz_dot, n, yy, xx, f, real, dense, filters, BK, BORDER)
+        acc = dot(d, load_rows(w + rows + weight, f, filters, BK), acc, PRECISION)
     valid = (m < pixels)[:, None] & (c < channels)[None, :]
     where = (task * pixels + m)[:, None] * channels + c[None, :]
     if BELOW:
@@ -143,22 +183,23 @@ def conv_bwd_kernel(
 
 @triton.jit
 def add_tap(
-    acc, x_hat, x_hat_dot, gain, bias, slope, dz, dz_dot,
-    n, yy, xx, c, real, side, channels,
-    ACT: tl.constexpr, DUAL: tl.constexpr, DOT_IN: tl.constexpr, PRECISION: tl.constexpr,
+    acc, x, x_dot, dz, dz_dot, q, n, yy, xx, shift, c, real, side, channels: tl.constexpr,
+    BORDER: tl.constexpr, LINEAR: tl.constexpr, DUAL: tl.constexpr, DOT_IN: tl.constexpr,
+    PRECISION: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """acc + dz·p at the pixels (yy, xx), or with DUAL the direction of that product; dz is
-    [filters, pixels].
-    """
-    inside = real & (yy >= 0) & (yy < side) & (xx >= 0) & (xx < side)
-    at = (n * side + yy) * side + xx
-    p = load_activation(x_hat, gain, bias, slope, at, c, inside, channels, ACT)
+    """acc + dz·p at a tap, or with DUAL the direction of that product; dz is [filters, pixels]."""
+    at = q[:, None] * channels + c[None, :] + shift * channels
+    if LINEAR:
+        p = load_columns(x + at, c, channels, BC)
+    else:
+        p = load_tap(x, n, yy, xx, c, real, side, channels, BC, BORDER)
     if DUAL:
         acc = dot(dz_dot, p, acc, PRECISION)
         if DOT_IN:
-            p = load_activation_dot(
-                x_hat, x_hat_dot, gain, bias, slope, at, c, inside, channels, ACT
-            )
+            if LINEAR:
+                p = load_columns(x_dot + at, c, channels, BC)
+            else:
+                p = load_tap(x_dot, n, yy, xx, c, real, side, channels, BC, BORDER)
     if not DUAL or DOT_IN:
         acc = dot(dz, p, acc, PRECISION)
     return acc
@@ -166,55 +207,59 @@ def add_tap(
 
 @triton.jit(do_not_specialize=COUNTS)
 def conv_wgrad_kernel(
-    x_hat, x_hat_dot, gain, bias,  # of the stage below; or images
-    z, z_dot, delta, delta_dot, winners, coef,  # of the stage; without BUILD dz, dz_dot
+    x, x_dot,  # [T, N, H, W, C]
+    dz, dz_dot,  # [T, N, OH, OW, F]
     part,  # [T, splits, F, 9, C]
-    images, side, dense, pooled, channels: tl.constexpr, filters: tl.constexpr,
-    slope, per_split,
-    STRIDE: tl.constexpr, POOL: tl.constexpr, BUILD: tl.constexpr, ACT: tl.constexpr,
-    DUAL: tl.constexpr, DOT_IN: tl.constexpr,
+    images, side, dense, channels: tl.constexpr, filters: tl.constexpr, per_split,
+    STRIDE: tl.constexpr, BORDER: tl.constexpr, DUAL: tl.constexpr, DOT_IN: tl.constexpr,
     PRECISION: tl.constexpr, BF: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """A row of taps and a block of wgrad(p, dz) over a split of the pixels, so that dz is built
-    once for three taps. DUAL: wgrad(p, dz_dot) + wgrad(p_dot, dz), the latter with DOT_IN.
+    """A row of taps and a block of wgrad(x, dz) over a split of the pixels. DUAL: wgrad(x, dz_dot)
+    + wgrad(x_dot, dz), the latter with DOT_IN.
+
+    Images of one size with borders are one line of pixels: those of the border have a dz of 0, and
+    what lies a tap away from them counts nothing.
     """
+    LINEAR: tl.constexpr = BORDER and STRIDE == 1
     split, row, task = tl.program_id(0), tl.program_id(1) % 3, tl.program_id(2)
     block, blocks = tl.program_id(1) // 3, tl.cdiv(channels, BC)
-    pixels = images * dense * dense
     f, c = block // blocks * BF + tl.arange(0, BF), block % blocks * BC + tl.arange(0, BC)
-    coef += task * 8 * filters
     left = tl.zeros((BF, BC), tl.float32)
     middle = tl.zeros((BF, BC), tl.float32)
     right = tl.zeros((BF, BC), tl.float32)
+    pitch = dense + 2
+    # Of a line all but the ends, whose neighbours would be another task's.
+    pixels = images * pitch * pitch - 2 * pitch - 2 if LINEAR else images * dense * dense
+    begin = task * images * pitch * pitch + pitch + 1
+    up = (row - 1) * pitch
     end = tl.minimum((split + 1) * per_split, pixels)
     for start in range(split * per_split, end, BP):
         m = start + tl.arange(0, BP)
-        n, y, x = pixels_of(m, dense, dense)
+        n, y, col = pixels_of(m, dense, dense)
         n += task * images
         real = m < end
-        dz = tl.trans(
-            load_dz(z, delta, winners, coef, n, y, x, f, real, filters, dense, pooled, POOL, BUILD)
-        )
-        dz_dot = dz
+        if LINEAR:
+            q = begin + tl.minimum(m, pixels - 1)
+        else:
+            q = pixel_at(n, y, col, dense, BORDER)
+        at = q[:, None] * filters + f[None, :]
+        inside = real[:, None] & (f < filters)[None, :]
+        d = tl.trans(tl.load(dz + at, mask=inside, other=0.0))
+        d_dot = d
         if DUAL:
-            dz_dot = tl.trans(
-                load_dz_dot(
-                    z, z_dot, delta, delta_dot, winners, coef,
-                    n, y, x, f, real, filters, dense, pooled, POOL, BUILD,
-                )
-            )  # fmt: skip
-        yy, xx = y * STRIDE + row - 1, x * STRIDE
+            d_dot = tl.trans(tl.load(dz_dot + at, mask=inside, other=0.0))
+        yy, xx = y * STRIDE + row - 1, col * STRIDE
         left = add_tap(
-            left, x_hat, x_hat_dot, gain, bias, slope, dz, dz_dot,
-            n, yy, xx - 1, c, real, side, channels, ACT, DUAL, DOT_IN, PRECISION,
+            left, x, x_dot, d, d_dot, q, n, yy, xx - 1, up - 1, c, real, side, channels,
+            BORDER, LINEAR, DUAL, DOT_IN, PRECISION, BC,
         )  # fmt: skip
         middle = add_tap(
-            middle, x_hat, x_hat_dot, gain, bias, slope, dz, dz_dot,
-            n, yy, xx, c, real, side, channels, ACT, DUAL, DOT_IN, PRECISION,
+            middle, x, x_dot, d, d_dot, q, n, yy, xx, up, c, real, side, channels,
+            BORDER, LINEAR, DUAL, DOT_IN, PRECISION, BC,
         )  # fmt: skip
         right = add_tap(
-            right, x_hat, x_hat_dot, gain, bias, slope, dz, dz_dot,
-            n, yy, xx + 1, c, real, side, channels, ACT, DUAL, DOT_IN, PRECISION,
+            right, x, x_dot, d, d_dot, q, n, yy, xx + 1, up + 1, c, real, side, channels,
+            BORDER, LINEAR, DUAL, DOT_IN, PRECISION, BC,
         )  # fmt: skip
     where = ((task * tl.num_programs(0) + split) * filters + f[:, None]) * 9 + row * 3
     at = part + where * channels + c[None, :]

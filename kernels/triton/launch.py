@@ -3,7 +3,7 @@
 `config` starts from defaults in code. `tuned.json` beside this file overrides them for a device's
 name and a launch's key, as in
 
-    {"NVIDIA H200": {"conv_fwd 48x48 side 42 rows 2^19 dual tf32": {"BM": 64, "num_warps": 4}}}
+    {"NVIDIA H200": {"conv_fwd 48x48 side 42 rows 2^17 dual tf32": {"BM": 64, "num_warps": 4}}}
 
 Nothing is ever measured here: tuning inside a captured graph would break it, and eager runs launch
 what graphs replay.
@@ -23,6 +23,7 @@ import torch
 TUNED = Path(__file__).with_name("tuned.json")
 # The defaults aim at this many programs: two for each of the 132 multiprocessors of an H200.
 PROGRAMS = 264
+TASKS = 4  # that a launch is taken to have, however many it has
 # Of `add_splits_kernel`, wherever it runs: all splits of the default are loaded at once.
 SPLITS = {"BS": 16, "BLOCK": 256, "num_warps": 4, "num_stages": 1}
 
@@ -38,11 +39,10 @@ _asked: ContextVar[dict] = ContextVar("launch_asked")
 
 
 class Geometry(NamedTuple):
-    """What the best configuration of a launch follows from."""
+    """What the configuration of a launch follows from."""
 
     kernel: str  # one of KERNELS
-    tasks: int
-    images: int  # a task
+    images: int  # of a task: how many tasks there are changes no task's bits
     side: int  # of the images that the programs share out
     channels: int
     filters: int
@@ -56,8 +56,8 @@ class Geometry(NamedTuple):
 
 
 def key(g: Geometry) -> str:
-    """Name of a class of launches in `tuned.json`: rows of all tasks count by powers of two."""
-    rows = (g.tasks * g.pixels - 1).bit_length()
+    """Name of a class of launches in `tuned.json`: rows of a task count by powers of two."""
+    rows = (g.pixels - 1).bit_length()
     kind = "dual" if g.dual else "single"
     shape = f"{g.channels}x{g.filters} side {g.side} rows 2^{rows}"
     return f"{g.kernel} {shape} {kind} {g.precision}"
@@ -81,7 +81,7 @@ def merge(
     tasks: int, tiles: int, filters: int, device: torch.device
 ) -> tuple[tuple[int, int], dict[str, int]]:
     """Programs and configuration of a launch that merges the sums of tiles."""
-    blocks = config(Geometry("merge", tasks, tiles, 1, filters, filters), device)
+    blocks = config(Geometry("merge", tiles, 1, filters, filters), device)
     return (tasks, -(-filters // blocks["BF"])), blocks
 
 
@@ -152,7 +152,7 @@ def _conv(g: Geometry) -> dict[str, int]:
     # 64 rows are the fewest that wgmma takes, of four warps; where products follow one another,
     # eight warps on them would lay the sum out anew between two. With enough rows 128 halve the
     # loads of filters. Small launches, the support sets of the late stages, share out the filters.
-    tiles = g.tasks * -(-g.pixels // 64)
+    tiles = TASKS * -(-g.pixels // 64)
     bm, bn = (128 if tiles >= 2 * PROGRAMS else 64), block(width)
     stages = 3
     if tiles < PROGRAMS // 2:

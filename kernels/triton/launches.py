@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from kernels.triton import conv_kernels, head, norm_act_kernels, sums
-from kernels.triton.conv import wgrad_grid
+from kernels.triton.conv import turn, wgrad_grid
 from kernels.triton.launch import Geometry
 from kernels.triton.operands import COEFFICIENTS
 from kernels.triton.plan import Call, Dot, Kept, StageKept
@@ -17,15 +17,15 @@ from kernels.triton.splits import Parts, Segment
 def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Tensor) -> StageKept:
     plan, theta = call.plan, call.theta
     stage, (t, n, f, new), net = plan.stages[s], call.sizes, plan.net
-    x = below.x_hat if below else call.images.x
-    w, (gain, bias) = theta[:, stage.theta :], call.affine(max(s - 1, 0))
+    x = below.p if below else call.images.x
+    w = theta[:, stage.theta :]
     blocks = call.blocks("conv_fwd", stage, stage.dense)
     grid = call.grid(stage.dense, blocks["BM"], blocks["BN"])
     z, part = new(t, n, stage.dense, stage.dense, f), new(t, grid[0], 2, f)
     conv_kernels.conv_fwd_kernel[grid](
-        x, x, gain, bias, w, w, z, z, z, part,
-        n, stage.side, stage.dense, stage.channels, f, theta.stride(0), 0, net.negative_slope,
-        STRIDE=plan.stride, ACT=s > 0, DUAL=False, DOT_IN=False, SUMS=True,
+        x, x, w, w, z, z, z, part,
+        n, stage.side, stage.dense, stage.channels, f, theta.stride(0), 0,
+        STRIDE=plan.stride, BORDER=True, DUAL=False, DOT_IN=False, SUMS=True,
         PRECISION=plan.precision, **blocks,
     )  # fmt: skip
     coef, rstd = new(t, COEFFICIENTS, f), new(t, f)
@@ -39,13 +39,13 @@ def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Te
     shape = t, n, stage.pooled, stage.pooled, f
     x_hat = new(shape)
     winners = new(shape if net.pool else (1,), dtype=torch.uint8)
-    blocks = call.map_blocks(stage.pooled)
-    norm_act_kernels.normalise_kernel[call.grid(stage.pooled, blocks["BM"], blocks["BF"])](
-        z, *call.affine(s), coef, rstd, x_hat, winners, x_hat,
+    blocks, p = call.map_blocks(stage.pooled), call.activation(s)
+    norm_act_kernels.normalise_kernel[call.grid(call.out_side(s), blocks["BM"], blocks["BF"])](
+        z, *call.affine(s), coef, rstd, x_hat, winners, x_hat if p is None else p,
         n, stage.dense, stage.pooled, f, 0, net.negative_slope,
-        POOL=net.pool, ACT=False, **blocks,
+        POOL=net.pool, ACT=p is not None, BORDER=p is not None, **blocks,
     )  # fmt: skip
-    return StageKept(z, x_hat, winners, coef, rstd)
+    return StageKept(z, x_hat, winners, coef, rstd, p)
 
 
 def head_fwd(
@@ -141,28 +141,51 @@ def norm_bwd_dot(
     return result
 
 
+def turned(call: Call, theta: Tensor) -> Tensor | None:  # [T, stages − 1, F, 9, F]
+    """The filters of all stages but the first as `dgrad` reads them; `None` if there are none."""
+    plan, (t, _, f, new) = call.plan, call.sizes
+    stages = plan.net.stages - 1
+    if not stages:
+        return None
+    out = new(t, stages, f, 9, f, dtype=plan.storage)
+    turn(theta[:, plan.stages[1].theta :], out, theta.stride(0))
+    return out
+
+
+def dz(call: Call, stages: list[StageKept], s: int, dot: Dot | None = None) -> Tensor:
+    """Of a stage that is no stem, or with `dot` its direction, between zeros."""
+    plan, stage, kept, (_, n, f, _) = call.plan, call.plan.stages[s], stages[s], call.sizes
+    own, out, blocks = dot or kept, call.bordered(stage.dense), call.map_blocks(stage.dense)
+    norm_act_kernels.dz_kernel[call.grid(stage.dense + 2, blocks["BM"], blocks["BF"])](
+        kept.z, own.z, kept.delta, own.delta, kept.winners, kept.coef, out,
+        n, stage.dense, stage.pooled, f,
+        POOL=plan.net.pool, DUAL=dot is not None, BORDER=True, **blocks,
+    )  # fmt: skip
+    return out
+
+
 def dgrad(
     call: Call,
     stages: list[StageKept],
     s: int,
-    direction: Tensor | None = None,
+    w: Tensor,  # of `turned`
+    w_dot: Tensor | None = None,  # with `dots`
     dots: list[Dot] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """δ of the stage below stage s, and the parts of its sums."""
     plan, stage, (t, n, f, new) = call.plan, call.plan.stages[s], call.sizes
-    kept, below, theta = stages[s], stages[s - 1], call.theta
+    kept, below = stages[s], stages[s - 1]
     own, dot_below = (dots[s], dots[s - 1]) if dots else (kept, below)
-    w = theta[:, stage.theta :]
-    w_dot = w if direction is None else direction[:, stage.theta :]
+    w_dot = w if w_dot is None else w_dot
     blocks = call.blocks("conv_bwd", stage, stage.side, dual=dots is not None)
     grid = call.grid(stage.side, blocks["BM"], blocks["BN"])
     out, part = torch.empty_like(below.x_hat), new(t, grid[0], 2, f)
     conv_kernels.conv_bwd_kernel[grid](
-        kept.z, own.z, kept.delta, own.delta, kept.winners, kept.coef, w, w_dot,
+        kept.dz, own.dz, w[:, s - 1], w_dot[:, s - 1],
         below.x_hat, dot_below.x_hat, below.delta if dots else out, *call.affine(s - 1), out, part,
-        n, stage.side, stage.dense, stage.pooled, stage.channels, f,
-        theta.stride(0), w_dot.stride(0), plan.net.negative_slope,
-        STRIDE=plan.stride, POOL=plan.net.pool, BUILD=True, BELOW=True, DUAL=dots is not None,
+        n, stage.side, stage.dense, stage.channels, f, w.stride(0), w_dot.stride(0),
+        plan.net.negative_slope,
+        STRIDE=plan.stride, BORDER=True, BELOW=True, DUAL=dots is not None,
         PRECISION=plan.precision, **blocks,
     )  # fmt: skip
     return out, part
@@ -178,9 +201,9 @@ def wgrads(
     planned, segments = [], []
     for s, stage in enumerate(plan.stages):
         if not stage.stem:
-            sizes = t, n, stage.dense, stage.channels, f
-            geometry = Geometry("conv_wgrad", *sizes, plan.precision, dual)
-            grid, blocks = wgrad_grid(geometry, gradient.device)
+            side = stage.dense + 2 * (plan.stride == 1)  # a line of pixels has the borders, too
+            geometry = Geometry("conv_wgrad", n, side, stage.channels, f, plan.precision, dual)
+            grid, blocks = wgrad_grid(geometry, t, gradient.device)
             planned.append((s, grid, blocks))
             segments.append(Segment(grid[0], f * 9 * stage.channels, stage.theta))
     if not planned:
@@ -188,14 +211,13 @@ def wgrads(
     parts = Parts.of(gradient, t, *segments)
     for i, (s, grid, blocks) in enumerate(planned):
         kept, stage = stages[s], plan.stages[s]
-        x = stages[s - 1].x_hat if s else call.images.x
-        x_dot, own = (dots[s - 1].x_hat if s else x, dots[s]) if dots else (x, kept)
+        x = stages[s - 1].p if s else call.images.x
+        x_dot, own = (dots[s - 1].p if s else x, dots[s]) if dots else (x, kept)
         conv_kernels.conv_wgrad_kernel[grid](
-            x, x_dot, *call.affine(max(s - 1, 0)),
-            kept.z, own.z, kept.delta, own.delta, kept.winners, kept.coef, parts.segment(i),
-            n, stage.side, stage.dense, stage.pooled, stage.channels, f, plan.net.negative_slope,
-            STRIDE=plan.stride, POOL=plan.net.pool, BUILD=True, ACT=s > 0, DUAL=dual,
-            DOT_IN=s > 0, PRECISION=plan.precision, **blocks,
+            x, x_dot, kept.dz, own.dz, parts.segment(i),
+            n, stage.side, stage.dense, stage.channels, f,
+            STRIDE=plan.stride, BORDER=True, DUAL=dual, DOT_IN=s > 0,
+            PRECISION=plan.precision, **blocks,
         )  # fmt: skip
     parts.add(gradient, gradient.stride(0))
 
@@ -203,16 +225,15 @@ def wgrads(
 def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:
     call, own, plan = kept.call, kept.stages[s], kept.call.plan
     stage, (t, n, f, new), net = plan.stages[s], call.sizes, plan.net
-    x = kept.stages[s - 1].x_hat if s else call.images.x
+    x = kept.stages[s - 1].p if s else call.images.x
     blocks = call.blocks("conv_fwd", stage, stage.dense, dual=True)
     grid = call.grid(stage.dense, blocks["BM"], blocks["BN"])
     z_dot, part, q = torch.empty_like(own.z), new(t, grid[0], 2, f), new(t, f)
     conv_kernels.conv_fwd_kernel[grid](
-        x, below.x_hat if below else x, *call.affine(max(s - 1, 0)),
+        x, below.p if below else x,
         call.theta[:, stage.theta :], direction[:, stage.theta :], z_dot, own.z, own.coef, part,
         n, stage.side, stage.dense, stage.channels, f, call.theta.stride(0), direction.stride(0),
-        net.negative_slope,
-        STRIDE=plan.stride, ACT=s > 0, DUAL=True, DOT_IN=s > 0, SUMS=True,
+        STRIDE=plan.stride, BORDER=True, DUAL=True, DOT_IN=s > 0, SUMS=True,
         PRECISION=plan.precision, **blocks,
     )  # fmt: skip
     programs, merge = call.merge(grid[0])
@@ -221,9 +242,11 @@ def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:
         GIVEN=call.given is not None, **merge,
     )  # fmt: skip
     x_hat_dot = torch.empty_like(own.x_hat)
-    blocks = call.map_blocks(stage.pooled)
-    norm_act_kernels.normalise_dot_kernel[call.grid(stage.pooled, blocks["BM"], blocks["BF"])](
-        z_dot, own.x_hat, own.winners, own.coef, own.rstd, q, x_hat_dot,
-        n, stage.dense, stage.pooled, f, POOL=net.pool, **blocks,
+    blocks, p = call.map_blocks(stage.pooled), call.activation(s)
+    norm_act_kernels.normalise_dot_kernel[call.grid(call.out_side(s), blocks["BM"], blocks["BF"])](
+        z_dot, own.x_hat, own.winners, own.coef, own.rstd, q, *call.affine(s),
+        x_hat_dot, x_hat_dot if p is None else p,
+        n, stage.dense, stage.pooled, f, net.negative_slope,
+        POOL=net.pool, BORDER=p is not None, **blocks,
     )  # fmt: skip
-    return Dot(z_dot, x_hat_dot, q)
+    return Dot(z_dot, x_hat_dot, q, p)

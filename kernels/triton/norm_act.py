@@ -92,7 +92,7 @@ def fwd(
     winners = _new(z, t, n, small, small, c, dtype=torch.uint8) if pooled else None
     normalise_kernel[_grid(z, small)](
         z, gain, bias, coef, rstd, x_hat, x_hat if winners is None else winners, y,
-        n, side, small, c, c, negative_slope, POOL=pooled, ACT=True,
+        n, side, small, c, c, negative_slope, POOL=pooled, ACT=True, BORDER=False,
         BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     count = n * side * side if statistics is None else 0
@@ -183,8 +183,9 @@ def _normalised_dot(saved: Saved, z_dot: Tensor) -> Tangent:
     small = saved.x_hat.shape[3]
     x_hat_dot = empty_images(z_dot, t, n, c, small)
     normalise_dot_kernel[_grid(z_dot, small)](
-        z_dot, saved.x_hat, _winners(saved), coef, saved.rstd, q, x_hat_dot,
-        n, side, small, c, POOL=saved.winners is not None, BM=TILE, BF=block(c), num_warps=8,
+        z_dot, saved.x_hat, _winners(saved), coef, saved.rstd, q, q, q, x_hat_dot, x_hat_dot,
+        n, side, small, c, 1.0, POOL=saved.winners is not None, BORDER=False,
+        BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     return Tangent(z_dot, coef, q, x_hat_dot)
 
@@ -223,7 +224,7 @@ def _dz(saved: Saved, coef: Tensor, delta: Tensor, dual: tuple | None = None) ->
     dz_kernel[_grid(saved.z, side)](
         saved.z, z_dot, delta, delta_dot, _winners(saved), coef, out,
         n, side, delta.shape[3], c,
-        POOL=saved.winners is not None, DUAL=dual is not None, BM=TILE, BF=block(c), num_warps=8,
+        POOL=saved.winners is not None, DUAL=dual is not None, BORDER=False, BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     return out
 

@@ -9,6 +9,19 @@ from kernels.triton.sums import row_of, store_delta, store_moments
 
 
 @triton.jit
+def bordered(m, pooled, BORDER: tl.constexpr):
+    """Image, row and column of pixel m, and whether it is one of the image's own; with `BORDER`
+    pixels of the border count too.
+    """
+    if BORDER:
+        n, y, x = pixels_of(m, pooled + 2, pooled + 2)
+        y, x = y - 1, x - 1
+        return n, y, x, (y >= 0) & (y < pooled) & (x >= 0) & (x < pooled)
+    n, y, x = pixels_of(m, pooled, pooled)
+    return n, y, x, m >= 0
+
+
+@triton.jit
 def winner_of(z00, z01, z10, z11, gain):
     """Position of the winner of gain·z, and its z: the first one of equals, and as in
     `torch.max_pool2d` whatever is not a number, the last of those.
@@ -35,21 +48,25 @@ def _better(z, z_key, z_position: tl.constexpr, key, value, position):
 def normalise_kernel(
     z, gain, bias,  # [T, N, H, W, F], [F] of a task, the next `gain_step` further on
     coef, rstd,  # [T, 8, F], [T, F]
-    x_hat, winners, out,  # [T, N, h, w, F]
+    x_hat, winners, out,  # [T, N, h, w, F], with BORDER `out` [T, N, h + 2, w + 2, F]
     images, dense, pooled, filters, gain_step, slope,
-    POOL: tl.constexpr, ACT: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+    POOL: tl.constexpr, ACT: tl.constexpr, BORDER: tl.constexpr,
+    BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """x̂ at the winners, and the winners; with ACT also the activation → out."""
+    """x̂ at the winners, and the winners; with ACT also the activation → out, with BORDER between
+    zeros.
+    """
     task = tl.program_id(1)
-    pixels = images * pooled * pooled
+    side = pooled + 2 if BORDER else pooled
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     f = tl.program_id(2) * BF + tl.arange(0, BF)
-    n, y, x = pixels_of(m, pooled, pooled)
-    valid = (m < pixels)[:, None] & (f < filters)[None, :]
+    n, y, x, inside = bordered(m, pooled, BORDER)
+    there = (m < images * side * side)[:, None] & (f < filters)[None, :]
+    valid = there & inside[:, None]
     mean = tl.load(row_of(coef, 3, task, f, filters), mask=f < filters, other=0.0)[None, :]
     r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)[None, :]
     g = tl.load(gain + task * gain_step + f, mask=f < filters, other=0.0)[None, :]
-    where = (task * pixels + m)[:, None] * filters + f[None, :]
+    where = (((task * images + n) * pooled + y) * pooled + x)[:, None] * filters + f[None, :]
     if POOL:
         corner = ((task * images + n) * dense + 2 * y) * dense + 2 * x
         at = z + corner[:, None] * filters + f[None, :]
@@ -68,36 +85,59 @@ def normalise_kernel(
     tl.store(x_hat + where, value, mask=valid)
     if ACT:
         b = tl.load(bias + task * gain_step + f, mask=f < filters, other=0.0)[None, :]
-        tl.store(out + where, (value * g + b) * slope_at(value, g, b, slope), mask=valid)
+        value = (value * g + b) * slope_at(value, g, b, slope)
+        at = (task * images * side * side + m)[:, None] * filters + f[None, :]
+        tl.store(out + at, tl.where(valid, value, 0.0), mask=there)
+
+
+@triton.jit
+def store_bent_dot(
+    out, pixel, f, valid, there, value, value_dot, gain, bias, slope, filters
+):
+    """slope·gain·x̂_dot, 0 where it is not `valid`, at pixels `there` of images with a border."""
+    g = tl.load(gain + f, mask=f < filters, other=0.0)[None, :]
+    b = tl.load(bias + f, mask=f < filters, other=0.0)[None, :]
+    bent = slope_at(value, g, b, slope) * g * value_dot
+    at = pixel[:, None] * filters + f[None, :]
+    tl.store(out + at, tl.where(valid, bent, 0.0), mask=there)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def normalise_dot_kernel(
     z_dot, x_hat, winners, coef, rstd, q,
-    x_hat_dot,  # [T, N, h, w, F]
-    images, dense, pooled, filters,
-    POOL: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+    gain, bias,  # [F], with BORDER
+    x_hat_dot, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
+    images, dense, pooled, filters, slope,
+    POOL: tl.constexpr, BORDER: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """x̂_dot = r(z_dot − μ_dot − x̂q) at the winners."""
+    """x̂_dot = r(z_dot − μ_dot − x̂q) at the winners; with BORDER also the direction of the
+    activation, slope·gain·x̂_dot, between zeros → out.
+    """
     task = tl.program_id(1)
-    pixels = images * pooled * pooled
+    side = pooled + 2 if BORDER else pooled
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     f = tl.program_id(2) * BF + tl.arange(0, BF)
-    n, y, x = pixels_of(m, pooled, pooled)
-    valid = (m < pixels)[:, None] & (f < filters)[None, :]
-    out = (task * pixels + m)[:, None] * filters + f[None, :]
+    n, y, x, inside = bordered(m, pooled, BORDER)
+    there = (m < images * side * side)[:, None] & (f < filters)[None, :]
+    valid = there & inside[:, None]
+    own = (((task * images + n) * pooled + y) * pooled + x)[:, None] * filters + f[None, :]
     if POOL:
-        winner = tl.load(winners + out, mask=valid, other=0).to(tl.int32)
+        winner = tl.load(winners + own, mask=valid, other=0).to(tl.int32)
         row = ((task * images + n) * dense + 2 * y)[:, None] + winner // 2
         at = (row * dense + (2 * x)[:, None] + winner % 2) * filters + f[None, :]
     else:
-        at = out
+        at = own
     mean_dot = tl.load(row_of(coef, 7, task, f, filters), mask=f < filters, other=0.0)[None, :]
     r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)[None, :]
-    slope = tl.load(q + task * filters + f, mask=f < filters, other=0.0)[None, :]
-    value = tl.load(z_dot + at, mask=valid, other=0.0)
-    value -= mean_dot + tl.load(x_hat + out, mask=valid, other=0.0) * slope
-    tl.store(x_hat_dot + out, value * r, mask=valid)
+    along = tl.load(q + task * filters + f, mask=f < filters, other=0.0)[None, :]
+    value = tl.load(x_hat + own, mask=valid, other=0.0)
+    value_dot = (tl.load(z_dot + at, mask=valid, other=0.0) - (mean_dot + value * along)) * r
+    tl.store(x_hat_dot + own, value_dot, mask=valid)
+    if BORDER:
+        store_bent_dot(
+            out, task * images * side * side + m, f, valid, there, value, value_dot, gain, bias,
+            slope, filters,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -143,29 +183,32 @@ def delta_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def dz_kernel(
     z, z_dot, delta, delta_dot, winners, coef,
-    out,  # [T, N, H, W, F]
+    out,  # [T, N, H, W, F], with BORDER [T, N, H + 2, W + 2, F]
     images, dense, pooled, filters,
-    POOL: tl.constexpr, DUAL: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+    POOL: tl.constexpr, DUAL: tl.constexpr, BORDER: tl.constexpr,
+    BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """dz, or with DUAL its direction, as the convolutions of a pass build it."""
+    """dz, or with DUAL its direction, with BORDER between zeros."""
     task = tl.program_id(1)
-    pixels = images * dense * dense
+    side = dense + 2 if BORDER else dense
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     f = tl.program_id(2) * BF + tl.arange(0, BF)
-    n, y, x = pixels_of(m, dense, dense)
+    n, y, x, inside = bordered(m, dense, BORDER)
     n += task * images
     coef += task * 8 * filters
+    there = m < images * side * side
+    inside = inside & there
     if DUAL:
         value = load_dz_dot(
             z, z_dot, delta, delta_dot, winners, coef,
-            n, y, x, f, m < pixels, filters, dense, pooled, POOL, True,
+            n, y, x, f, inside, filters, dense, pooled, POOL,
         )  # fmt: skip
     else:
         value = load_dz(
-            z, delta, winners, coef, n, y, x, f, m < pixels, filters, dense, pooled, POOL, True
+            z, delta, winners, coef, n, y, x, f, inside, filters, dense, pooled, POOL
         )
-    valid = (m < pixels)[:, None] & (f < filters)[None, :]
-    tl.store(out + (task * pixels + m)[:, None] * filters + f[None, :], value, mask=valid)
+    at = (task * images * side * side + m)[:, None] * filters + f[None, :]
+    tl.store(out + at, value, mask=there[:, None] & (f < filters)[None, :])
 
 
 @triton.jit(do_not_specialize=COUNTS)

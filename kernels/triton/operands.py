@@ -1,4 +1,4 @@
-"""Tiles of the operands of a convolution, built from what a pass keeps when a kernel loads them.
+"""Tiles of dz and its direction, built from what a pass keeps.
 
 Images are NHWC; a stage's x̂ and δ are at the winners of its windows. `coef` [T, 8, F] holds what dz
 and its direction follow from (the formulas are those of kernels/plain/norm_act.py):
@@ -34,35 +34,6 @@ def pixels_of(m, height, width):
     """Image, row and column of pixel m."""
     rest = m % (height * width)
     return m // (height * width), rest // width, rest % width
-
-
-@triton.jit
-def load_activation(x_hat, gain, bias, slope, at, c, inside, channels, ACT: tl.constexpr):
-    """[pixels, channels] of p = act(gain·x̂ + bias), 0 outside; without `ACT` the values."""
-    valid = inside[:, None] & (c < channels)[None, :]
-    value = tl.load(x_hat + at[:, None] * channels + c[None, :], mask=valid, other=0.0)
-    if not ACT:
-        return value
-    g = tl.load(gain + c, mask=c < channels, other=0.0)[None, :]
-    b = tl.load(bias + c, mask=c < channels, other=0.0)[None, :]
-    y = value * g + b
-    return tl.where(valid, tl.where(y > 0, y, y * slope), 0.0)
-
-
-@triton.jit
-def load_activation_dot(
-    x_hat, x_hat_dot, gain, bias, slope, at, c, inside, channels, ACT: tl.constexpr
-):
-    """The same of its direction, slope·gain·x̂_dot; without `ACT` the values of that."""
-    valid = inside[:, None] & (c < channels)[None, :]
-    where = at[:, None] * channels + c[None, :]
-    value_dot = tl.load(x_hat_dot + where, mask=valid, other=0.0)
-    if not ACT:
-        return value_dot
-    value = tl.load(x_hat + where, mask=valid, other=0.0)
-    g = tl.load(gain + c, mask=c < channels, other=0.0)[None, :]
-    b = tl.load(bias + c, mask=c < channels, other=0.0)[None, :]
-    return slope_at(value, g, b, slope) * g * value_dot
 
 
 @triton.jit
@@ -102,12 +73,9 @@ def load_centred(z, coef, row: tl.constexpr, n, y, x, f, inside, filters, dense)
 
 @triton.jit
 def load_dz(
-    z, delta, winners, coef, n, y, x, f, inside, filters, dense, pooled,
-    POOL: tl.constexpr, BUILD: tl.constexpr,
-):  # fmt: skip
-    """[pixels, filters] of dz, 0 outside; `coef` of the task. Without `BUILD` `z` is dz itself."""
-    if not BUILD:
-        return load_pixels(z, n, y, x, f, inside, filters, dense)
+    z, delta, winners, coef, n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr
+):
+    """[pixels, filters] of dz, 0 outside; `coef` of the task."""
     spike = load_scattered(delta, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
     centred = load_centred(z, coef, 3, n, y, x, f, inside, filters, dense)
     value = coefficient(coef, 0, f, filters) * spike
@@ -118,11 +86,9 @@ def load_dz(
 @triton.jit
 def load_dz_dot(
     z, z_dot, delta, delta_dot, winners, coef,
-    n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr, BUILD: tl.constexpr,
+    n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr,
 ):  # fmt: skip
-    """The same of its direction; without `BUILD` `z_dot` is that."""
-    if not BUILD:
-        return load_pixels(z_dot, n, y, x, f, inside, filters, dense)
+    """The same of its direction."""
     spike = load_scattered(delta, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
     spike_dot = load_scattered(delta_dot, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
     centred = load_centred(z, coef, 3, n, y, x, f, inside, filters, dense)

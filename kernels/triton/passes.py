@@ -4,6 +4,7 @@ All tasks of a call run in every launch. Nothing waits for the device or is copi
 buffer comes from torch's allocator, so that a pass may be captured in a CUDA graph.
 """
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import checks
@@ -51,12 +52,12 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     t, n = x.shape[:2]
     plan = Plan.of(net, t, n)
     bordered = t, n, net.side + 2, net.side + 2, net.channels
-    sides = (s.pooled if s.stem else s.dense for s in plan.stages)  # a stem writes no z
+    sides = (2 + (s.pooled if s.stem else s.dense) for s in plan.stages)  # a stem writes no z
     maps = ((t, n, side, side, net.filters) for side in sides)
     countable("passes", bordered, *maps, (t, n, net.ways), (t, checks.parameters(net)))
     x = channels_last(x).permute(0, 1, 3, 4, 2)
     if not plan.stages[0].stem:
-        return Images.of(plan, x, None)
+        return Images.of(plan, F.pad(x, (0, 0, 1, 1, 1, 1)).to(plan.storage), None)
     moments = patches(x)
     return Images.of(plan, moments.images, moments)
 
@@ -160,14 +161,16 @@ def _backward(
     norm_gradient: Tensor,
 ) -> Tensor | None:
     """Writes all but the classifier's gradient; the stem's Σ δ·patch."""
-    outer = None
+    outer, w = None, launches.turned(call, call.theta)
     for s in reversed(range(call.plan.net.stages)):
         sums = launches.norm_bwd(call, stages[s], s, part, norm_gradient)
         stages[s] = stages[s]._replace(delta=delta, sums=sums)
         if call.plan.stages[s].stem:
             outer = stem_launches.stem_bwd(call, stages[s], projected, gradient)
-        elif s:
-            delta, part = launches.dgrad(call, stages, s)
+            continue
+        stages[s] = stages[s]._replace(dz=launches.dz(call, stages, s))
+        if s:
+            delta, part = launches.dgrad(call, stages, s, w)
     launches.wgrads(call, stages, gradient)
     return outer
 
@@ -186,6 +189,7 @@ def tangent(
     direction = aligned(direction)
     product = new_rows(direction, *direction.shape)
     norm_product = direction.new_empty(plan.tasks, 2 * net.stages * net.filters)
+    turned = [launches.turned(call, values) for values in (call.theta, direction)]
     dots = []
     for s, stage in enumerate(plan.stages):
         if stage.stem:
@@ -201,7 +205,9 @@ def tangent(
         dots[s] = dots[s]._replace(delta=delta_dot)
         if plan.stages[s].stem:
             stem_launches.stem_bwd_dot(kept, direction, dots[s], sums_dot, product)
-        elif s:
-            delta_dot, part = launches.dgrad(call, stages, s, direction, dots)
+            continue
+        dots[s] = dots[s]._replace(dz=launches.dz(call, stages, s, dots[s]))
+        if s:
+            delta_dot, part = launches.dgrad(call, stages, s, *turned, dots)
     launches.wgrads(call, stages, product, dots)
     return product, norm_product

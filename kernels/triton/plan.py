@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 import triton
 from torch import Tensor
 
@@ -52,6 +53,11 @@ class Plan(NamedTuple):
     @property
     def precision(self) -> str:
         return PRECISIONS[self.net.precision]
+
+    @property
+    def storage(self) -> torch.dtype:
+        """Of what the products read: rounded once where they would round it again and again."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @property
     def stem_precision(self) -> str:
@@ -116,13 +122,13 @@ class Call(NamedTuple):
     ) -> dict[str, int]:
         """Configuration of a launch over images of a side."""
         plan = self.plan
-        sizes = plan.tasks, plan.images, side, stage.channels, plan.net.filters
+        sizes = plan.images, side, stage.channels, plan.net.filters
         return config(Geometry(kernel, *sizes, precision or plan.precision, dual), self.row.device)
 
     def map_blocks(self, side: int) -> dict[str, int]:
         """The same of a launch without products."""
-        t, n, f, _ = self.sizes
-        return config(Geometry("normalise", t, n, side, f, f), self.row.device)
+        _, n, f, _ = self.sizes
+        return config(Geometry("normalise", n, side, f, f), self.row.device)
 
     def merge(self, tiles: int) -> tuple[tuple[int, int], dict[str, int]]:
         """Programs and configuration of a launch that merges the sums of tiles."""
@@ -132,6 +138,23 @@ class Call(NamedTuple):
     def head_blocks(self, kernel: str) -> dict[str, int]:
         stage, ways = self.plan.stages[-1], padded(self.plan.net.ways)
         return {"BW": ways} | self.blocks(kernel, stage, stage.pooled, precision="ieee")
+
+    def out_side(self, s: int) -> int:
+        """Of the images that a stage's activation is written to: with a border for the next one."""
+        return self.plan.stages[s].pooled + 2 * (s + 1 < self.plan.net.stages)
+
+    def activation(self, s: int) -> Tensor | None:
+        """Room for the activation of a stage, or for its direction, as the next one reads it;
+        `None` of the last.
+        """
+        if s + 1 == self.plan.net.stages:
+            return None
+        return self.bordered(self.plan.stages[s].pooled)
+
+    def bordered(self, side: int) -> Tensor:  # [T, N, side + 2, side + 2, F]
+        """Room for images that a convolution reads."""
+        t, n, f, new = self.sizes
+        return new(t, n, side + 2, side + 2, f, dtype=self.plan.storage)
 
     def grid(self, side: int, pixels: int, filters: int) -> tuple[int, int, int]:
         """Programs for images of a side, so many pixels and filters each."""
@@ -157,8 +180,10 @@ class StageKept(NamedTuple):
     winners: Tensor  # uint8 [T, N, h, w, F]; without pooling not written
     coef: Tensor  # [T, 8, F]
     rstd: Tensor  # [T, F]
+    p: Tensor | None  # [T, N, h + 2, w + 2, F] the activation between zeros; not of the last stage
     delta: Tensor | None = None  # [T, N, h, w, F]
     sums: Tensor | None = None  # [T, 2, F] Σδ, Σδx̂
+    dz: Tensor | None = None  # [T, N, H + 2, W + 2, F] between zeros; the stem has none
 
 
 class Dot(NamedTuple):
@@ -167,7 +192,9 @@ class Dot(NamedTuple):
     z: Tensor | None
     x_hat: Tensor
     q: Tensor  # [T, F] mean of x̂·z_dot
+    p: Tensor | None
     delta: Tensor | None = None
+    dz: Tensor | None = None
 
 
 class Kept(NamedTuple):

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from kernels.triton.launch import COUNTS
-from kernels.triton.norm_act_kernels import winner_of
-from kernels.triton.operands import dot, pixels_of
+from kernels.triton.norm_act_kernels import bordered, store_bent_dot, winner_of
+from kernels.triton.operands import dot, pixels_of, slope_at
 
 
 @triton.jit
@@ -66,18 +66,21 @@ def stem_moments_kernel(
 
 @triton.jit(do_not_specialize=COUNTS)
 def stem_fwd_kernel(
-    images, w, gain, coef, rstd,
-    x_hat, winners,  # [T, N, h, w, F]
-    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, w_step,
-    PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+    images, w, gain, bias, coef, rstd,
+    x_hat, winners, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
+    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, w_step, slope,
+    BORDER: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr,
+    BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
+    """x̂ at the winners, and the winners; with BORDER also the activation between zeros → out."""
     task = tl.program_id(1)
-    windows = count * pooled * pooled
+    out_side = pooled + 2 if BORDER else pooled
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     k, f = tl.arange(0, KP), tl.program_id(2) * BF + tl.arange(0, BF)
-    n, y, x = pixels_of(m, pooled, pooled)
+    n, y, x, valid = bordered(m, pooled, BORDER)
+    there = m < count * out_side * out_side
+    valid = valid & there
     n += task * count
-    valid = m < windows
     rows = load_stem_filters(w + task * w_step, k, f, filters, channels)
     zero = tl.zeros((BM, BF), tl.float32)
     z00 = dot(
@@ -98,10 +101,16 @@ def stem_fwd_kernel(
     position, value = winner_of(z00, z01, z10, z11, scale)
     centre = tl.load(coef + (task * 8 + 3) * filters + f, mask=real, other=0.0)[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
-    at = (task * windows + m)[:, None] * filters + f[None, :]
+    at = ((n * pooled + y) * pooled + x)[:, None] * filters + f[None, :]
     both = valid[:, None] & real[None, :]
-    tl.store(x_hat + at, (value - centre) * r, mask=both)
+    value = (value - centre) * r
+    tl.store(x_hat + at, value, mask=both)
     tl.store(winners + at, position.to(tl.uint8), mask=both)
+    if BORDER:
+        shift = tl.load(bias + f, mask=real, other=0.0)[None, :]
+        value = (value * scale + shift) * slope_at(value, scale, shift, slope)
+        at = (task * count * out_side * out_side + m)[:, None] * filters + f[None, :]
+        tl.store(out + at, tl.where(both, value, 0.0), mask=there[:, None] & real[None, :])
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -193,20 +202,25 @@ def stem_tan_moments_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def stem_dot_kernel(
     images, w_dot, x_hat, winners, coef, rstd, q,
-    x_hat_dot,  # [T, N, h, w, F]
-    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, w_step,
-    PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+    gain, bias,  # [F], with BORDER
+    x_hat_dot, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
+    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, w_step, slope,
+    BORDER: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr,
+    BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """x̂_dot = r(w_dot·patch − shift − x̂q) at the winners."""
+    """x̂_dot = r(w_dot·patch − shift − x̂q) at the winners; with BORDER also the direction of the
+    activation between zeros → out.
+    """
     task = tl.program_id(1)
-    windows = count * pooled * pooled
+    out_side = pooled + 2 if BORDER else pooled
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     k, f = tl.arange(0, KP), tl.program_id(2) * BF + tl.arange(0, BF)
-    n, y, x = pixels_of(m, pooled, pooled)
+    n, y, x, valid = bordered(m, pooled, BORDER)
+    there, real = m < count * out_side * out_side, f < filters
+    valid = valid & there
     n += task * count
-    valid, real = m < windows, f < filters
     rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels)
-    at = (task * windows + m)[:, None] * filters + f[None, :]
+    at = ((n * pooled + y) * pooled + x)[:, None] * filters + f[None, :]
     both = valid[:, None] & real[None, :]
     winner = tl.load(winners + at, mask=both, other=0)
     value = tl.zeros((BM, BF), tl.float32)
@@ -218,9 +232,15 @@ def stem_dot_kernel(
         value = tl.where(winner == position, dot(patches, rows, zero, PRECISION), value)
     shift = tl.load(coef + (task * 8 + 7) * filters + f, mask=real, other=0.0)[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
-    slope = tl.load(q + task * filters + f, mask=real, other=0.0)[None, :]
-    value -= shift + tl.load(x_hat + at, mask=both, other=0.0) * slope
-    tl.store(x_hat_dot + at, value * r, mask=both)
+    along = tl.load(q + task * filters + f, mask=real, other=0.0)[None, :]
+    own = tl.load(x_hat + at, mask=both, other=0.0)
+    value = (value - (shift + own * along)) * r
+    tl.store(x_hat_dot + at, value, mask=both)
+    if BORDER:
+        store_bent_dot(
+            out, task * count * out_side * out_side + m, f, both, there[:, None] & real[None, :],
+            own, value, gain, bias, slope, filters,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=COUNTS)

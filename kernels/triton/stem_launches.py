@@ -25,13 +25,14 @@ def stem_fwd(call: Call, mean: Tensor, var: Tensor) -> tuple[StageKept, Tensor]:
     )  # fmt: skip
     shape = t, n, stage.pooled, stage.pooled, f
     x_hat, winners = new(shape), new(shape, dtype=torch.uint8)
-    blocks = _blocks(call, "stem_fwd")
-    stem.stem_fwd_kernel[call.grid(stage.pooled, blocks["BM"], blocks["BF"])](
-        call.images.x, theta, call.affine(0)[0], coef, rstd, x_hat, winners,
-        n, stage.side, stage.pooled, stage.channels, f, theta.stride(0),
-        PRECISION=plan.stem_precision, KP=kp, **blocks,
+    blocks, p = _blocks(call, "stem_fwd"), call.activation(0)
+    stem.stem_fwd_kernel[call.grid(call.out_side(0), blocks["BM"], blocks["BF"])](
+        call.images.x, theta, *call.affine(0), coef, rstd, x_hat, winners,
+        x_hat if p is None else p,
+        n, stage.side, stage.pooled, stage.channels, f, theta.stride(0), plan.net.negative_slope,
+        BORDER=p is not None, PRECISION=plan.stem_precision, KP=kp, **blocks,
     )  # fmt: skip
-    return StageKept(None, x_hat, winners, coef, rstd), projected
+    return StageKept(None, x_hat, winners, coef, rstd, p), projected
 
 
 def stem_bwd(
@@ -62,13 +63,14 @@ def stem_dot(kept: Kept, direction: Tensor) -> Dot:
         stage.channels, f, step, GIVEN=call.given is not None, KP=kp, **small,
     )  # fmt: skip
     x_hat_dot = torch.empty_like(own.x_hat)
-    blocks = _blocks(call, "stem_dot")
-    stem.stem_dot_kernel[call.grid(stage.pooled, blocks["BM"], blocks["BF"])](
-        call.images.x, direction, own.x_hat, own.winners, own.coef, own.rstd, q, x_hat_dot,
-        n, stage.side, stage.pooled, stage.channels, f, step,
-        PRECISION=plan.stem_precision, KP=kp, **blocks,
+    blocks, p = _blocks(call, "stem_dot"), call.activation(0)
+    stem.stem_dot_kernel[call.grid(call.out_side(0), blocks["BM"], blocks["BF"])](
+        call.images.x, direction, own.x_hat, own.winners, own.coef, own.rstd, q,
+        *call.affine(0), x_hat_dot, x_hat_dot if p is None else p,
+        n, stage.side, stage.pooled, stage.channels, f, step, plan.net.negative_slope,
+        BORDER=p is not None, PRECISION=plan.stem_precision, KP=kp, **blocks,
     )  # fmt: skip
-    return Dot(None, x_hat_dot, q)
+    return Dot(None, x_hat_dot, q, p)
 
 
 def stem_bwd_dot(
