@@ -140,11 +140,13 @@ def adjoint(
     parameter.
     """
     labels, tasks = episode.target_y, episode.tasks
-    wanted = [_wanted(weight) for weight in loss_weights]
-    inputs = model.prepare(episode.target_x, sum(wanted))
+    wanted = [k for k, weight in enumerate(loss_weights) if _wanted(weight)]
+    branch = Branch(params.theta.device)
+    with branch.on() as prepared:
+        inputs = model.prepare(episode.target_x, len(wanted))
     norm, rates = (p.new_zeros((len(p), tasks, p.shape[1])) for p in params[1:])  # steps first
     loss, logits, record = norm.new_zeros(tasks), None, _Record(model)
-    steps, direct, branch = [], {}, Branch(params.theta.device)
+    steps, direct = [], {}
     per_step: list[Tensor | None] = [None] * len(loss_weights)
     for step in inner_loop(
         model,
@@ -157,27 +159,30 @@ def adjoint(
     ):
         k = step.index
         record.add(k, step.support.moments, episode.support_x)
-        if wanted[k]:
-            weight = torch.as_tensor(loss_weights[k], dtype=loss.dtype, device=loss.device)
-            with branch.on():
-                target = inputs.loss_and_gradient(
-                    step.adapted, step.row, labels, _running_at(running, k)
-                )
-                logits, per_step[k] = target.logits, target.loss
-                # In place: what the branch reads is not freed before it is joined.
-                loss.addcmul_(weight, target.loss)
-                at_step(norm, k).addcmul_(weight, target.norm_gradient)
-                direct[k] = weight, target.gradient
+        if k in wanted:
+            operands = step.adapted, step.row, labels, _running_at(running, k)
+            if k == wanted[-1]:  # the reverse sweep begins with it, the others may come later
+                done = prepared
+                done.wait()
+                target = inputs.loss_and_gradient(*operands)
+            else:
+                with branch.on() as done:
+                    target = inputs.loss_and_gradient(*operands)
+            logits, per_step[k] = target.logits, target.loss
+            direct[k] = target, done
             record.add(k, target.moments, episode.target_x)
         steps.append(step)
 
-    branch.join()
+    weights = [torch.as_tensor(w, dtype=loss.dtype, device=loss.device) for w in loss_weights]
     update = rule(params.rates, model.sizes)
     carry = torch.zeros_like(step.adapted)  # gradient of the loss in the parameters after a step
     while steps:
         step = steps.pop()
         if step.index in direct:
-            carry.addcmul_(*direct[step.index])
+            target, done = direct.pop(step.index)
+            done.wait()
+            carry.addcmul_(weights[step.index], target.gradient)
+            at_step(norm, step.index).addcmul_(weights[step.index], target.norm_gradient)
         # Only the second derivatives need d_support.
         d_support, d_rates = update.bwd(
             carry, step.support.gradient, step.rates if second_order else None, model.sizes
@@ -187,6 +192,8 @@ def adjoint(
             product, norm_product = step.support.kept.tangent(d_support)
             carry += product
             at_step(norm, step.index).add_(norm_product)
+    for k in wanted:
+        loss.addcmul_(weights[k], per_step[k])
     gradient = Params(carry, norm.transpose(0, 1), rates.transpose(0, 1))
     return MetaGradient(loss, logits, gradient, tuple(per_step), *record.result())
 

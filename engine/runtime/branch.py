@@ -1,5 +1,7 @@
 """Work beside other work on one device."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -7,30 +9,44 @@ from functools import cache
 import torch
 
 
-class Branch:
-    """Begins after what is under way, runs beside what comes then, and ends where it is joined: a
-    stream of its own on a GPU; nothing of the kind on a CPU.
+class Mark:
+    """The end of some work."""
 
-    Until then, whoever uses it holds on to what its work reads.
+    def __init__(self) -> None:
+        self._event: torch.cuda.Event | None = None
+
+    def set(self, stream: torch.cuda.Stream) -> None:
+        """What is under way there is the end of it."""
+        self._event = stream.record_event()
+
+    def wait(self) -> None:
+        """What comes next comes after it."""
+        if self._event is not None:
+            torch.cuda.current_stream().wait_event(self._event)
+
+
+class Branch:
+    """Work begun on it comes after what is under way, and runs beside what comes then: on a stream
+    of its own on a GPU; nothing of the kind on a CPU.
+
+    Until its mark is waited for, whoever uses it holds on to what the work reads; and no work is
+    begun here after something that was made here is given up.
     """
 
     def __init__(self, device: torch.device):
         self._stream = _stream(device) if device.type == "cuda" else None
 
     @contextmanager
-    def on(self) -> Iterator[None]:
-        """Work begun inside is the branch's."""
+    def on(self) -> Iterator[Mark]:
+        """Work begun inside is the branch's; the mark of its end."""
+        mark = Mark()
         if self._stream is None:
-            yield
+            yield mark
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
-            yield
-
-    def join(self) -> None:
-        """What comes next comes after the branch."""
-        if self._stream is not None:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+            yield mark
+        mark.set(self._stream)
 
 
 @cache

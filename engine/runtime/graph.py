@@ -30,7 +30,7 @@ def capture(body: Callable[[], None], device: torch.device) -> Callable[[], None
         # fails, torch does not give the stream back.
         with (
             torch.cuda.stream(current),
-            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+            torch.cuda.graph(graph, stream=_chain(device), capture_error_mode="thread_local"),
         ):
             body()
     except RuntimeError as error:
@@ -56,3 +56,9 @@ def warm_up(body: Callable[[], object], device: torch.device, times: int) -> Non
 def _side(device: torch.device) -> torch.cuda.Stream:
     """One for all: torch has 32 of them, and a captured body branches to one of those."""
     return torch.cuda.Stream(device)
+
+
+@cache
+def _chain(device: torch.device) -> torch.cuda.Stream:
+    """What is captured goes before the work of its branches: its launches keep this priority."""
+    return torch.cuda.Stream(device, priority=-1)

@@ -1,8 +1,8 @@
 """Linear classifier and mean cross-entropy behind the last stage, and their tangent.
 
 Features are the activation, filter by filter [F][pixels], or with MEAN each filter's mean; they are
-built from x̂ [T, N, pixels, F] when they are loaded. One program a few images for the logits, one a
-task and pixel behind them.
+built from x̂ [T, N, pixels, F] when they are loaded. One program an image for the logits, one a task
+and pixel behind them.
 """
 
 import triton
@@ -60,55 +60,56 @@ def head_kernel(
     labels,  # int64 [T, N]
     logits, softmax, residual,  # [T, N, ways]; residual = (softmax − one-hot) / N
     losses,  # [T, N]
-    images, pixels, filters, ways, w_step, w_dot_step, slope,
+    images, pixels, filters: tl.constexpr, ways, w_step, w_dot_step, slope,
     MEAN: tl.constexpr, LABELS: tl.constexpr, DUAL: tl.constexpr,
-    BN: tl.constexpr, BF: tl.constexpr, BW: tl.constexpr,
+    BD: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """DUAL: `logits` and `residual` get their directions; softmax is then read."""
-    task = tl.program_id(0)
-    n, k = tl.program_id(1) * BN + tl.arange(0, BN), tl.arange(0, BW)
-    rows, valid = task * images + n, n < images
+    task, k, real = tl.program_id(0), tl.arange(0, BW), tl.arange(0, BW) < ways
+    row = task * images + tl.program_id(1)
+    size = pixels * filters
+    width = filters if MEAN else size
     w += task * w_step
     w_dot += task * w_dot_step
-    acc = tl.zeros((BN, BW), tl.float32)
-    for p in range(pixels):
-        for start in range(0, filters, BF):
-            f = start + tl.arange(0, BF)
-            h, bend = load_features(x_hat, gain, bias, slope, rows, p, f, valid, pixels, filters)
-            if DUAL:
-                part = load_classes(w_dot, k, f, p, ways, filters, pixels, MEAN)
-                acc = tl.dot(h, part, acc, input_precision="ieee")
-                h = load_features_dot(x_hat_dot, gain, bend, rows, p, f, valid, pixels, filters)
-            part = load_classes(w, k, f, p, ways, filters, pixels, MEAN)
-            acc = tl.dot(h, part, acc, input_precision="ieee")
-    width = filters
+    acc = tl.zeros((BW, BD), tl.float32)
+    # In the order of the weights, which are many more than the image's own values.
+    for start in range(0, size, BD):
+        j = start + tl.arange(0, BD)
+        f, there = j // pixels, j < size
+        at = row * size + j % pixels * filters + f
+        value = tl.load(x_hat + at, mask=there, other=0.0)
+        g = tl.load(gain + f, mask=there, other=0.0)
+        b = tl.load(bias + f, mask=there, other=0.0)
+        bend = slope_at(value, g, b, slope)
+        h = ((value * g + b) * bend)[None, :]
+        weight = k[:, None] * width + (f if MEAN else j)[None, :]
+        both = real[:, None] & there[None, :]
+        if DUAL:
+            acc += tl.load(w_dot + weight, mask=both, other=0.0) * h
+            h = (tl.load(x_hat_dot + at, mask=there, other=0.0) * g * bend)[None, :]
+        acc += tl.load(w + weight, mask=both, other=0.0) * h
+    value = tl.sum(acc, 1)
     if MEAN:
-        acc = acc / pixels
-    else:
-        width = filters * pixels
-    constant = (w_dot if DUAL else w) + ways * width
-    value = acc + tl.load(constant + k, mask=k < ways, other=0.0)[None, :]
-    at = rows[:, None] * ways + k[None, :]
-    both = valid[:, None] & (k < ways)[None, :]
-    tl.store(logits + at, value, mask=both)
+        value = value / pixels
+    value += tl.load((w_dot if DUAL else w) + ways * width + k, mask=real, other=0.0)
+    at = row * ways + k
+    tl.store(logits + at, value, mask=real)
     if DUAL:
-        p = tl.load(softmax + at, mask=both, other=0.0)
-        mean = tl.sum(p * value, 1)
-        tl.store(residual + at, p * (value - mean[:, None]) / images, mask=both)
+        p = tl.load(softmax + at, mask=real, other=0.0)
+        tl.store(residual + at, p * (value - tl.sum(p * value, 0)) / images, mask=real)
     elif LABELS:
-        value = tl.where((k < ways)[None, :], value, -float("inf"))
-        top = tl.max(value, 1)
-        e = tl.exp(value - top[:, None])
-        total = tl.sum(e, 1)
-        p = e / total[:, None]
-        label = tl.load(labels + rows, mask=valid, other=0)
-        right = label[:, None] == k[None, :]
-        tl.store(softmax + at, p, mask=both)
-        tl.store(residual + at, (p - tl.where(right, 1.0, 0.0)) / images, mask=both)
-        chosen = tl.sum(tl.where(right, value, 0.0), 1)
-        each = tl.log(total) + top - chosen
+        value = tl.where(real, value, -float("inf"))
+        top = tl.max(value, 0)
+        e = tl.exp(value - top)
+        total = tl.sum(e, 0)
+        p = e / total
+        label = tl.load(labels + row)
+        right = label == k
+        tl.store(softmax + at, p, mask=real)
+        tl.store(residual + at, (p - tl.where(right, 1.0, 0.0)) / images, mask=real)
+        each = tl.log(total) + top - tl.sum(tl.where(right, value, 0.0), 0)
         each = tl.where((label >= 0) & (label < ways), each, float("nan"))
-        tl.store(losses + rows, each, mask=valid)
+        tl.store(losses + row, each)
 
 
 @triton.jit(do_not_specialize=COUNTS)

@@ -216,11 +216,15 @@ def _map(g: Geometry) -> dict[str, int]:
 
 
 def _head(g: Geometry) -> dict[str, int]:
+    """An image's features in few steps: nothing but its own loads hides a program's latency."""
+    return {"BD": 256, "num_warps": 4, "num_stages": 2}
+
+
+def _head_bwd(g: Geometry) -> dict[str, int]:
     """Its scalar products are unrolled, so that larger blocks do not fit the registers. A program
-    goes through all pixels, of the gradient through all images.
+    goes through all images.
     """
-    stages = 4 if g.kernel == "head" else 3
-    return {"BN": 16, "BF": 32, "num_warps": 8, "num_stages": stages}
+    return {"BN": 16, "BF": 32, "num_warps": 8, "num_stages": 3}
 
 
 _WARPS = ("num_warps", (4, 8))
@@ -233,7 +237,8 @@ _STEM = (("BM", (32, 64, 128)), ("BF", (32, 64)), _WARPS)
 _OUTER = (("BM", (32, 64, 128)), ("per_split", (256, 512, 1024, 4096)), _WARPS, _STAGES)
 _MERGE = (("BT", (32, 128, 256)), ("BF", (16, 32, 64)), _WARPS)
 _MAP = (("BM", (8, 16, 32, 64)), _WARPS)
-_HEAD = (_WARPS, _STAGES)
+_HEAD = (("BD", (64, 128, 256)), _WARPS, _STAGES)
+_HEAD_BWD = (_WARPS, _STAGES)
 # Each kernel's default, and what a tuner varies of it.
 KERNELS = {
     "conv_fwd": (_conv, _CONV),
@@ -246,5 +251,5 @@ KERNELS = {
     "merge": (_merge, _MERGE),
     "normalise": (_map, _MAP),
     "head": (_head, _HEAD),
-    "head_bwd": (_head, _HEAD),
+    "head_bwd": (_head_bwd, _HEAD_BWD),
 }

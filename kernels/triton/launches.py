@@ -60,7 +60,7 @@ def head_fwd(
     softmax, residual = torch.empty_like(logits), torch.empty_like(logits)
     w = theta[:, plan.theta_head :]
     blocks = call.head_blocks("head")
-    head.head_kernel[(t, triton.cdiv(n, blocks["BN"]))](
+    head.head_kernel[(t, n)](
         last.x_hat, last.x_hat, *call.affine(net.stages - 1), w, w,
         logits if labels is None else labels, logits, softmax, residual, losses,
         n, plan.last_pixels, f, net.ways, theta.stride(0), 0, net.negative_slope,
@@ -75,7 +75,7 @@ def head_dot(kept: Kept, direction: Tensor, last_dot: Dot) -> Tensor:
     (t, n, f, _), net, theta = call.sizes, plan.net, call.theta
     logits_dot, residual_dot = torch.empty_like(kept.softmax), torch.empty_like(kept.softmax)
     blocks = call.head_blocks("head")
-    head.head_kernel[(t, triton.cdiv(n, blocks["BN"]))](
+    head.head_kernel[(t, n)](
         kept.stages[-1].x_hat, last_dot.x_hat, *call.affine(net.stages - 1),
         theta[:, plan.theta_head :], direction[:, plan.theta_head :],
         logits_dot, logits_dot, kept.softmax, residual_dot, logits_dot,

@@ -224,7 +224,8 @@ def _dz(saved: Saved, coef: Tensor, delta: Tensor, dual: tuple | None = None) ->
     dz_kernel[_grid(saved.z, side)](
         saved.z, z_dot, delta, delta_dot, _winners(saved), coef, out,
         n, side, delta.shape[3], c,
-        POOL=saved.winners is not None, DUAL=dual is not None, BORDER=False, BM=TILE, BF=block(c), num_warps=8,
+        POOL=saved.winners is not None, DUAL=dual is not None, BORDER=False,
+        BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     return out
 

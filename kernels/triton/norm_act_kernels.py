@@ -91,9 +91,7 @@ def normalise_kernel(
 
 
 @triton.jit
-def store_bent_dot(
-    out, pixel, f, valid, there, value, value_dot, gain, bias, slope, filters
-):
+def store_bent_dot(out, pixel, f, valid, there, value, value_dot, gain, bias, slope, filters):
     """slope·gain·x̂_dot, 0 where it is not `valid`, at pixels `there` of images with a border."""
     g = tl.load(gain + f, mask=f < filters, other=0.0)[None, :]
     b = tl.load(bias + f, mask=f < filters, other=0.0)[None, :]
@@ -204,9 +202,7 @@ def dz_kernel(
             n, y, x, f, inside, filters, dense, pooled, POOL,
         )  # fmt: skip
     else:
-        value = load_dz(
-            z, delta, winners, coef, n, y, x, f, inside, filters, dense, pooled, POOL
-        )
+        value = load_dz(z, delta, winners, coef, n, y, x, f, inside, filters, dense, pooled, POOL)
     at = (task * images * side * side + m)[:, None] * filters + f[None, :]
     tl.store(out + at, value, mask=there[:, None] & (f < filters)[None, :])
 

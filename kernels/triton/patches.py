@@ -6,7 +6,6 @@ of the sum so far carried along (Kahan 1965), and the parts are merged in order.
 
 from typing import NamedTuple
 
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,6 +13,8 @@ from torch import Tensor
 from kernels.triton.launch import COUNTS, padded
 from kernels.triton.operands import pixels_of
 from kernels.triton.stem import load_patches
+
+MOST = 256  # parts of a sum
 
 
 class Patches(NamedTuple):
@@ -29,6 +30,48 @@ def add(value, total, lost):
     value -= lost
     new = total + value
     return new, (new - total) - value
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def image_sums_kernel(
+    images, part, pixels, channels: tl.constexpr, per_split, BM: tl.constexpr, BC: tl.constexpr
+):
+    """Σ over a split of a task's pixels → part [T, splits, C]."""
+    split, task, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    c = tl.arange(0, BC)
+    total = tl.zeros((BM, BC), tl.float32)
+    for start in range(split * per_split, tl.minimum((split + 1) * per_split, pixels), BM):
+        m = start + tl.arange(0, BM)
+        at = images + (task * pixels + m)[:, None] * channels + c[None, :]
+        total += tl.load(at, mask=(m < pixels)[:, None] & (c < channels)[None, :], other=0.0)
+    out = part + (task * splits + split) * channels + c
+    tl.store(out, tl.sum(total, 0), mask=c < channels)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def border_kernel(
+    images, part, out, pivot,  # [T, N, H, W, C], [T, splits, C], [T, N, H + 2, W + 2, C], [T, KP]
+    count, side, splits, pixels, channels: tl.constexpr,
+    KP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """The images with a border of 0, less their mean: the pivot at each value of a patch."""
+    task, c, s = tl.program_id(1), tl.arange(0, BC), tl.arange(0, BS)
+    at = part + (task * splits + s)[:, None] * channels + c[None, :]
+    each = tl.load(at, mask=(s < splits)[:, None] & (c < channels)[None, :], other=0.0)
+    mean = tl.sum(each, 0) / pixels
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    n, y, x = pixels_of(m, side + 2, side + 2)
+    y, x, there = y - 1, x - 1, m < count * (side + 2) * (side + 2)
+    inside = there & (y >= 0) & (y < side) & (x >= 0) & (x < side)
+    at = images + (((task * count + n) * side + y) * side + x)[:, None] * channels + c[None, :]
+    value = tl.load(at, mask=inside[:, None] & (c < channels)[None, :], other=0.0)
+    to = out + (task * count * (side + 2) * (side + 2) + m)[:, None] * channels + c[None, :]
+    tl.store(to, value - mean[None, :], mask=there[:, None] & (c < channels)[None, :])
+    if tl.program_id(0) == 0:
+        for tap in tl.static_range(9):
+            tl.store(pivot + task * KP + c * 9 + tap, mean, mask=c < channels)
+        k = tl.arange(0, KP)
+        tl.store(pivot + task * KP + k, tl.zeros((KP,), tl.float32), mask=k >= 9 * channels)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -79,14 +122,19 @@ def patches(x: Tensor) -> Patches:  # [T, N, H, W, C]
     1. Little is left of the mean, so that the covariance does not cancel in float32.
     """
     t, n, side, _, c = x.shape
-    mean = x.mean((1, 2, 3))
-    images = F.pad(x, (0, 0, 1, 1, 1, 1)) - mean.view(t, 1, 1, 1, c)
-    kp, bm, pixels = padded(9 * c), 64, n * side**2
-    per_split = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 8 * bm), 64)), bm) * bm
+    kp, bm, bc, pixels = padded(9 * c), 64, triton.next_power_of_2(c), n * side**2
+    images, pivot = x.new_empty(t, n, side + 2, side + 2, c), x.new_empty(t, kp)
+    per_split = triton.cdiv(triton.cdiv(pixels, MOST), 1024) * 1024
+    splits = triton.cdiv(pixels, per_split)
+    part = x.new_empty(t, splits, c)
+    image_sums_kernel[(splits, t)](x, part, pixels, c, per_split, BM=256, BC=bc)
+    border_kernel[(triton.cdiv(n * (side + 2) ** 2, 256), t)](
+        x, part, images, pivot, n, side, splits, pixels, c, KP=kp, BM=256, BC=bc, BS=MOST
+    )
+    per_split = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 4 * bm), MOST)), bm) * bm
     splits = triton.cdiv(pixels, per_split)
     part, patch_mean = x.new_empty(t, splits, kp + 1, kp), x.new_empty(t, kp)
     cov = x.new_empty(t, kp, kp)
     patch_sums_kernel[(splits, t)](images, part, n, side, c, per_split, KP=kp, BM=bm)
     patch_moments_kernel[(t,)](part, patch_mean, cov, splits, pixels, KP=kp, num_warps=8)
-    pivot = F.pad(mean.repeat_interleave(9, 1), (0, kp - 9 * c))
     return Patches(images, patch_mean, cov, pivot)

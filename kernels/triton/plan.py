@@ -13,6 +13,7 @@ from kernels.triton.patches import Patches
 
 # What `operands.dot` calls them.
 PRECISIONS = {"fp32": "ieee", "tf32": "tf32", "tf32x3": "tf32x3", "bf16": "bf16"}
+HEAD_VALUES = 4096  # of the classifier's weights that a program loads at once
 STEM_CHANNELS = 3  # of images whose patches' covariance one program holds
 
 
@@ -136,8 +137,12 @@ class Call(NamedTuple):
         return merge(t, tiles, f, self.row.device)
 
     def head_blocks(self, kernel: str) -> dict[str, int]:
+        """With room for all ways: a power of two, of a product's side in the gradient."""
         stage, ways = self.plan.stages[-1], padded(self.plan.net.ways)
-        return {"BW": ways} | self.blocks(kernel, stage, stage.pooled, precision="ieee")
+        blocks = {"BW": ways} | self.blocks(kernel, stage, stage.pooled, precision="ieee")
+        if kernel == "head":
+            blocks["BD"] = min(blocks["BD"], max(16, HEAD_VALUES // ways))
+        return blocks
 
     def out_side(self, s: int) -> int:
         """Of the images that a stage's activation is written to: with a border for the next one."""
