@@ -1,15 +1,21 @@
 """The GPU benchmark without a GPU: its dry run, how it continues, and its logic with stand-ins."""
 
 import json
+import os
 import signal
+import sys
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench import results
-from bench.gpu import clock, launches, progress, training
+from bench.gpu import __main__ as entry
+from bench.gpu import clock, launches, parts, progress, training
 from bench.gpu.__main__ import PARTS, main
 from bench.gpu.launches import Work
 from bench.gpu.progress import LeftOut, Progress, Request, work_through
@@ -155,17 +161,84 @@ def test_what_fails_is_kept_and_tried_again_and_the_rest_goes_on(request_, capsy
     assert "part: fails, 0.0 s, FAILED: ValueError: no luck" in capsys.readouterr().out
 
 
-def test_a_broken_device_ends_the_run_and_time_ends_a_call(request_, monkeypatch):
-    def broken() -> dict:
-        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+class Exec(BaseException):
+    """In place of another process."""
 
-    later = time.monotonic() + 60
-    monkeypatch.setattr(progress, "lost", lambda device: True)
-    with pytest.raises(RuntimeError, match="illegal memory"):
-        work_through("part", iter([("broken", broken), ("next", dict)]), request_, later)
-    assert list(request_.progress.part("part")) == ["broken"]
-    monkeypatch.undo()
-    assert work_through("part", iter([("broken", broken)]), request_, later)  # and goes on
+
+def test_after_the_device_is_lost_another_process_does_what_stands_behind(
+    request_, monkeypatch, capsys
+):
+    """In the calls that follow each loss is tried again last, the longest ago first."""
+    fatal, tried, state = {"broken", "worse", "listing"}, [], SimpleNamespace(lost=None)
+
+    def measure(name: str) -> dict:
+        tried.append(name)
+        if name in fatal:
+            state.lost = "the device is lost: an illegal memory access"
+            raise RuntimeError("an illegal memory access")
+        return {}
+
+    def listed(part: str, request):
+        for name in {"kernels": ("a", "broken", "b"), "gradients": ("worse", "c")}.get(part, ()):
+            yield name, partial(measure, name)
+        if part == "tune":
+            measure("listing")
+
+    def execute(program: str, command: list[str]) -> None:
+        commands.append(command)
+        raise Exec
+
+    def call() -> list[str]:
+        """A call with all of its processes; what they tried."""
+        tried.clear()
+        commands[:] = [[None, "-m", "bench.gpu", "--device", "cpu", "--quick", "--name", "made"]]
+        commands[0] += ["--out", str(request_.progress.path.parent)]
+        while commands:
+            state.lost = None
+            with suppress(Exec):
+                assert main(commands.pop()[3:]) == 0
+        return list(tried)
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr(parts, "items", listed)
+    monkeypatch.setattr(progress, "lost", lambda device: state.lost)
+    monkeypatch.setattr(os, "execv", execute)
+    assert call() == ["a", "broken", "b", "worse", "c", "listing"]
+    assert "an illegal memory access; another process goes on" in capsys.readouterr().out
+    kept = results.load(request_.progress.path)["parts"]
+    assert kept["kernels"]["broken"]["lost"] and kept["gradients"]["c"] == {"call": 2}
+    assert kept["tune"]["all of it"]["failed"] == "RuntimeError: an illegal memory access"
+    fatal.discard("worse")
+    assert call() == ["broken"], "one loss a call, and the longest ago first"
+    assert call() == ["worse", "listing"]
+    fatal.clear()
+    assert call() == ["broken", "listing"]
+    kept = results.load(request_.progress.path)["parts"]
+    assert not [i for part in kept.values() for i in part.values() if "failed" in i]
+
+
+def test_the_next_process_has_the_time_that_is_left(monkeypatch):
+    found = []
+    monkeypatch.setattr(os, "execv", lambda program, command: found.append((program, command)))
+    entry._go_on(["--quick", "--limit", "9"], time.monotonic() + 90)
+    assert found == [
+        (
+            sys.executable,
+            [sys.executable, "-m", "bench.gpu", "--quick", "--limit", "9"]
+            + ["--limit", "1.50", "--after-loss"],
+        )
+    ]
+    assert entry.flags(found[0][1][3:])["limit"] == 1.5
+    assert entry.flags(found[0][1][3:])["after_loss"]
+
+
+def test_a_capture_that_failed_loses_its_process(monkeypatch):
+    assert progress.lost(CPU) is None
+    monkeypatch.setattr(progress.graph, "failed", [object()])
+    assert progress.lost(CPU) == "a graph could not be captured"
+
+
+def test_time_ends_a_call(request_):
     assert not work_through("part", iter([("next", dict)]), request_, time.monotonic() - 1)
     assert not request_.progress.done("part", "next")
 

@@ -7,6 +7,8 @@ Everything is saved as it is found: the same command continues with what is miss
 launch table in kernels/triton/tuned.json, trainings, which continue too, in runs/gpu/NAME.
 """
 
+import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -35,6 +37,8 @@ def flags(argv: list[str]) -> dict[str, Any]:
     add("--limit", type=float, metavar="M", default=9.0, help="of this call, about")
     add("--data", metavar="PATH", default=None, help="Omniglot (default: datasets/omniglot)")
     add("--out", type=Path, metavar="PATH", default=None, help="where the results go")
+    # What this process says to the one that goes on after it.
+    add("--after-loss", action="store_true", default=False, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))
     for name, known in (("part", PARTS), ("device", ("cuda", "cpu"))):
         if given.get(name, known[0]) not in known:
@@ -54,8 +58,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
 
     from bench import results
     from bench.gpu import report
-    from bench.gpu.parts import items
-    from bench.gpu.progress import Progress, Request, work_through
+    from bench.gpu.progress import Lost, Progress, Request
 
     interrupt.phase = "unwind"
     if given["device"] == "cuda" and not torch.cuda.is_available():
@@ -70,19 +73,46 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         name, device, given["quick"], given["minutes"], given["data"], interrupt, progress,
         began + 60 * given["limit"],
     )  # fmt: skip
-    shares, whole = {} if "part" in given else SHARES, True
-    if "part" in given:
+    if "part" in given and not given["after_loss"]:
         progress.forget(given["part"])
     try:
-        for part in [given["part"]] if "part" in given else PARTS:
-            share = time.monotonic() + shares.get(part, float("inf"))
-            ends = min(share, request.ends)
-            whole = work_through(part, items(part, request), request, ends) and whole
+        whole = _work(given, request)
+    except Lost as lost:
+        say(f"{lost}; another process goes on, and comes back to this in the next call")
+        _go_on(argv, request.ends)
     finally:
         page = report.write_page(progress)
     for line in report.summary(progress.data):
         say(line)
     say(f"{'done' if whole else 'time is up, the same command continues'}; saved in {page}")
+
+
+def _work(given: dict[str, Any], request) -> bool:
+    """All parts, then the items in which the device was lost in earlier calls, the latest one last,
+    so that what stands behind them is reached. Answers whether nothing is left to be continued.
+    """
+    from bench.gpu.parts import items
+    from bench.gpu.progress import work_through
+
+    alone, whole = "part" in given, True
+    parts = (given["part"],) if alone else PARTS
+    for part in parts:
+        share = float("inf") if alone else SHARES.get(part, float("inf"))
+        ends = min(time.monotonic() + share, request.ends)
+        whole = work_through(part, items(part, request), request, ends) and whole
+    for part, name in [] if given["after_loss"] else request.progress.lost():
+        if part in parts:
+            listed = items(part, request)
+            whole = work_through(part, listed, request, request.ends, only=name) and whole
+    return whole
+
+
+def _go_on(argv: list[str], ends: float) -> None:
+    """Becomes a process with a device of its own, for the time that is left."""
+    left = max(0.0, ends - time.monotonic()) / 60
+    command = ["-m", "bench.gpu", *argv, "--limit", f"{left:.2f}", "--after-loss"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *command])
 
 
 def _default_name(device) -> str:

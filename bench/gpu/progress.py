@@ -12,12 +12,18 @@ import torch
 from bench import results
 from engine.errors import UserError, explained, say
 from engine.runs.interrupt import Interrupt
+from engine.runtime import graph
 
+ALL = "all of it"  # an item in place of those of a part that cannot be listed
 Items = Iterator[tuple[str, Callable[[], dict]]]  # names, and what measures them
 
 
 class LeftOut(Exception):
     """Raised by a part or an item that cannot be done here; the message says why, in one line."""
+
+
+class Lost(Exception):
+    """Raised where the device answers nothing any more; only another process can go on."""
 
 
 class Request(NamedTuple):
@@ -69,11 +75,24 @@ class Progress:
         item = self.part(part).get(name)
         return item is not None and not ("failed" in item or item.get("unfinished"))
 
+    def lost(self) -> list[tuple[str, str]]:
+        """Part and name of the items in which the device was lost, the latest one last."""
+        found = [
+            (item["call"], part, name)
+            for part, items in self.data["parts"].items()
+            for name, item in items.items()
+            if item.get("lost")
+        ]
+        return [(part, name) for _, part, name in sorted(found, key=lambda each: each[0])]
+
     def forget(self, part: str) -> None:
         self.data["parts"].pop(part, None)
 
     def keep(self, part: str, name: str, item: dict) -> None:
         self.part(part)[name] = item | {"call": len(self.data["calls"]) - 1}
+        self.save()
+
+    def save(self) -> None:
         self.data["calls"][-1]["seconds"] = round(time.monotonic() - self._began, 1)
         write(self.path, json.dumps(self.data, indent=1) + "\n")
 
@@ -94,16 +113,22 @@ def _loaded(path: Path) -> dict:
         raise UserError(f"{path} is no JSON: {error}; remove it, or give another --name") from None
 
 
-def work_through(part: str, items: Items, request: Request, ends: float) -> bool:
+def work_through(
+    part: str, items: Items, request: Request, ends: float, only: str | None = None
+) -> bool:
     """Does what is missing of a part, each item as long as the clock has not passed `ends`; answers
-    whether nothing is left to be continued.
+    whether nothing is left to be continued. With `only` it does the item of that name alone, and
+    without it all but those in which the device was lost.
 
     An item that fails is kept with its reason, and the others go on; but not after an error of the
-    device itself, which leaves none of them a chance.
+    device itself, which leaves none of them a chance in this process: that raises Lost.
     """
     progress, whole = request.progress, True
-    for name, measure in _listed(part, items, progress):
-        if progress.done(part, name):
+    skipped = {name for lost_in, name in progress.lost() if lost_in == part and name != only}
+    if only is None and ALL in skipped:  # its very list loses the device
+        return True
+    for name, measure in _listed(part, items, request):
+        if name in skipped or only not in (None, ALL, name) or progress.done(part, name):
             continue
         request.interrupt.check()
         if time.monotonic() > ends:
@@ -115,44 +140,62 @@ def work_through(part: str, items: Items, request: Request, ends: float) -> bool
             item = {"left_out": str(reason)}
         except Exception as error:
             item = _failure(error)
-            if lost(request.device):
-                progress.keep(part, name, item)
-                raise
-        progress.keep(part, name, item)
+        item = _kept(part, name, item, request)
         whole = whole and not item.get("unfinished")
         say(f"{part}: {name}, {time.monotonic() - began:.1f} s{_outcome(item)}")
     return whole
 
 
-def lost(device: torch.device) -> bool:
-    """Whether the device answers nothing any more, as after an address that it could not read."""
+def _kept(part: str, name: str, item: dict, request: Request) -> dict:
+    """Keeps an item, as one that failed where it lost the device."""
+    if gone := lost(request.device):
+        item = {"failed": item.get("failed", gone), "lost": True}
+    request.progress.keep(part, name, item)
+    if gone:
+        say(f"{part}: {name}{_outcome(item)}")
+        raise Lost(gone)
+    return item
+
+
+def lost(device: torch.device) -> str | None:
+    """Why nothing can be measured in this process any more, as after an address that the device
+    could not read; `None` if it can.
+    """
+    if graph.failed:
+        return "a graph could not be captured"
     try:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    except RuntimeError:
-        return True
-    return False
+    except RuntimeError as error:
+        return f"the device is lost: {_words(error)}"
+    return None
 
 
-def _listed(part: str, items: Items, progress: Progress) -> Items:
+def _listed(part: str, items: Items, request: Request) -> Items:
     """The items; a part that cannot be done here, or that fails to say what it has, has one, which
     says why.
     """
-    before = progress.part(part).pop("all of it", None)
+    before = request.progress.part(part).pop(ALL, None)
     try:
         yield from items
+        if before is not None:
+            request.progress.save()
         return
     except LeftOut as reason:
         item = {"left_out": str(reason)}
     except Exception as error:
         item = _failure(error)
-    progress.keep(part, "all of it", item)
+    item = _kept(part, ALL, item, request)
     if item.keys().isdisjoint(before or ()):
         say(f"{part}{_outcome(item)}")
 
 
 def _failure(error: Exception) -> dict:
-    return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+    return {"failed": f"{type(error).__name__}: {_words(error)}"}
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
 
 
 def _outcome(item: dict) -> str:
