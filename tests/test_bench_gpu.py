@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,13 @@ import torch
 
 from bench import results
 from bench.gpu import __main__ as entry
-from bench.gpu import clock, launches, parts, progress, training
+from bench.gpu import clock, launch_table, launches, parts, progress, training, tuning
 from bench.gpu.__main__ import PARTS, main
 from bench.gpu.launches import Work
 from bench.gpu.progress import LeftOut, Progress, Request, work_through
 from engine.config import Config
 from engine.runs.interrupt import Interrupt, Stopped
+from kernels.triton import launch
 from tests import golden
 from tests.tiny import make_images
 
@@ -30,7 +32,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def request_(tmp_path) -> Request:
     saved = Progress(tmp_path / "made.json", {"name": "made", "device": "cpu", "quick": True})
-    return Request("made", CPU, True, 1.0, None, Interrupt(), saved, time.monotonic() + 600)
+    later = time.monotonic() + 600
+    return Request("made", CPU, True, 1.0, None, Interrupt(), saved, later, lambda: "a table")
 
 
 @pytest.fixture
@@ -92,6 +95,7 @@ def test_a_dry_run_goes_through_every_part_and_continues(
         (["--minutes", "-1"], "--minutes is -1.0: give minutes, 0 or more"),
         (["--limit", "nan"], "--limit is nan: give minutes, 0 or more"),
         (["--minutes", "many"], "invalid float value: 'many'"),
+        (["--name", "tuned"], "--name is 'tuned': so is the launch table's file"),
         (["--name", "a/b"], "--name is 'a/b': give the name of a file"),
         (["--quik"], "there is no flag --quik: did you mean --quick? see"),
     ],
@@ -206,7 +210,7 @@ def test_after_the_device_is_lost_another_process_does_what_stands_behind(
     assert call() == ["a", "broken", "b", "worse", "c", "listing"]
     assert "an illegal memory access; another process goes on" in capsys.readouterr().out
     kept = results.load(request_.progress.path)["parts"]
-    assert kept["kernels"]["broken"]["lost"] and kept["gradients"]["c"] == {"call": 2}
+    assert kept["kernels"]["broken"]["lost"] and kept["gradients"]["c"]["call"] == 2
     assert kept["tune"]["all of it"]["failed"] == "RuntimeError: an illegal memory access"
     fatal.discard("worse")
     assert call() == ["broken"], "one loss a call, and the longest ago first"
@@ -240,7 +244,76 @@ def test_a_capture_that_failed_loses_its_process(monkeypatch):
 
 def test_time_ends_a_call(request_):
     assert not work_through("part", iter([("next", dict)]), request_, time.monotonic() - 1)
-    assert not request_.progress.done("part", "next")
+    assert not request_.progress.done("part", "next", "a table")
+
+
+def test_what_another_launch_table_made_is_measured_again(request_):
+    """The tuner of the call after has gone on: the times are of a table that is no more."""
+    measured = []
+
+    def items(part: str):
+        yield "one", lambda: measured.append(part) or {}
+        yield "two", lambda: {"left_out": measured.append("left out")}
+
+    for table in ("half", "half", "whole", "whole"):
+        request = request_._replace(table=lambda table=table: table)
+        for part in ("training", "kernels", "ops"):
+            assert work_through(part, items(part), request, time.monotonic() + 60)
+    first = ["training", "left out", "kernels", "left out", "ops", "left out"]
+    assert measured == [*first, "ops"]
+    kept = results.load(request_.progress.path)["parts"]
+    assert {part: of["one"]["table"] for part, of in kept.items()} == {
+        "training": "half", "kernels": "half", "ops": "whole"
+    }  # fmt: skip
+
+
+def test_tuning_goes_on_in_the_next_call_and_then_what_it_changed(request_, monkeypatch):
+    did, table = [], []
+
+    def items(part: str, request):
+        for key in ("a", "b") if part == "tune" else ("x",) if part == "ops" else ():
+            yield key, partial(measure, part, key)
+
+    def measure(part: str, key: str) -> dict:
+        did.append(key)
+        if part == "tune":
+            table.append(key)
+            time.sleep(0.06)
+        return {}
+
+    monkeypatch.setattr(parts, "items", items)
+    request = request_._replace(table=lambda: str(table))
+    given = {"after_loss": False}
+    monkeypatch.setitem(entry.SHARES, "tune", 0.05)
+    for whole in (False, True, True):
+        assert entry._work(given, request) == whole
+    assert did == ["a", "x", "b", "x"]
+
+
+def test_one_folder_holds_table_and_compiled_kernels(tmp_path, monkeypatch):
+    kept, out = tmp_path / "kernels" / "tuned.json", tmp_path / "out"
+    kept.parent.mkdir()
+    kept.write_text('{"cpu": {"a": {"BM": 32}}}')
+    monkeypatch.setattr(launch, "TUNED", kept)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")  # so that it is as before afterwards
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    launch._tuned.cache_clear()
+    begun = launch_table.digest(CPU)
+    try:
+        entry._settle(out)
+        assert os.environ["TRITON_CACHE_DIR"] == str(out / "triton")
+        assert launch_table.digest(CPU) == begun == launch_table.digest(CPU)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "cpu")
+        tuning.write(launch, CPU, "b", {"BM": 64})
+        assert launch_table.digest(CPU) != begun
+        assert json.loads(kept.read_text()) == {"cpu": {"a": {"BM": 32}}}
+        changed = {"cpu": {"a": {"BM": 32}, "b": {"BM": 64}}}
+        assert json.loads((out / "tuned.json").read_text()) == changed
+        launch.TUNED = kept  # another process, which goes on with the folder
+        entry._settle(out)
+        assert launch._tuned() == changed
+    finally:
+        launch._tuned.cache_clear()
 
 
 def test_a_part_that_cannot_be_listed_says_why(request_, capsys):
@@ -323,9 +396,18 @@ def test_a_training_ends_in_time_and_continues(tiny_training, request_, monkeypa
     monkeypatch.setattr(soon, "check", ends)
     item = training._seed(0, request_, soon)
     assert item["unfinished"] and item["seconds"] > 0
-    log = (tiny_training / "log.jsonl").read_text().splitlines()
-    assert 1 <= len(log) < 6
+    soon_log = (tiny_training / "log.jsonl").read_text().splitlines()
+    assert 1 <= len(soon_log) < 6
+    # On another machine, where only the folder has been brought.
+    carried = tiny_training.parent / "carried"
+    carried.mkdir()
+    for file in (tiny_training, training.Spent(tiny_training).file):
+        file.rename(carried / file.name)
+    cfg = replace(training.configuration(0, request_), run=str(carried / "run"))
+    monkeypatch.setattr(training, "configuration", lambda seed, request: cfg)
     whole = training._seed(0, request_, until(60))
+    log = (carried / "run" / "log.jsonl").read_text()
+    assert log.startswith("\n".join(soon_log)) and not tiny_training.exists()
     assert whole["seconds"] > item["seconds"] and len(whole["validation"]) == 2
     assert 0 <= whole["ensemble"]["accuracy"] <= 1 and "run" not in whole["settings"]
     json.dumps(whole)
@@ -340,11 +422,12 @@ def test_ctrl_c_in_a_training_is_no_end_of_time(tiny_training, request_):
     with pytest.raises(Stopped):
         training._seed(0, request_, CtrlC(request_.interrupt, time.monotonic() + 60))
     assert request_.progress.part("training")["seed 0"]["unfinished"]
-    assert not request_.progress.done("training", "seed 0")
+    assert not request_.progress.done("training", "seed 0", "a table")
 
 
 def test_the_paper_protocol_is_what_is_trained(request_):
     cfg = training.configuration(1, request_._replace(quick=False))
     assert cfg == Config.of(
-        "maml++", "omniglot", ways=20, shots=1, seed=1, device="cpu", run="runs/gpu/made/seed1"
-    )
+        "maml++", "omniglot", ways=20, shots=1, seed=1, device="cpu",
+        run=str(request_.out / "made" / "seed1"),
+    )  # fmt: skip

@@ -2,15 +2,17 @@
 
     python -m bench.gpu [--name NAME] [--part PART] [--quick] [--device cuda|cpu] [--minutes M]
 
-Everything is saved as it is found: the same command continues with what is missing, and after
---limit minutes begins nothing new. Results lie in bench/results/gpu/NAME.json and NAME.md, the
-launch table in kernels/triton/tuned.json, trainings, which continue too, in runs/gpu/NAME.
+Everything is saved as it is found, in one folder (--out): NAME.json and NAME.md, the launch table
+tuned.json, trainings in NAME/, and what Triton compiled in triton/. The same command continues with
+what is missing, on another machine too if the folder is carried there, and after --limit minutes
+begins nothing new.
 """
 
 import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ PARTS = (
 )  # fmt: skip
 # Seconds of a call that a part takes at most, unless it is asked for alone: the next call goes on.
 SHARES = {"tune": 100.0}
+TABLE = "kernels/triton/tuned.json"  # of the checkout, which every launch follows
 
 
 def flags(argv: list[str]) -> dict[str, Any]:
@@ -33,10 +36,10 @@ def flags(argv: list[str]) -> dict[str, Any]:
     add("--part", metavar="PART", help=f"repeat this one alone, of {', '.join(PARTS)}")
     add("--quick", action="store_true", default=False, help="fewer and smaller cases")
     add("--device", metavar="cuda|cpu", default="cuda", help="cpu: a dry run")
-    add("--minutes", type=float, metavar="M", default=3.0, help="of training in this call")
+    add("--minutes", type=float, metavar="M", default=6.0, help="of training in this call")
     add("--limit", type=float, metavar="M", default=9.0, help="of this call, about")
     add("--data", metavar="PATH", default=None, help="Omniglot (default: datasets/omniglot)")
-    add("--out", type=Path, metavar="PATH", default=None, help="where the results go")
+    add("--out", type=Path, metavar="PATH", default=None, help="of it all (default: runs/gpu)")
     # What this process says to the one that goes on after it.
     add("--after-loss", action="store_true", default=False, help=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))
@@ -46,6 +49,8 @@ def flags(argv: list[str]) -> dict[str, Any]:
     for name in ("minutes", "limit"):
         if not 0 <= given[name] < 1e6:
             raise UserError(f"--{name} is {given[name]}: give minutes, 0 or more")
+    if given.get("name") == "tuned":
+        raise UserError("--name is 'tuned': so is the launch table's file; give another one")
     if not Path(given.get("name") or "x").name == (given.get("name") or "x"):
         raise UserError(f"--name is {given['name']!r}: give the name of a file, without a folder")
     return given
@@ -57,7 +62,7 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     import torch
 
     from bench import results
-    from bench.gpu import report
+    from bench.gpu import launch_table, report
     from bench.gpu.progress import Lost, Progress, Request
 
     interrupt.phase = "unwind"
@@ -65,14 +70,16 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         raise UserError("torch finds no CUDA device here; --device cpu makes a dry run")
     device = torch.device(given["device"])
     name = given.get("name") or _default_name(device)
-    folder = given["out"] or results.FOLDER / "gpu"
+    folder = given["out"] or results.ROOT / "runs" / "gpu"
     progress = Progress(
         folder / f"{name}.json", {"name": name, "device": device.type, "quick": given["quick"]}
     )
     request = Request(
         name, device, given["quick"], given["minutes"], given["data"], interrupt, progress,
-        began + 60 * given["limit"],
+        began + 60 * given["limit"], partial(launch_table.digest, device),
     )  # fmt: skip
+    if request.cuda:
+        _settle(folder)
     if "part" in given and not given["after_loss"]:
         progress.forget(given["part"])
     try:
@@ -85,6 +92,19 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
     for line in report.summary(progress.data):
         say(line)
     say(f"{'done' if whole else 'time is up, the same command continues'}; saved in {page}")
+    if request.cuda:
+        say(
+            f"to keep it, copy {progress.path.name} and {page.name} to {report.FOLDER}, and "
+            f"tuned.json to {TABLE}"
+        )
+
+
+def _settle(folder: Path) -> None:
+    """Launch table and compiled kernels are in the folder, too."""
+    from bench.gpu import launch_table
+
+    launch_table.use(folder / "tuned.json")
+    os.environ.setdefault("TRITON_CACHE_DIR", str((folder / "triton").resolve()))
 
 
 def _work(given: dict[str, Any], request) -> bool:

@@ -15,6 +15,9 @@ from engine.runs.interrupt import Interrupt
 from engine.runtime import graph
 
 ALL = "all of it"  # an item in place of those of a part that cannot be listed
+# Parts that are measured again when the launch table has changed since; the others say which one
+# they were made by.
+BY_TABLE = ("graph", "ops", "iterations", "peers", "memory")
 Items = Iterator[tuple[str, Callable[[], dict]]]  # names, and what measures them
 
 
@@ -37,6 +40,12 @@ class Request(NamedTuple):
     interrupt: Interrupt
     progress: "Progress"
     ends: float  # of the call, by the monotonic clock
+    table: Callable[[], str]  # digest of the launch table as it is now
+
+    @property
+    def out(self) -> Path:
+        """The folder of everything that is kept."""
+        return self.progress.path.parent
 
     @property
     def cuda(self) -> bool:
@@ -70,10 +79,14 @@ class Progress:
         """What the items of a part found, by name."""
         return self.data["parts"].setdefault(part, {})
 
-    def done(self, part: str, name: str) -> bool:
-        """Items that failed or were cut short are tried again."""
+    def done(self, part: str, name: str, table: str) -> bool:
+        """Items that failed or were cut short are tried again, and those that another launch table
+        made slower or faster.
+        """
         item = self.part(part).get(name)
-        return item is not None and not ("failed" in item or item.get("unfinished"))
+        if item is None or "failed" in item or item.get("unfinished"):
+            return False
+        return part not in BY_TABLE or "left_out" in item or item.get("table") == table
 
     def lost(self) -> list[tuple[str, str]]:
         """Part and name of the items in which the device was lost, the latest one last."""
@@ -128,7 +141,9 @@ def work_through(
     if only is None and ALL in skipped:  # its very list loses the device
         return True
     for name, measure in _listed(part, items, request):
-        if name in skipped or only not in (None, ALL, name) or progress.done(part, name):
+        if name in skipped or only not in (None, ALL, name):
+            continue
+        if progress.done(part, name, request.table()):
             continue
         request.interrupt.check()
         if time.monotonic() > ends:
@@ -150,7 +165,7 @@ def _kept(part: str, name: str, item: dict, request: Request) -> dict:
     """Keeps an item, as one that failed where it lost the device."""
     if gone := lost(request.device):
         item = {"failed": item.get("failed", gone), "lost": True}
-    request.progress.keep(part, name, item)
+    request.progress.keep(part, name, item | {"table": request.table()})
     if gone:
         say(f"{part}: {name}{_outcome(item)}")
         raise Lost(gone)

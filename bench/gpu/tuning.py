@@ -1,4 +1,5 @@
-"""Chooses blocks, warps and stages of the Triton launches, and writes them where the kernels look.
+"""Chooses blocks, warps and stages of the Triton launches, and writes them where the kernels look
+(`bench.gpu.launch_table`).
 
 The launches of a pass are recorded once with what configured them; each is then replayed alone in a
 graph of many, under the default and under its neighbours. All that the benchmark knows of
@@ -17,7 +18,7 @@ import torch
 
 from bench import ops
 from bench.cases import Row
-from bench.gpu import checks, clock
+from bench.gpu import checks, clock, progress
 from bench.gpu.checks import rows_of_networks
 from bench.gpu.compiling import PACKAGE, compile_all, kernels_as
 from bench.gpu.progress import Items, LeftOut, Request, lost
@@ -228,5 +229,5 @@ def write(launch, device: torch.device, key: str, chosen: dict | None) -> None:
     own.pop(key, None)
     if chosen is not None:
         own[key] = chosen
-    launch.TUNED.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    progress.write(launch.TUNED, json.dumps(table, indent=1, sort_keys=True) + "\n")
     launch._tuned.cache_clear()  # what follows in this process runs by the new table
