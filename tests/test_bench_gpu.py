@@ -16,12 +16,23 @@ import torch
 
 from bench import results
 from bench.gpu import __main__ as entry
-from bench.gpu import clock, launch_table, launches, parts, progress, training, tuning
+from bench.gpu import (
+    checks,
+    clock,
+    launch_table,
+    launches,
+    parts,
+    progress,
+    report,
+    training,
+    tuning,
+)
 from bench.gpu.__main__ import PARTS, main
 from bench.gpu.launches import Work
 from bench.gpu.progress import LeftOut, Progress, Request, work_through
 from engine.config import Config
 from engine.runs.interrupt import Interrupt, Stopped
+from kernels import dispatch
 from kernels.triton import launch
 from tests import golden
 from tests.tiny import make_images
@@ -288,6 +299,31 @@ def test_tuning_goes_on_in_the_next_call_and_then_what_it_changed(request_, monk
     for whole in (False, True, True):
         assert entry._work(given, request) == whole
     assert did == ["a", "x", "b", "x"]
+
+
+def test_a_backend_that_is_not_here_says_why(request_, monkeypatch, capsys):
+    """Until it is."""
+    place = dispatch.space("native")
+    reasons = iter(["native: not built: no compiler", None])
+    for kept in ({"native, all of it"}, set()):
+        reason = next(reasons)
+        monkeypatch.setattr(place, "refuses", lambda device, dtype, reason=reason: reason)
+        for part in ("kernels", "ops"):
+            listed = checks.absent(part, request_)
+            assert work_through(part, listed, request_, time.monotonic() + 60)
+            assert request_.progress.part(part).keys() == kept
+    said = "native, all of it, 0.0 s, left out: native: not built: no compiler"
+    assert capsys.readouterr().out.splitlines() == [f"kernels: {said}", f"ops: {said}"]
+    page = report.page(request_.progress.data | {"parts": {"ops": {"cuda": {"left_out": "no"}}}})
+    assert "- ops, cuda: no\n" in page
+
+
+def test_the_help_says_how_to_install_without_a_network(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert "\n  python -m pip install --no-build-isolation --no-deps -e .\n" in said
+    assert "--after-loss" not in said
 
 
 def test_one_folder_holds_table_and_compiled_kernels(tmp_path, monkeypatch):

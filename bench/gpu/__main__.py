@@ -24,13 +24,22 @@ PARTS = (
     "environment", "compile", "kernels", "gradients", "graph", "tune", "ops", "iterations",
     "memory", "training", "peers",
 )  # fmt: skip
+INSTALL = """\
+The CUDA and native modules, built before it where there is no network:
+  python -m pip install --no-build-isolation --no-deps -e .
+"""
 # Seconds of a call that a part takes at most, unless it is asked for alone: the next call goes on.
 SHARES = {"tune": 100.0}
 TABLE = "kernels/triton/tuned.json"  # of the checkout, which every launch follows
 
 
 def flags(argv: list[str]) -> dict[str, Any]:
-    parser = Parser(prog="python -m bench.gpu", description=__doc__.split("\n\n")[0])
+    parser = Parser(
+        prog="python -m bench.gpu",
+        description=__doc__.split("\n\n")[0],
+        epilog=INSTALL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--name", metavar="NAME", help="of the results (default: the GPU's)")
     add("--part", metavar="PART", help=f"repeat this one alone, of {', '.join(PARTS)}")
