@@ -20,9 +20,11 @@ from engine.commandline import Parser
 from engine.errors import UserError, say
 from engine.runs.interrupt import Interrupt, answered
 
+# In the order that a first call of ten minutes wants: does it run, is it right, how fast is it, and
+# where does the time go; then everything else.
 PARTS = (
-    "environment", "compile", "kernels", "gradients", "graph", "tune", "ops", "iterations",
-    "memory", "training", "peers",
+    "environment", "compile", "passes", "bits", "alone", "profile", "kernels", "gradients", "ops",
+    "tune", "iterations", "peers", "memory", "training",
 )  # fmt: skip
 INSTALL = """\
 The CUDA and native modules, built before it where there is no network:
@@ -133,7 +135,7 @@ def _work(given: dict[str, Any], request) -> bool:
         if part in parts:
             listed = items(part, request)
             whole = work_through(part, listed, request, request.ends, only=name) and whole
-    return whole
+    return whole and (alone or not request.progress.outdated(request.table()))
 
 
 def _go_on(argv: list[str], ends: float) -> None:

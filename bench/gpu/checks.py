@@ -31,12 +31,24 @@ def items(request: Request) -> Items:
     for op in ops.available(request.device):
         if op.name != "passes" and not (request.quick and _large(op)):
             yield str(op), lambda op=op: _op(op, request.device)
+    yield from (each for first, each in _passes(request) if not first)
+
+
+def first_passes(request: Request) -> Items:
+    """One of each precision: whether it runs at all."""
+    yield from (each for first, each in _passes(request) if first)
+
+
+def _passes(request: Request) -> Iterator[tuple[bool, tuple]]:
+    """All of them, and whether each is its precision's first."""
     for precision, backend in passes_here(request.device):
+        first = True
         for row in rows_of_networks(request):
             for which in ("support", "target"):
-                name = f"passes {backend} {precision} {row.case} {which}"
                 cfg = config(row, precision, request.quick, request.device)
-                yield name, lambda c=cfg, w=which, b=backend: passes(c, w, b, request.device)
+                measure = partial(passes, cfg, which, backend, request.device)
+                yield first, (f"passes {backend} {precision} {row.case} {which}", measure)
+                first = False
 
 
 def absent(part: str, request: Request) -> Items:

@@ -17,7 +17,7 @@ from engine.runtime import graph
 ALL = "all of it"  # an item in place of those of a part that cannot be listed
 # Parts that are measured again when the launch table has changed since; the others say which one
 # they were made by.
-BY_TABLE = ("graph", "ops", "iterations", "peers", "memory")
+BY_TABLE = ("bits", "alone", "profile", "ops", "iterations", "peers", "memory")
 Items = Iterator[tuple[str, Callable[[], dict]]]  # names, and what measures them
 
 
@@ -86,7 +86,12 @@ class Progress:
         item = self.part(part).get(name)
         if item is None or "failed" in item or item.get("unfinished"):
             return False
-        return part not in BY_TABLE or "left_out" in item or item.get("table") == table
+        return not _outdated(part, item, table)
+
+    def outdated(self, table: str) -> bool:
+        """Whether anything was measured by another launch table."""
+        parts = self.data["parts"].items()
+        return any(_outdated(part, item, table) for part, of in parts for item in of.values())
 
     def lost(self) -> list[tuple[str, str]]:
         """Part and name of the items in which the device was lost, the latest one last."""
@@ -124,6 +129,10 @@ def _loaded(path: Path) -> dict:
         return results.load(path)
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}; remove it, or give another --name") from None
+
+
+def _outdated(part: str, item: dict, table: str) -> bool:
+    return part in BY_TABLE and "left_out" not in item and item.get("table") != table
 
 
 def work_through(
