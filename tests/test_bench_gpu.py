@@ -232,6 +232,28 @@ def test_after_the_device_is_lost_another_process_does_what_stands_behind(
     assert not [i for part in kept.values() for i in part.values() if "failed" in i]
 
 
+def test_an_item_in_which_its_process_is_killed_is_lost(request_):
+    """As by a kernel that never ends; Ctrl-C leaves what was there."""
+    path = request_.progress.path
+
+    def killed() -> dict:
+        found.append(results.load(path)["parts"]["part"]["one"])
+        return {}
+
+    def interrupted() -> dict:
+        raise Stopped(signal.SIGINT)
+
+    found: list[dict] = []
+    later = time.monotonic() + 60
+    assert work_through("part", iter([("one", killed)]), request_, later)
+    assert found == [{"failed": "its process was ended", "lost": True, "call": 0}]
+    request_.progress.part("part")["one"] = before = {"failed": "as it was", "call": 0}
+    for name, kept in (("one", {"one": before}), ("two", {"one": before})):
+        with pytest.raises(Stopped):
+            work_through("part", iter([(name, interrupted)]), request_, later)
+        assert results.load(path)["parts"]["part"] == kept
+
+
 def test_the_next_process_has_the_time_that_is_left(monkeypatch):
     found = []
     monkeypatch.setattr(os, "execv", lambda program, command: found.append((program, command)))

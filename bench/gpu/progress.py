@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +111,20 @@ class Progress:
         self.part(part)[name] = item | {"call": len(self.data["calls"]) - 1}
         self.save()
 
+    @contextmanager
+    def begun(self, part: str, name: str) -> Iterator[None]:
+        """Around the work on an item: a process that is killed in it leaves it as lost."""
+        before, mark = self.part(part).get(name), {"failed": "its process was ended", "lost": True}
+        self.keep(part, name, mark)
+        try:
+            yield
+        finally:
+            if "lost" in self.part(part)[name]:  # what is interrupted may have kept more
+                self.part(part).pop(name)
+                if before is not None:
+                    self.part(part)[name] = before
+                self.save()
+
     def save(self) -> None:
         self.data["calls"][-1]["seconds"] = round(time.monotonic() - self._began, 1)
         write(self.path, json.dumps(self.data, indent=1) + "\n")
@@ -158,16 +173,21 @@ def work_through(
         if time.monotonic() > ends:
             return False
         began = time.monotonic()
-        try:
-            item = measure()
-        except LeftOut as reason:
-            item = {"left_out": str(reason)}
-        except Exception as error:
-            item = _failure(error)
+        with progress.begun(part, name):
+            item = _measured(measure)
         item = _kept(part, name, item, request)
         whole = whole and not item.get("unfinished")
         say(f"{part}: {name}, {time.monotonic() - began:.1f} s{_outcome(item)}")
     return whole
+
+
+def _measured(measure: Callable[[], dict]) -> dict:
+    try:
+        return measure()
+    except LeftOut as reason:
+        return {"left_out": str(reason)}
+    except Exception as error:
+        return _failure(error)
 
 
 def _kept(part: str, name: str, item: dict, request: Request) -> dict:
