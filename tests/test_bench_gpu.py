@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from bench.gpu import __main__ as entry
 from bench.gpu import (
     checks,
     clock,
+    environment,
+    graph,
     launch_table,
     launches,
     parts,
@@ -38,6 +40,7 @@ from tests import golden
 from tests.tiny import make_images
 
 CPU = torch.device("cpu")
+TABLE = launch.TUNED
 
 
 @pytest.fixture
@@ -348,7 +351,7 @@ def test_the_help_says_how_to_install_without_a_network(capsys):
     assert "--after-loss" not in said
 
 
-def test_one_folder_holds_table_and_compiled_kernels(tmp_path, monkeypatch):
+def test_one_folder_holds_table_and_compiled_kernels(tmp_path, request_, monkeypatch):
     kept, out = tmp_path / "kernels" / "tuned.json", tmp_path / "out"
     kept.parent.mkdir()
     kept.write_text('{"cpu": {"a": {"BM": 32}}}')
@@ -367,6 +370,12 @@ def test_one_folder_holds_table_and_compiled_kernels(tmp_path, monkeypatch):
         assert json.loads(kept.read_text()) == {"cpu": {"a": {"BM": 32}}}
         changed = {"cpu": {"a": {"BM": 32}, "b": {"BM": 64}}}
         assert json.loads((out / "tuned.json").read_text()) == changed
+        request = request_._replace(progress=Progress(out / "made.json", {}))
+        assert entry._to_keep(request) == (
+            "to keep it, copy made.json and made.md to bench/results/gpu, and tuned.json to "
+            "kernels/triton/tuned.json"
+        )
+        assert (results.ROOT / entry.RESULTS, results.ROOT / entry.TABLE) == (report.FOLDER, TABLE)
         launch.TUNED = kept  # another process, which goes on with the folder
         entry._settle(out)
         assert launch._tuned() == changed
@@ -402,6 +411,40 @@ def test_launches_are_counted_and_gaps_are_where_nothing_runs():
     )  # fmt: skip
     with pytest.raises(LeftOut, match="saw no work"):
         launches.count([])
+
+
+def test_a_profile_has_the_clock_under_load(monkeypatch):
+    played = []
+
+    class Stepping(nullcontext):
+        def __init__(self, cfg, device, graph=True):
+            super().__init__(self)
+            self.graph = graph
+
+        def iterations(self, count: int) -> None:
+            played.append((self.graph, count))
+
+        def iteration(self) -> None:
+            played.append((self.graph, "profiled"))
+
+    def profiled(call):
+        call()
+        return launches.count([Work("conv", 0.0, 4.0)])
+
+    def smi(asked: str) -> dict[str, str]:
+        time.sleep(0.05)
+        return {asked: "read"}
+
+    monkeypatch.setattr(graph, "Stepping", Stepping)
+    monkeypatch.setattr(graph, "profiled", profiled)
+    monkeypatch.setattr(environment, "SETTLING", 0.02)
+    monkeypatch.setattr(environment, "_nvidia_smi", smi)
+    item = json.loads(json.dumps(graph._profile(None, CPU)))
+    assert item["load"] == {"clocks.sm,power.draw,temperature.gpu": "read"}
+    assert item["graph"] == item["eager"] and item["graph"]["by_name"] == {"conv": [1, 4.0]}
+    assert played[:2] == [(True, 3), (True, "profiled")]
+    assert played[-2:] == [(False, 3), (False, "profiled")]
+    assert set(played[2:-2]) == {(True, graph.REPLAYS)}
 
 
 def test_turns_are_taken_forth_and_back_with_as_much_as_fits_in_one():

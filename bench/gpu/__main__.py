@@ -32,7 +32,8 @@ The CUDA and native modules, built before it where there is no network:
 """
 # Seconds of a call that a part takes at most, unless it is asked for alone: the next call goes on.
 SHARES = {"tune": 100.0}
-TABLE = "kernels/triton/tuned.json"  # of the checkout, which every launch follows
+# In a checkout: what the README is made from, and the table that every launch follows.
+RESULTS, TABLE = "bench/results/gpu", "kernels/triton/tuned.json"
 
 
 def flags(argv: list[str]) -> dict[str, Any]:
@@ -104,10 +105,13 @@ def run(argv: list[str], interrupt: Interrupt) -> None:
         say(line)
     say(f"{'done' if whole else 'time is up, the same command continues'}; saved in {page}")
     if request.cuda:
-        say(
-            f"to keep it, copy {progress.path.name} and {page.name} to {report.FOLDER}, and "
-            f"tuned.json to {TABLE}"
-        )
+        say(_to_keep(request))
+
+
+def _to_keep(request) -> str:
+    """The files that the repository has of a run."""
+    table = f", and tuned.json to {TABLE}" * (request.out / "tuned.json").exists()
+    return f"to keep it, copy {request.name}.json and {request.name}.md to {RESULTS}{table}"
 
 
 def _settle(folder: Path) -> None:
