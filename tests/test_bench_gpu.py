@@ -1,30 +1,53 @@
 """The GPU benchmark without a GPU: its dry run, how it continues, and its logic with stand-ins."""
 
 import json
+import os
 import signal
+import sys
 import time
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench import results
-from bench.gpu import clock, launches, progress, training
+from bench.gpu import __main__ as entry
+from bench.gpu import (
+    checks,
+    clock,
+    environment,
+    graph,
+    launch_table,
+    launches,
+    parts,
+    progress,
+    report,
+    training,
+    tuning,
+)
 from bench.gpu.__main__ import PARTS, main
 from bench.gpu.launches import Work
 from bench.gpu.progress import LeftOut, Progress, Request, work_through
 from engine.config import Config
 from engine.runs.interrupt import Interrupt, Stopped
+from kernels import dispatch
+from kernels.triton import launch
 from tests import golden
 from tests.tiny import make_images
 
 CPU = torch.device("cpu")
+TABLE = launch.TUNED
 
 
 @pytest.fixture
 def request_(tmp_path) -> Request:
     saved = Progress(tmp_path / "made.json", {"name": "made", "device": "cpu", "quick": True})
-    return Request("made", CPU, True, 1.0, None, Interrupt(), saved, time.monotonic() + 600)
+    later = time.monotonic() + 600
+    return Request("made", CPU, True, 1.0, None, Interrupt(), saved, later, lambda: "a table")
 
 
 @pytest.fixture
@@ -47,10 +70,10 @@ def test_a_dry_run_goes_through_every_part_and_continues(
     assert list(run["parts"]) == list(PARTS)
     items = {(part, n): item for part in PARTS for n, item in run["parts"][part].items()}
     assert not [key for key, item in items.items() if "failed" in item]
-    for part in ("compile", "graph", "tune", "memory"):
+    for part in ("compile", "bits", "profile", "tune", "memory"):
         assert "this run is on cpu" in items[part, "all of it"]["left_out"]
     assert "no Omniglot at" in items["training", "all of it"]["left_out"]
-    judged = [i for (part, _), i in items.items() if part in ("kernels", "gradients")]
+    judged = [i for (part, _), i in items.items() if part in ("passes", "kernels", "gradients")]
     judged = [i for i in judged if i.get("replayed")]
     assert len(judged) > 8 and all(item["repeats"] for item in judged)
     assert all(part["within"] for item in judged for part in item["parts"].values())
@@ -86,6 +109,7 @@ def test_a_dry_run_goes_through_every_part_and_continues(
         (["--minutes", "-1"], "--minutes is -1.0: give minutes, 0 or more"),
         (["--limit", "nan"], "--limit is nan: give minutes, 0 or more"),
         (["--minutes", "many"], "invalid float value: 'many'"),
+        (["--name", "tuned"], "--name is 'tuned': so is the launch table's file"),
         (["--name", "a/b"], "--name is 'a/b': give the name of a file"),
         (["--quik"], "there is no flag --quik: did you mean --quick? see"),
     ],
@@ -155,19 +179,208 @@ def test_what_fails_is_kept_and_tried_again_and_the_rest_goes_on(request_, capsy
     assert "part: fails, 0.0 s, FAILED: ValueError: no luck" in capsys.readouterr().out
 
 
-def test_a_broken_device_ends_the_run_and_time_ends_a_call(request_, monkeypatch):
-    def broken() -> dict:
-        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+class Exec(BaseException):
+    """In place of another process."""
 
+
+def test_after_the_device_is_lost_another_process_does_what_stands_behind(
+    request_, monkeypatch, capsys
+):
+    """In the calls that follow each loss is tried again last, the longest ago first."""
+    fatal, tried, state = {"broken", "worse", "listing"}, [], SimpleNamespace(lost=None)
+
+    def measure(name: str) -> dict:
+        tried.append(name)
+        if name in fatal:
+            state.lost = "the device is lost: an illegal memory access"
+            raise RuntimeError("an illegal memory access")
+        return {}
+
+    def listed(part: str, request):
+        for name in {"kernels": ("a", "broken", "b"), "gradients": ("worse", "c")}.get(part, ()):
+            yield name, partial(measure, name)
+        if part == "tune":
+            measure("listing")
+
+    def execute(program: str, command: list[str]) -> None:
+        commands.append(command)
+        raise Exec
+
+    def call() -> list[str]:
+        """A call with all of its processes; what they tried."""
+        tried.clear()
+        commands[:] = [[None, "-m", "bench.gpu", "--device", "cpu", "--quick", "--name", "made"]]
+        commands[0] += ["--out", str(request_.progress.path.parent)]
+        while commands:
+            state.lost = None
+            with suppress(Exec):
+                assert main(commands.pop()[3:]) == 0
+        return list(tried)
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr(parts, "items", listed)
+    monkeypatch.setattr(progress, "lost", lambda device: state.lost)
+    monkeypatch.setattr(os, "execv", execute)
+    assert call() == ["a", "broken", "b", "worse", "c", "listing"]
+    assert "an illegal memory access; another process goes on" in capsys.readouterr().out
+    kept = results.load(request_.progress.path)["parts"]
+    assert kept["kernels"]["broken"]["lost"] and kept["gradients"]["c"]["call"] == 2
+    assert kept["tune"]["all of it"]["failed"] == "RuntimeError: an illegal memory access"
+    fatal.discard("worse")
+    assert call() == ["broken"], "one loss a call, and the longest ago first"
+    assert call() == ["worse", "listing"]
+    fatal.clear()
+    assert call() == ["broken", "listing"]
+    kept = results.load(request_.progress.path)["parts"]
+    assert not [i for part in kept.values() for i in part.values() if "failed" in i]
+
+
+def test_an_item_in_which_its_process_is_killed_is_lost(request_):
+    """As by a kernel that never ends; Ctrl-C leaves what was there."""
+    path = request_.progress.path
+
+    def killed() -> dict:
+        found.append(results.load(path)["parts"]["part"]["one"])
+        return {}
+
+    def interrupted() -> dict:
+        raise Stopped(signal.SIGINT)
+
+    found: list[dict] = []
     later = time.monotonic() + 60
-    monkeypatch.setattr(progress, "lost", lambda device: True)
-    with pytest.raises(RuntimeError, match="illegal memory"):
-        work_through("part", iter([("broken", broken), ("next", dict)]), request_, later)
-    assert list(request_.progress.part("part")) == ["broken"]
-    monkeypatch.undo()
-    assert work_through("part", iter([("broken", broken)]), request_, later)  # and goes on
+    assert work_through("part", iter([("one", killed)]), request_, later)
+    assert found == [{"failed": "its process was ended", "lost": True, "call": 0}]
+    request_.progress.part("part")["one"] = before = {"failed": "as it was", "call": 0}
+    for name, kept in (("one", {"one": before}), ("two", {"one": before})):
+        with pytest.raises(Stopped):
+            work_through("part", iter([(name, interrupted)]), request_, later)
+        assert results.load(path)["parts"]["part"] == kept
+
+
+def test_the_next_process_has_the_time_that_is_left(monkeypatch):
+    found = []
+    monkeypatch.setattr(os, "execv", lambda program, command: found.append((program, command)))
+    entry._go_on(["--quick", "--limit", "9"], time.monotonic() + 90)
+    assert found == [
+        (
+            sys.executable,
+            [sys.executable, "-m", "bench.gpu", "--quick", "--limit", "9"]
+            + ["--limit", "1.50", "--after-loss"],
+        )
+    ]
+    assert entry.flags(found[0][1][3:])["limit"] == 1.5
+    assert entry.flags(found[0][1][3:])["after_loss"]
+
+
+def test_a_capture_that_failed_loses_its_process(monkeypatch):
+    assert progress.lost(CPU) is None
+    monkeypatch.setattr(progress.graph, "failed", [object()])
+    assert progress.lost(CPU) == "a graph could not be captured"
+
+
+def test_time_ends_a_call(request_):
     assert not work_through("part", iter([("next", dict)]), request_, time.monotonic() - 1)
-    assert not request_.progress.done("part", "next")
+    assert not request_.progress.done("part", "next", "a table")
+
+
+def test_what_another_launch_table_made_is_measured_again(request_):
+    """The tuner of the call after has gone on: the times are of a table that is no more."""
+    measured = []
+
+    def items(part: str):
+        yield "one", lambda: measured.append(part) or {}
+        yield "two", lambda: {"left_out": measured.append("left out")}
+
+    for table in ("half", "half", "whole", "whole"):
+        request = request_._replace(table=lambda table=table: table)
+        for part in ("training", "kernels", "ops"):
+            assert work_through(part, items(part), request, time.monotonic() + 60)
+    first = ["training", "left out", "kernels", "left out", "ops", "left out"]
+    assert measured == [*first, "ops"]
+    kept = results.load(request_.progress.path)["parts"]
+    assert {part: of["one"]["table"] for part, of in kept.items()} == {
+        "training": "half", "kernels": "half", "ops": "whole"
+    }  # fmt: skip
+
+
+def test_tuning_goes_on_in_the_next_call_and_then_what_it_changed(request_, monkeypatch):
+    did, table = [], []
+
+    def items(part: str, request):
+        for key in ("a", "b") if part == "tune" else ("x",) if part == "ops" else ():
+            yield key, partial(measure, part, key)
+
+    def measure(part: str, key: str) -> dict:
+        did.append(key)
+        if part == "tune":
+            table.append(key)
+            time.sleep(0.06)
+        return {}
+
+    monkeypatch.setattr(parts, "items", items)
+    request = request_._replace(table=lambda: str(table))
+    given = {"after_loss": False}
+    monkeypatch.setitem(entry.SHARES, "tune", 0.05)
+    for whole in (False, False, True, True):
+        assert entry._work(given, request) == whole
+    assert did == ["x", "a", "x", "b", "x"]
+
+
+def test_a_backend_that_is_not_here_says_why(request_, monkeypatch, capsys):
+    """Until it is."""
+    place = dispatch.space("native")
+    reasons = iter(["native: not built: no compiler", None])
+    for kept in ({"native, all of it"}, set()):
+        reason = next(reasons)
+        monkeypatch.setattr(place, "refuses", lambda device, dtype, reason=reason: reason)
+        for part in ("kernels", "ops"):
+            listed = checks.absent(part, request_)
+            assert work_through(part, listed, request_, time.monotonic() + 60)
+            assert request_.progress.part(part).keys() == kept
+    said = "native, all of it, 0.0 s, left out: native: not built: no compiler"
+    assert capsys.readouterr().out.splitlines() == [f"kernels: {said}", f"ops: {said}"]
+    page = report.page(request_.progress.data | {"parts": {"ops": {"cuda": {"left_out": "no"}}}})
+    assert "- ops, cuda: no\n" in page
+
+
+def test_the_help_says_how_to_install_without_a_network(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert "\n  python -m pip install --no-build-isolation --no-deps -e .\n" in said
+    assert "--after-loss" not in said
+
+
+def test_one_folder_holds_table_and_compiled_kernels(tmp_path, request_, monkeypatch):
+    kept, out = tmp_path / "kernels" / "tuned.json", tmp_path / "out"
+    kept.parent.mkdir()
+    kept.write_text('{"cpu": {"a": {"BM": 32}}}')
+    monkeypatch.setattr(launch, "TUNED", kept)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")  # so that it is as before afterwards
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    launch._tuned.cache_clear()
+    begun = launch_table.digest(CPU)
+    try:
+        entry._settle(out)
+        assert os.environ["TRITON_CACHE_DIR"] == str(out / "triton")
+        assert launch_table.digest(CPU) == begun == launch_table.digest(CPU)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "cpu")
+        tuning.write(launch, CPU, "b", {"BM": 64})
+        assert launch_table.digest(CPU) != begun
+        assert json.loads(kept.read_text()) == {"cpu": {"a": {"BM": 32}}}
+        changed = {"cpu": {"a": {"BM": 32}, "b": {"BM": 64}}}
+        assert json.loads((out / "tuned.json").read_text()) == changed
+        request = request_._replace(progress=Progress(out / "made.json", {}))
+        assert entry._to_keep(request) == (
+            "to keep it, copy made.json and made.md to bench/results/gpu, and tuned.json to "
+            "kernels/triton/tuned.json"
+        )
+        assert (results.ROOT / entry.RESULTS, results.ROOT / entry.TABLE) == (report.FOLDER, TABLE)
+        launch.TUNED = kept  # another process, which goes on with the folder
+        entry._settle(out)
+        assert launch._tuned() == changed
+    finally:
+        launch._tuned.cache_clear()
 
 
 def test_a_part_that_cannot_be_listed_says_why(request_, capsys):
@@ -193,9 +406,45 @@ def test_launches_are_counted_and_gaps_are_where_nothing_runs():
         Work("sum", 11.0, 12.0),
     ]
     found = launches.count(done)
-    assert found == (4, 1, 14.0, 10.0, 4.0, {"conv": 2, "norm": 1, "sum": 1})
+    assert found == (
+        4, 1, 14.0, 10.0, 4.0, {"conv": (2, 8.0), "norm": (1, 3.0), "sum": (1, 1.0)}
+    )  # fmt: skip
     with pytest.raises(LeftOut, match="saw no work"):
         launches.count([])
+
+
+def test_a_profile_has_the_clock_under_load(monkeypatch):
+    played = []
+
+    class Stepping(nullcontext):
+        def __init__(self, cfg, device, graph=True):
+            super().__init__(self)
+            self.graph = graph
+
+        def iterations(self, count: int) -> None:
+            played.append((self.graph, count))
+
+        def iteration(self) -> None:
+            played.append((self.graph, "profiled"))
+
+    def profiled(call):
+        call()
+        return launches.count([Work("conv", 0.0, 4.0)])
+
+    def smi(asked: str) -> dict[str, str]:
+        time.sleep(0.05)
+        return {asked: "read"}
+
+    monkeypatch.setattr(graph, "Stepping", Stepping)
+    monkeypatch.setattr(graph, "profiled", profiled)
+    monkeypatch.setattr(environment, "SETTLING", 0.02)
+    monkeypatch.setattr(environment, "_nvidia_smi", smi)
+    item = json.loads(json.dumps(graph._profile(None, CPU)))
+    assert item["load"] == {"clocks.sm,power.draw,temperature.gpu": "read"}
+    assert item["graph"] == item["eager"] and item["graph"]["by_name"] == {"conv": [1, 4.0]}
+    assert played[:2] == [(True, 3), (True, "profiled")]
+    assert played[-2:] == [(False, 3), (False, "profiled")]
+    assert set(played[2:-2]) == {(True, graph.REPLAYS)}
 
 
 def test_turns_are_taken_forth_and_back_with_as_much_as_fits_in_one():
@@ -250,9 +499,18 @@ def test_a_training_ends_in_time_and_continues(tiny_training, request_, monkeypa
     monkeypatch.setattr(soon, "check", ends)
     item = training._seed(0, request_, soon)
     assert item["unfinished"] and item["seconds"] > 0
-    log = (tiny_training / "log.jsonl").read_text().splitlines()
-    assert 1 <= len(log) < 6
+    soon_log = (tiny_training / "log.jsonl").read_text().splitlines()
+    assert 1 <= len(soon_log) < 6
+    # On another machine, where only the folder has been brought.
+    carried = tiny_training.parent / "carried"
+    carried.mkdir()
+    for file in (tiny_training, training.Spent(tiny_training).file):
+        file.rename(carried / file.name)
+    cfg = replace(training.configuration(0, request_), run=str(carried / "run"))
+    monkeypatch.setattr(training, "configuration", lambda seed, request: cfg)
     whole = training._seed(0, request_, until(60))
+    log = (carried / "run" / "log.jsonl").read_text()
+    assert log.startswith("\n".join(soon_log)) and not tiny_training.exists()
     assert whole["seconds"] > item["seconds"] and len(whole["validation"]) == 2
     assert 0 <= whole["ensemble"]["accuracy"] <= 1 and "run" not in whole["settings"]
     json.dumps(whole)
@@ -267,11 +525,12 @@ def test_ctrl_c_in_a_training_is_no_end_of_time(tiny_training, request_):
     with pytest.raises(Stopped):
         training._seed(0, request_, CtrlC(request_.interrupt, time.monotonic() + 60))
     assert request_.progress.part("training")["seed 0"]["unfinished"]
-    assert not request_.progress.done("training", "seed 0")
+    assert not request_.progress.done("training", "seed 0", "a table")
 
 
 def test_the_paper_protocol_is_what_is_trained(request_):
     cfg = training.configuration(1, request_._replace(quick=False))
     assert cfg == Config.of(
-        "maml++", "omniglot", ways=20, shots=1, seed=1, device="cpu", run="runs/gpu/made/seed1"
-    )
+        "maml++", "omniglot", ways=20, shots=1, seed=1, device="cpu",
+        run=str(request_.out / "made" / "seed1"),
+    )  # fmt: skip

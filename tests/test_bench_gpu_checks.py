@@ -5,6 +5,7 @@ budgets; and what of its peers and of its tuner can be tried without a GPU.
 import json
 import sys
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -180,6 +181,77 @@ def test_what_fails_to_compile_is_told():
             raise ValueError(str(one))
 
     assert sorted(map(str, compiling.compile_all(run, range(4)))) == ["1", "3"]
+
+
+def test_threads_compile_and_never_launch(monkeypatch):
+    """A kernel whose first launch takes a moment, as that of a module to be loaded: a second thread
+    would find it half loaded.
+    """
+    asked = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            raise AssertionError("launched in a thread")
+
+        def warmup(self, *arguments, grid, **options):
+            asked.append((arguments, grid, options))
+
+    module = SimpleNamespace(made_kernel=Kernel())
+    monkeypatch.setitem(sys.modules, "kernels.triton.made", module)
+    assert not compiling.compile_all(lambda n: module.made_kernel[(n, 2)]("a", BM=n), range(4))
+    assert sorted(asked, key=str) == [(("a",), (n, 2), {"BM": n}) for n in range(4)]
+    assert isinstance(module.made_kernel, Kernel)
+
+
+def test_what_is_compiled_is_what_a_launch_looks_for(monkeypatch):
+    """By Triton's own keys: sizes and addresses that 16 divides are kernels of their own."""
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    module = import_module("kernels.triton.update")
+    kernel = module.descend_kernel
+    if not isinstance(kernel, JITFunction):
+        pytest.skip("TRITON_INTERPRET=1 interprets the kernels")
+    made, ran = [], []
+
+    def compiled(self, key, *_):
+        loaded = SimpleNamespace(
+            launch_metadata=lambda *_: None,
+            run=lambda *arguments: ran.append(arguments[:3]),
+            function=None,
+            packed_metadata=None,
+        )
+        made.append(key)
+        return self.device_caches[0][0].setdefault(key, loaded)
+
+    stub = SimpleNamespace(
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+    )
+    monkeypatch.setattr(JITFunction, "_do_compile", compiled)
+    names, memory = kernel.arg_names, torch.zeros(64)
+    fixed = {p.name: 16 for p in kernel.params if p.is_constexpr}
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns where it is not set
+    monkeypatch.setattr(driver, "_active", stub)
+    kernel.device_caches.clear()
+
+    def launch(case: tuple[int, int]) -> None:
+        size, offset = case
+        given = [size if n.endswith("_step") else memory[offset:] for n in names]
+        module.descend_kernel[(3, 2)](*given[: -len(fixed)], **fixed, num_warps=4)
+
+    try:
+        cases = [(48, 0), (7, 0), (48, 1)]
+        assert not compiling.compile_all(launch, cases)
+        assert len(set(made)) == len(made) == 3 and not ran
+        for case in cases:
+            launch(case)
+        assert len(made) == 3 and ran == [(3, 2, 1)] * 3
+    finally:
+        kernel.device_caches.clear()
 
 
 CHOICES = [dict(BM=bm, num_warps=w) for bm in (64, 32, 128) for w in (4, 8)]

@@ -53,11 +53,13 @@ RUN = {
             "native": check(1.0, 2e-7, replayed=False),
         },
         "gradients": {"triton tf32": check(1e-3, 2e-3, free=0.5), "golden files": {"files": []}},
-        "graph": {
-            "bits mini tf32": {"same": True, "said": "the same bits over 5 iterations"},
-            "launches mini": {
-                "graph": dict(kernels=180, copies=3, span=900.0, busy=810.0, longest_gap=2.0),
+        "bits": {"mini tf32": {"same": True, "said": "the same bits over 5 iterations"}},
+        "profile": {
+            "mini": {
+                "graph": dict(kernels=180, copies=3, span=900.0, busy=810.0, longest_gap=2.0)
+                | {"by_name": {"conv": [100, 799.0], "sum": [79, 0.5], "one": [1, 0.5]}},
                 "eager": dict(kernels=180, copies=3, span=5000.0, busy=810.0, longest_gap=99.0),
+                "load": {"clocks.sm": "1755 MHz", "power.draw": "512.30 W"},
             },
         },
         "tune": {
@@ -79,8 +81,8 @@ RUN = {
                 },
             }
         },
+        "alone": {"mini": played(MINI, ours_tf32=4.0, ours_bf16=3.5)},
         "iterations": {
-            "mini alone": played(MINI, ours_tf32=4.0, ours_bf16=3.5),
             "mini loop": played(MINI, ours_tf32=5.0, loop=150.0),
             "mini JAX": {"left_out": "the package jax is not installed"},
             "last alone": played(LAST, ours_tf32=2.0) | {"absent": {"ours, bf16": "no graph"}},
@@ -150,6 +152,9 @@ def test_iterations_are_held_against_their_goals():
 def test_launches_rates_memory_and_tuning_have_tables():
     rows = cells(gpu.page(RUN))
     assert ["mini, graph", "180", "3", "900", "10 %", "2.0"] in rows
+    assert "mini: clocks.sm 1755 MHz, power.draw 512.30 W\n" in gpu.page(RUN)
+    assert ["conv", "100", "799.0", "99.9 %"] in rows
+    assert ["2 others", "80", "1.0", "0.1 %"] in rows and len([r for r in rows if "sum" in r]) == 0
     assert ["mini, eager", "180", "3", "5,000", "84 %", "99.0"] in rows
     shares = ["1,000.0 (50, 25)", "2,000.0 (25, 100)", "4,000.0 (25, 50)"]
     assert ["passes mini support, triton tf32", "4 × 5", *shares] in rows

@@ -13,7 +13,7 @@ from kernels.check import errors, ops, oracle
 from kernels.check import rows as check
 from kernels.check.rows import MARGINS, PARTS, SHORT, Subject
 from tests import winograd
-from tests.planted import FAULTS, NET, SMALL, assert_caught, assert_clean, scaled
+from tests.planted import FAULTS, NET, SMALL, assert_caught, assert_clean, scaled, wrong
 
 CPU = torch.device("cpu")
 built = pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
@@ -199,3 +199,41 @@ def test_an_unknown_flag_is_one_line_and_exit_code_2(argument: str):
 def test_ops_are_named_result_by_result():
     case = ops.update(NET, 2)
     assert set(case.named(case.truth(*case.tensors))) == set(PARTS)
+
+
+def test_plain_convolutions_of_a_gpu_are_held_against_torch_s_own_there(monkeypatch):
+    """cuDNN may add up a filter's gradient with a larger error than a processor does, which is no
+    fault of ours; that of another backend, or a larger one, is.
+    """
+    gpu, there = torch.device("cuda"), check._torch32_on
+    assert Subject(gpu, "plain", None).is_torch("conv")
+    for each, op in (("plain", "update"), ("triton", "conv"), ("cuda", "norm_act")):
+        assert not Subject(gpu, each, None).is_torch(op)
+    assert not subject("plain").is_torch("conv")
+
+    def less_exact(device, case):
+        return {
+            part: {name: off(values) for name, values in each.items()}
+            for part, each in there(device, case).items()
+        }
+
+    def off(values):
+        return values * (1 + 1e-4)
+
+    def failed(fault) -> set[str]:
+        with wrong(plain.conv, "conv", "bwd", fault):
+            return {r.op for r in check.rows([subject("plain")], SMALL) if r.failed}
+
+    monkeypatch.setattr(check, "_torch32_on", less_exact)
+    assert failed(off) == {"conv"}
+    monkeypatch.setattr(Subject, "is_torch", lambda self, op: op == "conv")
+    assert failed(off) == set() and failed(scaled) == {"conv"}
+
+
+def test_exact_products_have_an_order_and_leave_torch_as_it_was():
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic
+    with pytest.raises(KeyError), oracle.exact_products():
+        assert (cudnn.allow_tf32, cudnn.deterministic) == (False, True)
+        raise KeyError
+    assert (cudnn.allow_tf32, cudnn.deterministic) == before

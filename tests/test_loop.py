@@ -5,6 +5,7 @@ nothing that a capture forbids, nothing that moves or grows.
 import gc
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
+from bench import graphs
 from engine.config import Config
 from engine.data import Dataset
 from engine.data.bank import ClassBank
@@ -260,3 +262,37 @@ def test_a_cpu_captures_nothing() -> None:
         pass
 
     assert graph.capture(body, CPU) is body
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RuntimeError("not here\nat all"), "not here"), (RuntimeError(), "RuntimeError")],
+)
+def test_after_a_capture_that_failed_there_is_no_other(error, said, monkeypatch, capsys) -> None:
+    def failing() -> None:
+        raise error
+
+    def begun(graph, capture_error_mode="global") -> nullcontext:
+        captures.append(graph)
+        return nullcontext()
+
+    captures: list = []
+    cuda, current = torch.device("cuda"), SimpleNamespace()
+    monkeypatch.setattr(graph, "failed", [])
+    monkeypatch.setattr(graph, "warm_up", lambda body, device, times: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=len))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "graph", begun)
+    assert graph.capture(lambda: None, cuda) is len and not graph.failed
+    assert graph.capture(failing, cuda) is failing
+    assert graph.failed == captures[1:], "torch's allocator may go on asking it"
+    body = lambda: None  # noqa: E731
+    assert graph.capture(body, cuda) is body and len(captures) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        f"no CUDA graph, kernels are launched one by one: {said}",
+        "no CUDA graph after one that failed, kernels are launched one by one",
+    ]
+    with pytest.raises(RuntimeError, match="captures nothing more"):
+        graphs.captured(body)

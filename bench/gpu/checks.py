@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -26,15 +27,42 @@ GRID = 2.0**-12  # values on it are apart enough to keep their order when they a
 
 def items(request: Request) -> Items:
     """Ops first: what is wrong there is not looked for in a pass."""
+    yield from absent("kernels", request)
     for op in ops.available(request.device):
         if op.name != "passes" and not (request.quick and _large(op)):
             yield str(op), lambda op=op: _op(op, request.device)
+    yield from (each for first, each in _passes(request) if not first)
+
+
+def first_passes(request: Request) -> Items:
+    """One of each precision: whether it runs at all."""
+    yield from (each for first, each in _passes(request) if first)
+
+
+def _passes(request: Request) -> Iterator[tuple[bool, tuple]]:
+    """All of them, and whether each is its precision's first."""
     for precision, backend in passes_here(request.device):
+        first = True
         for row in rows_of_networks(request):
             for which in ("support", "target"):
-                name = f"passes {backend} {precision} {row.case} {which}"
                 cfg = config(row, precision, request.quick, request.device)
-                yield name, lambda c=cfg, w=which, b=backend: passes(c, w, b, request.device)
+                measure = partial(passes, cfg, which, backend, request.device)
+                yield first, (f"passes {backend} {precision} {row.case} {which}", measure)
+                first = False
+
+
+def absent(part: str, request: Request) -> Items:
+    """An item, left out, for each backend that runs nothing here: it says why."""
+
+    def leave_out(reason: str) -> dict:
+        raise LeftOut(reason)
+
+    for backend in dispatch.CHOICES[request.device.type]:
+        name = f"{backend}, all of it"
+        if reason := dispatch.space(backend).refuses(request.device, torch.float32):
+            yield name, partial(leave_out, reason)
+        else:  # as it may have been when the run was begun
+            request.progress.part(part).pop(name, None)
 
 
 def passes_here(device: torch.device) -> Iterator[tuple[str, str]]:
@@ -97,7 +125,9 @@ class _Public(NamedTuple):
 
 @contextmanager
 def on(backend: str) -> Iterator[None]:
-    """Plain ops are checked as what they are meant to be: on a GPU torch would round to TF32."""
+    """Plain ops are checked as what they are meant to be: on a GPU torch would round to TF32, and
+    take sums in any order.
+    """
     with kernels.use(backend), exact_products() if backend == "plain" else nullcontext():
         yield
 

@@ -3,6 +3,8 @@
 import platform
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 import torch
 
@@ -11,6 +13,8 @@ from bench.gpu.clock import elapsed
 from bench.gpu.progress import Items, Request
 
 ASKED = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+LOADED = "clocks.sm,power.draw,temperature.gpu"
+SETTLING = 1.0  # seconds under load: nvidia-smi's power is a mean over about one
 ROUNDS = 10
 # Names of the rates, with what the products of float32 may be rounded to.
 PRODUCTS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
@@ -40,7 +44,7 @@ def machine(device: torch.device) -> dict:
             "memory": properties.total_memory,
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
-            "nvidia-smi": _nvidia_smi(),
+            "nvidia-smi": _nvidia_smi(ASKED),
         }
     where = found.get("gpu", found["processor"])
     return found | {"said": f"{where}, torch {found['torch']}, triton {found['triton']}"}
@@ -55,15 +59,27 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _nvidia_smi() -> dict[str, str]:
+def under_load(work: Callable[[], object]) -> dict[str, str]:
+    """Clock, power and temperature while the GPU does `work` again and again."""
+    until = monotonic() + SETTLING
+    while monotonic() < until:
+        work()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(_nvidia_smi, LOADED)
+        while not found.done():
+            work()
+    return found.result()
+
+
+def _nvidia_smi(asked: str) -> dict[str, str]:
     """What can be read without special rights; empty where there is no such program."""
-    command = ["nvidia-smi", f"--query-gpu={ASKED}", "--format=csv,noheader", "--id=0"]
+    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader", "--id=0"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return {}
     values = answer.strip().split(", ")
-    return dict(zip(ASKED.split(","), values, strict=False)) if answer.strip() else {}
+    return dict(zip(asked.split(","), values, strict=False)) if answer.strip() else {}
 
 
 def _product(name: str, side: int, request: Request) -> dict:

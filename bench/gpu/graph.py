@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bench.cases import Row, noise
+from bench.cases import noise
+from bench.gpu.environment import under_load
 from bench.gpu.launches import Launches, profiled
 from bench.gpu.progress import Items, Request
 from bench.gpu.rows import FOREVER, ROWS, config
@@ -19,6 +20,7 @@ from engine.meta import State, init_state
 from engine.runtime.loop import DeviceLoop
 
 ITERATIONS = 5  # whose bits are compared
+REPLAYS = 20  # between two looks at whether clock and power have been read
 CLASSES, IMAGES = 40, 20  # of the noise that tasks are drawn from
 
 
@@ -56,12 +58,9 @@ class Stepping(AbstractContextManager):
 def items(request: Request) -> Items:
     request.need_gpu("a CUDA graph")
     for row in ROWS[:1] if request.quick else ROWS:
-        second = row.order == "second"
-        for precision in ("tf32", "bf16") if second else ("tf32",):
+        for precision in ("tf32", "bf16") if row.order == "second" else ("tf32",):
             cfg = config(row, precision, request.quick, request.device)
-            yield f"bits {row} {precision}", lambda c=cfg: bits(c, request.device)
-        if second:
-            yield f"launches {row}", lambda r=row: _launches(r, request)
+            yield f"{row} {precision}", lambda c=cfg: bits(c, request.device)
 
 
 def bits(cfg: Config, device: torch.device, iterations: int = ITERATIONS) -> dict:
@@ -91,16 +90,27 @@ def _same(a, b) -> bool:
     return int(a) == int(b)
 
 
-def _launches(row: Row, request: Request) -> dict:
-    """Of one iteration that has been run before, with the host's gaps in between."""
+def profiles(request: Request) -> Items:
+    request.need_gpu("a profile")
+    for row in ROWS[:1] if request.quick else ROWS:
+        for precision in ("tf32", "bf16") if row.order == "second" else ():
+            cfg = config(row, precision, request.quick, request.device)
+            yield f"{row} {precision}", lambda c=cfg: _profile(c, request.device)
+
+
+def _profile(cfg: Config, device: torch.device) -> dict:
+    """Of one iteration that has been run before, with the host's gaps in between, and the GPU's
+    clock and power while it is replayed.
+    """
     found: dict[str, Launches] = {}
-    cfg = config(row, "tf32", request.quick, request.device)
     for name, graph in (("graph", True), ("eager", False)):
-        with Stepping(cfg, request.device, graph) as stepping:
+        with Stepping(cfg, device, graph) as stepping:
             stepping.iterations(3)
             found[name] = profiled(stepping.iteration)
+            if graph:
+                load = under_load(lambda s=stepping: s.iterations(REPLAYS))
     words = "; ".join(
         f"{name} {n.kernels} kernels, {n.copies} copies, busy {n.busy:.0f} of {n.span:.0f} µs"
         for name, n in found.items()
     )
-    return {name: n._asdict() for name, n in found.items()} | {"said": words}
+    return {name: n._asdict() for name, n in found.items()} | {"load": load, "said": words}

@@ -17,21 +17,28 @@ from bench import flops, gate
 from bench.cases import Row
 from bench.gpu import clock, graph
 from bench.gpu.progress import Items, LeftOut, Request, lost
-from bench.gpu.rows import ROWS, config, precisions
+from bench.gpu.rows import GOALS, ROWS, config, precisions
 from bench.implementations import IMPLEMENTATIONS, Ours, missing
 from bench.worker import Worker
 
 OTHERS = ("loop", "cuDNN graph")
 PEERS = ("vmap", "JAX")  # slow, or slow to compile: in a part of their own, second order alone
-ALONE = "ours alone"
 TURN, ROUNDS = 0.15, 6  # seconds of a turn, and rounds
 QUICK_TURN, QUICK_ROUNDS = 0.02, 2
 PATIENCE = 240.0  # seconds for JAX to compile
 
 
+def alone(request: Request) -> Items:
+    """The rows that have goals."""
+    for row in _rows(request):
+        if row in GOALS:
+            yield str(row), lambda r=row: _play(r, None, request)
+
+
 def items(request: Request) -> Items:
     for row in _rows(request):
-        yield f"{row} {ALONE}", lambda r=row: _play(r, None, request)
+        if row not in GOALS:
+            yield f"{row} alone", lambda r=row: _play(r, None, request)
         for other in OTHERS:
             yield f"{row} {other}", lambda r=row, o=other: _play(r, o, request)
 

@@ -7,6 +7,8 @@ import torch
 
 from bench.gpu.progress import LeftOut
 
+NAME = 100  # letters: torch's go on for lines
+
 
 class Work(NamedTuple):
     """One thing that the device did."""
@@ -22,7 +24,7 @@ class Launches(NamedTuple):
     span: float  # microseconds from the first one's start to the last one's end
     busy: float  # of these at least one was under way
     longest_gap: float
-    most: dict[str, int]  # names of the most frequent kernels
+    by_name: dict[str, tuple[int, float]]  # kernels, and microseconds of all; the longest first
 
 
 def count(done: Iterable[Work]) -> Launches:
@@ -31,8 +33,11 @@ def count(done: Iterable[Work]) -> Launches:
     if not done:
         raise LeftOut("the profiler saw no work of the device")
     kernels = [work for work in done if not work.name.lower().startswith(("memcpy", "memset"))]
-    names = [work.name for work in kernels]
-    often = sorted(set(names), key=lambda name: (-names.count(name), name))[:10]
+    by_name: dict[str, tuple[int, float]] = {}
+    for work in kernels:
+        name = work.name[:NAME]
+        number, took = by_name.get(name, (0, 0.0))
+        by_name[name] = number + 1, took + work.end - work.start
     busy, longest, reached = 0.0, 0.0, done[0].start
     for work in done:
         longest = max(longest, work.start - reached)
@@ -44,7 +49,7 @@ def count(done: Iterable[Work]) -> Launches:
         reached - done[0].start,
         busy,
         longest,
-        {name[:80]: names.count(name) for name in often},
+        dict(sorted(by_name.items(), key=lambda each: -each[1][1])),
     )
 
 

@@ -8,15 +8,18 @@ from bench.gpu.progress import Items, Request
 HOMES = {
     "environment": ("environment", "items"),
     "compile": ("compiling", "items"),
+    "passes": ("checks", "first_passes"),
+    "bits": ("graph", "items"),
+    "alone": ("iterations", "alone"),
+    "profile": ("graph", "profiles"),
     "kernels": ("checks", "items"),
     "gradients": ("gradients", "items"),
-    "graph": ("graph", "items"),
-    "tune": ("tuning", "items"),
     "ops": ("rates", "items"),
+    "tune": ("tuning", "items"),
     "iterations": ("iterations", "items"),
+    "peers": ("iterations", "peers"),
     "memory": ("iterations", "memory"),
     "training": ("training", "items"),
-    "peers": ("iterations", "peers"),
 }
 
 

@@ -8,7 +8,7 @@ from bench import flops, ops
 from bench.cases import Row
 from bench.flops import PARTS, Work
 from bench.gpu import clock
-from bench.gpu.checks import passes_here, refusals_left_out, rows_of_networks
+from bench.gpu.checks import absent, passes_here, refusals_left_out, rows_of_networks
 from bench.gpu.progress import Items, Request
 from bench.gpu.rows import config
 from bench.ops import Op
@@ -16,6 +16,7 @@ from bench.ops import Op
 
 def items(request: Request) -> Items:
     """Passes first. Those of the slower, exact precisions are checked only."""
+    yield from absent("ops", request)
     timed = ("tf32", "bf16") if request.cuda else ("fp32",)
     for precision, backend in passes_here(request.device):
         if precision not in timed:

@@ -9,7 +9,8 @@ from bench.gpu.rows import GOALS
 from bench.gpu.training import GOAL, SECONDS
 from bench.tables import MIB, table
 
-CHECKED = ("kernels", "tune", "gradients")  # parts with errors
+CHECKED = ("passes", "kernels", "tune", "gradients")  # parts with errors
+SHARE = 0.005  # of an iteration: kernels that take less are shown as one
 
 
 def machine(run: dict) -> str:
@@ -82,7 +83,7 @@ def verdict(run: dict) -> str:
     if not found:
         return ""
     right = [i for i in found if i["repeats"] and all(p["within"] for p in i["parts"].values())]
-    bits = [i for i in found_of(run, "graph").values() if "same" in i]
+    bits = [i for i in found_of(run, "bits").values() if "same" in i]
     same = f"; {sum(i['same'] for i in bits)} of {len(bits)} captured iterations are the eager ones"
     return (
         f"{len(right)} of {len(found)} ops, passes and meta-gradients are within twice the error "
@@ -91,13 +92,11 @@ def verdict(run: dict) -> str:
 
 
 def graph(run: dict) -> str:
-    found = found_of(run, "graph")
-    lines = [f"- {name}: {item['said']}\n" for name, item in found.items() if "same" in item]
+    lines = [f"- {name}: {item['said']}\n" for name, item in found_of(run, "bits").items()]
     rows = [
-        [f"{name.removeprefix('launches ')}, {how}", *_launches(item[how])]
-        for name, item in found.items()
+        [f"{name}, {how}", *_launches(item[how])]
+        for name, item in found_of(run, "profile").items()
         for how in ("graph", "eager")
-        if how in item
     ]
     head = ["one iteration", "kernels", "copies", "µs", "of them idle", "longest gap, µs"]
     return "\n".join(filter(None, ["".join(lines), table(head, rows) if rows else ""]))
@@ -112,6 +111,25 @@ def _launches(n: dict) -> list[str]:
         f"{idle:.0f} %",
         f"{n['longest_gap']:,.1f}",
     ]
+
+
+def profile(run: dict) -> str:
+    """Of each captured iteration, kernel by kernel."""
+    return "\n".join(_profile(name, item) for name, item in found_of(run, "profile").items())
+
+
+def _profile(name: str, item: dict) -> str:
+    kernels = item["graph"]["by_name"]
+    whole = sum(us for _, us in kernels.values())
+    long = {n: each for n, each in kernels.items() if each[1] >= SHARE * whole}
+    rest = [each for n, each in kernels.items() if n not in long]
+    if rest:
+        long[f"{len(rest)} others"] = (sum(n for n, _ in rest), sum(us for _, us in rest))
+    body = [[n, f"{c:,}", f"{us:,.1f}", f"{100 * us / whole:.1f} %"] for n, (c, us) in long.items()]
+    load = ", ".join(f"{what} {value}" for what, value in item["load"].items())
+    return f"{name}: {load or 'no nvidia-smi'}\n\n" + table(
+        ["kernel", "launches", "µs of all", "of the sum"], body
+    )
 
 
 def tuned(run: dict) -> str:
@@ -166,7 +184,7 @@ def iterations(run: dict) -> str:
 
 
 def _played(run: dict) -> list[dict]:
-    return [item for p in ("iterations", "peers") for item in found_of(run, p).values()]
+    return [item for p in ("alone", "iterations", "peers") for item in found_of(run, p).values()]
 
 
 def _name(row: Row) -> str:
@@ -270,8 +288,9 @@ ALL: dict[str, Callable[[dict], str]] = {
     "Memory": memory,
     "Ops and passes": rates,
     "The captured iteration": graph,
+    "Its kernels": profile,
     "Launch table": tuned,
-    "Errors of ops and passes": checks("kernels", "tune"),
+    "Errors of ops and passes": checks("passes", "kernels", "tune"),
     "Errors of meta-gradients": checks("gradients"),
     "Left out": not_done,
 }

@@ -85,7 +85,7 @@ def configuration(seed: int, request: Request) -> Config:
         "omniglot",
         **dict(ways=20, shots=1, seed=seed, data=request.data, device=request.device.type)
         | changed,
-        run=str(Path("runs") / "gpu" / request.name / f"seed{seed}"),
+        run=str(request.out / request.name / f"seed{seed}"),
     )
 
 

@@ -1,4 +1,5 @@
-"""Chooses blocks, warps and stages of the Triton launches, and writes them where the kernels look.
+"""Chooses blocks, warps and stages of the Triton launches, and writes them where the kernels look
+(`bench.gpu.launch_table`).
 
 The launches of a pass are recorded once with what configured them; each is then replayed alone in a
 graph of many, under the default and under its neighbours. All that the benchmark knows of
@@ -17,16 +18,15 @@ import torch
 
 from bench import ops
 from bench.cases import Row
-from bench.gpu import checks, clock
+from bench.gpu import checks, clock, progress
 from bench.gpu.checks import rows_of_networks
-from bench.gpu.compiling import compile_all
+from bench.gpu.compiling import PACKAGE, compile_all, kernels_as
 from bench.gpu.progress import Items, LeftOut, Request, lost
 from bench.gpu.rows import config
 
 BETTER = 0.97  # of the default's time: less is within what two measurements differ by
 PRECISIONS = ("tf32", "bf16")  # that training runs in
 ROUNDS = 2  # of neighbours, each of the best so far
-PACKAGE = "kernels.triton."  # whose modules launch, each kernel under a name of its own
 
 
 class Call(NamedTuple):
@@ -171,15 +171,10 @@ def recorded(launch) -> Iterator[dict]:
 
     groups: dict = {}
     with ExitStack() as stack:
+        stack.enter_context(kernels_as(lambda kernel: _Recorder(kernel, events)))
         for module in [m for name, m in sys.modules.items() if name.startswith(PACKAGE)]:
-            for name, value in [*vars(module).items()]:
-                if name.endswith("_kernel"):
-                    value = _Recorder(value, events)
-                elif value is ask:
-                    value = asked
-                else:
-                    continue
-                stack.enter_context(patch.object(module, name, value))
+            for name in [n for n, value in vars(module).items() if value is ask]:
+                stack.enter_context(patch.object(module, name, asked))
         yield groups
     groups.update(grouped(events))
 
@@ -234,5 +229,5 @@ def write(launch, device: torch.device, key: str, chosen: dict | None) -> None:
     own.pop(key, None)
     if chosen is not None:
         own[key] = chosen
-    launch.TUNED.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    progress.write(launch.TUNED, json.dumps(table, indent=1, sort_keys=True) + "\n")
     launch._tuned.cache_clear()  # what follows in this process runs by the new table

@@ -4,7 +4,8 @@ memory, with no Python between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -12,6 +13,9 @@ import torch
 from engine.errors import say
 
 WARM_UPS = 2  # before a capture: kernels are compiled, constants cached
+# Graphs whose capture failed. Torch's allocator may go on asking one of them whether memory is its
+# own, so that they live as long as the process, which captures nothing more.
+failed: list[torch.cuda.CUDAGraph] = []
 
 
 def capture(body: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -23,23 +27,38 @@ def capture(body: Callable[[], None], device: torch.device) -> Callable[[], None
     """
     if device.type != "cuda":
         return body
+    if failed:
+        say("no CUDA graph after one that failed, kernels are launched one by one")
+        return body
     warm_up(body, device, WARM_UPS)
     graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
     try:
         # Other threads may go on using CUDA: one of them draws episodes. Where the end of a capture
         # fails, torch does not give the stream back.
         with (
+            kept_if_failed(graph),
             torch.cuda.stream(current),
             torch.cuda.graph(graph, stream=_chain(device), capture_error_mode="thread_local"),
         ):
             body()
     except RuntimeError as error:
         # The end of a capture that the body broke fails too, and says only that.
-        reason = str(error.__context__ or error).strip().splitlines()[0]
-        say(f"no CUDA graph, kernels are launched one by one: {reason}")
+        cause = error.__context__ or error
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        say(f"no CUDA graph, kernels are launched one by one: {lines[0]}")
         torch.cuda.synchronize(device)
         return body
     return graph.replay
+
+
+@contextmanager
+def kept_if_failed(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Around a capture, from before it begins until after it ended."""
+    try:
+        yield
+    except BaseException:
+        failed.append(graph)
+        raise
 
 
 def warm_up(body: Callable[[], object], device: torch.device, times: int) -> None:
