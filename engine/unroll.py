@@ -173,7 +173,9 @@ def adjoint(
             record.add(k, target.moments, episode.target_x)
         steps.append(step)
 
-    weights = [torch.as_tensor(w, dtype=loss.dtype, device=loss.device) for w in loss_weights]
+    weights = {
+        k: torch.as_tensor(loss_weights[k], dtype=loss.dtype, device=loss.device) for k in wanted
+    }
     update = rule(params.rates, model.sizes)
     carry = torch.zeros_like(step.adapted)  # gradient of the loss in the parameters after a step
     while steps:

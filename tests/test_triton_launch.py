@@ -68,7 +68,7 @@ def test_candidates_begin_with_the_default_and_are_powers_of_two(kernel, precisi
     g = MINI._replace(kernel=kernel, precision=precision, channels=channels)
     found = launch.candidates(g)
     assert found[0] == launch.default(g)
-    assert 1 < len(found) == len({tuple(c.items()) for c in found}) < 200
+    assert 1 < len(found) == len({tuple(c.items()) for c in found}) < 2000
     others = "per_split", "num_stages", "maxnreg"
     for made in found:
         assert made.keys() == found[0].keys()

@@ -171,10 +171,11 @@ def _wgrad(g: Geometry) -> dict[str, int]:
     bc = 32 if g.dual else 64
     if g.precision in ("tf32x3", "ieee"):
         bc //= 2
-    # Three programs a split: enough come from few splits, which their sum then reads again.
+    # Three programs a split. Each waits for its own loads: many at once hide that, and their sums
+    # are small beside the images.
     return {
         "BF": block(g.filters), "BC": block(g.channels, bc), "BP": 16,
-        "per_split": _per_split(g.pixels, 32, 16),
+        "per_split": _per_split(g.pixels, 32, 64),
         "num_warps": 8 if g.precision == "ieee" else 4,
         "num_stages": 3 if g.precision in ("tf32", "bf16") else 2,
     }  # fmt: skip
@@ -189,12 +190,12 @@ def _per_split(pixels: int, block: int, most: int) -> int:
 def _stem(g: Geometry) -> dict[str, int]:
     """Four products at once, of the pixels of a window."""
     warps = 8 if g.precision == "ieee" else 4
-    return {"BM": 64, "BF": block(g.filters, 32), "num_warps": warps, "num_stages": 2}
+    return {"BM": 64, "BF": block(g.filters), "num_warps": warps, "num_stages": 2}
 
 
 def _stem_outer(g: Geometry) -> dict[str, int]:
     return {
-        "BM": 32, "BF": block(g.filters), "per_split": _per_split(4 * g.pixels, 64, 32),
+        "BM": 64, "BF": block(g.filters), "per_split": _per_split(4 * g.pixels, 64, 256),
         "num_warps": 4, "num_stages": 2,
     }  # fmt: skip
 
@@ -217,7 +218,7 @@ def _map(g: Geometry) -> dict[str, int]:
 
 def _head(g: Geometry) -> dict[str, int]:
     """An image's features in few steps: nothing but its own loads hides a program's latency."""
-    return {"BD": 256, "num_warps": 4, "num_stages": 2}
+    return {"BD": 128, "num_warps": 4, "num_stages": 2}
 
 
 def _head_bwd(g: Geometry) -> dict[str, int]:
@@ -228,15 +229,16 @@ def _head_bwd(g: Geometry) -> dict[str, int]:
 
 
 _WARPS = ("num_warps", (4, 8))
-_STAGES = ("num_stages", (2, 3, 4))
-_CONV = (("BM", (32, 64, 128)), ("BN", (16, 32, 64)), ("BK", (16, 32)), _WARPS, _STAGES)
+_STAGES = ("num_stages", (1, 2, 3, 4, 5))
+_CONV = (("BM", (32, 64, 128, 256)), ("BN", (16, 32, 64)), ("BK", (16, 32, 64)), _WARPS, _STAGES)
 _WGRAD = (
-    ("BP", (16, 32)), ("BC", (16, 32, 64)), ("per_split", (128, 256, 512, 2048)), _WARPS, _STAGES,
+    ("BF", (16, 32, 64)), ("BP", (16, 32, 64)), ("BC", (16, 32, 64)),
+    ("per_split", (128, 256, 512, 1024, 2048, 4096)), _WARPS, _STAGES,
 )  # fmt: skip
 _STEM = (("BM", (32, 64, 128)), ("BF", (32, 64)), _WARPS)
-_OUTER = (("BM", (32, 64, 128)), ("per_split", (256, 512, 1024, 4096)), _WARPS, _STAGES)
+_OUTER = (("BM", (32, 64, 128)), ("per_split", (256, 512, 1024, 2048, 4096)), _WARPS, _STAGES)
 _MERGE = (("BT", (32, 128, 256)), ("BF", (16, 32, 64)), _WARPS)
-_MAP = (("BM", (8, 16, 32, 64)), _WARPS)
+_MAP = (("BM", (8, 16, 32, 64, 128)), _WARPS)
 _HEAD = (("BD", (64, 128, 256)), _WARPS, _STAGES)
 _HEAD_BWD = (_WARPS, _STAGES)
 # Each kernel's default, and what a tuner varies of it.

@@ -57,7 +57,7 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     countable("passes", bordered, *maps, (t, n, net.ways), (t, checks.parameters(net)))
     x = channels_last(x).permute(0, 1, 3, 4, 2)
     if not plan.stages[0].stem:
-        return Images.of(plan, F.pad(x, (0, 0, 1, 1, 1, 1)).to(plan.storage), None)
+        return Images.of(plan, F.pad(x, (0, 0, 1, 1, 1, 1)), None)
     moments = patches(x)
     return Images.of(plan, moments.images, moments)
 

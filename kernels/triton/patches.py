@@ -15,6 +15,7 @@ from kernels.triton.operands import pixels_of
 from kernels.triton.stem import load_patches
 
 MOST = 256  # parts of a sum
+ROWS, AT_ONCE = 4, 16  # of a matrix that one program merges, and parts that it loads at once
 
 
 class Patches(NamedTuple):
@@ -102,19 +103,29 @@ def patch_sums_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def patch_moments_kernel(
     part, mean_out, cov,  # [T, splits, KP + 1, KP], [T, KP], [T, KP, KP]
-    splits, pixels, KP: tl.constexpr,
+    splits, pixels, KP: tl.constexpr, BK: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    task, k = tl.program_id(0), tl.arange(0, KP)
-    gram, gram_lost = tl.zeros((KP, KP), tl.float32), tl.zeros((KP, KP), tl.float32)
+    """A few rows of the covariance."""
+    row, task, k = tl.program_id(0) * BK + tl.arange(0, BK), tl.program_id(1), tl.arange(0, KP)
+    gram, gram_lost = tl.zeros((BK, KP), tl.float32), tl.zeros((BK, KP), tl.float32)
     total, total_lost = tl.zeros((KP,), tl.float32), tl.zeros((KP,), tl.float32)
-    for split in range(splits):
-        at = part + (task * splits + split) * (KP + 1) * KP
-        gram, gram_lost = add(tl.load(at + k[:, None] * KP + k[None, :]), gram, gram_lost)
-        total, total_lost = add(tl.load(at + KP * KP + k), total, total_lost)
-    mean = total / pixels
-    tl.store(mean_out + task * KP + k, mean)
-    out = cov + (task * KP + k[:, None]) * KP + k[None, :]
-    tl.store(out, gram / pixels - mean[:, None] * mean[None, :])
+    rows, rows_lost = tl.zeros((BK,), tl.float32), tl.zeros((BK,), tl.float32)
+    for start in range(0, splits, BS):
+        s = start + tl.arange(0, BS)
+        at = part + (task * splits + s) * (KP + 1) * KP
+        there = s < splits
+        each = at[:, None, None] + row[None, :, None] * KP + k[None, None, :]
+        matrices = tl.load(each, mask=there[:, None, None], other=0.0)
+        gram, gram_lost = add(tl.sum(matrices, 0), gram, gram_lost)
+        sums = tl.load(at[:, None] + KP * KP + k[None, :], mask=there[:, None], other=0.0)
+        total, total_lost = add(tl.sum(sums, 0), total, total_lost)
+        sums = tl.load(at[:, None] + KP * KP + row[None, :], mask=there[:, None], other=0.0)
+        rows, rows_lost = add(tl.sum(sums, 0), rows, rows_lost)
+    mean, mean_of_rows = total / pixels, rows / pixels
+    if tl.program_id(0) == 0:
+        tl.store(mean_out + task * KP + k, mean)
+    out = cov + (task * KP + row[:, None]) * KP + k[None, :]
+    tl.store(out, gram / pixels - mean_of_rows[:, None] * mean[None, :])
 
 
 def patches(x: Tensor) -> Patches:  # [T, N, H, W, C]
@@ -136,5 +147,7 @@ def patches(x: Tensor) -> Patches:  # [T, N, H, W, C]
     part, patch_mean = x.new_empty(t, splits, kp + 1, kp), x.new_empty(t, kp)
     cov = x.new_empty(t, kp, kp)
     patch_sums_kernel[(splits, t)](images, part, n, side, c, per_split, KP=kp, BM=bm)
-    patch_moments_kernel[(t,)](part, patch_mean, cov, splits, pixels, KP=kp, num_warps=8)
+    patch_moments_kernel[(kp // ROWS, t)](
+        part, patch_mean, cov, splits, pixels, KP=kp, BK=ROWS, BS=AT_ONCE
+    )
     return Patches(images, patch_mean, cov, pivot)
