@@ -20,7 +20,7 @@ import kernels
 from engine.episodes import Episode, Values, count
 from engine.methods.rates import rule
 from engine.models.interface import Model, Moments, Params, Pass
-from engine.runtime.branch import Branch
+from kernels.branch import Branch
 
 
 class MetaGradient(NamedTuple):
@@ -141,7 +141,7 @@ def adjoint(
     """
     labels, tasks = episode.target_y, episode.tasks
     wanted = [k for k, weight in enumerate(loss_weights) if _wanted(weight)]
-    branch = Branch(params.theta.device)
+    branch = Branch(params.theta.device, later=True)
     with branch.on() as prepared:
         inputs = model.prepare(episode.target_x, len(wanted))
     norm, rates = (p.new_zeros((len(p), tasks, p.shape[1])) for p in params[1:])  # steps first

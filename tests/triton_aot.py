@@ -98,7 +98,7 @@ class Code(NamedTuple):
             found.append(f"more than {REGISTERS} registers")
         if self.shared > SHARED[arch]:
             found.append(f"more than {SHARED[arch]} bytes of shared memory")
-        tensor = self.count("HGMMA" if arch == 90 else "HMMA")
+        tensor = self.count("HGMMA|HMMA")
         if self.products - {"ieee"} and not tensor:
             found.append("no instruction of the tensor cores")
         if self.products == {"ieee"} and self.count("HGMMA|HMMA"):

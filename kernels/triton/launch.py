@@ -23,6 +23,7 @@ import torch
 TUNED = Path(__file__).with_name("tuned.json")
 # The defaults aim at this many programs: two for each of the 132 multiprocessors of an H200.
 PROGRAMS = 264
+SHARED = 104 * 1024  # bytes that a program's loads may take: two of them fit in a multiprocessor
 TASKS = 4  # that a launch is taken to have, however many it has
 # Of `add_splits_kernel`, wherever it runs: all splits of the default are loaded at once.
 SPLITS = {"BS": 16, "BLOCK": 256, "num_warps": 4, "num_stages": 1}
@@ -89,7 +90,8 @@ def candidates(g: Geometry) -> list[dict[str, int]]:
     """Configurations worth measuring, the default first. Some may not fit a device."""
     first = default(g)
     choices = {
-        name: [v for v in values if v <= _most(g, name)] for name, values in KERNELS[g.kernel][1]
+        name: sorted({first[name], *(v for v in values if v <= _most(g, name))})
+        for name, values in KERNELS[g.kernel][1]
     }
     found = [first]
     for values in product(*choices.values()):
@@ -149,36 +151,49 @@ def _most(g: Geometry, name: str) -> int:
 def _conv(g: Geometry) -> dict[str, int]:
     """Of conv_fwd and conv_bwd: pixels × width, `depth` a tap."""
     depth, width = (g.channels, g.filters) if g.kernel == "conv_fwd" else (g.filters, g.channels)
-    # 64 rows are the fewest that wgmma takes, of four warps; where products follow one another,
-    # eight warps on them would lay the sum out anew between two. With enough rows 128 halve the
-    # loads of filters. Small launches, the support sets of the late stages, share out the filters.
-    tiles = TASKS * -(-g.pixels // 64)
-    bm, bn = (128 if tiles >= 2 * PROGRAMS else 64), block(width)
-    stages = 3
+    # 64 rows are the fewest that wgmma takes, of four warps. With enough rows, more of them halve
+    # the loads of filters. Small launches, the support sets of the late stages, share out the
+    # filters; nothing but its own loads ahead hides a program's latency there.
+    tiles, bn = TASKS * -(-g.pixels // 64), block(width)
+    bm = 256 if tiles >= 16 * PROGRAMS else 128 if tiles >= 2 * PROGRAMS else 64
     if tiles < PROGRAMS // 2:
         bn = min(bn, 32)
-        # Nothing but its own loads ahead hides a program's latency there; gradients load more.
-        stages = 5 if g.kernel == "conv_fwd" and g.precision != "ieee" else 3
     # The parts of tf32x3 and the unrolled products of ieee take the registers of a deeper step.
-    bk = 32 if depth % 32 == 0 and g.precision in ("tf32", "bf16") else 16
-    warps = 8 if bm == 128 or g.precision == "ieee" else 4
-    return {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": stages}
+    if not rounded(g):
+        warps = 8 if bm > 64 or g.precision == "ieee" else 4
+        return {"BM": min(bm, 128), "BN": bn, "BK": 16, "num_warps": warps, "num_stages": 3}
+    bk, warps = 32 if depth % 32 == 0 else 16, 8 if bm > 128 else 4
+    step = (1 + g.dual) * (bm + bn) * bk * 4  # bytes
+    return {
+        "BM": bm, "BN": bn, "BK": bk, "num_warps": warps,
+        "num_stages": max(2, min(5, SHARED // step)),
+    }  # fmt: skip
 
 
 def _wgrad(g: Geometry) -> dict[str, int]:
     # Three accumulators, besides two parts of each operand (tf32x3) or scalar products, which are
     # unrolled (ieee).
-    bc = 32 if g.dual else 64
+    bf, bc = block(g.filters), 32 if g.dual else 64
     if g.precision in ("tf32x3", "ieee"):
         bc //= 2
-    # Three programs a split. Each waits for its own loads: many at once hide that, and their sums
-    # are small beside the images.
+    if g.precision == "tf32":
+        # Its wgmma reads 32-bit values along the pixels only, value by value into shared memory;
+        # the older product, which fewer rows than 64 take, reads them as they lie.
+        bf = 32 if g.filters % 32 == 0 else 16
+    bc = block(g.channels, bc)
+    # Long splits, whose sums are few: as many programs as run at once.
+    programs = 3 * -(-g.filters // bf) * -(-g.channels // bc) * TASKS
     return {
-        "BF": block(g.filters), "BC": block(g.channels, bc), "BP": 16,
-        "per_split": _per_split(g.pixels, 32, 64),
+        "BF": bf, "BC": bc, "BP": 16,
+        "per_split": _per_split(g.pixels, 32, max(4, 2 * PROGRAMS // programs)),
         "num_warps": 8 if g.precision == "ieee" else 4,
-        "num_stages": 3 if g.precision in ("tf32", "bf16") else 2,
+        "num_stages": 3 if rounded(g) else 2,
     }  # fmt: skip
+
+
+def rounded(g: Geometry) -> bool:
+    """Whether its products are of rounded operands."""
+    return g.precision in ("tf32", "bf16")
 
 
 def _per_split(pixels: int, block: int, most: int) -> int:
@@ -195,7 +210,7 @@ def _stem(g: Geometry) -> dict[str, int]:
 
 def _stem_outer(g: Geometry) -> dict[str, int]:
     return {
-        "BM": 64, "BF": block(g.filters), "per_split": _per_split(4 * g.pixels, 64, 256),
+        "BM": 64, "BF": block(g.filters), "per_split": _per_split(g.pixels, 64, 128),
         "num_warps": 4, "num_stages": 2,
     }  # fmt: skip
 
@@ -236,7 +251,7 @@ _WGRAD = (
     ("per_split", (128, 256, 512, 1024, 2048, 4096)), _WARPS, _STAGES,
 )  # fmt: skip
 _STEM = (("BM", (32, 64, 128)), ("BF", (32, 64)), _WARPS)
-_OUTER = (("BM", (32, 64, 128)), ("per_split", (256, 512, 1024, 2048, 4096)), _WARPS, _STAGES)
+_OUTER = (("BM", (32, 64, 128)), ("per_split", (64, 128, 256, 512, 1024, 2048)), _WARPS, _STAGES)
 _MERGE = (("BT", (32, 128, 256)), ("BF", (16, 32, 64)), _WARPS)
 _MAP = (("BM", (8, 16, 32, 64, 128)), _WARPS)
 _HEAD = (("BD", (64, 128, 256)), _WARPS, _STAGES)

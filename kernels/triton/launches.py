@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from kernels.branch import Branch
 from kernels.triton import conv_kernels, head, norm_act_kernels, sums
 from kernels.triton.conv import turn, wgrad_grid
 from kernels.triton.launch import Geometry
@@ -191,35 +192,49 @@ def dgrad(
     return out, part
 
 
-def wgrads(
-    call: Call,
-    stages: list[StageKept],
-    gradient: Tensor,  # [T, P], of which the filters' is written, but for a stem's
-    dots: list[Dot] | None = None,
-) -> None:
-    plan, (t, n, f, _), dual = call.plan, call.sizes, dots is not None
-    planned, segments = [], []
-    for s, stage in enumerate(plan.stages):
-        if not stage.stem:
-            side = stage.dense + 2 * (plan.stride == 1)  # a line of pixels has the borders, too
-            geometry = Geometry("conv_wgrad", n, side, stage.channels, f, plan.precision, dual)
-            grid, blocks = wgrad_grid(geometry, t, gradient.device)
-            planned.append((s, grid, blocks))
-            segments.append(Segment(grid[0], f * 9 * stage.channels, stage.theta))
-    if not planned:
-        return
-    parts = Parts.of(gradient, t, *segments)
-    for i, (s, grid, blocks) in enumerate(planned):
-        kept, stage = stages[s], plan.stages[s]
-        x = stages[s - 1].p if s else call.images.x
-        x_dot, own = (dots[s - 1].p if s else x, dots[s]) if dots else (x, kept)
-        conv_kernels.conv_wgrad_kernel[grid](
-            x, x_dot, kept.dz, own.dz, parts.segment(i),
-            n, stage.side, stage.dense, stage.channels, f,
-            STRIDE=plan.stride, BORDER=True, DUAL=dual, DOT_IN=s > 0,
-            PRECISION=plan.precision, **blocks,
-        )  # fmt: skip
-    parts.add(gradient, gradient.stride(0))
+class Wgrads:
+    """The filters' gradients of a pass, but for a stem's: each begins when its dz is there and runs
+    beside what comes then.
+    """
+
+    def __init__(
+        self, call: Call, stages: list[StageKept], gradient: Tensor, dots: list[Dot] | None = None
+    ):
+        # gradient: [T, P], of which the filters' is written
+        self.call, self.stages, self.gradient, self.dots = call, stages, gradient, dots
+        plan, (t, n, f, _) = call.plan, call.sizes
+        self.grids, segments = {}, []
+        for s, stage in enumerate(plan.stages):
+            if not stage.stem:
+                side = stage.dense + 2 * (plan.stride == 1)  # a line of pixels has the borders, too
+                sizes = n, side, stage.channels, f
+                geometry = Geometry("conv_wgrad", *sizes, plan.precision, dots is not None)
+                self.grids[s] = len(segments), *wgrad_grid(geometry, t, gradient.device)
+                segments.append(Segment(self.grids[s][1][0], f * 9 * stage.channels, stage.theta))
+        self.parts = Parts.of(gradient, t, *segments) if segments else None
+        self.branch, self.marks = Branch(gradient.device), []
+
+    def begin(self, s: int) -> None:
+        """Of a stage whose dz, and with `dots` its direction, are there."""
+        plan, stage, (_, n, f, _) = self.call.plan, self.call.plan.stages[s], self.call.sizes
+        index, grid, blocks = self.grids[s]
+        kept, dual = self.stages[s], self.dots is not None
+        x = self.stages[s - 1].p if s else self.call.images.x
+        x_dot, own = (self.dots[s - 1].p if s else x, self.dots[s]) if dual else (x, kept)
+        with self.branch.on() as mark:
+            conv_kernels.conv_wgrad_kernel[grid](
+                x, x_dot, kept.dz, own.dz, self.parts.segment(index),
+                n, stage.side, stage.dense, stage.channels, f,
+                STRIDE=plan.stride, BORDER=True, DUAL=dual, DOT_IN=s > 0,
+                PRECISION=plan.precision, **blocks,
+            )  # fmt: skip
+        self.marks.append(mark)
+
+    def finish(self) -> None:
+        for mark in self.marks:
+            mark.wait()
+        if self.parts is not None:
+            self.parts.add(self.gradient, self.gradient.stride(0))
 
 
 def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:

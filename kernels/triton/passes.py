@@ -58,7 +58,7 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     x = channels_last(x).permute(0, 1, 3, 4, 2)
     if not plan.stages[0].stem:
         return Images.of(plan, F.pad(x, (0, 0, 1, 1, 1, 1)), None)
-    moments = patches(x)
+    moments = patches(x, plan.stem_precision)
     return Images.of(plan, moments.images, moments)
 
 
@@ -162,6 +162,7 @@ def _backward(
 ) -> Tensor | None:
     """Writes all but the classifier's gradient; the stem's Σ δ·patch."""
     outer, w = None, launches.turned(call, call.theta)
+    wgrads = launches.Wgrads(call, stages, gradient)
     for s in reversed(range(call.plan.net.stages)):
         sums = launches.norm_bwd(call, stages[s], s, part, norm_gradient)
         stages[s] = stages[s]._replace(delta=delta, sums=sums)
@@ -169,9 +170,10 @@ def _backward(
             outer = stem_launches.stem_bwd(call, stages[s], projected, gradient)
             continue
         stages[s] = stages[s]._replace(dz=launches.dz(call, stages, s))
+        wgrads.begin(s)
         if s:
             delta, part = launches.dgrad(call, stages, s, w)
-    launches.wgrads(call, stages, gradient)
+    wgrads.finish()
     return outer
 
 
@@ -200,6 +202,7 @@ def tangent(
     delta_dot, part, _ = launches.head_bwd(
         call, stages[-1], kept.residual, kept.softmax, product, direction, (dots[-1], residual_dot)
     )
+    wgrads = launches.Wgrads(call, stages, product, dots)
     for s in reversed(range(net.stages)):
         sums_dot = launches.norm_bwd_dot(call, stages[s], dots[s], s, part, norm_product)
         dots[s] = dots[s]._replace(delta=delta_dot)
@@ -207,7 +210,8 @@ def tangent(
             stem_launches.stem_bwd_dot(kept, direction, dots[s], sums_dot, product)
             continue
         dots[s] = dots[s]._replace(dz=launches.dz(call, stages, s, dots[s]))
+        wgrads.begin(s)
         if s:
             delta_dot, part = launches.dgrad(call, stages, s, *turned, dots)
-    launches.wgrads(call, stages, product, dots)
+    wgrads.finish()
     return product, norm_product

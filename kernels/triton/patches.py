@@ -1,7 +1,7 @@
 """Moments of the patches of a task's images, for the first stage (`kernels.triton.stem`).
 
-Sums over hundreds of thousands of patches in float32: each tile's is added with the rounding error
-of the sum so far carried along (Kahan 1965), and the parts are merged in order.
+Sums over hundreds of thousands of patches in float32: a few thousand at most are added one by one,
+and their sums with the rounding error of the sum so far carried along (Kahan 1965), in order.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.triton.launch import COUNTS, padded
-from kernels.triton.operands import pixels_of
+from kernels.triton.operands import dot, pixels_of
 from kernels.triton.stem import load_patches
 
 MOST = 256  # parts of a sum
@@ -80,21 +80,19 @@ def patch_sums_kernel(
     images,
     part,  # [T, splits, KP + 1, KP] Σ patch·patchᵀ, then Σ patch
     count, side, channels, per_split,
-    KP: tl.constexpr, BM: tl.constexpr,
+    PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     split, task, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     k = tl.arange(0, KP)
     pixels = count * side * side
-    gram, gram_lost = tl.zeros((KP, KP), tl.float32), tl.zeros((KP, KP), tl.float32)
-    total, total_lost = tl.zeros((KP,), tl.float32), tl.zeros((KP,), tl.float32)
+    gram, total = tl.zeros((KP, KP), tl.float32), tl.zeros((KP,), tl.float32)
     for start in range(split * per_split, tl.minimum((split + 1) * per_split, pixels), BM):
         m = start + tl.arange(0, BM)
         n, y, x = pixels_of(m, side, side)
         n += task * count
         patches = load_patches(images, n, y, x, k, m < pixels, side, channels)
-        product = tl.dot(tl.trans(patches), patches, input_precision="ieee")
-        gram, gram_lost = add(product, gram, gram_lost)
-        total, total_lost = add(tl.sum(patches, 0), total, total_lost)
+        gram = dot(tl.trans(patches), patches, gram, PRECISION)
+        total += tl.sum(patches, 0)
     out = part + (task * splits + split) * (KP + 1) * KP
     tl.store(out + k[:, None] * KP + k[None, :], gram)
     tl.store(out + KP * KP + k, total)
@@ -128,12 +126,12 @@ def patch_moments_kernel(
     tl.store(out, gram / pixels - mean_of_rows[:, None] * mean[None, :])
 
 
-def patches(x: Tensor) -> Patches:  # [T, N, H, W, C]
+def patches(x: Tensor, precision: str) -> Patches:  # [T, N, H, W, C]
     """The images as the first stage reads them, and the moments of their 3×3 patches with padding
     1. Little is left of the mean, so that the covariance does not cancel in float32.
     """
     t, n, side, _, c = x.shape
-    kp, bm, bc, pixels = padded(9 * c), 64, triton.next_power_of_2(c), n * side**2
+    kp, bm, bc, pixels = padded(9 * c), 32, triton.next_power_of_2(c), n * side**2
     images, pivot = x.new_empty(t, n, side + 2, side + 2, c), x.new_empty(t, kp)
     per_split = triton.cdiv(triton.cdiv(pixels, MOST), 1024) * 1024
     splits = triton.cdiv(pixels, per_split)
@@ -142,11 +140,13 @@ def patches(x: Tensor) -> Patches:  # [T, N, H, W, C]
     border_kernel[(triton.cdiv(n * (side + 2) ** 2, 256), t)](
         x, part, images, pivot, n, side, splits, pixels, c, KP=kp, BM=256, BC=bc, BS=MOST
     )
-    per_split = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 4 * bm), MOST)), bm) * bm
+    per_split = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 8 * bm), MOST)), bm) * bm
     splits = triton.cdiv(pixels, per_split)
     part, patch_mean = x.new_empty(t, splits, kp + 1, kp), x.new_empty(t, kp)
     cov = x.new_empty(t, kp, kp)
-    patch_sums_kernel[(splits, t)](images, part, n, side, c, per_split, KP=kp, BM=bm)
+    patch_sums_kernel[(splits, t)](
+        images, part, n, side, c, per_split, PRECISION=precision, KP=kp, BM=bm
+    )
     patch_moments_kernel[(kp // ROWS, t)](
         part, patch_mean, cov, splits, pixels, KP=kp, BK=ROWS, BS=AT_ONCE
     )

@@ -120,27 +120,27 @@ def stem_outer_kernel(
     count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, per_split,
     PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """A split is of pixels, window by window: the four of one read the same values."""
+    """A split is of windows, `BM` of them and each of their four pixels at a time."""
     split, task = tl.program_id(0), tl.program_id(1)
-    pixels = 4 * count * pooled * pooled
+    windows = count * pooled * pooled
     k, f = tl.arange(0, KP), tl.program_id(2) * BF + tl.arange(0, BF)
     acc = tl.zeros((BF, KP), tl.float32)  # wgmma takes 64 rows or more, and KP is 16 or 32
-    end = tl.minimum((split + 1) * per_split, pixels)
+    end = tl.minimum((split + 1) * per_split, windows)
     for start in range(split * per_split, end, BM):
         m = start + tl.arange(0, BM)
-        window, position = m // 4, m % 4
-        n, y, x = pixels_of(window, pooled, pooled)
+        n, y, x = pixels_of(m, pooled, pooled)
         n += task * count
         valid = m < end
-        at = (task * (pixels // 4) + window)[:, None] * filters + f[None, :]
+        at = (task * windows + m)[:, None] * filters + f[None, :]
         both = valid[:, None] & (f < filters)[None, :]
         value = tl.load(values + at, mask=both, other=0.0)
         winner = tl.load(winners + at, mask=both, other=0)
-        spike = tl.where(winner == position[:, None], value, 0.0)
-        patches = load_patches(
-            images, n, 2 * y + position // 2, 2 * x + position % 2, k, valid, side, channels
-        )
-        acc = dot(tl.trans(spike), patches, acc, PRECISION)
+        for position in tl.static_range(4):
+            spike = tl.where(winner == position, value, 0.0)
+            patches = load_patches(
+                images, n, 2 * y + position // 2, 2 * x + position % 2, k, valid, side, channels
+            )
+            acc = dot(tl.trans(spike), patches, acc, PRECISION)
     row = (task * tl.num_programs(0) + split) * KP
     out = (row + k[None, :]) * filters + f[:, None]
     tl.store(part + out, acc, mask=(f < filters)[:, None])

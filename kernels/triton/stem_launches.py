@@ -91,7 +91,7 @@ def _outer(call: Call, winners: Tensor, values: Tensor) -> Tensor:
     """Σ values·patch over the winners [T, KP, F]."""
     plan, stage, (t, n, f, new) = call.plan, call.plan.stages[0], call.sizes
     kp, blocks = call.images.patches.mean.shape[1], _blocks(call, "stem_outer")
-    splits = triton.cdiv(4 * n * stage.pooled**2, blocks["per_split"])
+    splits = triton.cdiv(n * stage.pooled**2, blocks["per_split"])
     outer = new(t, kp, f)
     parts = Parts.of(outer, t, Segment(splits, kp * f))
     stem.stem_outer_kernel[(splits, t, triton.cdiv(f, blocks["BF"]))](

@@ -79,7 +79,7 @@ def test_error_of_features_and_their_pullback_is_within_budget(case) -> None:
 def test_moments_of_patches(mean: float) -> None:
     """Of several parts of several tiles; a batch norm sees them as variances along filters."""
     x = (0.27 * randn(0, 2, 3, 28, 28, 2) + mean).float()
-    ours = passes.patches(x)
+    ours = passes.patches(x, "ieee")
     d = 18
 
     def covariance(x: Tensor) -> Tensor:

@@ -30,11 +30,13 @@ class Branch:
     of its own on a GPU; nothing of the kind on a CPU.
 
     Until its mark is waited for, whoever uses it holds on to what the work reads; and no work is
-    begun here after something that was made here is given up.
+    begun here after something that was made here is given up. `later`: where both want the device,
+    what comes then goes first.
     """
 
-    def __init__(self, device: torch.device):
-        self._stream = _stream(device) if device.type == "cuda" else None
+    def __init__(self, device: torch.device, later: bool = False):
+        gpu = device.type == "cuda"
+        self._stream = _beside(torch.cuda.current_stream(device), later) if gpu else None
 
     @contextmanager
     def on(self) -> Iterator[Mark]:
@@ -50,5 +52,6 @@ class Branch:
 
 
 @cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+def _beside(stream: torch.cuda.Stream, later: bool) -> torch.cuda.Stream:
+    """One stream for what branches from another, so that branches of branches differ, too."""
+    return torch.cuda.Stream(stream.device, priority=0 if later else stream.priority)
