@@ -204,7 +204,7 @@ class Wgrads:
         self.call, self.stages, self.gradient, self.dots = call, stages, gradient, dots
         plan, (t, n, f, _) = call.plan, call.sizes
         self.grids, segments = {}, []
-        for s, stage in enumerate(plan.stages):
+        for s, stage in reversed([*enumerate(plan.stages)]):  # in the order of their launches
             if not stage.stem:
                 side = stage.dense + 2 * (plan.stride == 1)  # a line of pixels has the borders, too
                 sizes = n, side, stage.channels, f

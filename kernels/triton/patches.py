@@ -145,8 +145,8 @@ def patches(x: Tensor, precision: str) -> Patches:  # [T, N, H, W, C]
     part, patch_mean = x.new_empty(t, splits, kp + 1, kp), x.new_empty(t, kp)
     cov = x.new_empty(t, kp, kp)
     patch_sums_kernel[(splits, t)](
-        images, part, n, side, c, per_split, PRECISION=precision, KP=kp, BM=bm
-    )
+        images, part, n, side, c, per_split, PRECISION=precision, KP=kp, BM=bm, num_stages=1
+    )  # values of 4 bytes: they come slower ahead, into shared memory, than when they are read
     patch_moments_kernel[(kp // ROWS, t)](
         part, patch_mean, cov, splits, pixels, KP=kp, BK=ROWS, BS=AT_ONCE
     )
