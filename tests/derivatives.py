@@ -15,7 +15,7 @@ Op = Callable[..., Tensor]
 
 def weighted(y: Tensor, power: int = 1) -> Tensor:
     """A scalar that every value counts in; no random numbers, which vmap does not take."""
-    weights = torch.arange(1.0, y.numel() + 1, dtype=y.dtype).mul(1.7).sin()
+    weights = torch.arange(1.0, y.numel() + 1, dtype=y.dtype, device=y.device).mul(1.7).sin()
     return (y**power * weights.view(y.shape)).sum()
 
 
