@@ -7,6 +7,7 @@ table's folder keeps what was chosen, so that the same command continues with th
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,10 +105,10 @@ def chosen(costs: Iterable[Cost], seeds: int, hours: float) -> tuple[int, int] |
         few = evaluations <= SHARE * seconds or epochs == EPOCHS[-1]
         if few and iterations >= 1:
             return epochs, min(iterations, max(cost.iterations for cost in costs))
-    least = (evaluations + epochs * an_iteration) / 3600
+    least = math.ceil((evaluations + epochs * an_iteration) / 3.6) / 1000
     raise UserError(
         f"--budget is {hours:g} hours: {seeds} seeds of {len(costs)} runs take at least "
-        f"{least:.2g}, of which their tests and validations are most; give more, or fewer --seeds, "
+        f"{least:g}, of which their tests and validations are most; give more, or fewer --seeds, "
         "--rows or --eval-tasks"
     )
 
@@ -120,16 +121,18 @@ def kept(folder: Path) -> Plan | None:
     """What an earlier command chose. Raises UserError when it cannot be read."""
     from engine.runs.checkpoint import read_json
 
-    path = folder / PLAN
+    path, why = folder / PLAN, "it is no plan"
     try:
         found = Plan(**read_json(path))
         if all(isinstance(n, int | None) for n in (found.epochs, found.iterations)):
             return found
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError):
+    except OSError as error:
+        why = str(error.strerror)
+    except (ValueError, TypeError):
         pass
     raise UserError(
-        f"{path} cannot be read: put a whole copy in its place, or remove it, and the hours are "
-        "divided anew"
+        f"{path} cannot be read ({why}): put a whole copy in its place, or remove it, and the "
+        "hours are divided anew"
     )

@@ -98,10 +98,12 @@ def _cell(
 
 def _tricks(row: Row, own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Of MAML++ under the same protocol and length."""
+    if not row.tricks:
+        return {}
     without = Config.of(**own | given)
     whole = Config.of(**own | given | {"preset": "maml++"})
     found = {name: getattr(whole, name) for name in row.tricks}
-    if found and found == {name: getattr(without, name) for name in row.tricks}:
+    if found == {name: getattr(without, name) for name in row.tricks}:
         raise UserError(
             f"--epochs is {whole.epochs}: none of them is left for {', '.join(row.tricks)}; give 3 "
             "or more"

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 
-def grid(head: list[str], rows: list[list[str]]) -> str:
-    """Columns aligned, the first and those of words left, numbers right; without a last line's
-    end."""
+
+def grid(head: list[str], rows: list[list[str]], left: Collection[int]) -> str:
+    """Columns aligned, those of ``left`` so, the others right; without the last line's end."""
     head, *rows = ([cell.replace("|", r"\|") for cell in cells] for cells in [head, *rows])
     widths = [max(len(cells[i]) for cells in [head, *rows]) for i in range(len(head))]
-    left = [i == 0 or any(_words(cells[i]) for cells in rows) for i in range(len(head))]
-    rule = ["-" * w if of else "-" * (w - 1) + ":" for w, of in zip(widths, left, strict=True)]
-    return "\n".join("| " + " | ".join(_line(c, widths, left)) + " |" for c in [head, rule, *rows])
-
-
-def _words(cell: str) -> bool:
-    return ";" in cell or cell[:1].isalpha()
-
-
-def _line(cells: list[str], widths: list[int], left: list[bool]) -> list[str]:
-    return [
-        f"{cell:{'<' if of else '>'}{width}}"
-        for cell, width, of in zip(cells, widths, left, strict=True)
+    rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    aligned = [
+        [f"{cell:{'<' if i in left else '>'}{widths[i]}}" for i, cell in enumerate(cells)]
+        for cells in [head, rule, *rows]
     ]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in aligned)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.commandline import FIELDS
 from engine.config import Config
 from engine.errors import listed
 from engine.files import write
@@ -14,17 +15,16 @@ from engine.tables import results
 from engine.tables.budget import Plan
 from engine.tables.cells import Cell, named
 from engine.tables.markdown import grid
-from engine.tables.quoted import Quoted
 from engine.tables.results import TESTS, Run, Summary
 from engine.tables.rows import Table
 
 PAGE, DATA = "table.md", "table.json"
 POINTS = 10  # of a curve that are shown
 _HEAD = [
-    "method", "task", "quoted", "best model, mean ± deviation", "over tasks",
-    "ensemble, mean ± deviation", "over tasks", "seeds", "s/iteration",
-    "protocol, quoted", "protocol, ours",
+    "method", "task", "quoted", "ours, best model", "over tasks", "ours, ensemble", "over tasks",
+    "seeds", "s/iteration", "protocol, quoted", "protocol, ours",
 ]  # fmt: skip
+_LEFT = (0, 1)  # columns of words
 _LEGEND = (
     "Accuracy in %. Ours: mean ± sample deviation over the seeds, of the epoch best on validation "
     "and of the mean logits of the best epochs; over tasks: half-width of the 95 % interval over "
@@ -50,19 +50,38 @@ def written(
 
 
 def page(table: Table, found: list[Found], given: Mapping[str, Any], plan: Plan | None) -> str:
-    sources: dict[str, int] = {}
-    rows = [_row(each, sources) for each in found]
-    notes = [_LEGEND, *table.notes, *_length(found, given, plan), *_missing(found)]
-    parts = [f"# {table.title}", grid(_HEAD, rows)]
+    sources, protocols = Marks("[{}]"), Marks("P{}")
+    rows = [_row(each, sources, protocols) for each in found]
+    parts = [f"# {table.title}", grid(_HEAD, rows, _LEFT)]
     if curves := _curves(found):
         parts += ["Accuracy on the validation tasks, by epoch, in %:", curves]
     if sources:
-        quotations = [f"[{number}] {source}" for source, number in sources.items()]
-        parts.append("Quoted, not measured here: " + "; ".join(quotations) + ".")
+        parts.append("Quoted, not measured here:\n\n" + sources.text())
+    if protocols:
+        parts.append(
+            "Protocols (split; targets a class; statistics at test; tasks; one model or several):"
+            "\n\n" + protocols.text()
+        )
+    notes = [_LEGEND, *table.notes, *_length(found, given, plan), *_missing(found)]
     return "\n\n".join([*parts, *notes]) + "\n"
 
 
-def _row(found: Found, sources: dict[str, int]) -> list[str]:
+class Marks(dict):
+    """Numbers, as ``form`` has them, for texts in the order in which they are met."""
+
+    def __init__(self, form: str):
+        super().__init__()
+        self._form = form
+
+    def mark(self, text: str | None) -> str:
+        """A dash for none."""
+        return self.setdefault(text, self._form.format(len(self) + 1)) if text else "–"
+
+    def text(self) -> str:
+        return "\n".join(f"- {mark} {text}" for text, mark in self.items())
+
+
+def _row(found: Found, sources: Marks, protocols: Marks) -> list[str]:
     cell, runs = found
     quoted = cell.quoted
     tests = [_cells(results.summary(runs, test)) for test in TESTS]
@@ -71,18 +90,14 @@ def _row(found: Found, sources: dict[str, int]) -> list[str]:
     return [
         cell.row.label,
         named(cell.task),
-        f"{quoted.text} [{_number(quoted, sources)}]" if quoted else "–",
+        f"{quoted.text} {sources.mark(quoted.source)}" if quoted else "–",
         *tests[0],
         *tests[1],
         f"{done} of {len(runs)}" if runs else "–",
         "–" if seconds is None else f"{seconds:.3f}",
-        quoted.protocol if quoted else "–",
-        results.told(cell, runs) or "–",
+        protocols.mark(quoted and quoted.protocol),
+        protocols.mark(results.told(cell, runs)),
     ]
-
-
-def _number(quoted: Quoted, sources: dict[str, int]) -> int:
-    return sources.setdefault(quoted.source, len(sources) + 1)
 
 
 def _cells(summary: Summary | None) -> list[str]:
@@ -97,18 +112,18 @@ def _length(found: list[Found], given: Mapping[str, Any], plan: Plan | None) -> 
     """What was changed of the presets, and what became of their schedules."""
     own = {name: value for name, value in given.items() if plan is None or name not in plan.given}
     notes = []
-    if own:
+    if own := {n: value for n, value in own.items() if not FIELDS[n].metadata["free"]}:
         told = ", ".join(f"{name} = {value}" for name, value in own.items())
         notes.append(f"Not as the presets have it, in every row: {told}.")
     whole = sorted({_whole(each.cell) for each in found if each.cell.members})
     if plan and plan.epochs is None:
-        notes.append(f"{_hours(plan)} for the whole length of every preset: nothing is shortened.")
+        notes.append(f"{_hours(plan)} suffice for the whole length of every preset.")
     elif plan:
         notes.append(
-            f"**Shortened**: {_hours(plan)} for {plan.epochs * plan.iterations:,} iterations, "
+            f"**Shortened**: {_hours(plan)} give {plan.epochs * plan.iterations:,} iterations, "
             f"{plan.epochs} epochs of {plan.iterations:,}, in every row alike, where the presets "
-            f"have {' or '.join(f'{n:,}' for n in whole)}; the annealing schedules are shortened "
-            "alike. Such figures are not those of the paper's protocol."
+            f"have {' or '.join(f'{n:,}' for n in whole)}; the annealing schedules are "
+            "shortened alike. Such figures are not those of the paper's protocol."
         )
     elif "epochs" in own or "iterations" in own:
         notes.append(
@@ -141,10 +156,8 @@ def _schedules(found: list[Found]) -> list[str]:
 
 
 def _hours(plan: Plan) -> str:
-    return (
-        f"--budget {plan.asked['budget']:g} hours suffice, by {plan.hours:.2g} hours as measured "
-        "before the first run,"
-    )
+    asked = plan.asked["budget"]
+    return f"--budget {asked:g} hours ({plan.hours:.2g} by the speeds measured before)"
 
 
 def _missing(found: list[Found]) -> list[str]:
@@ -174,7 +187,7 @@ def _curves(found: list[Found]) -> str:
         by_epoch = {row["epoch"]: f"{100 * row['accuracy']:.1f}" for row in run.validations}
         name = f"{cell.row.label}, seed {run.seed}"
         body.append([name, *(by_epoch.get(epoch, "–") for epoch in epochs)])
-    return grid(["run", *map(str, epochs)], body)
+    return grid(["run", *map(str, epochs)], body, left=(0,))
 
 
 def data(

@@ -44,12 +44,12 @@ def _retold(whom: str) -> str:
 _UNKNOWN = "the rest is not known here"
 _OWN = f"{PAPER}, its own runs"
 _OMNIGLOT = (
-    "1150/50/423 shuffled, turned as classes; 1 target a class; batch statistics by its code; best "
-    "epoch by its text, ensemble of 5 by its code"
+    "1150/50/423 shuffled, turned as classes; 1 target a class; batch statistics and 600 tasks by "
+    "its code; best epoch by its text, ensemble of 5 by its code"
 )
 _MINI = (
-    "64/16/20; 15 targets a class; batch statistics by its code; best epoch by its text, ensemble "
-    "of 5 by its code"
+    "64/16/20; 15 targets a class; batch statistics and 600 tasks by its code; best epoch by its "
+    "text, ensemble of 5 by its code"
 )
 _FINN = "S targets a class; batch statistics, transductive; 600 tasks; last model"
 _FINN_OMNIGLOT = f"1100/100/423 shuffled, turned on every split; {_FINN}"

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 
 from engine import meta
-from engine.commandline import flag
+from engine.allowed import PATH
+from engine.commandline import FIELDS, flag
 from engine.config import Config
 from engine.episodes import EpisodeSampler
 from engine.errors import say
@@ -84,7 +85,9 @@ def run(found: list[Case], folder: Path, interrupt: Interrupt) -> list[str]:
             key = _key(case, where)
             row = next((row for row in known if row.items() >= key.items()), None)
             if row is None:
-                say(f"row {number} of {len(found)}: {case.label}, {case.configs[0].steps} steps")
+                steps = case.configs[0].steps
+                plural = "s" * (steps > 1)
+                say(f"row {number} of {len(found)}: {case.label}, {steps} inner step{plural}")
                 row = key | measured(case, device, interrupt)
             rows.append(row)
             others = [row for row in known if row not in rows]  # of other machines and settings
@@ -97,7 +100,13 @@ def run(found: list[Case], folder: Path, interrupt: Interrupt) -> list[str]:
 def _key(case: Case, where: dict[str, Any]) -> dict[str, Any]:
     cfg = case.configs[0]
     task = {name: getattr(cfg, name) for name in ("dataset", "ways", "shots", "steps", "tasks")}
-    return where | task | {"given": dict(case.given)}
+    return where | task | {"given": _lasting(case.given)}
+
+
+def _lasting(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What an iteration may depend on: random images lie nowhere, and threads are counted."""
+    paths = {name for name, f in FIELDS.items() if f.metadata["allowed"] == PATH}
+    return {n: value for n, value in given.items() if n not in paths | {"threads"}}
 
 
 def _known(path: Path) -> list[dict[str, Any]]:
@@ -177,7 +186,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     if given:
         notes.insert(0, f"Not as the presets have it, in every row: {given}.")
     title = "# Seconds a training iteration, MAML beside MAML++"
-    return "\n\n".join([title, grid(_HEAD, body), *notes]) + "\n"
+    return "\n\n".join([title, grid(_HEAD, body, left=(0, 5)), *notes]) + "\n"
 
 
 def _part(part: dict[str, Any]) -> str:
