@@ -19,7 +19,7 @@ from typing import Any
 from engine import sweep
 from engine.allowed import PATH, check
 from engine.commandline import FIELDS, Parser, add_flags, parse
-from engine.errors import UserError, explained, nearest, say
+from engine.errors import UserError, explained, listed, nearest, printable, say, silence
 from engine.runs.interrupt import Interrupt, answered
 from engine.tables import budget, cells, rows
 from engine.tables.budget import Plan
@@ -81,6 +81,7 @@ def _asked(argv: list[str], interrupt: Interrupt) -> int:
     if name == TIMING:
         return _timing(folder, own, given, looks, interrupt)
     asked = {
+        "table": name,
         "budget": own["budget"],
         "seeds": SEEDS if own["seeds"] is None else own["seeds"],
         "rows": _rows(rows.of(name), own["rows"]),
@@ -127,18 +128,22 @@ def _run(
     interrupt: Interrupt,
 ) -> int:
     listing, looking = looks
-    plan, found = _planned(table, folder, asked, looking, interrupt)
+    with silence(listing):  # its lines are for a shell
+        plan, found = _planned(table, folder, asked, looking, interrupt)
     if listing:
         say(*_listed(found))
         return 0
     members = cells.members(found)
+    if not members:
+        reasons = dict.fromkeys(c.reason for c in found if c.row.key in asked["rows"])
+        raise UserError(f"--rows: none of them is trained here: {listed(reasons)}; give others")
     if looking:
         say(*sweep.status(members))
         return 0
     from engine.tables import page  # which imports torch
 
     given = asked["flags"] | (plan.given if plan else {})
-    _make(folder)
+    _make(folder, table.name)
 
     def write() -> list[str]:
         return page.written(folder, table, found, given, plan)
@@ -164,7 +169,7 @@ def _planned(
     elif looking:
         raise UserError(f"{folder} has no plan for --budget yet: the table has not begun")
     else:
-        _make(folder)
+        _make(folder, table.name)
         plan = budget.made(found, asked, interrupt)
         budget.keep(folder, plan)
         say(f"every run has {_length(plan)}; about {plan.hours:.2g} hours in all", "")
@@ -184,7 +189,7 @@ def _refuse_another(folder: Path, plan: Plan, asked: dict[str, Any]) -> None:
     def fixed(all_asked: dict[str, Any]) -> dict[str, Any]:
         flags = all_asked["flags"]
         kept = {n: v for n, v in flags.items() if not FIELDS[n].metadata["free"]}
-        return {n: all_asked[n] for n in ("budget", "seeds", "rows")} | kept
+        return {n: value for n, value in all_asked.items() if n != "flags"} | kept
 
     before, now = fixed(plan.asked), fixed(asked)
     different = [
@@ -210,9 +215,14 @@ def _listed(found: list[Cell]) -> list[str]:
     return lines
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path, name: str) -> None:
+    """Raises UserError when another table's page lies there."""
+    from engine.tables import page  # which imports torch
+
     with explained(f"cannot write {folder}", "give another --runs"):
         folder.mkdir(parents=True, exist_ok=True)
+    if (of := page.table_in(folder)) not in (None, name):
+        raise UserError(f"{folder} has table {printable(str(of))}: give another --runs")
 
 
 def _timing(
@@ -238,7 +248,7 @@ def _timing(
     if listing:
         say(*(line for case in cases for line in case.listed()))
         return 0
-    _make(folder)
+    _make(folder, TIMING)
     say("", *timing.run(cases, folder, interrupt))
     return 0
 

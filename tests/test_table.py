@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 import pytest
 
 from engine import table, train
+from engine.methods import METHODS
 from engine.runs.log import Report
 from engine.settings import resolve
 from engine.tables import budget, rows, timing
@@ -59,7 +60,7 @@ def test_it_trains_its_rows_and_prints_them_beside_the_figures(images, tmp_path,
     assert page in out.replace("\n\nsaved in", "\nsaved in")
     mean = f"{100 * ours['mean']:.2f} ± {100 * ours['deviation']:.2f}"
     row = next(line for line in page.splitlines() if f" {mean} |" in line)
-    assert row.startswith("| MAML (replicated)") and "| 64.78 [" in row and "| 2 of 2 |" in row
+    assert row.startswith("| MAML (replicated)") and " 64.78 [" in row and "| 2 of 2 |" in row
     assert f"mini-like:{images.name}; 1 target a class; batch statistics, transductive;" in page
     assert rows_of["anil", 1]["not_trained"] == "left out by --rows"
     assert rows_of["anil", 1]["quoted"]["text"] == "46.7 ± 0.4"
@@ -231,6 +232,20 @@ def test_it_can_be_asked_for_help():
     assert (code, err) == (0, "") and "usage: python -m engine.table NAME [flags]" in out
     for words in ("--seeds INT", "--budget HOURS", "--rows A,B", "--list", "--data PATH"):
         assert words in out
+
+
+def test_a_folder_has_one_table_and_rows_that_nothing_trains_are_told(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(train, "train", None)
+    (tmp_path / "table.json").write_text('{"table": "mini"}')
+    for name in ("ablation", "timing"):
+        assert table.main([name, "--runs", str(tmp_path)]) == 2
+        one_line(capsys.readouterr().err, f"{tmp_path} has table mini: give another --runs")
+    monkeypatch.delitem(METHODS, "boil")
+    for words in (["--rows", "boil"], ["--rows", "boil", "--status"]):
+        assert table.main(["mini", "--runs", str(tmp_path / "new"), *words]) == 2
+        one_line(capsys.readouterr().err, "none of them is trained here: there is no method boil")
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.commandline import FIELDS
 from engine.errors import UserError, say
 from engine.files import write
 from engine.runs.interrupt import Interrupt
@@ -22,6 +24,7 @@ PLAN = "plan.json"
 # can, the longest whose validations and tests are a small part of the hours.
 EPOCHS = (150, 75, 30, 15, 6, 3)
 SHARE = 0.2
+ASKED = ("table", "budget", "seeds", "rows", "flags")  # what a plan was made for
 
 
 class Cost(NamedTuple):
@@ -44,7 +47,7 @@ class Cost(NamedTuple):
 
 
 class Plan(NamedTuple):
-    asked: dict[str, Any]  # budget, seeds, rows and flags that it was made for
+    asked: dict[str, Any]  # ASKED
     epochs: int | None  # None: the hours suffice for the whole length
     iterations: int | None  # of an epoch
     hours: float  # that the runs should take
@@ -119,18 +122,19 @@ def keep(folder: Path, plan: Plan) -> None:
 
 def kept(folder: Path) -> Plan | None:
     """What an earlier command chose. Raises UserError when it cannot be read."""
-    from engine.runs.checkpoint import read_json
-
     path, why = folder / PLAN, "it is no plan"
+    if not os.path.lexists(path):
+        return None
+    from engine.runs.checkpoint import read_json  # which imports torch
+
     try:
         found = Plan(**read_json(path))
-        if all(isinstance(n, int | None) for n in (found.epochs, found.iterations)):
+        known = found.asked.keys() == {*ASKED} and found.asked["flags"].keys() <= FIELDS.keys()
+        if known and all(isinstance(n, int | None) for n in (found.epochs, found.iterations)):
             return found
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as error:
         why = str(error.strerror)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         pass
     raise UserError(
         f"{path} cannot be read ({why}): put a whole copy in its place, or remove it, and the "

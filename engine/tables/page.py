@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from engine.commandline import FIELDS
 from engine.config import Config
 from engine.errors import listed
 from engine.files import write
+from engine.runs.checkpoint import read_json
 from engine.tables import results
 from engine.tables.budget import Plan
 from engine.tables.cells import Cell, named
@@ -47,6 +49,13 @@ def written(
     write(folder / DATA, json.dumps(data(table, found, given, plan), indent=1) + "\n")
     write(folder / PAGE, text)
     return text.splitlines()
+
+
+def table_in(folder: Path) -> Any:
+    """Whose JSON lies there; None if there is none that can be read: it is written anew."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return read_json(folder / DATA)["table"]
+    return None
 
 
 def page(table: Table, found: list[Found], given: Mapping[str, Any], plan: Plan | None) -> str:
