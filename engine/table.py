@@ -216,9 +216,15 @@ def _listed(found: list[Cell]) -> list[str]:
 
 
 def _make(folder: Path, name: str) -> None:
-    """Raises UserError when another table's page lies there."""
-    from engine.tables import page  # which imports torch
+    """Raises UserError when another table's page lies there, or other processes would write it."""
+    from engine.runtime import ranks  # which import torch
+    from engine.tables import page
 
+    if ranks.launched():
+        raise UserError(
+            "engine.table is of one process, and torchrun started several: start it without, or "
+            "give the lines of --list to torchrun"
+        )
     with explained(f"cannot write {folder}", "give another --runs"):
         folder.mkdir(parents=True, exist_ok=True)
     if (of := page.table_in(folder)) not in (None, name):

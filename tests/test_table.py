@@ -227,6 +227,15 @@ def test_a_mistake_is_one_line_before_anything_runs(words, told, tmp_path, monke
     assert [*tmp_path.iterdir()] == []
 
 
+def test_torchrun_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("ablation", "timing"):
+        assert table.main([name, "--runs", str(tmp_path / "new")]) == 2
+        one_line(capsys.readouterr().err, "engine.table is of one process, and torchrun started")
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_it_can_be_asked_for_help():
     code, out, err = call("engine.table", "--help")
     assert (code, err) == (0, "") and "usage: python -m engine.table NAME [flags]" in out

@@ -132,6 +132,7 @@ def test_seeds_of_different_data_have_no_mean():
 
 def test_figure_1_is_curves_of_each_seed():
     falls = [validation(epoch, 0.9 if epoch < 30 else 0.05) for epoch in range(1, 41)]
+    falls[29:] = [row | {"train_loss": 9.0} for row in falls[29:]]
     runs = [Run(0, "stopped at epoch 40", None, falls), Run(1, "not begun", None, [])]
     text = page.page(rows.of("figure1"), [found("figure1", "strided-maml", runs)], {}, None)
     assert cells_of(text, "run") == ["run", *map(str, range(4, 41, 4))]
@@ -139,7 +140,9 @@ def test_figure_1_is_curves_of_each_seed():
         cells_of(text, "strided MAML, seed 0")
         == ["strided MAML, seed 0"] + ["90.0"] * 7 + ["5.0"] * 3
     )
-    assert "seed 1" not in text and "strided MAML, 20-way" not in text.split("Accuracy on")[1]
+    loss = text.split("Training loss, by epoch:")[1]
+    assert cells_of(loss, "strided MAML, seed 0")[1:] == ["2.000"] * 7 + ["9.000"] * 3
+    assert "strided MAML, seed 1" not in text
 
 
 def test_json_has_every_run_and_what_the_page_is_made_of():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,8 +62,13 @@ def page(table: Table, found: list[Found], given: Mapping[str, Any], plan: Plan 
     sources, protocols = Marks("[{}]"), Marks("P{}")
     rows = [_row(each, sources, protocols) for each in found]
     parts = [f"# {table.title}", grid(_HEAD, rows, _LEFT)]
-    if curves := _curves(found):
-        parts += ["Accuracy on the validation tasks, by epoch, in %:", curves]
+    if _of_seeds(found):
+        parts += ["Accuracy on the validation tasks, by epoch, in %:"]
+        parts += [_curves(found, lambda row: f"{100 * row['accuracy']:.1f}")]
+        parts += [
+            "Training loss, by epoch:",
+            _curves(found, lambda row: f"{row['train_loss']:.3f}"),
+        ]
     if sources:
         parts.append("Quoted, not measured here:\n\n" + sources.text())
     if protocols:
@@ -183,17 +188,20 @@ def _missing(found: list[Found]) -> list[str]:
     return notes
 
 
-def _curves(found: list[Found]) -> str:
-    """Where seeds, and not their mean, are what is looked at: rows without a quotation."""
+def _of_seeds(found: list[Found]) -> bool:
+    """Whether each seed is looked at, and not their mean: where there is no quoted one."""
+    begun = any(run.validations for each in found for run in each.runs)
+    return begun and not any(each.cell.row.quoted for each in found)
+
+
+def _curves(found: list[Found], shown: Callable[[dict[str, Any]], str]) -> str:
+    """Of every run that has begun."""
     runs = [(each.cell, run) for each in found for run in each.runs if run.validations]
-    if not runs or any(each.cell.row.quoted for each in found):
-        return ""
     longest = max(row["epoch"] for _, run in runs for row in run.validations)
-    step = -(-longest // POINTS)
-    epochs = [*range(longest, 0, -step)][::-1]
+    epochs = [*range(longest, 0, -longest // POINTS)][::-1]
     body = []
     for cell, run in runs:
-        by_epoch = {row["epoch"]: f"{100 * row['accuracy']:.1f}" for row in run.validations}
+        by_epoch = {row["epoch"]: shown(row) for row in run.validations}
         name = f"{cell.row.label}, seed {run.seed}"
         body.append([name, *(by_epoch.get(epoch, "–") for epoch in epochs)])
     return grid(["run", *map(str, epochs)], body, left=(0,))
