@@ -80,16 +80,45 @@ def test_a_row_has_the_quoted_figure_beside_ours():
     assert "Shortened" not in text and "Not finished" not in text
 
 
+def test_gains_over_maml_are_of_the_same_seeds_in_the_order_quoted():
+    plus = [
+        Run(0, "finished", result(0.93, 0.01), []),
+        Run(1, "stopped", None, []),
+        Run(2, "finished", result(0.98, 0.01), []),
+    ]
+    each = [
+        found("ablation", "maml", RUNS),
+        found("ablation", "maml+msl", RUNS[:1]),
+        found("ablation", "maml+da", [Run(0, "not begun", None, [])]),
+        found("ablation", "maml+lslr", plus),
+    ]
+    gain = results.gain(plus, RUNS, "best")
+    assert gain == pytest.approx(((0.03 + 0.01) / 2, stdev([0.03, 0.01])))
+    assert results.gain(RUNS[:1], RUNS, "best") == (0.0, None)
+    assert results.gain([], RUNS, "best") is None
+    text = page.page(rows.of("ablation"), each, {}, None)
+    table = text.split("| points over MAML (replicated) ")[1]
+    assert cells_of(table, "MAML + LSLR")[1:] == ["+4.50", "+2.00 ± 1.41", "+2.00 ± 1.41"]
+    assert cells_of(table, "MAML + MSL")[1:] == ["+0.26", "+0.00", "+0.00"]
+    assert cells_of(table, "MAML + DA")[1:] == ["+1.03", "–", "–"]
+    order = [line.split("|")[1].strip() for line in table.splitlines()[2:5]]
+    assert order == ["MAML + LSLR", "MAML + DA", "MAML + MSL"]
+    assert "ours, best model: MAML + LSLR > MAML + MSL." in table
+    none = [found("ablation", key, []) for key in ("maml", "maml+da")]
+    assert "best model: no run is finished." in page.page(rows.of("ablation"), none, {}, None)
+
+
 def test_rows_without_runs_say_why():
     alone = found("omniglot-20way", "maml++", [])
     alone = alone._replace(cell=alone.cell._replace(reason="there is none"))
-    text = page.page(rows.of("omniglot-20way"), [alone], {}, None)
+    text = page.page(rows.of("omniglot-20way"), [alone, alone], {}, None)
     assert cells_of(text, "MAML++")[2:] == ["97.65 ± 0.05 [1]", *["–"] * 6, "P1", "–"]
-    assert "Quoted alone: MAML++, 20-way 1-shot: there is none." in text
+    assert "Quoted alone: MAML++: there is none." in text
     runs = [RUNS[0], Run(1, "stopped at epoch 1 of 150, iteration 500 of 75000", None, [])]
-    text = page.page(rows.of("ablation"), [found("ablation", "maml+ca", runs)], {}, None)
+    each = [found("ablation", key, runs) for key in ("maml", "maml+ca")]
+    text = page.page(rows.of("ablation"), each, {}, None)
     assert cells_of(text, "MAML + CA")[7] == "1 of 2"
-    assert "Not finished: maml+ca_20w1s_seed-1: stopped at epoch 1 of 150, iteration" in text
+    assert ", maml+ca_20w1s_seed-1: stopped at epoch 1 of 150, iteration 500 of 75000. The" in text
 
 
 def test_other_settings_and_another_length_are_told():

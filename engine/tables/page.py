@@ -62,6 +62,8 @@ def page(table: Table, found: list[Found], given: Mapping[str, Any], plan: Plan 
     sources, protocols = Marks("[{}]"), Marks("P{}")
     rows = [_row(each, sources, protocols) for each in found]
     parts = [f"# {table.title}", grid(_HEAD, rows, _LEFT)]
+    if table.base:
+        parts += _gains(table.base, found)
     if _of_seeds(found):
         parts += ["Accuracy on the validation tasks, by epoch, in %:"]
         parts += [_curves(found, lambda row: f"{100 * row['accuracy']:.1f}")]
@@ -175,7 +177,9 @@ def _hours(plan: Plan) -> str:
 
 
 def _missing(found: list[Found]) -> list[str]:
-    alone = [f"{each.cell.label}: {each.cell.reason}" for each in found if not each.cell.members]
+    alone = dict.fromkeys(
+        f"{each.cell.row.label}: {each.cell.reason}" for each in found if not each.cell.members
+    )
     open_runs = [
         f"{member.name}: {run.state}"
         for each in found
@@ -186,6 +190,34 @@ def _missing(found: list[Found]) -> list[str]:
     if open_runs:
         notes.append(f"Not finished: {listed(open_runs)}. The same command continues.")
     return notes
+
+
+def _gains(base: str, found: list[Found]) -> list[str]:
+    """Of each row over the base, the largest quoted one first, and the order of ours."""
+    (of,) = (each for each in found if each.cell.row.key == base)
+    others = [each for each in found if each is not of]
+    others.sort(key=lambda each: -each.cell.quoted.accuracy)
+    rows, ours = [], {}
+    for each in others:
+        gains = [results.gain(each.runs, of.runs, test) for test in TESTS]
+        if gains[0]:
+            ours[each.cell.row.label] = gains[0][0]
+        over = each.cell.quoted.accuracy - of.cell.quoted.accuracy
+        rows.append([each.cell.row.label, f"{over:+.2f}", *map(_gain, gains)])
+    head = [f"points over {of.cell.row.label}", "quoted", "ours, best model", "ours, ensemble"]
+    order = " > ".join(sorted(ours, key=ours.__getitem__, reverse=True)) or "no run is finished"
+    return [
+        grid(head, rows, left=(0,)),
+        f"Quoted figures in their order; ours, best model: {order}.",
+    ]
+
+
+def _gain(gain: tuple[float, float | None] | None) -> str:
+    if gain is None:
+        return "–"
+    mean, deviation = gain
+    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+    return f"{100 * mean:+.2f}{spread}"
 
 
 def _of_seeds(found: list[Found]) -> bool:

@@ -110,7 +110,7 @@ MINI_ROWS: dict[str, dict[Task, Quoted]] = {
     "matching": _of(
         MINI,
         _retold("Ravi & Larochelle's matching networks, with full context embeddings"),
-        "64/16/20; sums of cosines; inductive, running statistics; single",
+        f"64/16/20; sums of cosines; inductive, running statistics; {_UNKNOWN}",
         *("43.56", "55.31"),
     ),
     "meta-sgd": _of(MINI, _retold("Li et al. 2017"), _META_SGD, "50.47 ± 1.87", "64.03 ± 0.94"),
@@ -140,8 +140,8 @@ ABLATION_ROWS: dict[str, dict[Task, Quoted]] = {
 OTHERS_OMNIGLOT: dict[str, dict[Task, Quoted]] = {
     "fomaml": _of(
         OMNIGLOT,
-        "Nichol et al. 2018, of first-order MAML",
-        _FINN_OMNIGLOT,
+        "Nichol et al. 2018, who report it",
+        _UNKNOWN,
         *("89.4", "97.9", "98.3", "99.2"),
     ),
     "protonet": _of(
@@ -163,7 +163,7 @@ OTHERS_MINI: dict[str, dict[Task, Quoted]] = {
     "boil": _of(
         MINI,
         "Oh et al. 2021",
-        f"64/16/20; batch statistics, which the inner loop's gains follow; {_UNKNOWN}",
+        f"64/16/20; batch statistics, gains and biases adapted with the body; {_UNKNOWN}",
         *("49.61 ± 0.16", "66.45 ± 0.37"),
     ),
     "protonet": _of(

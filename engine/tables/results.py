@@ -75,6 +75,18 @@ def summary(runs: list[Run], test: str) -> Summary | None:
     return Summary(fmean(accuracies), deviation, fmean(score["interval"] for score in scores))
 
 
+def gain(runs: list[Run], base: list[Run], test: str) -> tuple[float, float | None] | None:
+    """Mean over the seeds that both have finished of the difference in one of TESTS, and its
+    deviation; None without such a seed. Of a seed both have the same tasks."""
+    of = {run.seed: run.result[test]["accuracy"] for run in base if run.result}
+    found = [
+        run.result[test]["accuracy"] - of[run.seed] for run in runs if run.result and run.seed in of
+    ]
+    if not found:
+        return None
+    return fmean(found), stdev(found) if len(found) > 1 else None
+
+
 def seconds(runs: list[Run]) -> float | None:
     """Median over the epochs of an iteration's; None when there is none."""
     found = [row["seconds_per_iteration"] for run in runs for row in run.validations]

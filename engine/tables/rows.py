@@ -34,6 +34,7 @@ class Table(NamedTuple):
     tasks: tuple[Task, ...]
     rows: list[Row]
     notes: tuple[str, ...] = ()
+    base: str = ""  # key of the row over which the gain of each other one is told
 
 
 TRICKS = {
@@ -64,6 +65,10 @@ _OTHERS = {
     "imaml": "iMAML",
     "lstm": "Meta-learner LSTM",
 }
+_METHODS_NOTE = (
+    "What is known of a method's published settings, and where ours differs: its file in "
+    "engine/methods."
+)
 _TRICK_NOTE = "The tricks of MAML++ one by one: table ablation."
 
 
@@ -76,14 +81,14 @@ def _omniglot(ways: int) -> Table:
     tasks = tuple(task for task in OMNIGLOT if task[0] == ways)
     rows = [_row(key, quoted.OMNIGLOT_ROWS, tasks) for key in quoted.OMNIGLOT_ROWS]
     rows += _others(quoted.OTHERS_OMNIGLOT, tasks, rows)
-    notes = (_TRICK_NOTE,) if ways == 20 else ()
+    notes = (_METHODS_NOTE, _TRICK_NOTE)[: 1 + (ways == 20)]
     return Table(f"omniglot-{ways}way", f"Omniglot, {ways}-way", "omniglot", tasks, rows, notes)
 
 
 def _mini() -> Table:
     rows = [_row(key, quoted.MINI_ROWS, MINI) for key in quoted.MINI_ROWS]
     rows += _others(quoted.OTHERS_MINI, MINI, rows)
-    return Table("mini", "mini-ImageNet, 5-way", "mini", MINI, rows)
+    return Table("mini", "mini-ImageNet, 5-way", "mini", MINI, rows, (_METHODS_NOTE,))
 
 
 def _ablation() -> Table:
@@ -95,7 +100,7 @@ def _ablation() -> Table:
     first, last = (_row(key, quoted.OMNIGLOT_ROWS, tasks) for key in ("maml", "maml++"))
     title = "Omniglot, 20-way 1-shot: MAML, each trick alone, and MAML++"
     notes = ("The paper's Table 1. MAML++ has all five tricks; the others are off in each row.",)
-    return Table("ablation", title, "omniglot", tasks, [first, *tricks, last], notes)
+    return Table("ablation", title, "omniglot", tasks, [first, *tricks, last], notes, first.key)
 
 
 def _figure1() -> Table:
