@@ -168,7 +168,7 @@ def _schedules(found: list[Found]) -> list[str]:
                 "order"
             )
             labels.setdefault(text, {})[each.cell.row.label] = None
-    return [f"- {', '.join(names)}: {text}" for text, names in labels.items()]
+    return [f"- {'; '.join(names)}: {text}" for text, names in labels.items()]
 
 
 def _hours(plan: Plan) -> str:
@@ -217,7 +217,7 @@ def _gain(gain: tuple[float, float | None] | None) -> str:
         return "–"
     mean, deviation = gain
     spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
-    return f"{100 * mean:+.2f}{spread}"
+    return f"{round(100 * mean, 2) + 0.0:+.2f}{spread}"  # no -0.00
 
 
 def _of_seeds(found: list[Found]) -> bool:

@@ -41,7 +41,8 @@ def _retold(whom: str) -> str:
     return f"{PAPER}, which quotes {whom}"
 
 
-_UNKNOWN = "the rest is not known here"
+_NOTHING = "not known here"
+_UNKNOWN = f"the rest is {_NOTHING}"
 _OWN = f"{PAPER}, its own runs"
 _OMNIGLOT = (
     "1150/50/423 shuffled, turned as classes; 1 target a class; batch statistics and 600 tasks by "
@@ -94,7 +95,7 @@ OMNIGLOT_ROWS: dict[str, dict[Task, Quoted]] = {
     "metanet": _of(
         OMNIGLOT,
         _retold("Munkhdalai & Yu 2017"),
-        _UNKNOWN,
+        _NOTHING,
         *("97.00", None, "98.95", None),
     ),
     "maml-original": _of(
@@ -114,7 +115,7 @@ MINI_ROWS: dict[str, dict[Task, Quoted]] = {
         *("43.56", "55.31"),
     ),
     "meta-sgd": _of(MINI, _retold("Li et al. 2017"), _META_SGD, "50.47 ± 1.87", "64.03 ± 0.94"),
-    "metanet": _of(MINI, _retold("Munkhdalai & Yu 2017"), _UNKNOWN, "49.21", None),
+    "metanet": _of(MINI, _retold("Munkhdalai & Yu 2017"), _NOTHING, "49.21", None),
     "maml-original": _of(
         MINI, _retold("Finn et al. 2017"), _FINN_MINI, "48.70 ± 1.84", "63.11 ± 0.92"
     ),
@@ -141,7 +142,7 @@ OTHERS_OMNIGLOT: dict[str, dict[Task, Quoted]] = {
     "fomaml": _of(
         OMNIGLOT,
         "Nichol et al. 2018, who report it",
-        _UNKNOWN,
+        _NOTHING,
         *("89.4", "97.9", "98.3", "99.2"),
     ),
     "protonet": _of(
@@ -159,7 +160,7 @@ OTHERS_OMNIGLOT: dict[str, dict[Task, Quoted]] = {
 }
 OTHERS_MINI: dict[str, dict[Task, Quoted]] = {
     "fomaml": _of(MINI, "Finn et al. 2017", _FINN_MINI, "48.07 ± 1.75", "63.15 ± 0.91"),
-    "anil": _of(MINI, "Raghu et al. 2020, as others quote it", _UNKNOWN, "46.7 ± 0.4", "61.5"),
+    "anil": _of(MINI, "Raghu et al. 2020, as others quote it", _NOTHING, "46.7 ± 0.4", "61.5"),
     "boil": _of(
         MINI,
         "Oh et al. 2021",
@@ -176,7 +177,7 @@ OTHERS_MINI: dict[str, dict[Task, Quoted]] = {
         MINI, "Nichol et al. 2018", f"64/16/20; {_REPTILE}", "49.97 ± 0.32", "65.99 ± 0.58"
     ),
     "imaml": _of(
-        MINI, "Rajeswaran et al. 2019, as others quote it", _UNKNOWN, "49.30 ± 1.88", None
+        MINI, "Rajeswaran et al. 2019, as others quote it", _NOTHING, "49.30 ± 1.88", None
     ),
     "lstm": _of(
         MINI,

@@ -87,6 +87,7 @@ def _omniglot(ways: int) -> Table:
 
 def _mini() -> Table:
     rows = [_row(key, quoted.MINI_ROWS, MINI) for key in quoted.MINI_ROWS]
+    rows[-1] = rows[-1]._replace(label="MAML++, 5 steps")
     rows += _others(quoted.OTHERS_MINI, MINI, rows)
     return Table("mini", "mini-ImageNet, 5-way", "mini", MINI, rows, (_METHODS_NOTE,))
 
