@@ -201,12 +201,15 @@ def test_timing_continues_and_keeps_what_was_measured_with_other_settings(
         (["mini", "--budget", "nan"], "--budget is nan: give a number > 0"),
         (["mini", "--budget", "-1"], "--budget is -1.0: give a number > 0"),
         (["mini", "--budget", "1", "--epochs", "3"], "--epochs is 3 with --budget, which chooses"),
-        (["mini", "--rows", "mamml"], "--rows has 'mamml': did you mean maml? mini has matching,"),
+        (["mini", "--rows", "mamml"], "--rows has 'mamml': did you mean maml? mini has matching"),
         (["mini", "--rows", ""], "--rows has ''"),
         (["mini", "--runs", ""], "--runs is empty"),
         (["mini", "--ways", "7"], "there is no flag --ways"),
         (["mini", "--list", "--status"], "not allowed with argument"),
-        (["mini", "--filters", "0"], "Matching nets, 5-way 1-shot: --filters is 0: give a number"),
+        (
+            ["mini", "--rows", "maml", "--filters", "0"],
+            "MAML (replicated), 5-way 1-shot: --filters is",
+        ),
         (["ablation", "--epochs", "1"], "MAML + DA, 20-way 1-shot: --epochs is 1: none of them"),
         (
             ["timing", "--seeds", "2"],

@@ -24,16 +24,16 @@ maml          | 91.27 ± 1.07 | 98.78        | 98.57        | 99.82
 maml++        | 97.65 ± 0.05 | 99.33 ± 0.03 | 99.47        | 99.85
 """
 MINI = """
-matching       | 43.56        | 55.31
-meta-sgd       | 50.47 ± 1.87 | 64.03 ± 0.94
-metanet        | 49.21        |
-maml-original  | 48.70 ± 1.84 | 63.11 ± 0.92
-maml           | 48.64        | 64.78
-maml++-1-step  | 51.05 ± 0.31 |
-maml++-2-steps | 51.49 ± 0.25 |
-maml++-3-steps | 51.11 ± 0.11 |
-maml++-4-steps | 51.65 ± 0.34 |
-maml++         | 52.40 ± 1.13 | 67.15 ± 0.26
+matching-context | 43.56        | 55.31
+meta-sgd         | 50.47 ± 1.87 | 64.03 ± 0.94
+metanet          | 49.21        |
+maml-original    | 48.70 ± 1.84 | 63.11 ± 0.92
+maml             | 48.64        | 64.78
+maml++-1-step    | 51.05 ± 0.31 |
+maml++-2-steps   | 51.49 ± 0.25 |
+maml++-3-steps   | 51.11 ± 0.11 |
+maml++-4-steps   | 51.65 ± 0.34 |
+maml++           | 52.40 ± 1.13 | 67.15 ± 0.26
 """
 ABLATION = """
 maml           | 91.27 ± 1.07
@@ -197,6 +197,17 @@ def test_the_steps_of_mini_imagenet():
     keys = ["maml++-1-step", "maml++-2-steps", "maml++-3-steps", "maml++-4-steps", "maml++"]
     assert [found[f"{key}_5w1s"].steps for key in keys] == [1, 2, 3, 4, 5]
     assert "maml++-1-step_5w5s" not in found and found["meta-sgd_5w5s"].steps == 1
+
+
+def test_matching_networks_of_mini_imagenet_are_those_with_context_embeddings(monkeypatch):
+    with_context, *_, plain = (row for row in rows.of("mini").rows if row.method == "matching")
+    assert with_context.settings["context"] == 3 and with_context.settings["class_scores"] == "sum"
+    assert plain.key == "matching" and plain.quoted[5, 5].text == "51.09 ± 0.71"
+    fields = {name: f for name, f in cells.FIELDS.items() if name != "context"}
+    monkeypatch.setattr(cells, "FIELDS", fields)
+    found = cells.of(rows.of("mini"), Path("there"), 1, {})
+    bare = next(cell for cell in found if cell.row is not plain and cell.row.method == "matching")
+    assert not bare.members and bare.reason.startswith("there is no setting context")
 
 
 def test_flags_go_to_every_row_and_rows_can_be_chosen():

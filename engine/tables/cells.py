@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.commandline import FIELDS
 from engine.config import Config
 from engine.errors import UserError
 from engine.methods import METHODS
@@ -16,8 +17,8 @@ from engine.tables.rows import Row, Table
 
 # What makes a row the row that it is: no flag changes it.
 DECIDED = (
-    "preset method dataset ways shots steps downsample rates adapt norm_gains norm_weights "
-    "norm_stats msl_epochs first_order_epochs min_lr seed run fresh init"
+    "preset method dataset ways shots steps downsample rates adapt context class_scores norm_gains "
+    "norm_weights norm_stats msl_epochs first_order_epochs min_lr seed run fresh init"
 ).split()
 
 
@@ -79,6 +80,8 @@ def _cell(
 ) -> Cell:
     if row.method not in METHODS:
         return Cell(row, task, (), f"there is no method {row.method} here")
+    if unknown := [name for name in row.settings if name not in FIELDS]:
+        return Cell(row, task, (), f"there is no setting {' or '.join(unknown)} here")
     if rows and row.key not in rows:
         return Cell(row, task, (), "left out by --rows")
     own = row.settings | dict(

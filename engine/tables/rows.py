@@ -47,6 +47,7 @@ TRICKS = {
 _LABELS = {
     "siamese": "Siamese nets",
     "matching": "Matching nets",
+    "matching-context": "Matching nets",
     "statistician": "Neural statistician",
     "memory": "Memory module",
     "meta-sgd": "Meta-SGD",
@@ -56,6 +57,7 @@ _LABELS = {
     "maml++": "MAML++",
 }
 _OTHERS = {
+    "matching": "Matching nets, no context",
     "fomaml": "First-order MAML",
     "anil": "ANIL",
     "boil": "BOIL",
@@ -140,7 +142,12 @@ def _row(key: str, figures: Mapping[str, Mapping[Task, Quoted]], tasks: tuple[Ta
     if base == "maml++":
         label = f"MAML++, {steps} step{'s' * (steps != '1')}"
         return Row(key, label, own, _preset("maml++", steps=int(steps)), tuple(own))
-    settings = {"maml-original": _preset("finn-2017", method="maml"), "maml": _preset("maml")}
+    settings = {
+        "maml-original": _preset("finn-2017", method="maml"),
+        "maml": _preset("maml"),
+        # as Ravi & Larochelle have it, of whom the figures are
+        "matching-context": _method("matching") | {"context": 3, "class_scores": "sum"},
+    }
     return Row(key, _LABELS[key], own, settings.get(key) or _method(key), tuple(own))
 
 
@@ -148,7 +155,7 @@ def _others(
     figures: Mapping[str, Mapping[Task, Quoted]], tasks: tuple[Task, ...], rows: list[Row]
 ) -> list[Row]:
     """Methods that have no row in the paper."""
-    known = {row.method for row in rows}
+    known = {row.key for row in rows}
     found = [key for key in dict.fromkeys([*_OTHERS, *METHODS]) if key not in known]
     others = []
     for key in found:
