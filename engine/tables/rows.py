@@ -162,7 +162,7 @@ def _others(
         own = {task: figure for task, figure in figures.get(key, {}).items() if task in tasks}
         if own or key in METHODS:
             trained = tasks if key in METHODS else tuple(own)
-            others.append(Row(key, _OTHERS.get(key, key), own, _method(key), trained))
+            others.append(Row(key, (_LABELS | _OTHERS).get(key, key), own, _method(key), trained))
     return others
 
 
