@@ -138,10 +138,13 @@ def test_other_settings_and_another_length_are_told():
         (
             {"split": "background", "rotations": "augment"},
             {"protocol": "inductive", "norm_statistics": "running", "targets": 5},
-            "its own two sets, turned in training; 5 targets a class; running statistics, "
-            "inductive; 600 tasks",
+            "its own two sets, turned in training; 5 targets a class; running statistics; 600 tasks",
         ),
-        ({"rotations": "none"}, {"data": "omniglot-like:mine"}, "omniglot-like:mine; 1 target a"),
+        (
+            {"rotations": "none"},
+            {"data": "omniglot-like:mine", "protocol": "inductive"},
+            "omniglot-like:mine; 1 target a class; batch statistics, inductive; 600 tasks; best of",
+        ),
     ],
 )
 def test_the_protocol_is_that_of_the_run(settings, more, wanted):

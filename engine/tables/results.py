@@ -102,10 +102,13 @@ def protocol(cfg: Config, result: dict[str, Any]) -> str:
         split = "64/16/20"
     turned = {"none": "", "classes": ", turned as classes", "augment": ", turned in training"}
     members = len(result["ensemble"]["epochs"])
+    statistics = f"{result['norm_statistics']} statistics"
+    if result["norm_statistics"] == "batch":  # by running ones no target depends on another
+        statistics += f", {result['protocol']}"
     return (
         f"{split}{turned[cfg.rotations]}; {result['targets']} "
-        f"target{'s' * (result['targets'] > 1)} a class; {result['norm_statistics']} statistics, "
-        f"{result['protocol']}; {result['tasks']:,} tasks; best of {cfg.epochs} epochs; ensemble "
+        f"target{'s' * (result['targets'] > 1)} a class; {statistics}; "
+        f"{result['tasks']:,} tasks; best of {cfg.epochs} epochs; ensemble "
         f"of {members}"
     )
 
