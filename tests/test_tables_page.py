@@ -138,7 +138,7 @@ def test_other_settings_and_another_length_are_told():
         (
             {"split": "background", "rotations": "augment"},
             {"protocol": "inductive", "norm_statistics": "running", "targets": 5},
-            "its own two sets, turned in training; 5 targets a class; running statistics; 600 tasks",
+            "its own two sets, turned in training; 5 targets a class; running statistics; 600 ta",
         ),
         (
             {"rotations": "none"},
