@@ -19,7 +19,7 @@ from typing import Any
 from engine import sweep
 from engine.allowed import PATH, check
 from engine.commandline import FIELDS, Parser, add_flags, parse
-from engine.errors import UserError, explained, listed, nearest, printable, say, silence
+from engine.errors import UserError, explained, listed, nearest, say, silence
 from engine.runs.interrupt import Interrupt, answered
 from engine.tables import budget, cells, rows
 from engine.tables.budget import Plan
@@ -216,7 +216,7 @@ def _listed(found: list[Cell]) -> list[str]:
 
 
 def _make(folder: Path, name: str) -> None:
-    """Raises UserError when another table's page lies there, or other processes would write it."""
+    """Raises UserError when another page lies there, or other processes would write it."""
     from engine.runtime import ranks  # which import torch
     from engine.tables import page
 
@@ -228,7 +228,7 @@ def _make(folder: Path, name: str) -> None:
     with explained(f"cannot write {folder}", "give another --runs"):
         folder.mkdir(parents=True, exist_ok=True)
     if (of := page.table_in(folder)) not in (None, name):
-        raise UserError(f"{folder} has table {printable(str(of))}: give another --runs")
+        raise UserError(f"{folder} has table {of}: give another --runs")
 
 
 def _timing(

@@ -204,7 +204,7 @@ def test_timing_continues_and_keeps_what_was_measured_with_other_settings(
     assert table.main(line) == 0 and len(seen) == 21
     row = r"\| +5 \|  2.0000 \|    2.0000 \|  1.00 \| 1–150 2.0000 \(second order\) +\|"
     assert re.search(row, capsys.readouterr().out)
-    (tmp_path / "table.json").write_text("{")
+    (tmp_path / "table.json").write_text('{"table": "timing", "rows": [1, {"maml": 2}]}')
     assert table.main(line) == 0 and len(seen) == 31
 
 
@@ -274,6 +274,14 @@ def test_a_folder_has_one_table_and_rows_that_nothing_trains_are_told(
     for name in ("ablation", "timing"):
         assert table.main([name, "--runs", str(tmp_path)]) == 2
         one_line(capsys.readouterr().err, f"{tmp_path} has table mini: give another --runs")
+    for content in ("{", "[]", "{}", '{"table": 1}'):
+        (tmp_path / "table.json").write_text(content)
+        assert table.main(["ablation", "--runs", str(tmp_path)]) == 2
+        one_line(capsys.readouterr().err, f"{tmp_path / 'table.json'} is of no table: move it")
+        assert (tmp_path / "table.json").read_text() == content
+    (tmp_path / "table.json").rename(tmp_path / "table.md")
+    assert table.main(["timing", "--runs", str(tmp_path)]) == 2
+    one_line(capsys.readouterr().err, f"{tmp_path / 'table.md'} is of no table: move it away")
     monkeypatch.delitem(METHODS, "boil")
     for words in (["--rows", "boil"], ["--rows", "boil", "--status"]):
         assert table.main(["mini", "--runs", str(tmp_path / "new"), *words]) == 2

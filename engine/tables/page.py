@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.commandline import FIELDS
 from engine.config import Config
-from engine.errors import listed
+from engine.errors import UserError, listed
 from engine.files import write
 from engine.runs.checkpoint import read_json
 from engine.tables import results
@@ -51,10 +52,13 @@ def written(
     return text.splitlines()
 
 
-def table_in(folder: Path) -> Any:
-    """Whose JSON lies there; None if there is none that can be read: it is written anew."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        return read_json(folder / DATA)["table"]
+def table_in(folder: Path) -> str | None:
+    """Whose page lies there. Raises UserError when what lies there is no table's."""
+    for path in filter(os.path.lexists, (folder / DATA, folder / PAGE)):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            if isinstance(name := read_json(folder / DATA)["table"], str):
+                return name
+        raise UserError(f"{path} is of no table: move it away, or give another --runs")
     return None
 
 

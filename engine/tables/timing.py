@@ -110,9 +110,10 @@ def _lasting(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known(path: Path) -> list[dict[str, Any]]:
-    """Rows of an earlier command; what cannot be read is measured again."""
+    """Rows of an earlier command; what is none is measured again."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        return [row for row in read_json(path)["rows"] if row.keys() >= {*PRESETS}]
+        found = read_json(path)["rows"]
+        return [row for row in found if isinstance(row, dict) and row.keys() >= {*PRESETS}]
     return []
 
 
