@@ -12,6 +12,7 @@ from engine.runs.interrupt import Interrupt, answered
 COMMANDS = {
     "train": ("engine.train", "train a model and test it, or continue a training"),
     "sweep": ("engine.sweep", "train every combination of settings that a file lists"),
+    "table": ("engine.table", "train a table of the paper and print it beside the paper's figures"),
     "evaluate": ("engine.evaluate", "test a trained model again, on any data"),
     "adapt": ("engine.adapt", "adapt a trained model to classes of your own pictures"),
     "predict": ("engine.predict", "label pictures by an adapted model"),

@@ -51,11 +51,19 @@ class Cost(NamedTuple):
     memory: int | None  # bytes at the peak; None where the system does not say
     before: int | None  # of them, those before the first iteration
 
+    def iteration(self, cfg: Config) -> float:
+        """Mean seconds over the schedule."""
+        return sum(len(part.epochs) * part.seconds for part in self.parts) / cfg.epochs
+
     def seconds(self, cfg: Config) -> float:
         """Of a whole run: its iterations, its validations and the test of its best epochs."""
-        training = sum(len(part.epochs) * cfg.iterations * part.seconds for part in self.parts)
-        evaluations = cfg.epochs + min(cfg.ensemble, cfg.epochs)
-        return training + evaluations * cfg.eval_tasks * self.task
+        training = cfg.epochs * cfg.iterations * self.iteration(cfg)
+        return training + evaluations(cfg, cfg.epochs) * cfg.eval_tasks * self.task
+
+
+def evaluations(cfg: Config, epochs: int) -> int:
+    """Of a run of so many epochs: its validations, and in the test one of each checkpoint."""
+    return epochs + min(cfg.ensemble, epochs)
 
 
 def show(asked: Resolved) -> None:
@@ -102,19 +110,19 @@ def parameters(cfg: Config) -> str:
 
 def cost(cfg: Config, device: torch.device) -> Cost:
     """By the iteration that training takes, and the tasks that validate."""
-    dataset, state = _random(cfg), meta.init_state(cfg, device)
+    dataset, state = random_images(cfg), meta.init_state(cfg, device)
     before = _memory(device, peak=False)
     tasks = EpisodeSampler.of(cfg, dataset, "train", cfg.seed, evaluation=False)
     parts = []
-    with loop(cfg, tasks, range(len(_parts(cfg)) * (ITERATIONS + 1)), device) as steps:
-        for part in _parts(cfg):
+    with loop(cfg, tasks, range(len(parts_of(cfg)) * (ITERATIONS + 1)), device) as steps:
+        for part in parts_of(cfg):
             at = state._replace(iteration=part.epochs.start * cfg.iterations)
             parts.append(part._replace(seconds=_iteration(steps, at)))
     task = _task(cfg, state, dataset)
     return Cost(parts, task, _memory(device, peak=True), before)
 
 
-def _parts(cfg: Config) -> list[Part]:
+def parts_of(cfg: Config) -> list[Part]:
     """In their order; not measured yet."""
     ends = {min(end, cfg.epochs) for end in (cfg.msl_epochs, cfg.first_order_epochs, cfg.epochs)}
     parts, first = [], 0
@@ -145,7 +153,7 @@ def _task(cfg: Config, state: State, dataset: Dataset) -> float:
     return (time.monotonic() - began) / TASKS
 
 
-def _random(cfg: Config) -> Dataset:
+def random_images(cfg: Config) -> Dataset:
     """As many images as one task has."""
     each, ways = cfg.shots + max(cfg.targets, cfg.eval_targets), max(cfg.ways, cfg.train_ways)
     generator = torch.Generator("cpu").manual_seed(cfg.seed)

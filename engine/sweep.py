@@ -24,6 +24,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from operator import or_
 from pathlib import Path
@@ -201,8 +202,11 @@ def _told(own: dict[str, Any]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in own.items()) or "the base"
 
 
-def run(members: list[Member], interrupt: Interrupt) -> int:
-    """Trains what is left, one after the other; the largest exit code of those that failed."""
+def run(
+    members: list[Member], interrupt: Interrupt, *, after: Callable[[], None] = lambda: None
+) -> int:
+    """Trains what is left, one after the other, and calls ``after`` each that it trained; the
+    largest exit code of those that failed."""
     from engine.train import train
 
     codes: dict[str, int] = {}
@@ -217,6 +221,7 @@ def run(members: list[Member], interrupt: Interrupt) -> int:
         except MISTAKES as error:
             codes[member.name] = failed(error, f"{member.name}: ")
         interrupt.phase = "unwind"
+        after()
         interrupt.check()  # a signal that came after the run's last look
     if codes:
         complain(f"{len(codes)} of {len(members)} runs failed: {listed(codes)}")

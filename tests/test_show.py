@@ -58,7 +58,7 @@ def test_it_says_where_each_setting_comes_from_and_makes_nothing(
 )
 def test_the_parts_of_a_schedule(preset, options, parts):
     cfg = Config.of(preset, **options)
-    found = show._parts(cfg)
+    found = show.parts_of(cfg)
     assert [(p.epochs.start, p.epochs.stop, p.losses, p.order) for p in found] == parts
     if cfg.epochs < 200:
         for part in found:

@@ -1,0 +1,125 @@
+"""The runs of a table: of each row, task and seed the settings and the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.commandline import FIELDS
+from engine.config import Config
+from engine.errors import UserError
+from engine.methods import METHODS
+from engine.sweep import Member
+from engine.tables.quoted import Quoted, Task
+from engine.tables.rows import Row, Table
+
+# What makes a row the row that it is: no flag changes it.
+DECIDED = (
+    "preset method dataset ways shots steps downsample rates adapt context class_scores norm_gains "
+    "norm_weights norm_stats msl_epochs first_order_epochs min_lr seed run fresh init"
+).split()
+
+
+class Cell(NamedTuple):
+    """A row in a task."""
+
+    row: Row
+    task: Task
+    members: tuple[Member, ...]  # a run a seed; none where it is quoted alone
+    reason: str = ""  # why it is
+
+    @property
+    def name(self) -> str:
+        return _name(self.row, self.task)
+
+    @property
+    def label(self) -> str:
+        return f"{self.row.label}, {named(self.task)}"
+
+    @property
+    def quoted(self) -> Quoted | None:
+        return self.row.quoted.get(self.task)
+
+
+def named(task: Task) -> str:
+    return "{}-way {}-shot".format(*task)
+
+
+def of(
+    table: Table, folder: Path, seeds: int, given: Mapping[str, Any], rows: tuple[str, ...] = ()
+) -> list[Cell]:
+    """In the table's order. ``given``: settings of all runs; ``rows``: the keys of those that are
+    trained, all if empty.
+
+    Raises UserError when these settings are not allowed in a row.
+    """
+    return [
+        _cell(table, row, task, folder, seeds, given, rows)
+        for row in table.rows
+        for task in table.tasks
+        if task in row.tasks
+    ]
+
+
+def members(cells: list[Cell]) -> list[Member]:
+    """One seed after the other, so that a stopped table has whole rows of fewer seeds."""
+    seeds = max((len(cell.members) for cell in cells), default=0)
+    return [cell.members[seed] for seed in range(seeds) for cell in cells if cell.members]
+
+
+def _cell(
+    table: Table,
+    row: Row,
+    task: Task,
+    folder: Path,
+    seeds: int,
+    given: Mapping[str, Any],
+    rows: tuple[str, ...],
+) -> Cell:
+    if row.method not in METHODS:
+        return Cell(row, task, (), f"there is no method {row.method} here")
+    if unknown := [name for name in row.settings if name not in FIELDS]:
+        return Cell(row, task, (), f"there is no setting {' or '.join(unknown)} here")
+    if rows and row.key not in rows:
+        return Cell(row, task, (), "left out by --rows")
+    own = row.settings | dict(
+        zip(("dataset", "ways", "shots"), (table.dataset, *task), strict=True)
+    )
+    try:
+        Config.of(**own)
+    except UserError as error:
+        return Cell(row, task, (), str(error))
+    bare = Cell(row, task, ())
+    try:
+        own = own | given | _tricks(row, own, given)
+        return bare._replace(members=tuple(_member(bare, own, folder, s) for s in range(seeds)))
+    except UserError as error:
+        raise UserError(f"{bare.label}: {error}") from error
+
+
+def _tricks(row: Row, own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of MAML++ under the same protocol and length."""
+    if not row.tricks:
+        return {}
+    without = Config.of(**own | given)
+    whole = Config.of(**own | given | {"preset": "maml++"})
+    found = {name: getattr(whole, name) for name in row.tricks}
+    if found == {name: getattr(without, name) for name in row.tricks}:
+        raise UserError(
+            f"--epochs is {whole.epochs}: none of them is left for {', '.join(row.tricks)}; give 3 "
+            "or more"
+        )
+    return found
+
+
+def _member(cell: Cell, own: Mapping[str, Any], folder: Path, seed: int) -> Member:
+    name = f"{cell.name}_seed-{seed}"
+    run = str(folder / name)
+    cfg = Config.of(**own, seed=seed)
+    return Member(name, {**own, "seed": seed, "run": run}, replace(cfg, run=run))
+
+
+def _name(row: Row, task: Task) -> str:
+    return "{}_{}w{}s".format(row.key, *task)
