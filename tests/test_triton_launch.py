@@ -54,6 +54,20 @@ def test_without_a_table_defaults_hold(monkeypatch, tmp_path):
     launch._tuned.cache_clear()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_the_tasks_of_a_batch_change_no_shape_of_a_launch(precision: str) -> None:
+    """A sum's parts are its bits, which a task has alone, among others and on another rank."""
+    pytest.importorskip("triton", reason="recording launches needs triton")
+    from tests import triton_aot
+
+    for case in triton_aot.CASES:
+        alone, among = (
+            triton_aot.recorded(case._replace(tasks=tasks), precision) for tasks in (1, 16)
+        )
+        assert [a.label for a in alone] == [a.label for a in among]
+        assert [a.kwargs for a in alone] == [a.kwargs for a in among]
+
+
 def test_asked_collects_each_geometry_once():
     with launch.asked() as geometries:
         for g in (MINI, MINI._replace(dual=True), MINI):

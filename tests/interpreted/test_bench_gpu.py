@@ -4,8 +4,12 @@ from dataclasses import replace
 
 import torch
 
+from bench import ops
 from bench.cases import Row, reduced
-from bench.gpu import checks
+from bench.gpu import checks, tuning
+from kernels.triton import launch
+
+CPU = torch.device("cpu")
 
 SMALL = dict(image_size=12, stages=2, filters=4, tasks=1, ways=2, targets=1, steps=1)
 
@@ -15,3 +19,21 @@ def test_a_pass_with_its_winners_replayed_is_within_the_budget() -> None:
     found = checks.passes(cfg, "support", "triton", torch.device("cpu"))
     assert found["replayed"] and found["repeats"]
     assert all(part["within"] for part in found["parts"].values())
+
+
+def test_a_launch_is_timed_under_the_name_of_what_configured_it() -> None:
+    """Also where two of one kernel have the same options, as of two stages."""
+    net = dict(image_size=16, stages=4, filters=4, tasks=1, ways=2, targets=1, steps=1)
+    cfg = replace(reduced(Row.of("omniglot 20w1s").config()), **net, precision="tf32")
+    parts = ops.passes(cfg, "triton", torch.float32, CPU, "support")
+    with torch.no_grad(), tuning.recorded(launch) as groups:
+        parts["bwd"]()
+        parts["tan"]()
+    splits = {g: calls[0].grid[0] for g, calls in groups.items() if g.kernel == "conv_wgrad"}
+    assert len(splits) == 6 and len({launch.config(g, CPU)["per_split"] for g in splits}) < 6
+    for g, count in splits.items():
+        assert count == -(-g.pixels // launch.config(g, CPU)["per_split"]), g
+    products = [(g, calls) for g, calls in groups.items() if g.kernel.startswith("conv")]
+    assert len(products) == 18
+    for g, calls in products:
+        assert calls[0].kernel.fn.__name__ == f"{g.kernel}_kernel", g
