@@ -14,13 +14,25 @@ from kernels.triton.operands import dot, pixels_of, slope_at
 
 
 @triton.jit
-def load_patches(images, n, y, x, k, valid, side, channels):
-    """[windows, KP] of the patches whose middle is pixel (y, x) of image n."""
+def patches_at(n, y, x, k, side, channels):
+    """[windows, KP] where the values of the patches are whose middle is pixel (y, x) of image n."""
     tap, c = k % 9, k // 9
-    row = (n * (side + 2) + y)[:, None] + (tap // 3)[None, :]
-    at = (row * (side + 2) + x[:, None] + (tap % 3)[None, :]) * channels + c[None, :]
+    first = ((n * (side + 2) + y) * (side + 2) + x) * channels
+    return first[:, None] + ((tap // 3 * (side + 2) + tap % 3) * channels + c)[None, :]
+
+
+@triton.jit
+def load_patches(images, n, y, x, k, valid, side, channels):
+    """[windows, KP] of them."""
     inside = valid[:, None] & (k < 9 * channels)[None, :]
-    return tl.load(images + at, mask=inside, other=0.0)
+    return tl.load(images + patches_at(n, y, x, k, side, channels), mask=inside, other=0.0)
+
+
+@triton.jit
+def load_cells(images, at, inside, position: tl.constexpr, side, channels):
+    """The patches of a cell of windows of 2×2, `at` being those of the first."""
+    shift = (position // 2 * (side + 2) + position % 2) * channels
+    return tl.load(images + shift + at, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -82,20 +94,13 @@ def stem_fwd_kernel(
     valid = valid & there
     n += task * count
     rows = load_stem_filters(w + task * w_step, k, f, filters, channels)
+    at = patches_at(n, 2 * y, 2 * x, k, side, channels)
+    inside = valid[:, None] & (k < 9 * channels)[None, :]
     zero = tl.zeros((BM, BF), tl.float32)
-    z00 = dot(
-        load_patches(images, n, 2 * y, 2 * x, k, valid, side, channels), rows, zero, PRECISION
-    )
-    z01 = dot(
-        load_patches(images, n, 2 * y, 2 * x + 1, k, valid, side, channels), rows, zero, PRECISION
-    )
-    z10 = dot(
-        load_patches(images, n, 2 * y + 1, 2 * x, k, valid, side, channels), rows, zero, PRECISION
-    )
-    z11 = dot(
-        load_patches(images, n, 2 * y + 1, 2 * x + 1, k, valid, side, channels),
-        rows, zero, PRECISION,
-    )  # fmt: skip
+    z00 = dot(load_cells(images, at, inside, 0, side, channels), rows, zero, PRECISION)
+    z01 = dot(load_cells(images, at, inside, 1, side, channels), rows, zero, PRECISION)
+    z10 = dot(load_cells(images, at, inside, 2, side, channels), rows, zero, PRECISION)
+    z11 = dot(load_cells(images, at, inside, 3, side, channels), rows, zero, PRECISION)
     real = f < filters
     scale = tl.load(gain + f, mask=real, other=0.0)[None, :]
     position, value = winner_of(z00, z01, z10, z11, scale)
@@ -135,11 +140,11 @@ def stem_outer_kernel(
         both = valid[:, None] & (f < filters)[None, :]
         value = tl.load(values + at, mask=both, other=0.0)
         winner = tl.load(winners + at, mask=both, other=0)
+        first = patches_at(n, 2 * y, 2 * x, k, side, channels)
+        inside = valid[:, None] & (k < 9 * channels)[None, :]
         for position in tl.static_range(4):
             spike = tl.where(winner == position, value, 0.0)
-            patches = load_patches(
-                images, n, 2 * y + position // 2, 2 * x + position % 2, k, valid, side, channels
-            )
+            patches = load_cells(images, first, inside, position, side, channels)
             acc = dot(tl.trans(spike), patches, acc, PRECISION)
     row = (task * tl.num_programs(0) + split) * KP
     out = (row + k[None, :]) * filters + f[:, None]
@@ -224,10 +229,10 @@ def stem_dot_kernel(
     both = valid[:, None] & real[None, :]
     winner = tl.load(winners + at, mask=both, other=0)
     value = tl.zeros((BM, BF), tl.float32)
+    first = patches_at(n, 2 * y, 2 * x, k, side, channels)
+    inside = valid[:, None] & (k < 9 * channels)[None, :]
     for position in tl.static_range(4):
-        patches = load_patches(
-            images, n, 2 * y + position // 2, 2 * x + position % 2, k, valid, side, channels
-        )
+        patches = load_cells(images, first, inside, position, side, channels)
         zero = tl.zeros((BM, BF), tl.float32)
         value = tl.where(winner == position, dot(patches, rows, zero, PRECISION), value)
     shift = tl.load(coef + (task * 8 + 7) * filters + f, mask=real, other=0.0)[None, :]
