@@ -216,6 +216,11 @@ class Config:
         free=True,
     )
     log_every: int = _run("iterations per row of the log", ">= 1", default=50, free=True)
+    no_report: bool = _run(
+        "make no report.html at the end, and keep no pictures of test tasks in the run folder",
+        default=False,
+        free=True,
+    )
     fresh: bool = _run("start over: remove the run's own files first", default=False, free=True)
 
     def __post_init__(self):
@@ -293,7 +298,7 @@ class Config:
     def lines(self) -> list[str]:
         """Three aligned columns, then a line for each path and switch that is set."""
         values = [(f.name, getattr(self, f.name)) for f in fields(self)]
-        lines = {"data", "cache", "run", "init", "strict_data", "fresh", "no_graph"}
+        lines = {"data", "cache", "run", "init", "strict_data", "fresh", "no_graph", "no_report"}
         cells = [f"{name:<21} {value!s:<13}" for name, value in values if name not in lines]
         rows = math.ceil(len(cells) / 3)
         table = ["  " + " ".join(cells[row::rows]).rstrip() for row in range(rows)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from engine.allowed import PATH, check
 from engine.errors import UserError, explained
@@ -13,7 +15,10 @@ from engine.runs import locks
 
 # The files of a run folder, beside the epochs.
 LATEST, CONFIG, LOG, RESULT = "latest.pt", "config.json", "log.jsonl", "result.json"
-RUN_FILES = LATEST, CONFIG, LOG, RESULT
+DETAILS = "details.json"
+RUN_FILES = LATEST, CONFIG, LOG, RESULT, DETAILS
+REPORT = "report.html"  # of a run, where no other file has that name
+REPORT_HEAD = b"<!doctype html>\n<!-- a report of mamlpp -->\n"  # by which it is told from others
 
 
 def refuse_special(path: Path) -> None:
@@ -21,6 +26,24 @@ def refuse_special(path: Path) -> None:
     waited for; OSError where nothing does, or a link to nothing."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise UserError(f"{path} is no regular file: move it away, or name another folder or file")
+
+
+def read_json(path: Path) -> Any:
+    """Raises OSError or ValueError when it cannot be read, UserError when it is no file."""
+    refuse_special(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is one that was made as a report; where there is none it is not."""
+    with contextlib.suppress(OSError, UserError):
+        refuse_special(path)
+        with open(path, "rb") as file:
+            return file.read(len(REPORT_HEAD)) == REPORT_HEAD
+    return False
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -31,6 +31,7 @@ from engine.models.shareable import bound_to_threads, require_shareable
 from engine.runs.beginning import Beginning
 from engine.runs.checkpoint import open_run
 from engine.runs.interrupt import Interrupt, Stopped
+from engine.runs.problem import Tested
 from engine.runs.run import Run
 from engine.runtime import ranks
 from engine.runtime.workers import keep_freed_memory, over_blocks
@@ -205,12 +206,10 @@ class _Own:
         (row, _), by_step = self._scored(cfg, [state], "val", between, first)
         return score(row), StepAccuracy(by_step, first)
 
-    def test(
-        self, cfg: Config, members: dict[int, State], between: Callable[[], None]
-    ) -> dict[str, Any]:
+    def test(self, cfg: Config, members: dict[int, State], between: Callable[[], None]) -> Tested:
         rows, _ = self._scored(cfg, [*members.values()], "test", between, 0)
         epochs, (best, *_, ensemble) = [*members], map(score, rows)
-        return {
+        result = {
             "data": self.name,
             "identity": self.identity,
             "split": "test",
@@ -222,6 +221,7 @@ class _Own:
             "best": {"epoch": epochs[0], **self._shown(best)},
             "ensemble": {"epochs": epochs, **self._shown(ensemble)},
         }
+        return Tested(result, None)
 
     def _shown(self, found: Score) -> dict[str, float]:
         if self.metric == "loss":

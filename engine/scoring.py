@@ -207,24 +207,12 @@ def _on_device(predict: Predict, sampler: EpisodeSampler, bank: Tensor, no_graph
     return answers
 
 
-def test(
-    cfg: Config,
-    members: dict[int, State],  # by epoch, best on validation first
-    dataset: Dataset,
-    part: str = "test",
-    *,
-    between: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Best model and ensemble, as saved in result.json and shown by log.test_table."""
-    states = [*members.values()]
-    found = predictions(cfg, states, dataset, part, cfg.eval_tasks, between=between)
-    return summary(cfg, [*members], dataset, part, found)
-
-
 def summary(
     cfg: Config, epochs: list[int], dataset: Dataset, part: str, found: Predictions
 ) -> dict[str, Any]:
-    """Of predictions by the states of some epochs, best on validation first."""
+    """Best model and ensemble, as saved in result.json and shown by log.test_table: of predictions
+    by the states of some epochs, best on validation first.
+    """
     best, *_, ensemble = map(score, found.accuracies())
     return {
         "data": dataset.name,

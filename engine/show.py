@@ -8,10 +8,8 @@ of the machine if that was not known.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -29,7 +27,7 @@ from engine.methods import EMBEDDING, HEADLESS
 from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runtime.loop import Loop, loop
-from engine.runtime.machine import machine, settled
+from engine.runtime.machine import machine, memory, settled
 from engine.settings import Resolved
 
 ITERATIONS, SECONDS = 3, 5.0  # timed of a part: so many at most, and none that begins after so long
@@ -111,7 +109,7 @@ def parameters(cfg: Config) -> str:
 def cost(cfg: Config, device: torch.device) -> Cost:
     """By the iteration that training takes, and the tasks that validate."""
     dataset, state = random_images(cfg), meta.init_state(cfg, device)
-    before = _memory(device, peak=False)
+    before = memory(device, peak=False)
     tasks = EpisodeSampler.of(cfg, dataset, "train", cfg.seed, evaluation=False)
     parts = []
     with loop(cfg, tasks, range(len(parts_of(cfg)) * (ITERATIONS + 1)), device) as steps:
@@ -119,7 +117,7 @@ def cost(cfg: Config, device: torch.device) -> Cost:
             at = state._replace(iteration=part.epochs.start * cfg.iterations)
             parts.append(part._replace(seconds=_iteration(steps, at)))
     task = _task(cfg, state, dataset)
-    return Cost(parts, task, _memory(device, peak=True), before)
+    return Cost(parts, task, memory(device, peak=True), before)
 
 
 def parts_of(cfg: Config) -> list[Part]:
@@ -164,21 +162,6 @@ def random_images(cfg: Config) -> Dataset:
     bank = ClassBank(images, starts, tuple(map(str, range(ways))))
     centre = (0.5,) * cfg.channels, (0.25,) * cfg.channels
     return Dataset("random", {"train": bank, "val": bank}, 1 / 255, *centre, "")
-
-
-def _memory(device: torch.device, peak: bool) -> int | None:
-    """Bytes that the process holds now, or held at most; on a device, that torch holds there."""
-    if device.type == "cuda":
-        of = torch.cuda.max_memory_reserved if peak else torch.cuda.memory_reserved
-        return of(device)
-    if not sys.platform.startswith("linux"):
-        return None
-    # not getrusage: what that calls the peak may be that of the process which started this one
-    wanted = "VmHWM:" if peak else "VmRSS:"
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(wanted):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def report(cfg: Config, device: torch.device, found: Cost) -> list[str]:

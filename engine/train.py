@@ -158,18 +158,21 @@ def account(run: Run, finished: list[Finished], report: Report) -> None:
 def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
     """Scores the epoch on the fixed validation tasks and takes it into the best."""
     from engine.runtime import ranks
+    from engine.runtime.machine import memory
 
     cfg, iteration, whole = run.cfg, run.state.iteration, run.whole
     team = ranks.current()
     score, by_step = run.problem.validate(cfg, run.state, partial(team.check, interrupt))
     run.rank(score.accuracy)
     rates = dict(zip(run.problem.names(cfg), run.problem.rates(cfg, run.state), strict=True))
-    report.validation(iteration, run.epoch, score, by_step, rates, whole, run.best[0][0])
+    peak = memory(run.state.params.theta.device, peak=True)
+    report.validation(iteration, run.epoch, score, by_step, rates, whole, run.best[0][0], peak)
     run.save_epoch()
 
 
 def final_test(run: Run, interrupt: Interrupt) -> None:
     """Best model and ensemble on the test tasks; a finished run shows what it found."""
+    from engine.breakdown import as_json
     from engine.runs import checkpoint
     from engine.runs.log import test_table
     from engine.runtime import ranks
@@ -185,8 +188,10 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
         say("already finished", *table)
         return
     run.refuse_lost()
-    result = run.problem.test(run.cfg, run.members(), partial(team.check, interrupt))
+    result, details = run.problem.test(run.cfg, run.members(), partial(team.check, interrupt))
     if team.first:
+        if details is not None:
+            checkpoint.write_atomic(run.folder / checkpoint.DETAILS, as_json(details).encode())
         checkpoint.write_json(path, result)
     say(*test_table(result), f"saved in {path}")
 

@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine.runs import checkpoint
-from tests.tiny import flags, make_images, same, start
+from tests.tiny import flags, make_images, same, start, timeless
 from tests.torchrun import launch, pids
 
 LONGEST = 120.0  # seconds of one process: longer ones hang
@@ -161,8 +161,7 @@ def _result(folder: Path) -> dict:
 
 
 def _rows(folder: Path) -> list[dict]:
-    rows = map(json.loads, (folder / checkpoint.LOG).read_text().splitlines())
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+    return timeless([*map(json.loads, (folder / checkpoint.LOG).read_text().splitlines())])
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from engine import meta
 from engine.config import Config
 from engine.errors import UserError
+from engine.files import RUN_FILES
 from engine.runs import checkpoint
 from engine.runs.checkpoint import Checkpoint, load, open_run, save, write_atomic
 from engine.runs.log import Meter, cut_log
@@ -228,7 +229,7 @@ def test_a_run_folder_is_locked_and_cleaned_of_leftovers(tmp_path):
 
 
 def test_fresh_removes_the_files_of_the_run_and_no_others(tmp_path):
-    own = ["latest.pt", "epoch-0003.pt", "config.json", "log.jsonl", "result.json"]
+    own = [*RUN_FILES, "epoch-0003.pt"]
     for name in [*own, "notes.txt", "epoch-plan.md"]:
         (tmp_path / name).write_text("")
     (tmp_path / "tensorboard").mkdir()

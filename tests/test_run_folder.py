@@ -10,6 +10,7 @@ import pytest
 
 from engine import evaluate, train
 from engine.errors import UserError
+from engine.files import RUN_FILES
 from engine.runs import checkpoint
 from engine.runs.checkpoint import epoch_file, epoch_files, open_run
 from engine.runs.log import Report
@@ -108,7 +109,7 @@ def test_a_lock_that_is_a_link_does_not_empty_its_target(tmp_path):
     assert (folder / ".lock").read_text() and target.read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", [".lock", "log.jsonl", "latest.pt", "config.json", "result.json"])
+@pytest.mark.parametrize("name", [".lock", *RUN_FILES])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
 def test_what_is_no_file_is_refused_and_never_waited_for(images, run, capsys, name, kind):
     path = run / name

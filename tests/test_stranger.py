@@ -18,7 +18,7 @@ import engine
 from engine import Backbone, Episode, Learner, Tasks
 from engine.errors import Diverged, UserError
 from engine.runs import checkpoint
-from tests.tiny import ROOT, same
+from tests.tiny import ROOT, same, timeless
 
 SCRIPT = ROOT / "tests" / "stranger.py"
 
@@ -35,13 +35,9 @@ def script(monkeypatch):
 
 
 def rows(run: Path, kind: str) -> list[dict]:
-    """Of the log, but for what the clock says."""
+    """Of the log, but for times and memory."""
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
-    return [
-        {name: value for name, value in row.items() if "seconds" not in name}
-        for row in lines
-        if row["kind"] == kind
-    ]
+    return timeless([row for row in lines if row["kind"] == kind])
 
 
 def test_fifteen_lines_of_public_names():

@@ -17,10 +17,21 @@ import torch
 from engine import train
 from engine.runs.log import Meter, Report, cut_log
 from engine.runs.run import Run
-from tests.tiny import call, finish, flags, make_images, one_line, same, small_disk, start, wait_for
+from tests.tiny import (
+    call,
+    finish,
+    flags,
+    make_images,
+    one_line,
+    same,
+    small_disk,
+    start,
+    timeless,
+    wait_for,
+)
 
 TRAIN = "engine.train"
-FILES = {"latest.pt", "config.json", "log.jsonl", "result.json"}
+FILES = {"latest.pt", "config.json", "log.jsonl", "result.json", "details.json"}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +47,6 @@ def straight(images) -> Path:
 def rows(folder: Path, kind: str | None = None) -> list[dict]:
     found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [row for row in found if kind in (None, row["kind"])]
-
-
-def timeless(entries: list[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in entries]
 
 
 def test_a_run_leaves_its_files_its_curve_and_both_test_results(straight):

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAGS = (
     "--dataset folder --image-size 16 --filters 4 --stages 3 --steps 2 --tasks 2 --targets 2 "
     "--ways 3 --inner-rate 0.4 --epochs 3 --iterations 4 --eval-tasks 4 "
-    "--ensemble 2 --log-every 1 --threads 1 --device cpu"
+    "--ensemble 2 --log-every 1 --threads 1 --device cpu --no-report"
 ).split()
 
 
@@ -88,6 +88,12 @@ def wait_for(process, words: str) -> None:
 def one_line(err: str, *words: str) -> None:
     assert err.startswith("error: ") and err.count("\n") == 1, err
     assert all(word in err for word in words), err
+
+
+def timeless(rows: list[dict]) -> list[dict]:
+    """Of a log, but for what differs between two runs that are the same: times and memory."""
+    other = ("seconds", "memory")
+    return [{k: v for k, v in row.items() if not any(word in k for word in other)} for row in rows]
 
 
 def tensors(value) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.runs.checkpoint import load
-from tests.tiny import ROOT, finish, same
+from tests.tiny import ROOT, finish, same, timeless
 
 SLOW = pytest.mark.skipif(
     not os.environ.get("MAMLPP_SLOW"), reason="many processes, a minute; set MAMLPP_SLOW=1"
@@ -97,5 +97,4 @@ def assert_same(folder: Path, other: Path) -> None:
 def rows(folder: Path) -> list[dict]:
     """Of the log, but for times."""
     lines = (folder / "log.jsonl").read_text().splitlines()
-    found = [{k: v for k, v in json.loads(x).items() if "second" not in k} for x in lines]
-    return [row for row in found if row["kind"] != "time"]
+    return [row for row in timeless([*map(json.loads, lines)]) if row["kind"] != "time"]

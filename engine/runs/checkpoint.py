@@ -5,6 +5,8 @@
     epoch-0012.pt   the epochs best on validation, up to ``Config.ensemble`` of them
     log.jsonl       one row per interval and per validation
     result.json     the final test
+    details.json    the same in parts, and the first tasks with pictures
+    report.html     all of it as a page, if plotly is installed
     tensorboard/    the same rows, if TensorBoard is installed
 
 A file is written under a temporary name in the same folder, synced, renamed over the old one, and
@@ -30,7 +32,19 @@ from torch import Tensor
 from engine.allowed import shown
 from engine.config import Config
 from engine.errors import UserError, explained, listed
-from engine.files import CONFIG, LATEST, LOG, RESULT, RUN_FILES, refuse_special, replace_file
+from engine.files import (
+    CONFIG,
+    DETAILS,
+    LATEST,
+    LOG,
+    REPORT,
+    RESULT,
+    RUN_FILES,
+    is_report,
+    read_json,
+    refuse_special,
+    replace_file,
+)
 from engine.runs import locks
 from engine.runs.packed import FIELDS
 from engine.runtime import ranks
@@ -171,15 +185,6 @@ def epoch_files(folder: Path) -> list[Path]:
     return [path for path in (epoch_file(folder, e) for e in epochs) if os.path.lexists(path)]
 
 
-def read_json(path: Path) -> Any:
-    """Raises OSError or ValueError when it cannot be read, UserError when it is no file."""
-    refuse_special(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """For a block that writes there: its OSError becomes a UserError."""
@@ -262,12 +267,13 @@ def _refuse_unwritable(path: Path) -> None:
 def files(folder: Path) -> list[str]:
     """The names there that a run gives its files, latest.pt first and config.json last."""
     epochs = [path.name for path in epoch_files(folder)]
-    return [n for n in (LATEST, *epochs, LOG, RESULT, CONFIG) if os.path.lexists(folder / n)]
+    names = LATEST, *epochs, LOG, RESULT, DETAILS, CONFIG
+    return [name for name in names if os.path.lexists(folder / name)]
 
 
 def _clean(folder: Path, fresh: bool) -> None:
     """Removes what this program wrote there, by its names: all else is the user's."""
-    names = "|".join(map(re.escape, RUN_FILES)) + r"|epoch-\d{4,18}\.pt"
+    names = "|".join(map(re.escape, (*RUN_FILES, REPORT))) + r"|epoch-\d{4,18}\.pt"
     for name in os.listdir(folder):
         if re.fullmatch(rf"\.({names})\.tmp", name):
             (folder / name).unlink()
@@ -281,6 +287,8 @@ def _clean(folder: Path, fresh: bool) -> None:
         )
     for name in found:  # latest.pt first: without it there is no run
         (folder / name).unlink()
+    if is_report(folder / REPORT):
+        (folder / REPORT).unlink()
     board = folder / BOARD
     if board.is_dir() and not board.is_symlink():
         for events in board.glob("events.out.tfevents.*"):

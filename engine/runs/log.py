@@ -14,8 +14,10 @@ continuation have taken ten seconds; the next row holds its iterations too.
 so many ``tasks``; ``step_accuracy``, a list: after each inner step, on the first ``step_tasks`` of
 the tasks; ``rates``: of each adapted tensor, by its name, a list of its inner learning rate in each
 step, learned or fixed; the means of the epoch, ``train_loss``, ``train_accuracy`` and
-``seconds_per_iteration``; ``best_epoch`` so far. Logs of older versions have neither ``early`` nor
-``iterations``, nor what is by step, nor ``rates``.
+``seconds_per_iteration``; ``best_epoch`` so far; ``peak_memory`` of the process since it began, in
+bytes: on a GPU, of what torch holds there; null where the system does not say. Logs of older
+versions have neither ``early`` nor ``iterations``, nor what is by step, nor ``rates``, nor
+``peak_memory``.
 
 Where a loss is what counts, ``validation_loss`` and ``step_loss`` stand for ``accuracy`` and
 ``step_accuracy``, and no row has an accuracy of the training.
@@ -185,6 +187,7 @@ class Report:
         rates: dict[str, list[float]],  # of each adapted tensor, after each step
         whole_epoch: Meter,
         best_epoch: int,
+        memory: int | None = None,
     ) -> None:
         """One row for an epoch: the validation and the means of its training."""
         loss, accuracy, seconds = whole_epoch.means()
@@ -209,6 +212,7 @@ class Report:
                 **self._of_accuracy(train_accuracy=accuracy),
                 "seconds_per_iteration": seconds,
                 "best_epoch": best_epoch,
+                "peak_memory": memory,
             },
         )
 

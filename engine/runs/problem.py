@@ -15,11 +15,17 @@ from engine.meta import State
 from engine.methods.rates import by_tensor
 from engine.models import network
 from engine.models.interface import Model
+from engine.runs.details import details
 from engine.scoring import Score, StepAccuracy
 
 # The classes of a data set are divided, and the stand-in is drawn, the same for every run: two
 # runs, whatever their seeds, are tested on classes that neither has seen.
 SPLIT_SEED = 0
+
+
+class Tested(NamedTuple):
+    result: dict[str, Any]  # for result.json
+    details: dict[str, Any] | None  # for details.json; None: there is no more to tell
 
 
 class Problem(Protocol):
@@ -52,10 +58,8 @@ class Problem(Protocol):
     ) -> tuple[Score, StepAccuracy]:
         """The score of an epoch, the more the better, and what it is after each inner step."""
 
-    def test(
-        self, cfg: Config, members: dict[int, State], between: Callable[[], None]
-    ) -> dict[str, Any]:
-        """What is saved in result.json, of states by epoch, best on validation first."""
+    def test(self, cfg: Config, members: dict[int, State], between: Callable[[], None]) -> Tested:
+        """What is saved of the final test of states by epoch, best on validation first."""
 
 
 class Pictures(NamedTuple):
@@ -104,10 +108,12 @@ class Pictures(NamedTuple):
     ) -> tuple[Score, StepAccuracy]:
         return scoring.validate(cfg, state, self.dataset, between=between)
 
-    def test(
-        self, cfg: Config, members: dict[int, State], between: Callable[[], None]
-    ) -> dict[str, Any]:
-        return scoring.test(cfg, members, self.dataset, between=between)
+    def test(self, cfg: Config, members: dict[int, State], between: Callable[[], None]) -> Tested:
+        states, tasks = [*members.values()], cfg.eval_tasks
+        found = scoring.predictions(cfg, states, self.dataset, "test", tasks, between=between)
+        result = scoring.summary(cfg, [*members], self.dataset, "test", found)
+        more = details(cfg, members, self.dataset, "test", found, result, between)
+        return Tested(result, more)
 
 
 def load_dataset(cfg: Config, *parts: str) -> Dataset:

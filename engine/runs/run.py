@@ -162,7 +162,8 @@ class Run:
         run._settle(device)
         if run.epoch < cfg.epochs:
             with checkpoint.writing(folder):
-                (folder / checkpoint.RESULT).unlink(missing_ok=True)  # of fewer epochs
+                for name in (checkpoint.RESULT, checkpoint.DETAILS):  # of fewer epochs
+                    (folder / name).unlink(missing_ok=True)
         if longer:
             run.save()
         return run

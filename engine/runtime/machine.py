@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -103,3 +104,18 @@ def _checked(cfg: Config, device: torch.device) -> Findings:
     for line in found.lines:
         say(line)
     return found.findings
+
+
+def memory(device: torch.device, peak: bool) -> int | None:
+    """Bytes that the process holds now, or held at most; on a device, that torch holds there."""
+    if device.type == "cuda":
+        of = torch.cuda.max_memory_reserved if peak else torch.cuda.memory_reserved
+        return of(device)
+    if not sys.platform.startswith("linux"):
+        return None
+    # not getrusage: what that calls the peak may be that of the process which started this one
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(wanted):
+            return int(line.split()[1]) * 1024
+    return None
