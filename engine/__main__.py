@@ -14,6 +14,7 @@ COMMANDS = {
     "sweep": ("engine.sweep", "train every combination of settings that a file lists"),
     "table": ("engine.table", "train a table of the paper and print it beside the paper's figures"),
     "evaluate": ("engine.evaluate", "test a trained model again, on any data"),
+    "report": ("engine.report.__main__", "make a page of one run or several"),
     "adapt": ("engine.adapt", "adapt a trained model to classes of your own pictures"),
     "predict": ("engine.predict", "label pictures by an adapted model"),
     "data": ("engine.data.__main__", "fetch data, say what lies at a path, list decoded data"),

@@ -173,6 +173,7 @@ def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
 def final_test(run: Run, interrupt: Interrupt) -> None:
     """Best model and ensemble on the test tasks; a finished run shows what it found."""
     from engine.breakdown import as_json
+    from engine.report import beside
     from engine.runs import checkpoint
     from engine.runs.log import test_table
     from engine.runtime import ranks
@@ -194,6 +195,8 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
             checkpoint.write_atomic(run.folder / checkpoint.DETAILS, as_json(details).encode())
         checkpoint.write_json(path, result)
     say(*test_table(result), f"saved in {path}")
+    if team.first and not run.cfg.no_report:
+        say(beside(run.folder))
 
 
 if __name__ == "__main__":

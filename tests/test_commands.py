@@ -44,7 +44,10 @@ def test_the_commands_are_listed_with_a_line_each(argv, capsys):
     assert max(map(len, lines)) <= 100
 
 
-@pytest.mark.parametrize("argv", [["train"], ["sweep"], ["evaluate"], ["data"], ["data", "fetch"]])
+MODULES = [["train"], ["sweep"], ["evaluate"], ["report"], ["data"], ["data", "fetch"]]
+
+
+@pytest.mark.parametrize("argv", MODULES)
 def test_a_command_is_the_module_of_its_name(argv):
     with_help = [*argv[1:], "--help"]
     assert call("engine", *argv, "--help") == call(f"engine.{argv[0]}", *with_help)

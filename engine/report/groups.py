@@ -1,0 +1,77 @@
+"""Which runs are seeds of one configuration, and what to call them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any
+
+from engine.config import Config
+from engine.errors import printable
+from engine.report.recorded import Recorded
+
+# Okabe and Ito's, which the colour-blind tell apart; without yellow, which paper does not show.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555", "#7b3294")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed."""
+
+    name: str
+    colour: str
+    runs: list[Recorded]
+    settings: dict[str, Any]  # those that decide what is learned, but for the seed
+
+    def label(self, run: Recorded) -> str:
+        """Of a run beside the others of the group."""
+        seeds = [other.cfg.seed for other in self.runs]
+        twice = seeds.count(run.cfg.seed) > 1
+        return printable(run.name) if twice else f"seed {run.cfg.seed}"
+
+
+def grouped(runs: list[Recorded]) -> list[Group]:
+    """In the order of their first runs; the runs of a group by their seeds."""
+    found: dict[str, list[Recorded]] = {}
+    for run in runs:
+        found.setdefault(json.dumps(deciding(run)), []).append(run)
+    alike = [sorted(of, key=lambda run: run.cfg.seed) for of in found.values()]
+    every = [deciding(of[0]) for of in alike]
+    names = _names([{"preset": of[0].cfg.preset} | s for of, s in zip(alike, every, strict=True)])
+    return [
+        Group(name, COLOURS[i % len(COLOURS)], of, settings)
+        for i, (name, of, settings) in enumerate(zip(names, alike, every, strict=True))
+    ]
+
+
+def deciding(run: Recorded) -> dict[str, Any]:
+    """The settings that decide what a run learns, but for its seed."""
+    free = {f.name for f in fields(Config) if f.metadata["free"]}
+    kept = {n: v for n, v in run.cfg.to_dict().items() if n not in free | {"seed"}}
+    return {"data": run.data} | kept
+
+
+def differing(every: list[dict[str, Any]]) -> list[str]:
+    """Names of the settings that are not the same in all, those that say most first."""
+    first = [name for name in ("method", "preset", "data", "ways", "shots") if name in every[0]]
+    names = dict.fromkeys([*first, *every[0]])
+    return [name for name in names if any(s[name] != every[0][name] for s in every)]
+
+
+def _names(every: list[dict[str, Any]]) -> list[str]:
+    """By as few of the settings that differ as tell one from another."""
+    if len(every) == 1:
+        (one,) = every
+        return [f"{one['method']}, {one['ways']}-way {one['shots']}-shot"]
+    different, chosen = differing(every), []
+
+    def parted(names: list[str]) -> int:
+        return len({tuple(repr(settings[name]) for name in names) for settings in every})
+
+    while parted(chosen) < parted(different):  # the first of those that part most
+        chosen.append(max(different, key=lambda name: parted([*chosen, name])))
+    return [printable(", ".join(_told(name, s[name]) for name in chosen)) for s in every]
+
+
+def _told(name: str, value: Any) -> str:
+    return f"{value}" if name == "method" else f"{name.replace('_', ' ')} {value}"
