@@ -16,7 +16,7 @@ from engine.config import Config
 
 LAYERS = [f"conv{i}.{part}" for i in range(4) for part in ("weight", "bias")]
 LAYERS += ["linear.weight", "linear.bias"]
-ITERATIONS, STEPS = 10, 5
+DATA, ITERATIONS, STEPS = "folder:made", 10, 5
 
 
 def rate(seed: int, epoch: int, layer: int, step: int) -> float:
@@ -34,7 +34,7 @@ def loss(seed: int, epoch: int) -> float:
 
 
 def train_row(epoch: int, iteration: int, of: float, **more: Any) -> dict[str, Any]:
-    row = {"kind": "train", "data": "made", "epoch": epoch, "iteration": iteration}
+    row = {"kind": "train", "data": DATA, "epoch": epoch, "iteration": iteration}
     return row | {"iterations": 5, "loss": of, "seconds_per_iteration": 0.25} | more
 
 
@@ -45,7 +45,7 @@ def validation_row(seed: int, epoch: int, best: int, **more: Any) -> dict[str, A
     }
     return {
         "kind": "validation",
-        "data": "made",
+        "data": DATA,
         "epoch": epoch,
         "iteration": epoch * ITERATIONS,
         "accuracy": accuracy(seed, epoch),
@@ -74,7 +74,7 @@ def rows(seed: int, epochs: int) -> list[dict[str, Any]]:
 
 def result(seed: int, best: int) -> dict[str, Any]:
     return {
-        "data": "made",
+        "data": DATA,
         "identity": "0",
         "split": "test",
         "method": "maml++",

@@ -254,7 +254,7 @@ HOSTILE = "</script><img src=x onerror=hit()>\x1b[2J", "<a href='javascript:hit(
 def test_names_of_a_data_set_stay_names(tmp_path):
     pytest.importorskip("plotly")
     run = read([make_run(tmp_path / "<b>&run", classes=HOSTILE)])
-    entries = [row | {"data": HOSTILE[0]} for row in reported.rows(0, 2)]
+    entries = [row | {"data": f"folder:{HOSTILE[0]}"} for row in reported.rows(0, 2)]
     rates = {f"{name}{HOSTILE[1]}": [0.1] for name in LAYERS}
     write_log(run[0].folder, [row | {"rates": rates} for row in entries])
     made = page.document(read([run[0].folder]))
@@ -312,6 +312,9 @@ def test_a_run_whose_metric_is_a_loss(tmp_path):
         "0.2500 ± 0.0100" in made and "0.5000 ± 0.0200" in made and "<h2>Loss by inner step" in made
     )
     assert figures.validation(grouped(run)).data[0]["y"] == [0.5, 0.25]
+    write_log(folder, [row | {"data": "waves"} for row in entries])  # as engine.fit
+    (group,) = grouped(read([folder]))
+    assert group.name == "maml++" and not {"ways", "filters"} & group.settings.keys()
     with pytest.raises(UserError, match="different metrics"):
         read([folder, make_run(tmp_path / "accuracy")])
 

@@ -14,6 +14,9 @@ from engine.report.recorded import Recorded
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555", "#7b3294")
 
 
+_OF_PICTURES = ("data", "task", "network")  # groups of settings of the engine's own network
+
+
 @dataclass(frozen=True)
 class Group:
     """Runs that differ in nothing but the seed."""
@@ -45,32 +48,37 @@ def grouped(runs: list[Recorded]) -> list[Group]:
 
 
 def deciding(run: Recorded) -> dict[str, Any]:
-    """The settings that decide what a run learns, but for its seed."""
-    free = {f.name for f in fields(Config) if f.metadata["free"]}
-    kept = {n: v for n, v in run.cfg.to_dict().items() if n not in free | {"seed"}}
-    return {"data": run.data} | kept
+    """The settings that decide what a run learns, but for its seed; of a script's own network and
+    tasks those that mean something."""
+    kept = [f for f in fields(Config) if not f.metadata["free"] and f.name != "seed"]
+    if run.own:
+        kept = [f for f in kept if f.metadata["group"] not in _OF_PICTURES]
+    return {"data": run.data} | {f.name: getattr(run.cfg, f.name) for f in kept}
 
 
 def differing(every: list[dict[str, Any]]) -> list[str]:
     """Names of the settings that are not the same in all, those that say most first."""
-    first = [name for name in ("method", "preset", "data", "ways", "shots") if name in every[0]]
-    names = dict.fromkeys([*first, *every[0]])
-    return [name for name in names if any(s[name] != every[0][name] for s in every)]
+    first = "method", "preset", "data", "ways", "shots"
+    names = dict.fromkeys([*first, *(name for settings in every for name in settings)])
+    return [name for name in names if len({repr(s.get(name)) for s in every}) > 1]
 
 
 def _names(every: list[dict[str, Any]]) -> list[str]:
     """By as few of the settings that differ as tell one from another."""
     if len(every) == 1:
         (one,) = every
-        return [f"{one['method']}, {one['ways']}-way {one['shots']}-shot"]
+        task = f", {one['ways']}-way {one['shots']}-shot" if "ways" in one else ""
+        return [one["method"] + task]
     different, chosen = differing(every), []
 
     def parted(names: list[str]) -> int:
-        return len({tuple(repr(settings[name]) for name in names) for settings in every})
+        return len({tuple(repr(settings.get(name)) for name in names) for settings in every})
 
     while parted(chosen) < parted(different):  # the first of those that part most
         chosen.append(max(different, key=lambda name: parted([*chosen, name])))
-    return [printable(", ".join(_told(name, s[name]) for name in chosen)) for s in every]
+    return [
+        printable(", ".join(_told(name, s[name]) for name in chosen if name in s)) for s in every
+    ]
 
 
 def _told(name: str, value: Any) -> str:

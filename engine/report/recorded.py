@@ -42,6 +42,12 @@ class Recorded:
         return any("validation_loss" in row for row in self.epochs.values())
 
     @property
+    def own(self) -> bool:
+        """Whether network and tasks are a script's own, which engine.fit was given: data in a
+        folder have that in their name."""
+        return self.cfg.dataset == "folder" and not self.data.startswith("folder:")
+
+    @property
     def best(self) -> int | None:
         """The epoch best on validation so far, of those that the log has."""
         if not self.epochs:

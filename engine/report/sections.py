@@ -161,7 +161,7 @@ def settings(groups: list[Group]) -> str:
     different = differing(every)
     parts = []
     if different:
-        rows = [[text(name), *(text(s[name]) for s in every)] for name in different]
+        rows = [[text(name), *(text(s.get(name, _NONE)) for s in every)] for name in different]
         differ = table(["setting", *(text(group.name) for group in groups)], rows)
         parts.append(f'<div class="wide">{differ}</div>')
     same = [name for name in every[0] if name not in different]
