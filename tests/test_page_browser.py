@@ -57,8 +57,9 @@ def logged(epochs: tuple[int, int, int]) -> list:
 
 
 def test_it_opens_at_once_and_without_an_error(desktop, file):
-    seconds = desktop.opened
-    if seconds >= 2:  # the least of two: other processes slow this one's own time, too
+    seconds, tries = desktop.opened, 2
+    while seconds >= 2 and tries:  # other processes slow this one's own time, too
+        tries -= 1
         with Page(file) as again:
             seconds = min(seconds, again.opened)
     assert seconds < 2
@@ -134,16 +135,21 @@ def test_a_phone_shows_all_of_its_width(file):
         assert page.errors == []
 
 
-def test_a_chart_has_its_width_again_after_print(desktop):
-    width = "document.querySelector('#chart-2 svg').getBoundingClientRect().width"
-    before = desktop.value(width)
+WIDTHS = "[...document.querySelectorAll('.chart .svg-container')].map(e => e.clientWidth)"
+
+
+def test_print_has_every_chart_in_the_width_of_paper(desktop):
+    before = desktop.value(WIDTHS)
+    desktop.value(f"addEventListener('beforeprint', () => {{ printed = {WIDTHS} }})")
     assert desktop.pdf().startswith(b"%PDF")
+    printed = desktop.value("printed")
+    assert len(printed) == len(before) >= 7 and set(printed) == {680}
     assert desktop.value("[...document.querySelectorAll('details')].every(d => d.open)")
-    desktop.until(f"{width} == {before}")
-    assert before > 700 and desktop.errors == []
+    desktop.until(f"JSON.stringify({WIDTHS}) === '{json.dumps(before, separators=(',', ':'))}'")
+    assert min(before) > 700 and desktop.errors == []
 
 
-def test_print_has_every_chart_whole(file, tmp_path, capsys):
+def test_the_command_prints(file, tmp_path, capsys):
     if browser.find() is None:
         pytest.skip("no Chromium or Chrome on PATH")
     assert (
