@@ -52,6 +52,7 @@ def confusion(group: Group) -> Figure | None:
     layout = {
         "xaxis": {"title": {"text": "taken for"}, "type": "category", "showgrid": False},
         "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False},
+        "margin": {"l": 60, "r": 10, "t": 30, "b": 40},  # above, for the buttons
         "height": min(900, 260 + 18 * len(names)),
     }
     return Figure("Confusion", [heatmap], layout)
