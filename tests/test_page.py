@@ -15,6 +15,7 @@ from engine.report import __main__ as command
 from engine.report import epochs, figures, page
 from engine.report.confusion import confusion
 from engine.report.groups import grouped
+from engine.report.published import published
 from engine.report.recorded import read
 from engine.report.sections import lowest, settings, summary
 from tests import reported
@@ -145,6 +146,17 @@ def test_seeds_of_one_configuration_are_together(tmp_path):
     table = settings(groups)
     assert '<td data-head="setting">msl_epochs</td>' in table
     assert "<dt>ways</dt><dd>2</dd>" in table and "<dt>seed</dt>" not in table
+
+
+def test_figures_are_quoted_for_data_that_bears_the_name_alone(tmp_path):
+    given = dict(dataset="omniglot", ways=20, method="protonet")
+    folder = make_run(tmp_path / "run", epochs=1, **given)
+    assert published(grouped(read([folder]))) == ""  # of data that are not its
+    write_log(folder, [row | {"data": "omniglot"} for row in reported.rows(0, 1)])
+    words = published(grouped(read([folder])))
+    rows = [words.index(figure) for figure in ("97.65 ± 0.05 %", "91.27 ± 1.07 %", "96.0 %")]
+    assert rows == sorted(rows) and words.count("omniglot 20-way 1-shot") == 3
+    assert "Snell et al. 2017" in words and "quoted, not measured here" in words
 
 
 def test_names_that_runs_share_have_the_folders_above(tmp_path):

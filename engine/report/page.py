@@ -14,6 +14,7 @@ from engine.report import epochs, figures, sections
 from engine.report.confusion import confusion, tested
 from engine.report.figures import Figure
 from engine.report.groups import Group, grouped
+from engine.report.published import published
 from engine.report.recorded import Recorded
 from engine.report.sections import text
 
@@ -128,7 +129,7 @@ def _section(name: str, title: str, content: str) -> str:
 def _sections(groups: list[Group], charts: _Charts) -> list[str]:
     what = "Loss" if groups[0].runs[0].by_loss else "Accuracy"
     return [
-        _section("summary", "Summary", sections.summary(groups)),
+        _section("summary", "Summary", sections.summary(groups) + published(groups)),
         _section("settings", "Configuration", sections.settings(groups)),
         _section("curves", "Curves", _curves(groups, charts)),
         _section("rates", "Learned inner rates", _rates(groups, charts)),
