@@ -20,7 +20,7 @@ from tests.tiny import call, one_line
 
 SMALL = (
     "--image-size 16 --filters 4 --stages 3 --targets 1 --tasks 2 --eval-tasks 4 --ensemble 2 "
-    "--threads 1 --device cpu"
+    "--threads 1 --device cpu --no-report"
 ).split()
 SHORT = ["--epochs", "3", "--iterations", "2"]
 
