@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,15 +57,17 @@ def logged(epochs: tuple[int, int, int]) -> list:
     ]
 
 
-def test_it_opens_at_once_and_without_an_error(desktop, file):
-    seconds, tries = desktop.opened, 2
-    while seconds >= 2 and tries:  # other processes slow this one's own time, too
-        tries -= 1
-        with Page(file) as again:
-            seconds = min(seconds, again.opened)
-    assert seconds < 2
+def test_it_draws_everything_without_an_error(desktop):
     assert desktop.value("document.querySelectorAll('.chart svg.main-svg').length") >= 7
     assert desktop.errors == []
+
+
+def test_it_opens_in_two_seconds(desktop):
+    """Of its own thread, which processes beside it slow down, too, by caches and shared cores."""
+    load, cores = os.getloadavg()[0], os.cpu_count()
+    if load > 2 * cores:
+        pytest.skip(f"the machine is busy: a load of {load:.1f} on {cores} cores")
+    assert desktop.opened < 2
 
 
 def test_the_slider_moves_the_points(desktop):
