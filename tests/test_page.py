@@ -20,6 +20,7 @@ from engine.report.recorded import read
 from engine.report.sections import lowest, settings, summary
 from tests import reported
 from tests.reported import ITERATIONS, LAYERS, STEPS, make_run, train_row, validation_row, write_log
+from tests.tiny import call
 
 SECTIONS = ["summary", "settings", "curves", "rates", "steps", "tasks", "confusion", "cost"]
 
@@ -420,6 +421,11 @@ def test_mistakes_of_the_command_line(tmp_path, capsys, monkeypatch):
         err = capsys.readouterr().err
         assert err.startswith("error: ") and err.count("\n") == 1 and words in err, err
     assert own.read_text() == "mine"
+
+
+def test_a_page_is_made_without_torch():
+    code = "import sys, engine.report.__main__; assert not {'torch', 'plotly'} & sys.modules.keys()"
+    assert call("timeit", "-n1", "-r1", code)[0] == 0
 
 
 def lost(name: str) -> str:
