@@ -205,7 +205,7 @@ def _per_split(pixels: int, block: int, most: int) -> int:
 def _stem(g: Geometry) -> dict[str, int]:
     """Four products at once, of the pixels of a window."""
     warps = 8 if g.precision == "ieee" else 4
-    return {"BM": 64, "BF": block(g.filters), "num_warps": warps, "num_stages": 2}
+    return {"BM": 64, "BF": block(g.filters, 32), "num_warps": warps, "num_stages": 2}
 
 
 def _stem_outer(g: Geometry) -> dict[str, int]:

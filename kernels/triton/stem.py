@@ -29,7 +29,7 @@ def load_patches(images, n, y, x, k, valid, side, channels):
 
 
 @triton.jit
-def load_cells(images, at, inside, position: tl.constexpr, side, channels):
+def load_cells(images, at, inside, position, side, channels):
     """The patches of a cell of windows of 2×2, `at` being those of the first."""
     shift = (position // 2 * (side + 2) + position % 2) * channels
     return tl.load(images + shift + at, mask=inside, other=0.0)
@@ -142,7 +142,7 @@ def stem_outer_kernel(
         winner = tl.load(winners + at, mask=both, other=0)
         first = patches_at(n, 2 * y, 2 * x, k, side, channels)
         inside = valid[:, None] & (k < 9 * channels)[None, :]
-        for position in tl.static_range(4):
+        for position in range(4):
             spike = tl.where(winner == position, value, 0.0)
             patches = load_cells(images, first, inside, position, side, channels)
             acc = dot(tl.trans(spike), patches, acc, PRECISION)
