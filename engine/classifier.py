@@ -24,7 +24,7 @@ from engine.config import Config
 from engine.data import pictures
 from engine.errors import UserError
 from engine.methods import HEADLESS
-from engine.models.backbone import Backbone
+from engine.models.interface import Model
 from engine.runs import adapted
 from engine.runs.adapted import Adapted, Classifier, moved
 from engine.runs.adapting import adapt, one_by_one, predictor, together
@@ -265,7 +265,7 @@ def _labels(y: Any, learned: Learned) -> tuple[np.ndarray, np.ndarray]:
     return classes, places.astype(np.int64)
 
 
-def _model(cfg: Config, device: torch.device, learned: Learned, classes: int) -> Backbone:
+def _model(cfg: Config, device: torch.device, learned: Learned, classes: int) -> Model:
     return adapted.network(settled(cfg, device, learned.precisions), classes)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.allowed import PATH, RATIO, WIDTHS, check, check_type
 from engine.errors import UserError, listed
-from engine.methods import EMBEDDING, METHODS
+from engine.methods import EMBEDDING, KEEPING, METHODS
 from engine.presets import METHOD, PRESETS, RESNET12_SLOPE, preset_fields
 
 __all__ = ["Config", "UserError", "check"]
@@ -28,8 +28,12 @@ ROTATIONS = ("none", "classes", "augment")
 CHANNELS = (1, 3)
 # What a finished run that is trained on has anew: its length, and what follows from that.
 SCHEDULE = ("epochs", "msl_epochs", "first_order_epochs")
-# What one network has and the other has not.
-_OWN = {"conv4": ("filters", "stages", "downsample"), "resnet12": ("widths",)}
+# What one network has and another has not.
+_OWN = {
+    "conv4": ("filters", "stages", "downsample"),
+    "resnet12": ("widths",),
+    "own": ("filters",),
+}
 
 
 def _flag(
@@ -114,8 +118,8 @@ class Config:
     tasks: int = _task("tasks per outer iteration", ">= 1")
     network: str = _network(
         "conv4: the paper's, of so many filters and stages; resnet12: ResNet-12 of these widths, "
-        "in float32",
-        ("conv4", "resnet12"),
+        "in float32; own: the method's, of so many filters in the first convolution",
+        tuple(_OWN),
         default="conv4",
     )
     filters: int = _network("filters of each convolution", ">= 1")
@@ -262,7 +266,8 @@ class Config:
     @property
     def of_others(self) -> tuple[str, ...]:
         """Fields that mean nothing to the network."""
-        return tuple(n for network in _OWN.keys() - {self.network} for n in _OWN[network])
+        others = dict.fromkeys(name for names in _OWN.values() for name in names)
+        return tuple(name for name in others if name not in _OWN[self.network])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -332,6 +337,11 @@ def _refuse_of_another_network(cfg: Config, explicit: dict, usual: dict[str, Any
 
 def _check_combinations(cfg: Config) -> None:
     METHODS[cfg.method].check(vars(cfg))
+    if cfg.network == "own" and cfg.method not in KEEPING:
+        raise UserError(
+            f"--network is own with --method {cfg.method}, which has none: leave it out, or give "
+            f"--method {' or '.join(KEEPING)}"
+        )
     if cfg.train_ways and (cfg.train_ways < 2 or cfg.method not in EMBEDDING):
         raise UserError(
             f"--train-ways is {cfg.train_ways} with --method {cfg.method}: give 2 or more with "
@@ -347,7 +357,7 @@ def _check_combinations(cfg: Config) -> None:
             f"--min-lr is {cfg.min_lr}, above --lr {cfg.lr}: annealing only goes down; "
             f"give --min-lr {cfg.lr} (no annealing) or less"
         )
-    pools = 4 if cfg.network == "resnet12" else cfg.stages if cfg.downsample == "pool" else 0
+    pools = {"conv4": cfg.stages * (cfg.downsample == "pool"), "resnet12": 4, "own": 0}[cfg.network]
     if cfg.image_size < 2**pools:
         raise UserError(
             f"--image-size is {cfg.image_size}: {pools} stages of pooling need at least "

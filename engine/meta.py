@@ -75,7 +75,7 @@ def layout(cfg: Config) -> State:
     stat_rows = cfg.steps if cfg.norm_stats == "per-step" else 1
     parameters = sum(model.sizes)
     of_rates = (1, parameters) if cfg.rates == "per-parameter" else (cfg.steps, len(model.sizes))
-    shapes = (parameters,), (norm_rows, 2 * model.stat_width), of_rates
+    shapes = (parameters,), (norm_rows, 2 * sum(model.norm_widths)), of_rates
     kind = {"dtype": torch.float32, "device": "meta"}
     params = Params(*(torch.empty(shape, **kind) for shape in shapes))
     running = torch.empty(stat_rows, model.stat_width, **kind)

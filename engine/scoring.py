@@ -20,6 +20,7 @@ from engine.methods.loops import loop
 from engine.methods.prototypical import resized
 from engine.models import network
 from engine.models.interface import Model
+from engine.models.module import Module
 from engine.runtime import graph, ranks
 from engine.runtime.resident import Feed
 from engine.runtime.workers import over_blocks
@@ -163,6 +164,7 @@ class _Tasks:
     def answers(self, predict: Predict, no_graph: bool) -> Answers:
         if self._bank is None:
             return _on_host(predict, self._model, self._sampler)
+        no_graph = no_graph or isinstance(self._model, Module)  # which autograd runs
         return _on_device(predict, self._sampler, self._bank, no_graph)
 
 

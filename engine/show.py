@@ -25,7 +25,7 @@ from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
 from engine.errors import say
 from engine.meta import State
-from engine.methods import EMBEDDING, HEADLESS
+from engine.methods import EMBEDDING, HEADLESS, KEEPING
 from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runtime.loop import Loop, loop
@@ -95,7 +95,7 @@ def settings(asked: Resolved) -> list[str]:
 
 def parameters(cfg: Config) -> str:
     theta, norm, rates = (tensor.numel() for tensor in meta.layout(cfg).params)
-    if cfg.method in HEADLESS:
+    if cfg.method in HEADLESS and cfg.method not in KEEPING:
         theta -= sum(network(cfg).sizes[-HEAD:])
     learned, affine = 0, norm if cfg.norm_gains == "learned" else norm // 2
     if cfg.rates != "fixed":

@@ -32,6 +32,8 @@ def run(request, images):
     """The method, the folder of its run, and how it was trained."""
     name, folder = request.param, images.parent / request.param
     more = ["--steps", 1, "--train-ways", 4] if name in EMBEDDING else []
+    if METHODS[name].fixed.get("network") == "own":
+        more = ["--steps", 1, "--stages", 4]  # which it has not: the usual number says nothing
     argv = flags(images, folder, "--method", name, "--epochs", 2, "--inner-rate", 0.05, *more)
     assert train.main(argv) == 0
     return request.param, folder, argv

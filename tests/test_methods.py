@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from engine import meta, unroll
 from engine.config import Config
 from engine.errors import UserError
-from engine.methods import EMBEDDING, HEADLESS, METHODS, heads, once, prototypical
+from engine.methods import EMBEDDING, HEADLESS, KEEPING, METHODS, heads, once, prototypical
 from engine.methods.loops import loop
 from engine.methods.rates import adapted, by_tensor, initial
 from engine.models import network
@@ -20,7 +20,8 @@ from tests.test_adjoint import random_problem
 from tests.test_meta import random_episode
 
 SIZES = dict(image_size=14, filters=4, stages=2, ways=3, shots=1, targets=2, tasks=2, channels=1)
-NAMES = [name for name in METHODS if name != "maml++"]
+NAMES = [name for name in METHODS if name != "maml++" and name not in KEEPING]
+CLOSED = [name for name in EMBEDDING if name not in KEEPING]
 LOOPS = [name for name in NAMES if name not in EMBEDDING]
 
 
@@ -112,7 +113,7 @@ LOG_P = {
 @pytest.mark.parametrize("downsample", ["pool", "stride"])
 @pytest.mark.parametrize("use_running", [False, True], ids=["batch", "running"])
 @pytest.mark.parametrize("ways", [3, 5])
-@pytest.mark.parametrize("name", EMBEDDING)
+@pytest.mark.parametrize("name", CLOSED)
 def test_gradients_without_an_inner_loop(name, ways, use_running, downsample) -> None:
     """In training of as many classes as the classifier has outputs, or more."""
     temperature = 3.0 if name == "matching" else 1.0
@@ -148,7 +149,7 @@ def two_shots(episode):
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("name", EMBEDDING)
+@pytest.mark.parametrize("name", CLOSED)
 def test_predictions_without_an_inner_loop(name) -> None:
     """As the plain formula: one batch, the support set's statistics, or the running ones."""
     cfg = config(name, temperature=3.0 if name == "matching" else 1.0)
@@ -347,6 +348,12 @@ def test_the_mean_rate_of_a_tensor_is_what_the_log_has() -> None:
     ("protomaml", {"train_ways": 5}, "--train-ways is 5 with --method protomaml: give 2 or more"),
     ("protomaml", {"temperature": 2.0}, "--temperature is 2.0 with --method protomaml, which has"),
     ("protomaml", {"adapt": "head"}, "--adapt is head with --method protomaml"),
+    ("protomaml", {"network": "own"}, "--network is own with --method protomaml"),
+    ("anil", {"network": "own"}, "--network is own with --method anil, which has none"),
+    ("siamese", {"network": "resnet12"}, "--network is resnet12 with --method siamese, which is"),
+    ("siamese", {"network": "own", "stages": 4, "downsample": "stride"}, "--downsample is stride"),
+    ("siamese", {"steps": 5}, "--steps is 5 with --method siamese, which is --steps 1"),
+    ("siamese", {"temperature": 2.0}, "--temperature is 2.0 with --method siamese, which has none"),
 ])  # fmt: skip
 def test_what_contradicts_a_method_is_one_line(name, wrong, words) -> None:
     with pytest.raises(UserError) as caught:

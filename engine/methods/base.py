@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the command line answers a wrong flag before torch is there
 
     from engine.config import Config
     from engine.episodes import Values
-    from engine.models.interface import Model
+    from engine.models.interface import Inputs, Model
     from engine.unroll import MetaGradient
 
 # Every trick of MAML++ at its neutral value; no annealing of the outer rate is a preset's to say.
@@ -33,6 +33,8 @@ EMBEDDING = NEUTRAL | {
     "steps": 1,
     "eval_steps": 0,
 }
+# The same of a network that is the method's own.
+OWN = EMBEDDING | {"network": "own"}
 
 
 class Method(NamedTuple):
@@ -48,6 +50,10 @@ class Method(NamedTuple):
     # The classifier: "learned", a part of θ; "begun" by the support set, then adapted; "made" of it
     head: str = "learned"
     loop: Callable[[Config, Model], Loop] | None = None  # what runs it, if others than the unroll
+    # The network, if another than the setting of this name says; its loop is then `Keeping`. That
+    # is all that a network or a protocol of its own takes: the rest of the engine asks for the
+    # model and the loop of a configuration and knows neither.
+    model: Callable[[Config], Model] | None = None
 
     def settings(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """All that it says, given the other settings."""
@@ -85,6 +91,22 @@ class Loop(Protocol):
         self, model: Model, params, running, episode, *, steps: int, **options
     ) -> Values:
         """Logits of the target sets: see `engine.unroll.adapt_and_predict`."""
+
+
+class Keeping(Loop, Protocol):
+    """A loop that says what a task leaves of its support set, and answers by that alone."""
+
+    def learn(self, model: Model, params, x: Tensor, labels: Tensor, given=None) -> tuple:
+        """What it keeps of the support sets [T, M], and their batch statistics [T, S]; `given` are
+        statistics [S] or [T, S] to normalise by."""
+
+    def answer(
+        self, model: Model, images: Inputs, theta: Tensor, kept: Tensor, row: Tensor, given=None
+    ) -> Tensor:
+        """Logits [T, N, W] of images that the model prepared, by θ [T, P] and what was kept."""
+
+    def keeps(self, model: Model) -> tuple[int, int]:
+        """Numbers that it keeps of a set, and of each image or class of it."""
 
 
 class Rule(Protocol):

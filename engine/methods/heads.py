@@ -94,3 +94,36 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     picked = log_p.gather(2, labels.unsqueeze(2)).squeeze(2)
     d_logits = (log_p.exp() - one_hot(labels, logits.shape[2], logits)) / labels.shape[1]
     return -picked.mean(1), d_logits
+
+
+def pair_scores(h_s: Tensor, h_q: Tensor, w: Tensor, b: Tensor) -> Tensor:  # [T, m, n]
+    """Log-odds that a target and a support image are of one class, Σ_j w_j |h_q − h_s|_j + b
+    (Koch et al. 2015, §3.1), by w [T, D] and b [T, 1].
+    """
+    apart = (h_q.unsqueeze(2) - h_s.unsqueeze(1)).abs()
+    return (apart @ w[:, None, :, None]).squeeze(3) + b.unsqueeze(2)
+
+
+def pair_loss(z: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean binary cross-entropy [T] of all pairs, of which those of one class count as much as
+    all others, and its gradient in their log-odds.
+    """
+    same = (targets.unsqueeze(2) == labels.unsqueeze(1)).to(z)
+    share = sum(kind / (2 * kind.sum((1, 2), keepdim=True)) for kind in (same, 1 - same))
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(z, same, reduction="none")
+    return (share * loss).sum((1, 2)), share * (z.sigmoid() - same)
+
+
+def pair_bwd(
+    h_s: Tensor, h_q: Tensor, w: Tensor, dz: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of `pair_scores` in the support and the target features, w and b."""
+    apart = h_q.unsqueeze(2) - h_s.unsqueeze(1)  # [T, m, n, D]
+    dw = (dz.unsqueeze(3) * apart.abs()).sum((1, 2))
+    d_apart = dz.unsqueeze(3) * w[:, None, None] * apart.sign()
+    return -d_apart.sum(1), d_apart.sum(2), dw, dz.sum((1, 2)).unsqueeze(1)
+
+
+def class_means(z: Tensor, labels: Tensor) -> Tensor:  # [T, m, W]
+    """Of scores of support images [T, m, n] those of the classes, as many as there are labels."""
+    return z @ shares_of(labels, int(labels.max()) + 1, z)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from engine.config import Config
-from engine.methods import EMBEDDING, HEADLESS, prototypical
+from engine.methods import EMBEDDING, HEADLESS, KEEPING, prototypical
 from engine.methods.heads import Matching
+from engine.methods.loops import loop
 from engine.methods.rates import HEAD
-from engine.models.backbone import Backbone
-from engine.models.interface import Embedding, Moments
+from engine.models.interface import Embedding, Model, Moments, Params
 from engine.runs import adapted
 from engine.runs.adapted import Adapted, Member, moved
 from engine.unroll import at_step, inner_loop
@@ -22,10 +22,12 @@ from engine.unroll import at_step, inner_loop
 _TOGETHER = 32  # pictures that are answered in one call of the kernels
 
 
-def adapt(cfg: Config, model: Backbone, member: Member, x: Tensor, y: Tensor) -> Adapted:
+def adapt(cfg: Config, model: Model, member: Member, x: Tensor, y: Tensor) -> Adapted:
     """By the engine's inner loop, then the statistics as of its inductive protocol."""
     params, running = moved(member, x.device)
     given = running if cfg.norm_statistics == "running" else None
+    if cfg.method in KEEPING:
+        return _remember(cfg, model, params, given, x, y)
     whole = adapted.network(cfg, cfg.ways)
     outputs = whole.sizes, whole.ways, model.ways
     if cfg.rates == "per-parameter":
@@ -41,14 +43,23 @@ def adapt(cfg: Config, model: Backbone, member: Member, x: Tensor, y: Tensor) ->
     else:
         params = params._replace(theta=_with_outputs(params.theta, *outputs))
     steps = cfg.eval_steps or cfg.steps
-    loop = inner_loop(model, params, x, y, steps, given)
-    (last,) = deque(loop, 1)
+    (last,) = deque(inner_loop(model, params, x, y, steps, given), 1)
     if given is None:
         _, statistics = model.prepare(x, 1).predict(last.adapted, last.row)
         statistics = Moments(*(moment[0] for moment in statistics))
     else:
         statistics = Moments(*(at_step(moment, last.index) for moment in given))
     return Adapted(last.adapted[0], last.row, statistics)
+
+
+def _remember(
+    cfg: Config, model: Model, params: Params, given: Moments | None, x: Tensor, y: Tensor
+) -> Adapted:
+    """θ as it is, and after it what the method keeps of the support set."""
+    given = given and Moments(*(m[0] for m in given))
+    (kept,), moments = loop(cfg, model).learn(model, params, x, y, given)
+    statistics = given or Moments(*(m[0] for m in moments))
+    return Adapted(torch.cat([params.theta, kept]), params.norm[0], statistics)
 
 
 def _as_classifier(found: Embedding, y: Tensor) -> Tensor:
@@ -58,8 +69,10 @@ def _as_classifier(found: Embedding, y: Tensor) -> Tensor:
     return torch.cat([found.features.flatten(), y.flatten().to(found.features.dtype)])
 
 
-def predictor(cfg: Config, model: Backbone, classes: int) -> Callable[..., Tensor]:
+def predictor(cfg: Config, model: Model, classes: int) -> Callable[..., Tensor]:
     """Logits [T, N, classes] of images ready for passes, by θ, row and statistics."""
+    if cfg.method in KEEPING:
+        return _recaller(loop(cfg, model).answer, model, classes)
     if cfg.method != "matching":
         return logits
 
@@ -69,6 +82,15 @@ def predictor(cfg: Config, model: Backbone, classes: int) -> Callable[..., Tenso
         return Matching(cfg.temperature).fwd(support, places.long(), h, classes)[0]
 
     return match
+
+
+def _recaller(answer: Callable, model: Model, classes: int) -> Callable[..., Tensor]:
+    size = sum(model.sizes)
+
+    def recall(images: Any, theta: Tensor, *rest: Any) -> Tensor:
+        return answer(model, images, theta[:, :size], theta[:, size:], *rest)[..., :classes]
+
+    return recall
 
 
 def _with_outputs(values: Tensor, sizes: tuple[int, ...], ways: int, classes: int) -> Tensor:
@@ -83,7 +105,7 @@ def logits(images: Any, *adapted_to: Any) -> Tensor:
     return images.predict(*adapted_to)[0]
 
 
-def one_by_one(model: Backbone, predict: Callable, a: Adapted, x: Tensor) -> Tensor:
+def one_by_one(model: Model, predict: Callable, a: Adapted, x: Tensor) -> Tensor:
     """Each picture a task of its own: whatever lies beside it in memory, the same sums."""
     parts = []
     for some in x.split(_TOGETHER):
@@ -92,5 +114,5 @@ def one_by_one(model: Backbone, predict: Callable, a: Adapted, x: Tensor) -> Ten
     return torch.cat(parts)
 
 
-def together(model: Backbone, predict: Callable, a: Adapted, x: Tensor) -> Tensor:
+def together(model: Model, predict: Callable, a: Adapted, x: Tensor) -> Tensor:
     return predict(model.prepare(x[None], 1), a.theta[None], a.row)[0]

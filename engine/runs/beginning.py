@@ -21,6 +21,7 @@ _NETWORK = (
     "network channels filters stages downsample widths steps adapt norm_weights norm_gains "
     "norm_stats"
 ).split()
+_OWN = "method", "image_size"  # where the network is the method's
 
 
 class Beginning(NamedTuple):
@@ -49,7 +50,7 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
     trained = Config.from_dict(source.config)
     different = [
         f"{name}: {getattr(trained, name)} -> {getattr(cfg, name)}"
-        for name in _NETWORK
+        for name in (*_NETWORK, *_OWN * (cfg.network == "own"))
         if name not in cfg.of_others and getattr(trained, name) != getattr(cfg, name)
     ]
     if (trained.rates == "per-parameter") != (cfg.rates == "per-parameter"):
@@ -62,7 +63,7 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
     (given,) = restore(meta.layout(trained), [source], device).values()
     body = sum(network(cfg).sizes[:-HEAD])
     (theta, _, rates), head = given.params, "its classifier"
-    if len(theta) != len(state.params.theta) or trained.ways != cfg.ways:
+    if network(trained).sizes != network(cfg).sizes:
         theta = torch.cat([theta[:body], state.params.theta[body:]])
         if cfg.rates == "per-parameter":
             rates = torch.cat([rates[:, :body], state.params.rates[:, body:]], 1)
