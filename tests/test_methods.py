@@ -353,6 +353,9 @@ def test_the_mean_rate_of_a_tensor_is_what_the_log_has() -> None:
     ("siamese", {"network": "resnet12"}, "--network is resnet12 with --method siamese, which is"),
     ("siamese", {"network": "own", "stages": 4, "downsample": "stride"}, "--downsample is stride"),
     ("siamese", {"steps": 5}, "--steps is 5 with --method siamese, which is --steps 1"),
+    ("memory", {"stages": 2}, "--stages is 2 with --network own, which has none"),
+    ("memory", {"network": "conv4"}, "--network is conv4 with --method memory, which is --network"),
+    ("memory", {"adapt": "head"}, "--adapt is head with --method memory, which is --adapt all"),
     ("siamese", {"temperature": 2.0}, "--temperature is 2.0 with --method siamese, which has none"),
 ])  # fmt: skip
 def test_what_contradicts_a_method_is_one_line(name, wrong, words) -> None:

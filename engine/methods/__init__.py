@@ -11,6 +11,7 @@ from engine.methods import (
     maml,
     mamlpp,
     matching,
+    memory,
     metasgd,
     protomaml,
     protonet,
@@ -33,6 +34,7 @@ METHODS: dict[str, Method] = {
         matching,
         protomaml,
         siamese,
+        memory,
     )
 }
 # Whose classifier is made of the support set, for any number of classes; and of those, they that
