@@ -356,6 +356,9 @@ def test_the_mean_rate_of_a_tensor_is_what_the_log_has() -> None:
     ("memory", {"stages": 2}, "--stages is 2 with --network own, which has none"),
     ("memory", {"network": "conv4"}, "--network is conv4 with --method memory, which is --network"),
     ("memory", {"adapt": "head"}, "--adapt is head with --method memory, which is --adapt all"),
+    ("statistician", {"norm_statistics": "batch"}, "--norm-statistics is batch with --method stat"),
+    ("statistician", {"stages": 4, "widths": "1,2,3,4"}, "--widths is 1,2,3,4 with --netw"),
+    ("statistician", {"rates": "learned"}, "--rates is learned with --method statistician"),
     ("siamese", {"temperature": 2.0}, "--temperature is 2.0 with --method siamese, which has none"),
 ])  # fmt: skip
 def test_what_contradicts_a_method_is_one_line(name, wrong, words) -> None:

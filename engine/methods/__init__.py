@@ -16,6 +16,7 @@ from engine.methods import (
     protomaml,
     protonet,
     siamese,
+    statistician,
 )
 from engine.methods.base import Method, Rule
 
@@ -35,6 +36,7 @@ METHODS: dict[str, Method] = {
         protomaml,
         siamese,
         memory,
+        statistician,
     )
 }
 # Whose classifier is made of the support set, for any number of classes; and of those, they that
