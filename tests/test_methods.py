@@ -359,6 +359,9 @@ def test_the_mean_rate_of_a_tensor_is_what_the_log_has() -> None:
     ("statistician", {"norm_statistics": "batch"}, "--norm-statistics is batch with --method stat"),
     ("statistician", {"stages": 4, "widths": "1,2,3,4"}, "--widths is 1,2,3,4 with --netw"),
     ("statistician", {"rates": "learned"}, "--rates is learned with --method statistician"),
+    ("metanet", {"train_ways": 5}, "--train-ways is 5 with --method metanet: give 2 or more with"),
+    ("metanet", {"network": "resnet12"}, "--network is resnet12 with --method metanet, which is"),
+    ("metanet", {"eval_steps": 2}, "--eval-steps is 2 with --method metanet, which is --eval-step"),
     ("siamese", {"temperature": 2.0}, "--temperature is 2.0 with --method siamese, which has none"),
 ])  # fmt: skip
 def test_what_contradicts_a_method_is_one_line(name, wrong, words) -> None:

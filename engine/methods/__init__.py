@@ -12,6 +12,7 @@ from engine.methods import (
     mamlpp,
     matching,
     memory,
+    metanet,
     metasgd,
     protomaml,
     protonet,
@@ -37,6 +38,7 @@ METHODS: dict[str, Method] = {
         siamese,
         memory,
         statistician,
+        metanet,
     )
 }
 # Whose classifier is made of the support set, for any number of classes; and of those, they that

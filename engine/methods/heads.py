@@ -78,6 +78,10 @@ class Matching(NamedTuple):
         return d_s, _unit_bwd(d_scores @ u_s, u_q, len_q)
 
 
+def cosines(h_q: Tensor, h_s: Tensor) -> Tensor:  # [T, m, n]
+    return _unit(h_q)[0] @ _unit(h_s)[0].mT
+
+
 def _unit(h: Tensor) -> tuple[Tensor, Tensor]:
     """Of length 1, and the length [T, N, 1]."""
     length = torch.linalg.vector_norm(h, dim=2, keepdim=True).clamp(min=_LEAST)

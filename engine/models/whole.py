@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.episodes import Episode
+from engine.episodes import Episode, mapped
 from engine.models.interface import Moments, Params
 from engine.models.module import Module
 
@@ -107,7 +107,8 @@ class Whole(Module):
         **inputs: Any,  # of `TaskNetwork.forward`, of one task
     ) -> tuple[Any, Tensor, Tensor]:  # what it gives, batch mean and unbiased variance [S]
         with torch.inference_mode(False), torch.no_grad():
-            return self.task(theta.clone(), theta.new_empty(0), inputs, _plain(given))
+            inputs, given = mapped(_plain, (inputs, given))
+            return self.task(theta.clone(), theta.new_empty(0), inputs, given)
 
     def differentiated(
         self,
@@ -117,8 +118,8 @@ class Whole(Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Loss [], logits [m, W], gradient [P], batch mean and unbiased variance [S]."""
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = theta.clone().requires_grad_()
-            (loss, logits), *moments = self.task(leaf, leaf.new_empty(0), inputs, _plain(given))
+            leaf, (inputs, given) = theta.clone().requires_grad_(), mapped(_plain, (inputs, given))
+            (loss, logits), *moments = self.task(leaf, leaf.new_empty(0), inputs, given)
             (gradient,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), logits.detach(), gradient, *moments
 
@@ -126,9 +127,9 @@ class Whole(Module):
         return call(**x)  # what it raises is the engine's own mistake, not its user's
 
 
-def _plain(given: Moments | None) -> Moments | None:
-    """Not of inference mode."""
-    return None if given is None else Moments(*(m.clone() for m in given))
+def _plain(tensor: Tensor) -> Tensor:
+    """Not of inference mode, so that autograd may keep it."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _drawn(make: Callable[[], TaskNetwork], seed: int) -> TaskNetwork:
