@@ -16,14 +16,15 @@ from engine import meta, unroll
 from engine.config import Config
 from engine.episodes import Episode
 from engine.errors import UserError
-from engine.methods import KEEPING, heads
+from engine.methods import EMBEDDING, KEEPING, heads
 from engine.methods.loops import loop
 from engine.models import network
-from engine.models.interface import Moments, Params
+from engine.models.interface import Moments
 from engine.models.koch import Koch
 from engine.models.metanet import told
 from engine.models.remember import MARGIN, by_turns, stream
 from engine.models.statistician import Gaussian, divergence
+from engine.scoring import with_ways
 from tests import plain_loop
 from tests.test_adjoint import random_problem
 from tests.test_meta import random_episode
@@ -115,7 +116,7 @@ def test_a_task_is_answered_by_what_was_kept(name) -> None:
     ):
         if "norm_statistics" in options:
             kept, _ = of.learn(model, params, episode.support_x, episode.support_y, given)
-        expected = of.answer(model, images, theta, kept, params.norm[0], given)
+        expected = of.answer(model, images, theta, kept, cfg.ways, params.norm[0], given)
         found = of.adapt_and_predict(model, params, running, episode, steps=1, **options)
         assert torch.equal(found, expected) and found.shape == (
             2,
@@ -125,7 +126,7 @@ def test_a_task_is_answered_by_what_was_kept(name) -> None:
         if given is not None:
             for i in range(found.shape[1]):
                 one = model.prepare(episode.target_x[:, i : i + 1], 1)
-                alone = of.answer(model, one, theta, kept, params.norm[0], given)
+                alone = of.answer(model, one, theta, kept, cfg.ways, params.norm[0], given)
                 error = (alone[:, 0] - found[:, i]).abs().max()
                 assert error <= 1e-12 * found.abs().max().clamp(min=1)
 
@@ -218,17 +219,15 @@ def test_kochs_network_is_as_large_as_the_paper_has_it() -> None:
         Koch(1, 64, 2)
 
 
-@pytest.mark.parametrize("name", KEEPING)
-def test_its_classifier_is_none_of_theta(name) -> None:
-    """So that a state for other ways is the same one, where it may have any."""
-    from engine.scoring import with_ways
-
+@pytest.mark.parametrize("name", [name for name in KEEPING if name in EMBEDDING])
+@pytest.mark.parametrize("which", ["own", "conv4"])
+def test_a_state_for_other_ways_is_the_same_one(name, which) -> None:
     cfg = config(name)
+    if which == "conv4":
+        cfg = Config.of("maml", "folder", method="siamese", **SIZES)
     state = meta.init_state(cfg)
-    if name != "metanet":
-        other = with_ways(state, cfg, dataclasses.replace(cfg, ways=5))
-        assert all(torch.equal(a, b) for a, b in zip(other.params, state.params, strict=True))
-    assert isinstance(state.params, Params)
+    other = with_ways(state, cfg, dataclasses.replace(cfg, ways=5))
+    assert all(torch.equal(a, b) for a, b in zip(other.params, state.params, strict=True))
 
 
 def test_the_memory_network_is_as_large_as_the_code_has_it() -> None:

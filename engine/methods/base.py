@@ -101,9 +101,16 @@ class Keeping(Loop, Protocol):
         statistics [S] or [T, S] to normalise by."""
 
     def answer(
-        self, model: Model, images: Inputs, theta: Tensor, kept: Tensor, row: Tensor, given=None
-    ) -> Tensor:
-        """Logits [T, N, W] of images that the model prepared, by θ [T, P] and what was kept."""
+        self,
+        model: Model,
+        images: Inputs,
+        theta: Tensor,  # [T, P]
+        kept: Tensor,  # [T, M]
+        ways: int,
+        row: Tensor,
+        given=None,
+    ) -> Tensor:  # logits [T, N, ways]
+        """Of images that the model prepared, by θ and what was kept of so many classes."""
 
     def keeps(self, model: Model) -> tuple[int, int]:
         """Numbers that it keeps of a set, and of each image or class of it."""

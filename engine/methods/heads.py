@@ -128,6 +128,6 @@ def pair_bwd(
     return -d_apart.sum(1), d_apart.sum(2), dw, dz.sum((1, 2)).unsqueeze(1)
 
 
-def class_means(z: Tensor, labels: Tensor) -> Tensor:  # [T, m, W]
-    """Of scores of support images [T, m, n] those of the classes, as many as there are labels."""
-    return z @ shares_of(labels, int(labels.max()) + 1, z)
+def class_means(z: Tensor, labels: Tensor, ways: int) -> Tensor:  # [T, m, W]
+    """Of scores of support images [T, m, n] those of their classes."""
+    return z @ shares_of(labels, ways, z)

@@ -7,6 +7,7 @@ statistics each set has its own, or with `inductive` the targets have the suppor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,8 +26,11 @@ def given_row(running: Moments | None) -> Moments | None:
     return None if running is None else Moments(*(m[0] for m in running))
 
 
-class Keeping:
+@dataclass(frozen=True)
+class _Predicting:
     """`engine.methods.base.Keeping` but for what a method does itself."""
+
+    ways: int  # classes of a task in evaluation
 
     @torch.inference_mode()
     def adapt_and_predict(
@@ -47,12 +51,15 @@ class Keeping:
             given = moments
         theta = params.theta.expand(len(kept), -1)
         images = model.prepare(episode.target_x, 1)
-        logits = self.answer(model, images, theta, kept, params.norm[0], given)
+        logits = self.answer(model, images, theta, kept, self.ways, params.norm[0], given)
         return logits.unsqueeze(0) if every else logits
 
 
-class Pairs(Keeping):
+@dataclass(frozen=True)
+class Pairs(_Predicting):
     """Siamese networks on a backbone of a single output, whose classifier is the pairs'."""
+
+    train_ways: int  # classes of a training task
 
     @torch.inference_mode()
     def adjoint(
@@ -81,7 +88,7 @@ class Pairs(Keeping):
         rates = params.rates.new_zeros(len(x), *params.rates.shape)
         return MetaGradient(
             weight * loss,
-            heads.class_means(z, episode.support_y),
+            heads.class_means(z, episode.support_y, self.train_ways),
             Params(gradient, norm.unsqueeze(1), rates),
             (loss,),
             (0,),
@@ -110,13 +117,14 @@ class Pairs(Keeping):
         images: Inputs,
         theta: Tensor,  # [T, P]
         kept: Tensor,  # [T, n · (D + 1)]
+        ways: int,
         row: Tensor,
         given: Moments | None = None,
     ) -> Tensor:
         h_q = images.embed(theta, row, given).features
         kept = kept.unflatten(1, (-1, h_q.shape[2] + 1))
         z = heads.pair_scores(kept[..., :-1], h_q, *_head(model, theta))
-        return heads.class_means(z, kept[..., -1].long())
+        return heads.class_means(z, kept[..., -1].long(), ways)
 
 
 def _head(model: Backbone, theta: Tensor) -> tuple[Tensor, Tensor]:  # [T, D], [T, 1]
@@ -124,7 +132,7 @@ def _head(model: Backbone, theta: Tensor) -> tuple[Tensor, Tensor]:  # [T, D], [
     return weight.squeeze(1), bias
 
 
-class Networks(Keeping):
+class Networks(_Predicting):
     """A network of the method's own, which autograd differentiates, task by task."""
 
     @torch.inference_mode()
@@ -166,7 +174,7 @@ class Networks(Keeping):
         given: Moments | None = None,
     ) -> tuple[Tensor, Moments]:
         theta = params.theta.expand(len(x), -1)
-        return self._over(model, theta, given, support_x=x, support_y=labels)
+        return self._over(model, theta, given, None, support_x=x, support_y=labels)
 
     def answer(
         self,
@@ -174,14 +182,15 @@ class Networks(Keeping):
         images: Inputs,
         theta: Tensor,
         kept: Tensor,
+        ways: int,
         row: Tensor,
         given: Moments | None = None,
     ) -> Tensor:
-        return self._over(model, theta, given, kept=kept, target_x=images.x)[0]
+        return self._over(model, theta, given, ways, kept=kept, target_x=images.x)[0]
 
     @staticmethod
     def _over(
-        model: Whole, theta: Tensor, given: Moments | None, **inputs: Tensor
+        model: Whole, theta: Tensor, given: Moments | None, ways: int | None, **inputs: Tensor
     ) -> tuple[Tensor, Moments]:
         """Of each task by itself."""
         tasks = len(theta)
@@ -189,7 +198,7 @@ class Networks(Keeping):
         if given is not None:
             each = [Moments(*m) for m in zip(*(m.expand(tasks, -1) for m in given), strict=True)]
         of_tasks = zip(theta, each, _each(model, **inputs), strict=True)
-        found = [model.run(t, g, **fields) for t, g, fields in of_tasks]
+        found = [model.run(t, g, ways=ways, **fields) for t, g, fields in of_tasks]
         result, mean, var = (torch.stack(of) for of in zip(*found, strict=True))
         return result, Moments(mean, var)
 

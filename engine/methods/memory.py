@@ -49,7 +49,7 @@ def _network(*sizes):
 def _loop(cfg, model):
     from engine.methods.keeping import Networks
 
-    return Networks()
+    return Networks(cfg.ways)
 
 
 METHOD = Method("memory", OWN, {"filters": 64}, head="made", loop=_loop, model=_model)

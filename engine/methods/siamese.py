@@ -60,7 +60,9 @@ def _koch(*sizes):
 def _loop(cfg, model):
     from engine.methods.keeping import Networks, Pairs
 
-    return Networks() if cfg.network == "own" else Pairs()
+    if cfg.network == "own":
+        return Networks(cfg.ways)
+    return Pairs(cfg.ways, cfg.train_ways or cfg.ways)
 
 
 METHOD = Method(

@@ -50,7 +50,7 @@ def _network(*sizes):
 def _loop(cfg, model):
     from engine.methods.keeping import Networks
 
-    return Networks()
+    return Networks(cfg.ways)
 
 
 METHOD = Method(

@@ -53,10 +53,10 @@ class Koch(TaskNetwork):
         h = self.embed(x)
         return torch.cat([h, labels.unsqueeze(1).to(h)], 1).flatten()
 
-    def answer(self, kept: Tensor, x: Tensor) -> Tensor:
+    def answer(self, kept: Tensor, x: Tensor, ways: int) -> Tensor:
         h = self.embed(x)
         kept = kept.unflatten(0, (-1, h.shape[1] + 1))
-        return heads.class_means(self._scores(kept[:, :-1], h), kept[None, :, -1].long())[0]
+        return heads.class_means(self._scores(kept[:, :-1], h), kept[None, :, -1].long(), ways)[0]
 
     def loss(
         self, x: Tensor, labels: Tensor, target_x: Tensor, target_y: Tensor, second_order: bool
@@ -64,7 +64,7 @@ class Koch(TaskNetwork):
         h = self.embed(torch.cat([x, target_x]))
         z = self._scores(h[: len(x)], h[len(x) :])
         (loss,), _ = heads.pair_loss(z, labels[None], target_y[None])
-        return loss, heads.class_means(z, labels[None])[0]
+        return loss, heads.class_means(z, labels[None], int(labels.max()) + 1)[0]
 
     def _scores(self, h_s: Tensor, h_q: Tensor) -> Tensor:  # [1, m, n]
         return heads.pair_scores(h_s[None], h_q[None], self.pairs.weight, self.pairs.bias[None])

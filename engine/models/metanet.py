@@ -48,18 +48,19 @@ class MetaNetwork(TaskNetwork):
         keys = key(self.embedder, self._split(fast_u), x)
         return torch.cat([fast_u, torch.cat([keys, fast_b], 1).flatten()])
 
-    def answer(self, kept: Tensor, x: Tensor) -> Tensor:
+    def answer(self, kept: Tensor, x: Tensor, ways: int) -> Tensor:
         once, each = self.keeps
         fast_u, of_images = kept[:once], kept[once:].unflatten(0, (-1, each))
         width = self.shapes[-1][1]
         keys, fast_b = of_images[:, :width], of_images[:, width:]
         likeness = cosines(key(self.embedder, self._split(fast_u), x)[None], keys[None])[0]
-        return logits(self.base, x, self._split(likeness.softmax(1) @ fast_b))
+        return logits(self.base, x, self._split(likeness.softmax(1) @ fast_b))[:, :ways]
 
     def loss(
         self, x: Tensor, labels: Tensor, target_x: Tensor, target_y: Tensor, second_order: bool
     ) -> tuple[Tensor, Tensor]:
-        answers = self.answer(self.learn(x, labels, second_order), target_x)
+        ways = int(labels.max()) + 1
+        answers = self.answer(self.learn(x, labels, second_order), target_x, ways)
         return F.cross_entropy(answers, target_y), answers
 
     def _split(self, fast: Tensor) -> list[Tensor]:  # [..., P] or without the classifier's

@@ -56,10 +56,10 @@ class Remember(TaskNetwork):
         keys, values, _ = stream(self.queries(x), labels, len(x))
         return torch.cat([keys, values.unsqueeze(1).to(keys)], 1).flatten()
 
-    def answer(self, kept: Tensor, x: Tensor) -> Tensor:
+    def answer(self, kept: Tensor, x: Tensor, ways: int) -> Tensor:
         q = self.queries(x)
         kept = kept.unflatten(0, (-1, q.shape[1] + 1))
-        return best(q, kept[:, :-1], kept[:, -1].long())
+        return best(q, kept[:, :-1], kept[:, -1].long(), ways)
 
     def loss(
         self, x: Tensor, labels: Tensor, target_x: Tensor, target_y: Tensor, second_order: bool
@@ -68,7 +68,7 @@ class Remember(TaskNetwork):
         with torch.no_grad():
             keys, values, pulls = stream(q, torch.cat([labels, target_y]), len(x))
         margins = ((q * pulls).sum(1) + MARGIN).relu() - MARGIN
-        return margins.mean(), best(q[len(x) :], keys, values)
+        return margins.mean(), best(q[len(x) :], keys, values, int(labels.max()) + 1)
 
 
 def stream(
@@ -109,7 +109,7 @@ def by_turns(labels: Tensor) -> Tensor:  # [n]
     return turn.argsort(stable=True)
 
 
-def best(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:  # [N, W]
+def best(q: Tensor, keys: Tensor, values: Tensor, ways: int) -> Tensor:  # [N, W]
     """Of each class the likeness of its best key."""
-    of_class = values == torch.arange(int(values.max()) + 1, device=values.device).unsqueeze(1)
+    of_class = values == torch.arange(ways, device=values.device).unsqueeze(1)
     return (q @ keys.T).unsqueeze(1).masked_fill(~of_class, -torch.inf).amax(2)

@@ -99,8 +99,8 @@ class Statistician(TaskNetwork):
         """A row a class: mean and logarithm of the variance of its context."""
         return torch.cat(self.contexts(self.encoder(x), labels), 1).flatten()
 
-    def answer(self, kept: Tensor, x: Tensor) -> Tensor:
-        classes = Gaussian(*kept.unflatten(0, (-1, self.keeps[1])).chunk(2, 1))
+    def answer(self, kept: Tensor, x: Tensor, ways: int) -> Tensor:
+        classes = Gaussian(*kept.unflatten(0, (-1, self.keeps[1]))[:ways].chunk(2, 1))
         return self._answer(classes, self.encoder(x))
 
     def _answer(self, classes: Gaussian, h: Tensor) -> Tensor:  # [N, W]

@@ -30,7 +30,7 @@ class TaskNetwork(nn.Module):
         """What it keeps of a support set."""
         raise NotImplementedError
 
-    def answer(self, kept: Tensor, x: Tensor) -> Tensor:  # logits [N, W]
+    def answer(self, kept: Tensor, x: Tensor, ways: int) -> Tensor:  # logits [N, ways]
         raise NotImplementedError
 
     def loss(
@@ -46,12 +46,15 @@ class TaskNetwork(nn.Module):
         target_x: Tensor | None = None,
         target_y: Tensor | None = None,
         kept: Tensor | None = None,
+        ways: int | None = None,
         second_order: bool = True,
     ) -> Any:
         """The one of these that the arguments are of: batch norm is told of by a call."""
         if target_y is not None:
             return self.loss(support_x, support_y, target_x, target_y, second_order)
-        return self.learn(support_x, support_y) if kept is None else self.answer(kept, target_x)
+        if kept is None:
+            return self.learn(support_x, support_y)
+        return self.answer(kept, target_x, ways)
 
 
 class Whole(Module):

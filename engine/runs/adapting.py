@@ -88,7 +88,7 @@ def _recaller(answer: Callable, model: Model, classes: int) -> Callable[..., Ten
     size = sum(model.sizes)
 
     def recall(images: Any, theta: Tensor, *rest: Any) -> Tensor:
-        return answer(model, images, theta[:, :size], theta[:, size:], *rest)[..., :classes]
+        return answer(model, images, theta[:, :size], theta[:, size:], classes, *rest)
 
     return recall
 
