@@ -51,8 +51,8 @@ class FewShotClassifier:
     has outputs takes the first outputs, one a class in sorted order, and the others are left out of
     the loss, too: they would be classes without a picture, and the first steps would go into
     pushing them down. With as many classes as outputs it is what ``engine.evaluate`` does. A run of
-    protonet, matching or protomaml makes its classifier of the support pictures, for any number of
-    classes.
+    protonet, matching, protomaml, siamese, memory or statistician makes its classifier of the
+    support pictures, for any number of classes.
 
     Pictures are a list of paths, PIL images and arrays ([H, W], [H, W, C], [C, H, W]), or one array
     or tensor of [N, H, W], [N, H, W, C] or [N, C, H, W]; whole numbers from 0 to 255 or fractions

@@ -228,3 +228,72 @@ def test_weights_of_another_rule_are_refused(run, images, capfd):
     again = flags(images, images.parent / f"{name}-other", *other, "--init", folder)
     assert train.main(again) == 2
     one_line(capfd.readouterr().err, "of another network", f"-> {rates}")
+
+
+def own(name: str, *more: object) -> list[object]:
+    """Flags of a method with a network of its own."""
+    return ["--method", name, "--steps", 1, "--stages", 4, "--epochs", 1, *more]
+
+
+@pytest.mark.parametrize(("before", "after", "kept"), [
+    (["siamese"], ["siamese", "--ways", 4], "its classifier"),
+    (["protonet"], ["siamese"], "a new classifier"),
+    (["memory"], ["memory", "--ways", 2], "its classifier"),
+])  # fmt: skip
+def test_weights_for_other_ways_are_taken_whole_where_they_fit(
+    images, tmp_path, capsys, before, after, kept
+):
+    first, second = (
+        flags(images, tmp_path / f"{i}", "--epochs", 1, "--steps", 1, "--method", *argv)
+        + (["--stages", "4"] if argv[0] == "memory" else [])
+        for i, argv in enumerate((before, after))
+    )
+    assert train.main(first) == 0
+    still = ["--lr", "1e-9", "--min-lr", "1e-9"]
+    assert train.main([*second, "--init", str(tmp_path / "0"), *still]) == 0
+    out = capsys.readouterr().out
+    assert f"inner rates and running statistics, {kept}" in out
+    a, b = (
+        torch.load(tmp_path / f"{i}" / "latest.pt", weights_only=True)["state"]["params"]["theta"]
+        for i in (0, 1)
+    )
+    same = torch.isclose(a[: len(b)], b[: len(a)], atol=1e-6)
+    assert bool(same.all()) is (kept == "its classifier") and same.float().mean() > 0.9
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    (["memory", "--image-size", 20], "image_size: 16 -> 20"),
+    (["statistician"], "method: memory -> statistician"),
+    (["metanet"], "method: memory -> metanet"),
+])  # fmt: skip
+def test_weights_of_another_network_of_a_methods_own_are_refused(images, capfd, more, words):
+    folder = images.parent / "memory-for-init"
+    if not folder.exists():
+        assert train.main(flags(images, folder, *own("memory"))) == 0
+    other = flags(images, images.parent / "none", *own(*more), "--init", folder)
+    assert train.main(other) == 2
+    one_line(capfd.readouterr().err.replace("\n\n", ""), "of another network", words)
+
+
+def test_images_too_small_for_a_network_of_a_methods_own_are_told(images, capfd):
+    argv = flags(images, images.parent / "none", *own("metanet", "--image-size", 7))
+    assert train.main(argv) == 2
+    one_line(capfd.readouterr().err, "--image-size is 7 with --method metanet", "give 8 or more")
+
+
+@pytest.mark.parametrize("name", ["siamese", "memory", "statistician", "metanet"])
+def test_what_was_kept_of_pictures_has_its_length(images, tmp_path, name):
+    """Of a file that is damaged, or for another task."""
+    folder = images.parent / name
+    if not folder.exists():
+        assert train.main(flags(images, folder, *own(name))) == 0
+    files = [images / "test" / f"test{c}" / f"{n}.png" for c in range(2) for n in range(2)]
+    FewShotClassifier.load(folder).fit(files, [0, 0, 1, 1]).save(tmp_path / "own.pt")
+    content = torch.load(tmp_path / "own.pt", weights_only=True)
+    theta = content["adapted"][0]["theta"]
+    for wrong in (theta[:-1], torch.cat([theta, theta[:1]]), theta[:5], "x"):
+        content["adapted"][0]["theta"] = wrong
+        torch.save(content, tmp_path / "wrong.pt")
+        with pytest.raises(UserError, match="adapted.theta") as caught:
+            FewShotClassifier.load(tmp_path / "wrong.pt")
+        assert "\n" not in str(caught.value)
