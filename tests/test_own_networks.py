@@ -291,10 +291,8 @@ def test_the_loss_of_a_memory_is_the_margin_of_each_image_at_its_time() -> None:
     model, params, episode, _ = problem(cfg)
     episode, net = episode.slice(0, 1), filled(model, params.theta)
     x, y, target_x, target_y = (values[0] for values in vars(episode).values())
-    torch.manual_seed(1)
     found = loop(cfg, model).adjoint(model, params, episode, [1.0], True)
-    torch.manual_seed(1)
-    q = net.queries(torch.cat([x, target_x]), training=True)
+    q = net.queries(torch.cat([x, target_x]))
     keys, values, pulls = stream(q, torch.cat([y, target_y]), len(x))
     margins = [max(0.0, float(a @ b) + MARGIN) - MARGIN for a, b in zip(q, pulls, strict=True)]
     assert abs(float(found.loss) - sum(margins) / len(margins)) < 1e-12
@@ -304,8 +302,7 @@ def test_the_loss_of_a_memory_is_the_margin_of_each_image_at_its_time() -> None:
 
     def loss(theta):
         """With the keys as they are."""
-        torch.manual_seed(1)
-        q = filled(model, theta).queries(torch.cat([x, target_x]), training=True)
+        q = filled(model, theta).queries(torch.cat([x, target_x]))
         return ((q * pulls).sum(1) + MARGIN).relu().mean()
 
     by_differences(model.sizes, params.theta, found.gradient.theta[0], loss)

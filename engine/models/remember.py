@@ -11,7 +11,6 @@ from engine.methods import heads
 from engine.models.whole import TaskNetwork
 
 MARGIN = 0.1  # α
-KEPT = 0.3  # share of an embedding that dropout leaves in training
 EMPTY = -1  # the value of a slot that nothing was written to
 _POOLS = 2
 
@@ -21,8 +20,6 @@ class Remember(TaskNetwork):
     numbers (F = 64 in the authors' code). Raises UserError for images that the pools would leave
     nothing of.
     """
-
-    random = True
 
     def __init__(self, channels: int, image_size: int, filters: int):
         super().__init__()
@@ -44,12 +41,11 @@ class Remember(TaskNetwork):
             nn.init.zeros_(layer.bias)
         nn.init.trunc_normal_(self.projection.weight, 0, 0.01, -0.02, 0.02)
 
-    def queries(self, x: Tensor, training: bool = False) -> Tensor:  # [N, 4F], of length 1
+    def queries(self, x: Tensor) -> Tensor:  # [N, 4F], of length 1
         for i, layer in enumerate(self.convolutions):
             x = layer(x).relu()
             x = F.max_pool2d(x, 2) if i % 2 else x
-        h = F.dropout(self.embedding(x.flatten(1)), 1 - KEPT, training)
-        return F.normalize(self.projection(h), dim=1)
+        return F.normalize(self.projection(self.embedding(x.flatten(1))), dim=1)
 
     def learn(self, x: Tensor, labels: Tensor) -> Tensor:
         """A row a slot: key and value."""
@@ -64,7 +60,7 @@ class Remember(TaskNetwork):
     def loss(
         self, x: Tensor, labels: Tensor, target_x: Tensor, target_y: Tensor, second_order: bool
     ) -> tuple[Tensor, Tensor]:
-        q = self.queries(torch.cat([x, target_x]), training=True)
+        q = self.queries(torch.cat([x, target_x]))
         with torch.no_grad():
             keys, values, pulls = stream(q, torch.cat([labels, target_y]), len(x))
         margins = ((q * pulls).sum(1) + MARGIN).relu() - MARGIN
