@@ -21,7 +21,7 @@ from engine.models.whole import Whole
 from engine.unroll import MetaGradient
 
 
-def given_row(running: Moments | None) -> Moments | None:
+def _given(running: Moments | None) -> Moments | None:
     """Of statistics with a single row."""
     return None if running is None else Moments(*(m[0] for m in running))
 
@@ -45,7 +45,7 @@ class _Predicting:
         protocol: str = "transductive",
         every: bool = False,
     ) -> Tensor:  # logits [T, N, W], with `every` [1, T, N, W]
-        given = given_row(running) if norm_statistics == "running" else None
+        given = _given(running) if norm_statistics == "running" else None
         kept, moments = self.learn(model, params, episode.support_x, episode.support_y, given)
         if given is None and protocol == "inductive":
             given = moments
@@ -74,7 +74,7 @@ class Pairs(_Predicting):
         (weight,) = loss_weights
         x = torch.cat([episode.support_x, episode.target_x], 1)
         theta = params.theta.expand(len(x), -1)
-        found = model.prepare(x, 1).embed(theta, params.norm[0], given_row(running), True)
+        found = model.prepare(x, 1).embed(theta, params.norm[0], _given(running), True)
         n = episode.support_y.shape[1]
         h_s, h_q = found.features[:, :n], found.features[:, n:]
         w, b = _head(model, theta)
@@ -146,7 +146,7 @@ class Networks(_Predicting):
         running: Moments | None = None,  # [1, S]
     ) -> MetaGradient:
         (weight,) = loss_weights
-        given = given_row(running)
+        given = _given(running)
         tasks = [
             model.differentiated(params.theta, given, second_order=second_order, **fields)
             for fields in _each(model, **vars(episode))
