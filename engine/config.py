@@ -31,6 +31,12 @@ SCHEDULE = ("epochs", "msl_epochs", "first_order_epochs")
 # What one network has and the other has not.
 _OWN = {"conv4": ("filters", "stages", "downsample"), "resnet12": ("widths",)}
 
+# What no other method has.
+_OF_METHODS = {
+    "temperature": ("matching",),
+    **dict.fromkeys(("inner_optimizer", "inner_batch", "eval_batch"), ("reptile",)),
+}
+
 
 def _flag(
     help: str,
@@ -110,6 +116,9 @@ class Config:
         default=0,
     )
     shots: int = _task("support images per class", ">= 1")
+    train_shots: int = _task(
+        "support images per class of a training task, 0: as of any other task", ">= 0", default=0
+    )
     targets: int = _task("target images per class", ">= 1")
     tasks: int = _task("tasks per outer iteration", ">= 1")
     network: str = _network(
@@ -142,6 +151,15 @@ class Config:
         ("all", "head", "body"),
         default="all",
     )
+    inner_optimizer: str = _inner(
+        "what reptile's steps are: Adam without first moment, or gradient descent",
+        ("sgd", "adam"),
+        default="sgd",
+    )
+    inner_batch: int = _inner(
+        "support images of a step of reptile, 0: all of them", ">= 0", default=0
+    )
+    eval_batch: int = _inner("the same in evaluation, 0: as in training", ">= 0", default=0)
     temperature: float = _inner(
         "that matching multiplies cosines by, 1: the paper's", "> 0", default=1.0
     )
@@ -159,8 +177,14 @@ class Config:
         ">= 1",
     )
     iterations: int = _outer("outer iterations per epoch", ">= 1")
-    lr: float = _outer("learning rate of Adam", "> 0")
-    min_lr: float = _outer("cosine annealing ends here; equal to lr: no annealing", "> 0")
+    optimizer: str = _outer(
+        "of the outer loop: Adam, or gradient descent", ("adam", "sgd"), default="adam"
+    )
+    lr: float = _outer("learning rate of the outer loop", "> 0")
+    min_lr: float = _outer("annealing ends here; equal to lr: no annealing", ">= 0")
+    annealing: str = _outer(
+        "how the outer rate falls, epoch by epoch", ("cosine", "linear"), default="cosine"
+    )
     beta1: float = _outer("first-moment decay of Adam", "in [0, 1)")
     beta2: float = _outer("second-moment decay of Adam", "in [0, 1)")
     clamp: float = _outer("bound on each entry of the network's gradient, 0: none", ">= 0")
@@ -337,11 +361,13 @@ def _check_combinations(cfg: Config) -> None:
             f"--train-ways is {cfg.train_ways} with --method {cfg.method}: give 2 or more with "
             f"--method {' or '.join(EMBEDDING)}, or leave it out"
         )
-    if cfg.temperature != 1 and cfg.method != "matching":
-        raise UserError(
-            f"--temperature is {cfg.temperature} with --method {cfg.method}, which has none: leave "
-            "it out, or give --method matching"
-        )
+    for name, methods in _OF_METHODS.items():
+        value = getattr(cfg, name)
+        if cfg.method not in methods and value != Config.__dataclass_fields__[name].default:
+            raise UserError(
+                f"--{name.replace('_', '-')} is {value} with --method {cfg.method}, which has "
+                f"none: leave it out, or give --method {' or '.join(methods)}"
+            )
     if cfg.min_lr > cfg.lr:
         raise UserError(
             f"--min-lr is {cfg.min_lr}, above --lr {cfg.lr}: annealing only goes down; "

@@ -15,7 +15,7 @@ from engine.data import Dataset
 from engine.episodes import Episode, EpisodeSampler, Values
 from engine.errors import silenced
 from engine.meta import State
-from engine.methods import EMBEDDING
+from engine.methods import EMBEDDING, METHODS
 from engine.methods.loops import loop
 from engine.methods.prototypical import resized
 from engine.models import network
@@ -157,12 +157,12 @@ class _Tasks:
 
     def __init__(self, cfg: Config, dataset: Dataset, part: str, device: torch.device):
         self._sampler = EpisodeSampler.of(cfg, dataset, part, seed=TASK_SEED)
-        self._model = network(cfg)
+        self._model, self._alone = network(cfg), METHODS[cfg.method].alone
         self._bank = self._sampler.bank.to(device) if device.type == "cuda" else None
 
     def answers(self, predict: Predict, no_graph: bool) -> Answers:
         if self._bank is None:
-            return _on_host(predict, self._model, self._sampler)
+            return _on_host(predict, self._model, self._sampler, self._alone)
         return _on_device(predict, self._sampler, self._bank, no_graph)
 
 
@@ -172,10 +172,11 @@ Answers = Callable[[int, int], tuple[Tensor, Tensor]]
 Predict = Callable[[Episode], Tensor]
 
 
-def _on_host(predict: Predict, model: Model, sampler: EpisodeSampler) -> Answers:
+def _on_host(predict: Predict, model: Model, sampler: EpisodeSampler, alone: bool) -> Answers:
     def answers(first: int, count: int) -> tuple[Tensor, Tensor]:
         episode = sampler.episode(0, count, first_task=first)
-        return torch.cat(over_blocks(predict, episode, model), dim=1), episode.target_y
+        blocks = over_blocks(predict, episode, model, single=alone)
+        return torch.cat(blocks, dim=1), episode.target_y
 
     return answers
 

@@ -14,6 +14,7 @@ from engine.methods import (
     metasgd,
     protomaml,
     protonet,
+    reptile,
 )
 from engine.methods.base import Method, Rule
 
@@ -21,7 +22,18 @@ __all__ = ["EMBEDDING", "HEADLESS", "METHODS", "Method", "Rule"]
 
 METHODS: dict[str, Method] = {
     m.METHOD.name: m.METHOD
-    for m in (mamlpp, maml, fomaml, metasgd, anil, boil, protonet, matching, protomaml)
+    for m in (
+        mamlpp,
+        maml,
+        fomaml,
+        metasgd,
+        anil,
+        boil,
+        protonet,
+        matching,
+        protomaml,
+        reptile,
+    )
 }
 # Whose classifier is made of the support set, for any number of classes; and of those, they that
 # have no inner loop.

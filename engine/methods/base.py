@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from engine.errors import UserError
 
 if TYPE_CHECKING:  # the command line answers a wrong flag before torch is there
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from engine.config import Config
     from engine.episodes import Values
@@ -48,6 +48,11 @@ class Method(NamedTuple):
     # The classifier: "learned", a part of θ; "begun" by the support set, then adapted; "made" of it
     head: str = "learned"
     loop: Callable[[Config, Model], Loop] | None = None  # what runs it, if others than the unroll
+    # Numbers beside the network's and how they begin, the first by how many: see `beside`.
+    own: Callable[[Config, Model], int] | None = None
+    begin: Callable[[Config, Model, Generator], Tensor] | None = None  # None: as zeros
+    keeps: bool = False  # they are no parameters: what the tasks of an iteration leave is averaged
+    alone: bool = False  # a task is best computed by itself: its rows of batch norm are its own
 
     def settings(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """All that it says, given the other settings."""
@@ -85,6 +90,14 @@ class Loop(Protocol):
         self, model: Model, params, running, episode, *, steps: int, **options
     ) -> Values:
         """Logits of the target sets: see `engine.unroll.adapt_and_predict`."""
+
+
+class Adapted(Protocol):
+    """After a step."""
+
+    index: int
+    row: Tensor  # [G], or of each task its own [T, G]
+    adapted: Tensor  # [T, P]
 
 
 class Rule(Protocol):

@@ -146,7 +146,8 @@ def unpacked(cfg: Config, saved: Classifier) -> tuple[list[Member], list[Adapted
     if cfg.method == "matching" and isinstance(saved.adapted[0].get("theta"), Tensor):
         classes = max(classes, outputs(cfg, saved.adapted[0]["theta"]))
     sizes = network(cfg, classes).sizes
-    theta, row = like.params.theta.new_empty(sum(sizes)), like.params.norm[0]
+    theta = like.params.theta.new_empty(sum(sizes))
+    row = like.params.norm[0, : 2 * like.running.mean.shape[1]]
     adapted = Adapted(theta, row, Moments(*(m[0] for m in like.running)))
     return (
         [unpack(member, entry, "cpu", "members") for entry in saved.members],

@@ -12,6 +12,8 @@ from torch import Tensor
 from engine.config import Config
 from engine.methods import EMBEDDING, HEADLESS, prototypical
 from engine.methods.heads import Matching
+from engine.methods.inner import Inner
+from engine.methods.loops import loop
 from engine.methods.rates import HEAD
 from engine.models.backbone import Backbone
 from engine.models.interface import Embedding, Moments
@@ -38,17 +40,21 @@ def adapt(cfg: Config, model: Backbone, member: Member, x: Tensor, y: Tensor) ->
             if cfg.method == "matching":
                 theta = torch.cat([theta[: sum(model.sizes[:-HEAD])], _as_classifier(found, y)])
             return Adapted(theta, row, Moments(*(m[0] for m in moments)))
+    own, steps = loop(cfg, model), cfg.eval_steps or cfg.steps
+    if isinstance(own, Inner):
+        params = own.with_outputs(whole, params, lambda theta: _with_outputs(theta, *outputs))
+        (last,) = deque(own.inner_loop(model, params, x, y, steps), 1)
     else:
-        params = params._replace(theta=_with_outputs(params.theta, *outputs))
-    steps = cfg.eval_steps or cfg.steps
-    loop = inner_loop(model, params, x, y, steps, given)
-    (last,) = deque(loop, 1)
+        if cfg.method not in HEADLESS:
+            params = params._replace(theta=_with_outputs(params.theta, *outputs))
+        (last,) = deque(inner_loop(model, params, x, y, steps, given), 1)
+    row = last.row if last.row.dim() == 1 else last.row[0]
     if given is None:
-        _, statistics = model.prepare(x, 1).predict(last.adapted, last.row)
+        _, statistics = model.prepare(x, 1).predict(last.adapted, row)
         statistics = Moments(*(moment[0] for moment in statistics))
     else:
         statistics = Moments(*(at_step(moment, last.index) for moment in given))
-    return Adapted(last.adapted[0], last.row, statistics)
+    return Adapted(last.adapted[0], row, statistics)
 
 
 def _as_classifier(found: Embedding, y: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from engine import meta
 from engine.config import Config
 from engine.errors import UserError, say
 from engine.meta import State
+from engine.methods import beside
 from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runs.saved import load_trained, restore
@@ -54,6 +55,9 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
     ]
     if (trained.rates == "per-parameter") != (cfg.rates == "per-parameter"):
         different.append(f"rates: {trained.rates} -> {cfg.rates}")
+    model = network(cfg)
+    if beside.width(trained, model) != beside.width(cfg, model):
+        different.append(f"method: {trained.method} -> {cfg.method}")
     if different:
         raise UserError(
             f"--init is {cfg.init}, of another network ({'; '.join(different)}): give its own "
