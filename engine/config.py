@@ -35,6 +35,7 @@ _OWN = {"conv4": ("filters", "stages", "downsample"), "resnet12": ("widths",)}
 _OF_METHODS = {
     "temperature": ("matching",),
     **dict.fromkeys(("inner_optimizer", "inner_batch", "eval_batch"), ("reptile",)),
+    **dict.fromkeys(("proximal", "cg_steps"), ("imaml",)),
 }
 
 
@@ -160,6 +161,8 @@ class Config:
         "support images of a step of reptile, 0: all of them", ">= 0", default=0
     )
     eval_batch: int = _inner("the same in evaluation, 0: as in training", ">= 0", default=0)
+    proximal: float = _inner("weight of imaml's proximal term", ">= 0", default=0.0)
+    cg_steps: int = _inner("conjugate gradients of imaml", ">= 0", default=0)
     temperature: float = _inner(
         "that matching multiplies cosines by, 1: the paper's", "> 0", default=1.0
     )
@@ -361,6 +364,9 @@ def _check_combinations(cfg: Config) -> None:
             f"--train-ways is {cfg.train_ways} with --method {cfg.method}: give 2 or more with "
             f"--method {' or '.join(EMBEDDING)}, or leave it out"
         )
+    for name in ("proximal", "cg_steps"):
+        if cfg.method == "imaml" and not getattr(cfg, name):
+            raise UserError(f"--{name.replace('_', '-')} is 0 with --method imaml: give more")
     for name, methods in _OF_METHODS.items():
         value = getattr(cfg, name)
         if cfg.method not in methods and value != Config.__dataclass_fields__[name].default:

@@ -8,6 +8,7 @@ from engine.methods import (
     anil,
     boil,
     fomaml,
+    imaml,
     maml,
     mamlpp,
     matching,
@@ -33,6 +34,7 @@ METHODS: dict[str, Method] = {
         matching,
         protomaml,
         reptile,
+        imaml,
     )
 }
 # Whose classifier is made of the support set, for any number of classes; and of those, they that

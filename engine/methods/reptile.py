@@ -68,6 +68,7 @@ METHOD = Method(
         "train_norm_statistics": "batch",
         "adapt": "all",
         "norm_gains": "learned",
+        "msl_epochs": 0,
         "unroll": "adjoint",
     },
     NEUTRAL
