@@ -191,6 +191,9 @@ class Config:
     beta1: float = _outer("first-moment decay of Adam", "in [0, 1)")
     beta2: float = _outer("second-moment decay of Adam", "in [0, 1)")
     clamp: float = _outer("bound on each entry of the network's gradient, 0: none", ">= 0")
+    max_norm: float = _outer(
+        "bound on the norm of the whole gradient, 0: none", ">= 0", default=0.0
+    )
     msl_epochs: int = _outer("epochs of multi-step loss, 0: off", ">= 0")
     first_order_epochs: int = _outer("first epochs without second derivatives, 0: none", ">= 0")
     task_reduction: str = _outer("outer loss over the tasks of a batch", ("mean", "sum"))
@@ -367,6 +370,11 @@ def _check_combinations(cfg: Config) -> None:
     for name in ("proximal", "cg_steps"):
         if cfg.method == "imaml" and not getattr(cfg, name):
             raise UserError(f"--{name.replace('_', '-')} is 0 with --method imaml: give more")
+    if cfg.method == "lstm" and cfg.inner_rate >= 1:
+        raise UserError(
+            f"--inner-rate is {cfg.inner_rate} with --method lstm, whose rate is a sigmoid: give "
+            "less than 1"
+        )
     for name, methods in _OF_METHODS.items():
         value = getattr(cfg, name)
         if cfg.method not in methods and value != Config.__dataclass_fields__[name].default:

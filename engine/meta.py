@@ -222,6 +222,8 @@ def _alone(values: Values) -> Values:
 def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Schedule) -> State:
     """The state after an iteration: a step of the optimiser, and the running statistics."""
     gradient = learned(meta.gradient, cfg)
+    if cfg.max_norm:
+        gradient = within(gradient, cfg.max_norm)
     if cfg.optimizer == "sgd":
         params, first, second = descend(state, gradient, schedule.adam[0], cfg.clamp)
     else:
@@ -245,6 +247,13 @@ def learned(gradient: Params, cfg: Config) -> Params:
         biases = buffers.biases(widths, gradient.norm.dtype, gradient.norm.device)
         gradient = gradient._replace(norm=gradient.norm * biases)
     return gradient
+
+
+def within(gradient: Params, most: float) -> Params:
+    """Scaled such that the norm of all of it is at most so much."""
+    norms = torch.stack([torch.linalg.vector_norm(g) for g in gradient])
+    scale = (most / torch.linalg.vector_norm(norms)).clamp(max=1)
+    return Params(*(g * scale for g in gradient))
 
 
 def adapted(cfg: Config, like: Tensor) -> Tensor:  # [L] or [P]

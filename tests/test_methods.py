@@ -21,7 +21,7 @@ from tests.test_meta import random_episode
 
 SIZES = dict(image_size=14, filters=4, stages=2, ways=3, shots=1, targets=2, tasks=2, channels=1)
 NAMES = [name for name in METHODS if name != "maml++"]
-INNER = ("reptile", "imaml")  # with a loop of their own: tests.test_method_loops
+INNER = ("reptile", "imaml", "lstm")  # with a loop of their own: tests.test_method_loops
 LOOPS = [name for name in NAMES if name not in (*EMBEDDING, *INNER)]
 
 

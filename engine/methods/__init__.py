@@ -9,6 +9,7 @@ from engine.methods import (
     boil,
     fomaml,
     imaml,
+    lstm,
     maml,
     mamlpp,
     matching,
@@ -35,6 +36,7 @@ METHODS: dict[str, Method] = {
         protomaml,
         reptile,
         imaml,
+        lstm,
     )
 }
 # Whose classifier is made of the support set, for any number of classes; and of those, they that
