@@ -29,7 +29,7 @@ _LARGEST = {int: 2**63 - 1, float: 1e30}  # what torch takes as a number, with r
 _SIZES = dict.fromkeys(
     (
         "ways train_ways shots train_shots targets eval_targets tasks filters steps eval_steps "
-        "inner_batch eval_batch cg_steps"
+        "inner_batch eval_batch cg_steps context"
     ).split(),
     2**16,
 )

@@ -33,7 +33,7 @@ _OWN = {"conv4": ("filters", "stages", "downsample"), "resnet12": ("widths",)}
 
 # What no other method has.
 _OF_METHODS = {
-    "temperature": ("matching",),
+    **dict.fromkeys(("temperature", "class_scores", "context"), ("matching",)),
     **dict.fromkeys(("inner_optimizer", "inner_batch", "eval_batch"), ("reptile",)),
     **dict.fromkeys(("proximal", "cg_steps"), ("imaml",)),
 }
@@ -165,6 +165,14 @@ class Config:
     cg_steps: int = _inner("conjugate gradients of imaml", ">= 0", default=0)
     temperature: float = _inner(
         "that matching multiplies cosines by, 1: the paper's", "> 0", default=1.0
+    )
+    class_scores: str = _inner(
+        "of matching: shares of attention, or sums of cosines (Ravi & Larochelle)",
+        ("attention", "sum"),
+        default="attention",
+    )
+    context: int = _inner(
+        "steps of matching's full context embeddings, 0: without them", ">= 0", default=0
     )
     norm_weights: str = _inner("rows of gains and biases (BNWB)", ("per-step", "shared"))
     norm_gains: str = _inner(

@@ -16,7 +16,7 @@ import kernels
 from engine import schedules, unroll
 from engine.config import Config
 from engine.episodes import Episode, Values, count, each
-from engine.methods import METHODS, beside, rates
+from engine.methods import beside, rates
 from engine.methods.loops import loop
 from engine.models import buffers, network
 from engine.models.interface import Model, Moments, Params
@@ -143,14 +143,15 @@ def meta_gradient(
     schedule = schedule or Schedule.of(state.iteration, cfg)
     running = state.running if cfg.train_norm_statistics == "running" else None
     model, (weights, second, _) = model or network(cfg), schedule
-    adjoint = loop(cfg, model).adjoint
-    differentiate = adjoint if cfg.unroll == "adjoint" else unroll.autograd
+    own = loop(cfg, model)
+    differentiate = own.adjoint if cfg.unroll == "adjoint" else unroll.autograd
     parts = over_blocks(
         lambda block: differentiate(model, state.params, block, weights, second, running),
         episode,
         model,
         second,
-        single=METHODS[cfg.method].alone or cfg.unroll == "autograd",  # which sums what it is given
+        single=getattr(own, "alone", False)
+        or cfg.unroll == "autograd",  # which sums what it is given
         key=lambda i: (cfg.seed, state.iteration, ranks.current().share(cfg.tasks)[0] + i),
     )
     with kernels.only_kernels():

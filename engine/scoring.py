@@ -15,7 +15,7 @@ from engine.data import Dataset
 from engine.episodes import Episode, EpisodeSampler, Values
 from engine.errors import silenced
 from engine.meta import State
-from engine.methods import EMBEDDING, METHODS
+from engine.methods import EMBEDDING
 from engine.methods.loops import loop
 from engine.methods.prototypical import resized
 from engine.models import network
@@ -157,7 +157,8 @@ class _Tasks:
 
     def __init__(self, cfg: Config, dataset: Dataset, part: str, device: torch.device):
         self._sampler = EpisodeSampler.of(cfg, dataset, part, seed=TASK_SEED)
-        self._model, self._alone = network(cfg), METHODS[cfg.method].alone
+        self._model = network(cfg)
+        self._alone = getattr(loop(cfg, self._model), "alone", False)
         self._bank = self._sampler.bank.to(device) if device.type == "cuda" else None
 
     def answers(self, predict: Predict, no_graph: bool) -> Answers:

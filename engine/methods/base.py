@@ -52,7 +52,6 @@ class Method(NamedTuple):
     own: Callable[[Config, Model], int] | None = None
     begin: Callable[[Config, Model, Generator], Tensor] | None = None  # None: as zeros
     keeps: bool = False  # they are no parameters: what the tasks of an iteration leave is averaged
-    alone: bool = False  # a task is best computed by itself: its rows of batch norm are its own
 
     def settings(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """All that it says, given the other settings."""
@@ -79,7 +78,9 @@ def _value(value: Any | Callable, others: Mapping[str, Any]) -> Any:
 
 
 class Loop(Protocol):
-    """What `engine.unroll` is of methods that are choices of its settings."""
+    """What `engine.unroll` is of methods that are choices of its settings. One whose tasks are best
+    computed each by itself has `alone = True`.
+    """
 
     def adjoint(
         self, model: Model, params, episode, loss_weights, second_order: bool, running=None

@@ -24,13 +24,10 @@ def width(cfg: Config, model: Model) -> int:
 
 def begun(cfg: Config, model: Model, norm: Tensor, generator: torch.Generator) -> Tensor:
     """Rows of batch norm [K or 1, G] with initial numbers after them."""
-    method = METHODS[cfg.method]
-    if method.own is None:
+    if not (count := width(cfg, model)):
         return norm
-    if method.begin is None:
-        own = norm.new_zeros(width(cfg, model))
-    else:
-        own = method.begin(cfg, model, generator).to(norm)
+    begin = METHODS[cfg.method].begin
+    own = begin(cfg, model, generator).to(norm) if begin else norm.new_zeros(count)
     return torch.cat([norm, own.unsqueeze(0)], 1)
 
 

@@ -22,6 +22,8 @@ Product = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Implicit(Inner):
+    alone = False
+
     rate: float
     proximal: float  # λ
     cg_steps: int

@@ -28,6 +28,8 @@ class Step(NamedTuple):
 class Inner(ABC):
     """A `Loop`."""
 
+    alone = True  # rows of batch norm are a task's own
+
     @abstractmethod
     def adjoint(
         self,

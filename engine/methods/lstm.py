@@ -71,5 +71,4 @@ METHOD = Method(
     loop=_loop,
     own=_own,
     begin=_begin,
-    alone=True,
 )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 WIDTH, INPUTS = 20, 4  # of the LSTM
 _P = 10.0  # of ρ
-_TOGETHER = 2048  # coordinates that a CPU takes at once
+_TOGETHER = 4096  # coordinates that a CPU takes at once
 # Weights and biases of the four gates, then of F and of I: of x, c and the gate before, and a bias.
 SIZES = (4 * WIDTH * (INPUTS + WIDTH), 4 * WIDTH, WIDTH + 3, WIDTH + 3)
 

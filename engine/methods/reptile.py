@@ -91,5 +91,4 @@ METHOD = Method(
     loop=_loop,
     own=_own,
     keeps=True,
-    alone=True,
 )

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from engine.config import Config
-from engine.methods import EMBEDDING, HEADLESS, prototypical
+from engine.methods import EMBEDDING, HEADLESS, beside, prototypical
+from engine.methods.context import of_support, of_targets
 from engine.methods.heads import Matching
 from engine.methods.inner import Inner
 from engine.methods.loops import loop
 from engine.methods.rates import HEAD
 from engine.models.backbone import Backbone
-from engine.models.interface import Embedding, Moments
+from engine.models.interface import Moments
 from engine.runs import adapted
 from engine.runs.adapted import Adapted, Member, moved
 from engine.unroll import at_step, inner_loop
@@ -33,12 +34,15 @@ def adapt(cfg: Config, model: Backbone, member: Member, x: Tensor, y: Tensor) ->
     if cfg.rates == "per-parameter":
         params = params._replace(rates=_with_outputs(params.rates, *outputs))
     if cfg.method in HEADLESS:
+        params, own = beside.split(whole, params)
         params = params._replace(theta=prototypical.resized(params.theta, whole, model))
         params, found, _ = prototypical.start(model, params, x, y, given)
         if cfg.method in EMBEDDING:
             row, (theta,), moments = params.norm[0], params.theta, given or found.moments
             if cfg.method == "matching":
-                theta = torch.cat([theta[: sum(model.sizes[:-HEAD])], _as_classifier(found, y)])
+                h = found.features
+                h = of_support(own[None], h) if cfg.context else h
+                theta = torch.cat([theta[: sum(model.sizes[:-HEAD])], _as_classifier(h, y)])
             return Adapted(theta, row, Moments(*(m[0] for m in moments)))
     own, steps = loop(cfg, model), cfg.eval_steps or cfg.steps
     if isinstance(own, Inner):
@@ -57,22 +61,27 @@ def adapt(cfg: Config, model: Backbone, member: Member, x: Tensor, y: Tensor) ->
     return Adapted(last.adapted[0], row, statistics)
 
 
-def _as_classifier(found: Embedding, y: Tensor) -> Tensor:
+def _as_classifier(h: Tensor, y: Tensor) -> Tensor:
     """The support set of a task in the place of a classifier: features for weights, an output an
     image, and as its bias the place of the image's class.
     """
-    return torch.cat([found.features.flatten(), y.flatten().to(found.features.dtype)])
+    return torch.cat([h.flatten(), y.flatten().to(h.dtype)])
 
 
-def predictor(cfg: Config, model: Backbone, classes: int) -> Callable[..., Tensor]:
+def predictor(cfg: Config, model: Backbone, member: Member, classes: int) -> Callable[..., Tensor]:
     """Logits [T, N, classes] of images ready for passes, by θ, row and statistics."""
     if cfg.method != "matching":
         return logits
 
+    _, own = beside.split(model, member.params)
+
     def match(images: Any, theta: Tensor, *rest: Any) -> Tensor:
         *_, support, places = model.weights(theta)
         h = images.embed(theta, *rest).features
-        return Matching(cfg.temperature).fwd(support, places.long(), h, classes)[0]
+        if cfg.context:
+            weights = own.to(h.device).expand(len(h), -1)
+            h = of_targets(weights, support, h, cfg.context)
+        return Matching.of(cfg).fwd(support, places.long(), h, classes)[0]
 
     return match
 
