@@ -27,22 +27,28 @@ from engine.show import parameters, settings
 from tests.tiny import flags, one_line, same
 
 NAMES = [name for name in METHODS if name != "maml++"]
-MORE = {"reptile": "--train-shots 2 --inner-batch 4 --eval-batch 2 --eval-steps 3".split()}
+# By the names of their folders: method, and what it is trained with.
+IN_CONTEXT = "--context 2 --class-scores sum --temperature 3".split()
+REPTILE = "--train-shots 2 --inner-batch 4 --eval-batch 2 --eval-steps 3".split()
+VARIANTS = {name: (name, []) for name in NAMES} | {
+    "reptile": ("reptile", REPTILE),
+    "in-context": ("matching", IN_CONTEXT),
+}
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=VARIANTS)
 def run(request, images):
     """The method, the folder of its run, and how it was trained."""
-    name, folder = request.param, images.parent / request.param
-    more = ["--steps", 1, "--train-ways", 4] if name in EMBEDDING else MORE.get(name, [])
+    (name, more), folder = VARIANTS[request.param], images.parent / request.param
+    more = [*more, *(["--steps", 1, "--train-ways", 4] if name in EMBEDDING else [])]
     argv = flags(images, folder, "--method", name, "--epochs", 2, "--inner-rate", 0.05, *more)
     assert train.main(argv) == 0
-    return request.param, folder, argv
+    return name, folder, argv
 
 
 def test_a_run_that_was_stopped_is_bit_for_bit_the_uninterrupted_one(run, images, monkeypatch):
     name, straight, argv = run
-    folder = images.parent / f"{name}-stopped"
+    folder = images.parent / f"{straight.name}-stopped"
     argv, checks = [*argv, "--run", str(folder)], []
 
     def stop(*arguments) -> None:
@@ -97,7 +103,8 @@ def test_too_few_classes_or_images_are_told_by_the_flag_that_asked(images, capfd
 def test_a_run_of_one_method_is_not_continued_by_another(run, capfd):
     name, _, argv = run
     other = "boil" if name == "anil" else "anil"
-    neutral = "--train-ways 0 --inner-batch 0 --eval-batch 0".split()
+    neutral = "--train-ways 0 --inner-batch 0 --eval-batch 0 --context 0 --temperature 1".split()
+    neutral += ["--class-scores", "attention"]
     assert train.main([*argv, "--method", other, *neutral]) == 2
     one_line(capfd.readouterr().err, f"method: {name} -> {other}")
 
@@ -230,6 +237,6 @@ def test_weights_of_another_rule_are_refused(run, images, capfd):
     other = ["--method", "maml++", "--preset", "maml", "--rates", rates, "--steps", "2"]
     if name in EMBEDDING:
         other[-1] = "1"
-    again = flags(images, images.parent / f"{name}-other", *other, "--init", folder)
+    again = flags(images, images.parent / f"{folder.name}-other", *other, "--init", folder)
     assert train.main(again) == 2
     one_line(capfd.readouterr().err, "of another network", f"-> {rates}")

@@ -21,7 +21,7 @@ from tests.test_meta import random_episode
 
 SIZES = dict(image_size=14, filters=4, stages=2, ways=3, shots=1, targets=2, tasks=2, channels=1)
 NAMES = [name for name in METHODS if name != "maml++"]
-INNER = ("reptile", "imaml", "lstm")  # with a loop of their own: tests.test_method_loops
+INNER = ("reptile", "imaml", "lstm")  # with a loop of their own: tests.inner
 LOOPS = [name for name in NAMES if name not in (*EMBEDDING, *INNER)]
 
 
@@ -365,3 +365,16 @@ def test_a_protocol_of_one_method_refuses_others(preset, name) -> None:
         Config.of(preset, "mini", method=name)
     with pytest.raises(UserError, match="--method is 'anli': did you mean|--method is 'anli'"):
         Config.of(preset, "mini", method="anli")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((n, {}) for n in INNER), ("matching", {"context": 2})]
+)
+def test_an_iteration_has_the_same_bits_on_any_number_of_threads(name, options, threads) -> None:
+    cfg = config(name, tasks=3, **options)
+    state, found = meta.init_state(cfg), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(meta.meta_step(state, two_shots(random_episode(cfg)), cfg)[0])
+    for one, two in zip(found[0][:4], found[1][:4], strict=True):
+        assert all(map(torch.equal, one, two))
