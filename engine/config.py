@@ -194,8 +194,11 @@ class Config:
     lr: float = _outer("learning rate of the outer loop", "> 0")
     min_lr: float = _outer("annealing ends here; equal to lr: no annealing", ">= 0")
     annealing: str = _outer(
-        "how the outer rate falls, epoch by epoch", ("cosine", "linear"), default="cosine"
+        "how the outer rate falls, epoch by epoch: along a cosine, a line, or by half at a time",
+        ("cosine", "linear", "halving"),
+        default="cosine",
     )
+    halving_epochs: int = _outer("epochs after which it is halved", ">= 1", default=20)
     beta1: float = _outer("first-moment decay of Adam", "in [0, 1)")
     beta2: float = _outer("second-moment decay of Adam", "in [0, 1)")
     clamp: float = _outer("bound on each entry of the network's gradient, 0: none", ">= 0")

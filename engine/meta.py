@@ -95,6 +95,8 @@ def second_order(epoch: int, cfg: Config) -> bool:
 
 
 def learning_rate(epoch: int, cfg: Config) -> float:
+    if cfg.annealing == "halving":
+        return schedules.halving(epoch, cfg.halving_epochs, cfg.lr, cfg.min_lr)
     anneal = schedules.linear if cfg.annealing == "linear" else schedules.cosine
     return anneal(epoch, cfg.epochs, cfg.lr, cfg.min_lr)
 
