@@ -173,7 +173,9 @@ Answers = Callable[[int, int], tuple[Tensor, Tensor]]
 Predict = Callable[[Episode], Tensor]
 
 
-def _on_host(predict: Predict, model: Model, sampler: EpisodeSampler, alone: bool) -> Answers:
+def _on_host(
+    predict: Predict, model: Model, sampler: EpisodeSampler, alone: bool = False
+) -> Answers:
     def answers(first: int, count: int) -> tuple[Tensor, Tensor]:
         episode = sampler.episode(0, count, first_task=first)
         blocks = over_blocks(predict, episode, model, single=alone)
