@@ -248,7 +248,8 @@ def learned(gradient: Params, cfg: Config) -> Params:
     if cfg.norm_gains == "fixed":
         widths = network(cfg).norm_widths
         biases = buffers.biases(widths, gradient.norm.dtype, gradient.norm.device)
-        gradient = gradient._replace(norm=gradient.norm * biases)
+        rows, own = gradient.norm.split([len(biases), gradient.norm.shape[1] - len(biases)], 1)
+        gradient = gradient._replace(norm=torch.cat([rows * biases, own], 1))
     return gradient
 
 

@@ -25,7 +25,7 @@ from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
 from engine.errors import say
 from engine.meta import State
-from engine.methods import EMBEDDING, HEADLESS, METHODS, beside
+from engine.methods import EMBEDDING, HEADLESS, beside
 from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runtime.loop import Loop, loop
@@ -96,9 +96,8 @@ def settings(asked: Resolved) -> list[str]:
 def parameters(cfg: Config) -> str:
     theta, norm, rates = (tensor.numel() for tensor in meta.layout(cfg).params)
     model = network(cfg)
-    own = beside.width(cfg, model)
-    norm -= own
-    own = 0 if METHODS[cfg.method].keeps else own
+    norm -= beside.width(cfg, model)
+    own = beside.learned(cfg, model)
     if cfg.method in HEADLESS:
         theta -= sum(model.sizes[-HEAD:])
     learned, affine = 0, norm if cfg.norm_gains == "learned" else norm // 2

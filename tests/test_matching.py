@@ -88,7 +88,7 @@ def test_sums_and_shares_are_the_same_for_one_shot() -> None:
 
 
 def test_context_begins_small_and_is_learned() -> None:
-    cfg = config("matching", context=2, downsample="stride")
+    cfg = config("matching", context=2, downsample="stride", norm_gains="fixed")
     state = meta.init_state(cfg)
     numbers = state.params.norm[0, 16:]
     assert numbers.shape == (28 * 16 + 12 * 4,) and numbers.abs().max() <= 0.5
@@ -96,7 +96,10 @@ def test_context_begins_small_and_is_learned() -> None:
     model, _, episode, _ = problem(cfg)
     episode = episode.map(lambda v: v.float() if v.is_floating_point() else v)
     after, _ = meta.meta_step(state, episode, cfg)
-    assert ((after.params.norm - state.params.norm)[0, 16:] != 0).float().mean() > 0.9
+    moved = (after.params.norm - state.params.norm)[0]
+    assert (moved[16:] != 0).float().mean() > 0.9
+    gains, biases = moved[:16].view(2, 2, 4).unbind(1)
+    assert not gains.any() and biases.any()
 
 
 @pytest.mark.parametrize(("name", "wrong", "words"), [

@@ -240,3 +240,21 @@ def test_weights_of_another_rule_are_refused(run, images, capfd):
     again = flags(images, images.parent / f"{folder.name}-other", *other, "--init", folder)
     assert train.main(again) == 2
     one_line(capfd.readouterr().err, "of another network", f"-> {rates}")
+
+
+def test_another_number_of_classes_starts_from_its_weights(run, images, capfd):
+    """What it has beside the network comes along if it was learned, and else begins anew."""
+    name, folder, argv = run
+    more = "--ways 2 --epochs 1 --iterations 1 --lr 1e-12 --min-lr 1e-12".split()
+    new = folder.parent / f"{folder.name}-of-two"
+    assert train.main([*argv, *more, "--init", str(folder), "--run", str(new)]) == 0
+    best = json.loads((folder / "result.json").read_text())["best"]["epoch"]
+    old = torch.load(folder / f"epoch-{best:04d}.pt", weights_only=True)["state"]["params"]
+    params = torch.load(new / "latest.pt", weights_only=True)["state"]["params"]
+    end = None if name != "reptile" else 2 * network(Config.resolve(argv)).stat_width
+    torch.testing.assert_close(params["norm"][:, :end], old["norm"][:, :end])
+    if name == "reptile":
+        assert params["norm"][0, -1] == 2  # steps that its Adam has seen
+    other = ["--method", "fomaml" if name == "lstm" else "lstm", "--init", str(folder)]
+    assert train.main(flags(images, folder.parent / "refused", *other)) == 2
+    one_line(capfd.readouterr().err, "numbers beside the network's: ")

@@ -22,6 +22,11 @@ def width(cfg: Config, model: Model) -> int:
     return own(cfg, model) if own else 0
 
 
+def learned(cfg: Config, model: Model) -> int:
+    """How many of them are parameters."""
+    return 0 if METHODS[cfg.method].keeps else width(cfg, model)
+
+
 def begun(cfg: Config, model: Model, norm: Tensor, generator: torch.Generator) -> Tensor:
     """Rows of batch norm [K or 1, G] with initial numbers after them."""
     if not (count := width(cfg, model)):

@@ -55,9 +55,9 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
     ]
     if (trained.rates == "per-parameter") != (cfg.rates == "per-parameter"):
         different.append(f"rates: {trained.rates} -> {cfg.rates}")
-    model = network(cfg)
-    if beside.width(trained, model) != beside.width(cfg, model):
-        different.append(f"method: {trained.method} -> {cfg.method}")
+    before, own = (beside.learned(c, network(c)) for c in (trained, cfg))
+    if before != own:
+        different.append(f"numbers beside the network's: {before:,} -> {own:,}")
     if different:
         raise UserError(
             f"--init is {cfg.init}, of another network ({'; '.join(different)}): give its own "
@@ -65,7 +65,10 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
         )
     (given,) = restore(meta.layout(trained), [source], device).values()
     body = sum(network(cfg).sizes[:-HEAD])
-    (theta, _, rates), head = given.params, "its classifier"
+    (theta, norm, rates), head = given.params, "its classifier"
+    # What a method keeps and does not learn begins anew, as Adam's moments do.
+    taken = 2 * network(cfg).stat_width + own
+    norm = torch.cat([norm[:, :taken], state.params.norm[:, taken:]], 1)
     if len(theta) != len(state.params.theta) or trained.ways != cfg.ways:
         theta = torch.cat([theta[:body], state.params.theta[body:]])
         if cfg.rates == "per-parameter":
@@ -85,7 +88,8 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
     }
     return Beginning(
         state._replace(
-            params=given.params._replace(theta=theta, rates=rates), running=given.running
+            params=given.params._replace(theta=theta, norm=norm, rates=rates),
+            running=given.running,
         ),
         origin,
     )
