@@ -146,9 +146,11 @@ class FewShotClassifier:
             model = _model(cfg, device, learned, adapted.outputs(cfg, found[0].theta))
             whole = self.transductive and cfg.norm_statistics == "batch"
             answer = together if whole else one_by_one
-            predict = predictor(cfg, model, len(self.classes_))
-            x = learned.preparation.seen(images)
-            members = [answer(model, predict, moved(a, device), x.to(device)) for a in found]
+            x, count = learned.preparation.seen(images).to(device), len(self.classes_)
+            members = [
+                answer(model, predictor(cfg, model, member, count), moved(a, device), x)
+                for member, a in zip(learned.members, found, strict=True)
+            ]
             logits = torch.stack(members).mean(0)
         logits = logits.cpu().numpy().astype(np.float64)
         odds = np.exp(logits - logits.max(1, keepdims=True))

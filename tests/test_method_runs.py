@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from engine.data.pictures import prepared
 from engine.episodes import Episode
 from engine.errors import UserError
 from engine.methods import EMBEDDING, HEADLESS, KEEPING, METHODS
+from engine.methods.inner import Inner
 from engine.methods.loops import loop
 from engine.models import network
 from engine.runs.interrupt import Stopped
@@ -25,23 +27,30 @@ from engine.show import parameters, settings
 from tests.tiny import flags, one_line, same
 
 NAMES = [name for name in METHODS if name != "maml++"]
+# By the names of their folders: method, and what it is trained with.
+IN_CONTEXT = "--context 2 --class-scores sum --temperature 3".split()
+REPTILE = "--train-shots 2 --inner-batch 4 --eval-batch 2 --eval-steps 3".split()
+VARIANTS = {name: (name, []) for name in NAMES} | {
+    "reptile": ("reptile", REPTILE),
+    "in-context": ("matching", IN_CONTEXT),
+}
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=VARIANTS)
 def run(request, images):
     """The method, the folder of its run, and how it was trained."""
-    name, folder = request.param, images.parent / request.param
-    more = ["--steps", 1, "--train-ways", 4] if name in EMBEDDING else []
+    (name, more), folder = VARIANTS[request.param], images.parent / request.param
+    more = [*more, *(["--steps", 1, "--train-ways", 4] if name in EMBEDDING else [])]
     if METHODS[name].fixed.get("network") == "own":
         more = ["--steps", 1, "--stages", 4]  # which it has not: the usual number says nothing
     argv = flags(images, folder, "--method", name, "--epochs", 2, "--inner-rate", 0.05, *more)
     assert train.main(argv) == 0
-    return request.param, folder, argv
+    return name, folder, argv
 
 
 def test_a_run_that_was_stopped_is_bit_for_bit_the_uninterrupted_one(run, images, monkeypatch):
     name, straight, argv = run
-    folder = images.parent / f"{name}-stopped"
+    folder = images.parent / f"{straight.name}-stopped"
     argv, checks = [*argv, "--run", str(folder)], []
 
     def stop(*arguments) -> None:
@@ -96,7 +105,9 @@ def test_too_few_classes_or_images_are_told_by_the_flag_that_asked(images, capfd
 def test_a_run_of_one_method_is_not_continued_by_another(run, capfd):
     name, _, argv = run
     other = "boil" if name == "anil" else "anil"
-    assert train.main([*argv, "--method", other, "--train-ways", "0"]) == 2
+    neutral = "--train-ways 0 --inner-batch 0 --eval-batch 0 --context 0 --temperature 1".split()
+    neutral += ["--class-scores", "attention"]
+    assert train.main([*argv, "--method", other, *neutral]) == 2
     one_line(capfd.readouterr().err, f"method: {name} -> {other}")
 
 
@@ -168,7 +179,7 @@ def test_the_command_lines_adapt_it_and_ask_it(run, images, tmp_path, capfd):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_it_learns_classes_of_ones_own(run, images, tmp_path, classes):
     """As the unroll does it, for as many classes as outputs; a picture as if it were alone."""
-    _, folder, _ = run
+    name, folder, _ = run
     files = [images / "test" / f"test{c}" / f"{n}.png" for c in range(classes) for n in range(2)]
     labels = [f"class {i // 2}" for i in range(len(files))]
     asked = [images / "test" / f"test{c}" / "5.png" for c in range(classes)]
@@ -187,12 +198,16 @@ def test_it_learns_classes_of_ones_own(run, images, tmp_path, classes):
     episode = Episode(x[None], y[None], new[None], torch.zeros(1, len(asked), dtype=torch.int64))
     ((params, running),) = learned.members
     cfg, model = learned.cfg, network(learned.cfg)
-    logits = loop(cfg, model).adapt_and_predict(
+    own = loop(cfg, model)
+    predict = own.adapt_and_predict
+    if name == "reptile":  # whose own has each target among the support images
+        predict = partial(Inner.adapt_and_predict, own)
+    logits = predict(
         model,
         params,
         running,
         episode,
-        steps=cfg.steps,
+        steps=cfg.eval_steps or cfg.steps,
         protocol="inductive",
         norm_statistics=cfg.norm_statistics,
     )
@@ -225,7 +240,7 @@ def test_weights_of_another_rule_are_refused(run, images, capfd):
     other = ["--method", "maml++", "--preset", "maml", "--rates", rates, "--steps", "2"]
     if name in EMBEDDING:
         other[-1] = "1"
-    again = flags(images, images.parent / f"{name}-other", *other, "--init", folder)
+    again = flags(images, images.parent / f"{folder.name}-other", *other, "--init", folder)
     assert train.main(again) == 2
     one_line(capfd.readouterr().err, "of another network", f"-> {rates}")
 
@@ -297,3 +312,21 @@ def test_what_was_kept_of_pictures_has_its_length(images, tmp_path, name):
         with pytest.raises(UserError, match="adapted.theta") as caught:
             FewShotClassifier.load(tmp_path / "wrong.pt")
         assert "\n" not in str(caught.value)
+
+
+def test_another_number_of_classes_starts_from_its_weights(run, images, capfd):
+    """What it has beside the network comes along if it was learned, and else begins anew."""
+    name, folder, argv = run
+    more = "--ways 2 --epochs 1 --iterations 1 --lr 1e-12 --min-lr 1e-12".split()
+    new = folder.parent / f"{folder.name}-of-two"
+    assert train.main([*argv, *more, "--init", str(folder), "--run", str(new)]) == 0
+    best = json.loads((folder / "result.json").read_text())["best"]["epoch"]
+    old = torch.load(folder / f"epoch-{best:04d}.pt", weights_only=True)["state"]["params"]
+    params = torch.load(new / "latest.pt", weights_only=True)["state"]["params"]
+    end = None if name != "reptile" else 2 * network(Config.resolve(argv)).stat_width
+    torch.testing.assert_close(params["norm"][:, :end], old["norm"][:, :end])
+    if name == "reptile":
+        assert params["norm"][0, -1] == 2  # steps that its Adam has seen
+    other = ["--method", "fomaml" if name == "lstm" else "lstm", "--init", str(folder)]
+    assert train.main(flags(images, folder.parent / "refused", *other)) == 2
+    one_line(capfd.readouterr().err, "numbers beside the network's: ")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from engine.errors import UserError
 
 if TYPE_CHECKING:  # the command line answers a wrong flag before torch is there
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from engine.config import Config
     from engine.episodes import Values
@@ -54,6 +54,10 @@ class Method(NamedTuple):
     # is all that a network or a protocol of its own takes: the rest of the engine asks for the
     # model and the loop of a configuration and knows neither.
     model: Callable[[Config], Model] | None = None
+    # Numbers beside the network's and how they begin, the first by how many: see `beside`.
+    own: Callable[[Config, Model], int] | None = None
+    begin: Callable[[Config, Model, Generator], Tensor] | None = None  # None: as zeros
+    keeps: bool = False  # they are no parameters: what the tasks of an iteration leave is averaged
 
     def settings(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """All that it says, given the other settings."""
@@ -80,7 +84,9 @@ def _value(value: Any | Callable, others: Mapping[str, Any]) -> Any:
 
 
 class Loop(Protocol):
-    """What `engine.unroll` is of methods that are choices of its settings."""
+    """What `engine.unroll` is of methods that are choices of its settings. One whose tasks are best
+    computed each by itself has `alone = True`.
+    """
 
     def adjoint(
         self, model: Model, params, episode, loss_weights, second_order: bool, running=None
@@ -114,6 +120,14 @@ class Keeping(Loop, Protocol):
 
     def keeps(self, model: Model) -> tuple[int, int]:
         """Numbers that it keeps of a set, and of each image or class of it."""
+
+
+class Adapted(Protocol):
+    """After a step."""
+
+    index: int
+    row: Tensor  # [G], or of each task its own [T, G]
+    adapted: Tensor  # [T, P]
 
 
 class Rule(Protocol):

@@ -4,10 +4,13 @@ is the mean cross-entropy over a task's targets.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from engine.config import Config
 
 _LEAST = 1e-8  # length of a feature vector that is divided by, as torch's cosine_similarity has it
 
@@ -58,14 +61,24 @@ def linear_bwd(d_w: Tensor, d_b: Tensor, shares: Tensor, c: Tensor) -> Tensor:  
 class Matching(NamedTuple):
     """Attention over the support images, by cosines: p(w|x) is the share of class w in
     softmax_i τ cos(f(x), f(x_i)), its logit log Σ_{i in w} exp τ cos (Vinyals et al. 2016, eq. 1).
+
+    Or, `summed`, the logit is Σ_{i in w} τ cos, as in the code of Ravi & Larochelle 2017.
     """
 
     temperature: float = 1.0  # τ
+    summed: bool = False
+
+    @classmethod
+    def of(cls, cfg: Config) -> Matching:
+        return cls(cfg.temperature, cfg.class_scores == "sum")
 
     def fwd(self, h_s: Tensor, labels: Tensor, h_q: Tensor, ways: int) -> tuple[Tensor, tuple]:
         (u_s, len_s), (u_q, len_q) = _unit(h_s), _unit(h_q)
         scores = self.temperature * u_q @ u_s.mT  # [T, m, n]
-        other = one_hot(labels, ways, h_s).mT.unsqueeze(1) == 0  # [T, 1, W, n]
+        own = one_hot(labels, ways, h_s)  # [T, n, W]
+        if self.summed:
+            return scores @ own, (u_s, len_s, u_q, len_q, own.mT.unsqueeze(1))
+        other = own.mT.unsqueeze(1) == 0  # [T, 1, W, n]
         of_class = scores.unsqueeze(2).masked_fill(other, -torch.inf)  # [T, m, W, n]
         logits = of_class.logsumexp(3)
         within = (of_class - logits.unsqueeze(3)).exp()  # the softmax within each class

@@ -147,10 +147,11 @@ def unpacked(cfg: Config, saved: Classifier) -> tuple[list[Member], list[Adapted
     member = Member(like.params, like.running)
     if cfg.method == "matching" and isinstance(saved.adapted[0].get("theta"), Tensor):
         classes = max(classes, outputs(cfg, saved.adapted[0]["theta"]))
-    length, row = sum(network(cfg, classes).sizes), like.params.norm[0]
+    length = sum(network(cfg, classes).sizes)
     if cfg.method in KEEPING:
         length += _kept(cfg, saved.adapted[0].get("theta"))
     theta = like.params.theta.new_empty(length)
+    row = like.params.norm[0, : 2 * like.running.mean.shape[1]]
     adapted = Adapted(theta, row, Moments(*(m[0] for m in like.running)))
     return (
         [unpack(member, entry, "cpu", "members") for entry in saved.members],

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from engine.config import Config
-from engine.methods import EMBEDDING, HEADLESS, KEEPING, prototypical
+from engine.methods import EMBEDDING, HEADLESS, KEEPING, beside, prototypical
+from engine.methods.context import of_support, of_targets
 from engine.methods.heads import Matching
+from engine.methods.inner import Inner
 from engine.methods.loops import loop
 from engine.methods.rates import HEAD
-from engine.models.interface import Embedding, Model, Moments, Params
+from engine.models.interface import Model, Moments, Params
 from engine.runs import adapted
 from engine.runs.adapted import Adapted, Member, moved
 from engine.unroll import at_step, inner_loop
@@ -33,23 +35,31 @@ def adapt(cfg: Config, model: Model, member: Member, x: Tensor, y: Tensor) -> Ad
     if cfg.rates == "per-parameter":
         params = params._replace(rates=_with_outputs(params.rates, *outputs))
     if cfg.method in HEADLESS:
+        params, own = beside.split(whole, params)
         params = params._replace(theta=prototypical.resized(params.theta, whole, model))
         params, found, _ = prototypical.start(model, params, x, y, given)
         if cfg.method in EMBEDDING:
             row, (theta,), moments = params.norm[0], params.theta, given or found.moments
             if cfg.method == "matching":
-                theta = torch.cat([theta[: sum(model.sizes[:-HEAD])], _as_classifier(found, y)])
+                h = found.features
+                h = of_support(own[None], h) if cfg.context else h
+                theta = torch.cat([theta[: sum(model.sizes[:-HEAD])], _as_classifier(h, y)])
             return Adapted(theta, row, Moments(*(m[0] for m in moments)))
+    own, steps = loop(cfg, model), cfg.eval_steps or cfg.steps
+    if isinstance(own, Inner):
+        params = own.with_outputs(whole, params, lambda theta: _with_outputs(theta, *outputs))
+        (last,) = deque(own.inner_loop(model, params, x, y, steps), 1)
     else:
-        params = params._replace(theta=_with_outputs(params.theta, *outputs))
-    steps = cfg.eval_steps or cfg.steps
-    (last,) = deque(inner_loop(model, params, x, y, steps, given), 1)
+        if cfg.method not in HEADLESS:
+            params = params._replace(theta=_with_outputs(params.theta, *outputs))
+        (last,) = deque(inner_loop(model, params, x, y, steps, given), 1)
+    row = last.row if last.row.dim() == 1 else last.row[0]
     if given is None:
-        _, statistics = model.prepare(x, 1).predict(last.adapted, last.row)
+        _, statistics = model.prepare(x, 1).predict(last.adapted, row)
         statistics = Moments(*(moment[0] for moment in statistics))
     else:
         statistics = Moments(*(at_step(moment, last.index) for moment in given))
-    return Adapted(last.adapted[0], last.row, statistics)
+    return Adapted(last.adapted[0], row, statistics)
 
 
 def _remember(
@@ -62,24 +72,29 @@ def _remember(
     return Adapted(torch.cat([params.theta, kept]), params.norm[0], statistics)
 
 
-def _as_classifier(found: Embedding, y: Tensor) -> Tensor:
+def _as_classifier(h: Tensor, y: Tensor) -> Tensor:
     """The support set of a task in the place of a classifier: features for weights, an output an
     image, and as its bias the place of the image's class.
     """
-    return torch.cat([found.features.flatten(), y.flatten().to(found.features.dtype)])
+    return torch.cat([h.flatten(), y.flatten().to(h.dtype)])
 
 
-def predictor(cfg: Config, model: Model, classes: int) -> Callable[..., Tensor]:
+def predictor(cfg: Config, model: Model, member: Member, classes: int) -> Callable[..., Tensor]:
     """Logits [T, N, classes] of images ready for passes, by θ, row and statistics."""
     if cfg.method in KEEPING:
         return _recaller(loop(cfg, model).answer, model, classes)
     if cfg.method != "matching":
         return logits
 
+    _, own = beside.split(model, member.params)
+
     def match(images: Any, theta: Tensor, *rest: Any) -> Tensor:
         *_, support, places = model.weights(theta)
         h = images.embed(theta, *rest).features
-        return Matching(cfg.temperature).fwd(support, places.long(), h, classes)[0]
+        if cfg.context:
+            weights = own.to(h.device).expand(len(h), -1)
+            h = of_targets(weights, support, h, cfg.context)
+        return Matching.of(cfg).fwd(support, places.long(), h, classes)[0]
 
     return match
 
