@@ -27,7 +27,11 @@ RANGES = {
 _LARGEST = {int: 2**63 - 1, float: 1e30}  # what torch takes as a number, with room to compute
 # Above what any machine holds, and so small that the product of all is a number of bytes.
 _SIZES = dict.fromkeys(
-    "ways train_ways shots targets eval_targets tasks filters steps eval_steps".split(), 2**16
+    (
+        "ways train_ways shots train_shots targets eval_targets tasks filters steps eval_steps "
+        "inner_batch eval_batch cg_steps context"
+    ).split(),
+    2**16,
 )
 _SIZES |= {"image_size": 2**13}
 _TYPES = {"int": int, "float": float, "bool": bool, "str": str, "str | None": str}

@@ -24,7 +24,7 @@ from engine.config import Config
 from engine.data import pictures
 from engine.errors import UserError
 from engine.methods import HEADLESS
-from engine.models.backbone import Backbone
+from engine.models.interface import Model
 from engine.runs import adapted
 from engine.runs.adapted import Adapted, Classifier, moved
 from engine.runs.adapting import adapt, one_by_one, predictor, together
@@ -51,8 +51,8 @@ class FewShotClassifier:
     has outputs takes the first outputs, one a class in sorted order, and the others are left out of
     the loss, too: they would be classes without a picture, and the first steps would go into
     pushing them down. With as many classes as outputs it is what ``engine.evaluate`` does. A run of
-    protonet, matching or protomaml makes its classifier of the support pictures, for any number of
-    classes.
+    protonet, matching, protomaml, siamese, memory or statistician makes its classifier of the
+    support pictures, for any number of classes.
 
     Pictures are a list of paths, PIL images and arrays ([H, W], [H, W, C], [C, H, W]), or one array
     or tensor of [N, H, W], [N, H, W, C] or [N, C, H, W]; whole numbers from 0 to 255 or fractions
@@ -146,9 +146,11 @@ class FewShotClassifier:
             model = _model(cfg, device, learned, adapted.outputs(cfg, found[0].theta))
             whole = self.transductive and cfg.norm_statistics == "batch"
             answer = together if whole else one_by_one
-            predict = predictor(cfg, model, len(self.classes_))
-            x = learned.preparation.seen(images)
-            members = [answer(model, predict, moved(a, device), x.to(device)) for a in found]
+            x, count = learned.preparation.seen(images).to(device), len(self.classes_)
+            members = [
+                answer(model, predictor(cfg, model, member, count), moved(a, device), x)
+                for member, a in zip(learned.members, found, strict=True)
+            ]
             logits = torch.stack(members).mean(0)
         logits = logits.cpu().numpy().astype(np.float64)
         odds = np.exp(logits - logits.max(1, keepdims=True))
@@ -265,7 +267,7 @@ def _labels(y: Any, learned: Learned) -> tuple[np.ndarray, np.ndarray]:
     return classes, places.astype(np.int64)
 
 
-def _model(cfg: Config, device: torch.device, learned: Learned, classes: int) -> Backbone:
+def _model(cfg: Config, device: torch.device, learned: Learned, classes: int) -> Model:
     return adapted.network(settled(cfg, device, learned.precisions), classes)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.allowed import PATH, RATIO, WIDTHS, check, check_type
 from engine.errors import UserError, listed
-from engine.methods import EMBEDDING, METHODS
+from engine.methods import EMBEDDING, KEEPING, METHODS
 from engine.presets import METHOD, PRESETS, RESNET12_SLOPE, preset_fields
 
 __all__ = ["Config", "UserError", "check"]
@@ -28,8 +28,19 @@ ROTATIONS = ("none", "classes", "augment")
 CHANNELS = (1, 3)
 # What a finished run that is trained on has anew: its length, and what follows from that.
 SCHEDULE = ("epochs", "msl_epochs", "first_order_epochs")
-# What one network has and the other has not.
-_OWN = {"conv4": ("filters", "stages", "downsample"), "resnet12": ("widths",)}
+# What one network has and another has not.
+_OWN = {
+    "conv4": ("filters", "stages", "downsample"),
+    "resnet12": ("widths",),
+    "own": ("filters",),
+}
+
+# What no other method has.
+_OF_METHODS = {
+    **dict.fromkeys(("temperature", "class_scores", "context"), ("matching",)),
+    **dict.fromkeys(("inner_optimizer", "inner_batch", "eval_batch"), ("reptile",)),
+    **dict.fromkeys(("proximal", "cg_steps"), ("imaml",)),
+}
 
 
 def _flag(
@@ -110,12 +121,15 @@ class Config:
         default=0,
     )
     shots: int = _task("support images per class", ">= 1")
+    train_shots: int = _task(
+        "support images per class of a training task, 0: as of any other task", ">= 0", default=0
+    )
     targets: int = _task("target images per class", ">= 1")
     tasks: int = _task("tasks per outer iteration", ">= 1")
     network: str = _network(
         "conv4: the paper's, of so many filters and stages; resnet12: ResNet-12 of these widths, "
-        "in float32",
-        ("conv4", "resnet12"),
+        "in float32; own: the method's, of so many filters in the first convolution",
+        tuple(_OWN),
         default="conv4",
     )
     filters: int = _network("filters of each convolution", ">= 1")
@@ -142,8 +156,27 @@ class Config:
         ("all", "head", "body"),
         default="all",
     )
+    inner_optimizer: str = _inner(
+        "what reptile's steps are: Adam without first moment, or gradient descent",
+        ("sgd", "adam"),
+        default="sgd",
+    )
+    inner_batch: int = _inner(
+        "support images of a step of reptile, 0: all of them", ">= 0", default=0
+    )
+    eval_batch: int = _inner("the same in evaluation, 0: as in training", ">= 0", default=0)
+    proximal: float = _inner("weight of imaml's proximal term", ">= 0", default=0.0)
+    cg_steps: int = _inner("conjugate gradients of imaml", ">= 0", default=0)
     temperature: float = _inner(
         "that matching multiplies cosines by, 1: the paper's", "> 0", default=1.0
+    )
+    class_scores: str = _inner(
+        "of matching: shares of attention, or sums of cosines (Ravi & Larochelle)",
+        ("attention", "sum"),
+        default="attention",
+    )
+    context: int = _inner(
+        "steps of matching's full context embeddings, 0: without them", ">= 0", default=0
     )
     norm_weights: str = _inner("rows of gains and biases (BNWB)", ("per-step", "shared"))
     norm_gains: str = _inner(
@@ -159,11 +192,23 @@ class Config:
         ">= 1",
     )
     iterations: int = _outer("outer iterations per epoch", ">= 1")
-    lr: float = _outer("learning rate of Adam", "> 0")
-    min_lr: float = _outer("cosine annealing ends here; equal to lr: no annealing", "> 0")
+    optimizer: str = _outer(
+        "of the outer loop: Adam, or gradient descent", ("adam", "sgd"), default="adam"
+    )
+    lr: float = _outer("learning rate of the outer loop", "> 0")
+    min_lr: float = _outer("annealing ends here; equal to lr: no annealing", ">= 0")
+    annealing: str = _outer(
+        "how the outer rate falls, epoch by epoch: along a cosine, a line, or by half at a time",
+        ("cosine", "linear", "halving"),
+        default="cosine",
+    )
+    halving_epochs: int = _outer("epochs after which it is halved", ">= 1", default=20)
     beta1: float = _outer("first-moment decay of Adam", "in [0, 1)")
     beta2: float = _outer("second-moment decay of Adam", "in [0, 1)")
     clamp: float = _outer("bound on each entry of the network's gradient, 0: none", ">= 0")
+    max_norm: float = _outer(
+        "bound on the norm of the whole gradient, 0: none", ">= 0", default=0.0
+    )
     msl_epochs: int = _outer("epochs of multi-step loss, 0: off", ">= 0")
     first_order_epochs: int = _outer("first epochs without second derivatives, 0: none", ">= 0")
     task_reduction: str = _outer("outer loss over the tasks of a batch", ("mean", "sum"))
@@ -267,7 +312,8 @@ class Config:
     @property
     def of_others(self) -> tuple[str, ...]:
         """Fields that mean nothing to the network."""
-        return tuple(n for network in _OWN.keys() - {self.network} for n in _OWN[network])
+        others = dict.fromkeys(name for names in _OWN.values() for name in names)
+        return tuple(name for name in others if name not in _OWN[self.network])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -337,22 +383,37 @@ def _refuse_of_another_network(cfg: Config, explicit: dict, usual: dict[str, Any
 
 def _check_combinations(cfg: Config) -> None:
     METHODS[cfg.method].check(vars(cfg))
+    if cfg.network == "own" and cfg.method not in KEEPING:
+        raise UserError(
+            f"--network is own with --method {cfg.method}, which has none: leave it out, or give "
+            f"--method {' or '.join(KEEPING)}"
+        )
     if cfg.train_ways and (cfg.train_ways < 2 or cfg.method not in EMBEDDING):
         raise UserError(
             f"--train-ways is {cfg.train_ways} with --method {cfg.method}: give 2 or more with "
             f"--method {' or '.join(EMBEDDING)}, or leave it out"
         )
-    if cfg.temperature != 1 and cfg.method != "matching":
+    for name in ("proximal", "cg_steps"):
+        if cfg.method == "imaml" and not getattr(cfg, name):
+            raise UserError(f"--{name.replace('_', '-')} is 0 with --method imaml: give more")
+    if cfg.method == "lstm" and cfg.inner_rate >= 1:
         raise UserError(
-            f"--temperature is {cfg.temperature} with --method {cfg.method}, which has none: leave "
-            "it out, or give --method matching"
+            f"--inner-rate is {cfg.inner_rate} with --method lstm, whose rate is a sigmoid: give "
+            "less than 1"
         )
+    for name, methods in _OF_METHODS.items():
+        value = getattr(cfg, name)
+        if cfg.method not in methods and value != Config.__dataclass_fields__[name].default:
+            raise UserError(
+                f"--{name.replace('_', '-')} is {value} with --method {cfg.method}, which has "
+                f"none: leave it out, or give --method {' or '.join(methods)}"
+            )
     if cfg.min_lr > cfg.lr:
         raise UserError(
             f"--min-lr is {cfg.min_lr}, above --lr {cfg.lr}: annealing only goes down; "
             f"give --min-lr {cfg.lr} (no annealing) or less"
         )
-    pools = 4 if cfg.network == "resnet12" else cfg.stages if cfg.downsample == "pool" else 0
+    pools = {"conv4": cfg.stages * (cfg.downsample == "pool"), "resnet12": 4, "own": 0}[cfg.network]
     if cfg.image_size < 2**pools:
         raise UserError(
             f"--image-size is {cfg.image_size}: {pools} stages of pooling need at least "

@@ -131,7 +131,8 @@ class EpisodeSampler:
         seed: int,
         rotations: str = "none",
         skip_small: bool = False,
-        flags: tuple[str, str] = ("--ways", "--targets"),  # that a message is to name
+        # that a message is to name
+        flags: tuple[str, str, str] = ("--ways", "--shots", "--targets"),
     ):
         check("rotations", rotations, ROTATIONS)
         for name, value in {"ways": ways, "shots": shots, "targets": targets}.items():
@@ -169,15 +170,13 @@ class EpisodeSampler:
         cls, cfg: Config, dataset: Dataset, part: str, seed: int, evaluation: bool = True
     ) -> EpisodeSampler:
         """The tasks of a configuration, those of its evaluation or of its training."""
-        own = {"ways": "ways", "targets": "targets"}
-        own |= {"targets": "eval_targets"} if evaluation and cfg.eval_targets else {}
-        own |= {"ways": "train_ways"} if not evaluation and cfg.train_ways else {}
+        own = {name: name for name in ("ways", "shots", "targets")}
+        apart = ["eval_targets"] if evaluation else ["train_ways", "train_shots"]
+        own |= {name.split("_")[1]: name for name in apart if getattr(cfg, name)}
         return cls(
             dataset,
             part,
-            ways=getattr(cfg, own["ways"]),
-            shots=cfg.shots,
-            targets=getattr(cfg, own["targets"]),
+            **{name: getattr(cfg, field) for name, field in own.items()},
             seed=seed,
             rotations=cfg.rotations,
             skip_small=cfg.skip_small_classes,
@@ -253,7 +252,7 @@ def _require_enough(
     name: str,
     split: str,
     names: tuple[str, ...],
-    flags: tuple[str, str],
+    flags: tuple[str, str, str],
 ) -> None:
     if sampler.classes < sampler.ways:
         raise UserError(
@@ -263,7 +262,7 @@ def _require_enough(
     needed, counts = sampler.shots + sampler.targets, sampler._counts
     if small := [f"{names[c]} ({counts[c]})" for c in (counts < needed).nonzero()[0]]:
         raise UserError(
-            f"--shots {sampler.shots} and {flags[1]} {sampler.targets} need {needed} images a "
+            f"{flags[1]} {sampler.shots} and {flags[2]} {sampler.targets} need {needed} images a "
             f"class, but {len(small)} of {len(names)} in the {split} split of {name} have fewer: "
             f"{listed(small)}; lower one of them, or leave the classes out by --skip-small-classes"
         )

@@ -16,7 +16,7 @@ import kernels
 from engine import schedules, unroll
 from engine.config import Config
 from engine.episodes import Episode, Values, count, each
-from engine.methods import rates
+from engine.methods import beside, rates
 from engine.methods.loops import loop
 from engine.models import buffers, network
 from engine.models.interface import Model, Moments, Params
@@ -60,7 +60,10 @@ def init_state(cfg: Config, device: torch.device | str = "cpu") -> State:
     norm_rows = cfg.steps if cfg.norm_weights == "per-step" else 1
     params = model.init(cfg.steps, norm_rows, cfg.inner_rate, generator)
     shape = cfg.steps, cfg.inner_rate, cfg.rates == "per-parameter", cfg.adapt
-    params = params._replace(rates=rates.initial(model.sizes, *shape, params.theta))
+    params = params._replace(
+        norm=beside.begun(cfg, model, params.norm, generator),
+        rates=rates.initial(model.sizes, *shape, params.theta),
+    )
     zeros = Params(*(torch.zeros_like(p) for p in params))
     shape = (cfg.steps if cfg.norm_stats == "per-step" else 1, model.stat_width)
     kind = dict(dtype=params.theta.dtype, device=params.theta.device)
@@ -75,7 +78,8 @@ def layout(cfg: Config) -> State:
     stat_rows = cfg.steps if cfg.norm_stats == "per-step" else 1
     parameters = sum(model.sizes)
     of_rates = (1, parameters) if cfg.rates == "per-parameter" else (cfg.steps, len(model.sizes))
-    shapes = (parameters,), (norm_rows, 2 * model.stat_width), of_rates
+    row = 2 * sum(model.norm_widths) + beside.width(cfg, model)
+    shapes = (parameters,), (norm_rows, row), of_rates
     kind = {"dtype": torch.float32, "device": "meta"}
     params = Params(*(torch.empty(shape, **kind) for shape in shapes))
     running = torch.empty(stat_rows, model.stat_width, **kind)
@@ -91,7 +95,10 @@ def second_order(epoch: int, cfg: Config) -> bool:
 
 
 def learning_rate(epoch: int, cfg: Config) -> float:
-    return schedules.cosine(epoch, cfg.epochs, cfg.lr, cfg.min_lr)
+    if cfg.annealing == "halving":
+        return schedules.halving(epoch, cfg.halving_epochs, cfg.lr, cfg.min_lr)
+    anneal = schedules.linear if cfg.annealing == "linear" else schedules.cosine
+    return anneal(epoch, cfg.epochs, cfg.lr, cfg.min_lr)
 
 
 def adam_scales(lr: float, beta1: float, beta2: float, step: int) -> tuple[float, float]:
@@ -106,17 +113,19 @@ class Schedule(NamedTuple):
 
     loss_weights: Sequence[float | Tensor]  # K, of a task; the number 0 skips that target pass
     second_order: bool
-    adam: Sequence[float | Tensor]  # its scales
+    adam: Sequence[float | Tensor]  # its scales; of gradient descent the first is the rate
 
     @classmethod
     def of(cls, iteration: int, cfg: Config) -> "Schedule":
         epoch = iteration // cfg.iterations
         per_task = cfg.tasks if cfg.task_reduction == "mean" else 1
-        lr = learning_rate(epoch, cfg)
+        scales = lr, _ = learning_rate(epoch, cfg), 1.0
+        if cfg.optimizer == "adam":
+            scales = adam_scales(lr, cfg.beta1, cfg.beta2, iteration + 1)
         return cls(
             [weight / per_task for weight in loss_weights(epoch, cfg)],
             second_order(epoch, cfg),
-            adam_scales(lr, cfg.beta1, cfg.beta2, iteration + 1),
+            scales,
         )
 
 
@@ -136,14 +145,15 @@ def meta_gradient(
     schedule = schedule or Schedule.of(state.iteration, cfg)
     running = state.running if cfg.train_norm_statistics == "running" else None
     model, (weights, second, _) = model or network(cfg), schedule
-    adjoint = loop(cfg, model).adjoint
-    differentiate = adjoint if cfg.unroll == "adjoint" else unroll.autograd
+    own = loop(cfg, model)
+    differentiate = own.adjoint if cfg.unroll == "adjoint" else unroll.autograd
     parts = over_blocks(
         lambda block: differentiate(model, state.params, block, weights, second, running),
         episode,
         model,
         second,
-        single=cfg.unroll == "autograd",  # which sums what it is given
+        single=getattr(own, "alone", False)
+        or cfg.unroll == "autograd",  # which sums what it is given
         key=lambda i: (cfg.seed, state.iteration, ranks.current().share(cfg.tasks)[0] + i),
     )
     with kernels.only_kernels():
@@ -213,9 +223,16 @@ def _alone(values: Values) -> Values:
 
 
 def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Schedule) -> State:
-    """The state after an iteration: a step of Adam, and the running statistics."""
+    """The state after an iteration: a step of the optimiser, and the running statistics."""
     gradient = learned(meta.gradient, cfg)
-    params, first, second = adam(state, gradient, *schedule.adam, cfg.beta1, cfg.beta2, cfg.clamp)
+    if cfg.max_norm:
+        gradient = within(gradient, cfg.max_norm)
+    if cfg.optimizer == "sgd":
+        params, first, second = descend(state, gradient, schedule.adam[0], cfg.clamp)
+    else:
+        scales = *schedule.adam, cfg.beta1, cfg.beta2, cfg.clamp
+        params, first, second = adam(state, gradient, *scales)
+    params = beside.kept(cfg, network(cfg), params, gradient)
     running = update_running(state.running, meta.rows, meta.moments, cfg.norm_momentum)
     return State(params, first, second, running, state.iteration + 1)
 
@@ -231,8 +248,16 @@ def learned(gradient: Params, cfg: Config) -> Params:
     if cfg.norm_gains == "fixed":
         widths = network(cfg).norm_widths
         biases = buffers.biases(widths, gradient.norm.dtype, gradient.norm.device)
-        gradient = gradient._replace(norm=gradient.norm * biases)
+        rows, own = gradient.norm.split([len(biases), gradient.norm.shape[1] - len(biases)], 1)
+        gradient = gradient._replace(norm=torch.cat([rows * biases, own], 1))
     return gradient
+
+
+def within(gradient: Params, most: float) -> Params:
+    """Scaled such that the norm of all of it is at most so much."""
+    norms = torch.stack([torch.linalg.vector_norm(g) for g in gradient])
+    scale = (most / torch.linalg.vector_norm(norms)).clamp(max=1)
+    return Params(*(g * scale for g in gradient))
 
 
 def adapted(cfg: Config, like: Tensor) -> Tensor:  # [L] or [P]
@@ -260,6 +285,17 @@ def adam(
         for *tensors, bound in zip(*state[:3], gradient, bounds, strict=True)
     ]
     return tuple(Params(*group) for group in zip(*groups, strict=True))
+
+
+def descend(
+    state: State, gradient: Params, rate: float | Tensor, clamp: float = 0.0
+) -> tuple[Params, Params, Params]:
+    """A step of gradient descent; `clamp` as of `adam`."""
+    if clamp:
+        theta, norm = (g.clamp(-clamp, clamp) for g in gradient[:2])
+        gradient = Params(theta, norm, gradient.rates)
+    params = (p - rate * g for p, g in zip(state.params, gradient, strict=True))
+    return Params(*params), state.first, state.second
 
 
 def update_running(

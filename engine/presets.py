@@ -76,7 +76,7 @@ def preset_fields(preset: str, dataset: str, explicit: dict[str, Any]) -> dict[s
     if "epochs" in explicit:
         _scale_epochs(chosen, explicit["epochs"])
     chosen.setdefault("min_lr", {**chosen, **explicit}["lr"])
-    return chosen | of_method({**chosen, **explicit})
+    return chosen | of_method({"dataset": dataset, **chosen, **explicit})
 
 
 def of_method(settings: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,16 @@ def second_order(epoch: int, first_order_epochs: int) -> bool:
     return epoch >= first_order_epochs
 
 
+def linear(epoch: int, epochs: int, high: float, low: float) -> float:
+    """From `high` to `low`, which comes after the last epoch."""
+    return high + (low - high) * epoch / epochs
+
+
+def halving(epoch: int, every: int, high: float, low: float) -> float:
+    """Half of it after every so many epochs, and `low` at the least."""
+    return max(low, high * 0.5 ** (epoch // every))
+
+
 def cosine(epoch: int, epochs: int, high: float, low: float) -> float:
     """Cosine annealing from `high` to `low` over all epochs; equal: constant."""
     return low + (high - low) * (1 + math.cos(math.pi * epoch / epochs)) / 2

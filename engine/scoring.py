@@ -20,6 +20,7 @@ from engine.methods.loops import loop
 from engine.methods.prototypical import resized
 from engine.models import network
 from engine.models.interface import Model
+from engine.models.module import Module
 from engine.runtime import graph, ranks
 from engine.runtime.resident import Feed
 from engine.runtime.workers import over_blocks
@@ -158,11 +159,13 @@ class _Tasks:
     def __init__(self, cfg: Config, dataset: Dataset, part: str, device: torch.device):
         self._sampler = EpisodeSampler.of(cfg, dataset, part, seed=TASK_SEED)
         self._model = network(cfg)
+        self._alone = getattr(loop(cfg, self._model), "alone", False)
         self._bank = self._sampler.bank.to(device) if device.type == "cuda" else None
 
     def answers(self, predict: Predict, no_graph: bool) -> Answers:
         if self._bank is None:
-            return _on_host(predict, self._model, self._sampler)
+            return _on_host(predict, self._model, self._sampler, self._alone)
+        no_graph = no_graph or isinstance(self._model, Module)  # which autograd runs
         return _on_device(predict, self._sampler, self._bank, no_graph)
 
 
@@ -172,10 +175,13 @@ Answers = Callable[[int, int], tuple[Tensor, Tensor]]
 Predict = Callable[[Episode], Tensor]
 
 
-def _on_host(predict: Predict, model: Model, sampler: EpisodeSampler) -> Answers:
+def _on_host(
+    predict: Predict, model: Model, sampler: EpisodeSampler, alone: bool = False
+) -> Answers:
     def answers(first: int, count: int) -> tuple[Tensor, Tensor]:
         episode = sampler.episode(0, count, first_task=first)
-        return torch.cat(over_blocks(predict, episode, model), dim=1), episode.target_y
+        blocks = over_blocks(predict, episode, model, single=alone)
+        return torch.cat(blocks, dim=1), episode.target_y
 
     return answers
 

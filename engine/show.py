@@ -23,7 +23,7 @@ from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
 from engine.errors import say
 from engine.meta import State
-from engine.methods import EMBEDDING, HEADLESS
+from engine.methods import EMBEDDING, HEADLESS, KEEPING, beside
 from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runtime.loop import Loop, loop
@@ -93,17 +93,21 @@ def settings(asked: Resolved) -> list[str]:
 
 def parameters(cfg: Config) -> str:
     theta, norm, rates = (tensor.numel() for tensor in meta.layout(cfg).params)
-    if cfg.method in HEADLESS:
-        theta -= sum(network(cfg).sizes[-HEAD:])
+    model = network(cfg)
+    norm -= beside.width(cfg, model)
+    own = beside.learned(cfg, model)
+    if cfg.method in HEADLESS and cfg.method not in KEEPING:
+        theta -= sum(model.sizes[-HEAD:])
     learned, affine = 0, norm if cfg.norm_gains == "learned" else norm // 2
     if cfg.rates != "fixed":
         rows = cfg.steps if cfg.rates == "learned" else 1
         rates = learned = rows * int(meta.adapted(cfg, torch.empty(0, device="cpu")).sum())
     of_norm = "gains and biases" if cfg.norm_gains == "learned" else "biases"
-    return (
-        f"{theta + affine + learned:,} parameters are learned: {theta:,} weights, {affine:,} "
+    line = (
+        f"{theta + affine + learned + own:,} parameters are learned: {theta:,} weights, {affine:,} "
         f"{of_norm}, {learned:,} inner rates" + ("" if learned else f" ({rates:,} are fixed)")
     )
+    return line + (f", {own:,} of the method's own" if own else "")
 
 
 def cost(cfg: Config, device: torch.device) -> Cost:
@@ -153,7 +157,8 @@ def _task(cfg: Config, state: State, dataset: Dataset) -> float:
 
 def random_images(cfg: Config) -> Dataset:
     """As many images as one task has."""
-    each, ways = cfg.shots + max(cfg.targets, cfg.eval_targets), max(cfg.ways, cfg.train_ways)
+    each = max(cfg.shots, cfg.train_shots) + max(cfg.targets, cfg.eval_targets)
+    ways = max(cfg.ways, cfg.train_ways)
     generator = torch.Generator("cpu").manual_seed(cfg.seed)
     shape = ways * each, cfg.image_size, cfg.image_size, cfg.channels
     kind = dict(dtype=torch.uint8, device="cpu")

@@ -10,7 +10,7 @@ what `engine.methods` does with a gradient. Dtype and device are those of theta.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 
 import kernels
 from engine.episodes import Episode, Values, count
+from engine.methods.base import Adapted
 from engine.methods.rates import rule
-from engine.models.interface import Model, Moments, Params, Pass
+from engine.models.interface import Inputs, Model, Moments, Params, Pass
 from kernels.branch import Branch
 
 
@@ -73,7 +74,7 @@ class _Step(NamedTuple):
     adapted: Tensor  # [T, P] after the update
 
 
-class _Record:
+class Record:
     """Batch moments in the order in which the reference implementation's running statistics see
     them.
     """
@@ -145,7 +146,7 @@ def adjoint(
     with branch.on() as prepared:
         inputs = model.prepare(episode.target_x, len(wanted))
     norm, rates = (p.new_zeros((len(p), tasks, p.shape[1])) for p in params[1:])  # steps first
-    loss, logits, record = norm.new_zeros(tasks), None, _Record(model)
+    loss, logits, record = norm.new_zeros(tasks), None, Record(model)
     steps, direct = [], {}
     per_step: list[Tensor | None] = [None] * len(loss_weights)
     for step in inner_loop(
@@ -217,7 +218,7 @@ def autograd(
     leaves = Params(*(_plain(p).detach().requires_grad_() for p in params))
     episode = episode.map(_plain)
     running = None if running is None else Moments(*map(_plain, running))
-    theta, record = leaves.theta.expand(episode.tasks, -1), _Record(model)
+    theta, record = leaves.theta.expand(episode.tasks, -1), Record(model)
     outer, logits = leaves.theta.new_zeros(1), None
     per_step: list[Tensor | None] = [None] * len(loss_weights)
     for k, weight in enumerate(loss_weights):
@@ -270,13 +271,28 @@ def adapt_and_predict(
     """
     given = running if norm_statistics == "running" else None
     support = episode.support_x, episode.support_y
-    shown = deque(inner_loop(model, params, *support, steps, given), None if every else 1)
-    inputs, logits = model.prepare(episode.target_x, len(shown)), []
+    adapted = inner_loop(model, params, *support, steps, given)
+    return predictions(model.prepare, adapted, episode, given, protocol, every)
+
+
+def predictions(
+    prepare: Callable[[Values, int], Inputs],  # for the rows of the steps
+    adapted: Iterator[Adapted],
+    episode: Episode,
+    given: Moments | None,  # [K or 1, S]
+    protocol: str,
+    every: bool,
+) -> Values:
+    """Of the last step, or of every one: see `adapt_and_predict`."""
+    shown = deque(adapted, None if every else 1)
+    inputs, logits = prepare(episode.target_x, len(shown)), []
     for step in shown:
         theta, row, statistics = step.adapted, step.row, _running_at(given, step.index)
         if statistics is None and protocol == "inductive":
-            _, statistics = model.prepare(episode.support_x, 1).predict(theta, row)
+            _, statistics = prepare(episode.support_x, 1).predict(theta, row)
         logits.append(inputs.predict(theta, row, statistics)[0])
-    if not every:
-        return logits[0]
+    return logits[0] if not every else stacked(logits)
+
+
+def stacked(logits: list[Values]) -> Values:
     return torch.stack(logits) if isinstance(logits[0], Tensor) else logits

@@ -14,21 +14,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from bench import graphs
+from engine import scoring
 from engine.config import Config
 from engine.data import Dataset
 from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
 from engine.meta import State, init_state
 from engine.methods import METHODS
-from engine.models.backbone import Backbone
+from engine.models import network
 from engine.runtime import graph
-from engine.runtime.loop import DeviceLoop, HostLoop
+from engine.runtime.loop import DeviceLoop, HostLoop, loop
 from engine.runtime.resident import Feed
 from engine.scoring import _on_device, _on_host, prediction
 from kernels import native
 from kernels.plain import window
 
 CPU = torch.device("cpu")
+# Others have a network that autograd runs.
+CAPTURED = [name for name, m in METHODS.items() if m.fixed.get("network") != "own"]
 
 
 class Capturable(TorchDispatchMode):
@@ -156,7 +159,7 @@ def test_a_device_goes_through_the_states_of_the_host(data, captures, changes, b
 
 
 @pytest.mark.parametrize("backend", ["plain", "auto"])
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "maml++"])
+@pytest.mark.parametrize("method", [name for name in CAPTURED if name != "maml++"])
 def test_every_method_goes_through_the_same_states_there(data, captures, method, backend) -> None:
     cfg = of_method(method)
     with kernels.use(backend):
@@ -164,6 +167,20 @@ def test_every_method_goes_through_the_same_states_there(data, captures, method,
         found, ours = run(DeviceLoop, cfg, data, 4)
     assert all(map(torch.equal, tensors(found), tensors(expected))) and ours == theirs
     assert len(captures) == 1
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in CAPTURED])
+def test_what_autograd_runs_is_not_captured(data, captures, method) -> None:
+    small = dict(image_size=14, channels=1, filters=4, ways=3, targets=2, eval_targets=2)
+    cfg = Config.of("maml", "mini", method=method, **small)
+    tasks = sampler(cfg, data)
+    with loop(cfg, tasks, range(3), torch.device("cuda")) as steps:
+        assert isinstance(steps, HostLoop)
+    fixed = scoring._Tasks(cfg, data, "val", CPU)
+    fixed._bank = data.banks["val"].images
+    state = init_state(cfg)
+    answers = fixed.answers(lambda e: prediction(cfg, network(cfg))(state, e)[None], no_graph=False)
+    assert answers(0, 2)[0].shape == (1, 2, 3 * cfg.targets, 3) and not captures
 
 
 def test_launching_one_by_one_gives_the_same_bits(data, captures) -> None:
@@ -236,10 +253,10 @@ def test_what_is_not_finite_is_told_with_its_iteration(data, captures) -> None:
 
 
 @pytest.mark.parametrize("every", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CAPTURED)
 def test_evaluation_on_a_device_is_that_of_the_host(data, captures, method, every) -> None:
     cfg = config() if method == "maml++" else of_method(method)
-    model, state, tasks = Backbone.of(cfg), init_state(cfg), sampler(cfg, data)
+    model, state, tasks = network(cfg), init_state(cfg), sampler(cfg, data)
     answer = prediction(cfg, model)
 
     def predict(episode):

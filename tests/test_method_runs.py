@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from engine.config import Config
 from engine.data.pictures import prepared
 from engine.episodes import Episode
 from engine.errors import UserError
-from engine.methods import EMBEDDING, HEADLESS, METHODS
+from engine.methods import EMBEDDING, HEADLESS, KEEPING, METHODS
+from engine.methods.inner import Inner
 from engine.methods.loops import loop
 from engine.models import network
 from engine.runs.interrupt import Stopped
@@ -25,21 +27,30 @@ from engine.show import parameters, settings
 from tests.tiny import flags, one_line, same
 
 NAMES = [name for name in METHODS if name != "maml++"]
+# By the names of their folders: method, and what it is trained with.
+IN_CONTEXT = "--context 2 --class-scores sum --temperature 3".split()
+REPTILE = "--train-shots 2 --inner-batch 4 --eval-batch 2 --eval-steps 3".split()
+VARIANTS = {name: (name, []) for name in NAMES} | {
+    "reptile": ("reptile", REPTILE),
+    "in-context": ("matching", IN_CONTEXT),
+}
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=VARIANTS)
 def run(request, images):
     """The method, the folder of its run, and how it was trained."""
-    name, folder = request.param, images.parent / request.param
-    more = ["--steps", 1, "--train-ways", 4] if name in EMBEDDING else []
+    (name, more), folder = VARIANTS[request.param], images.parent / request.param
+    more = [*more, *(["--steps", 1, "--train-ways", 4] if name in EMBEDDING else [])]
+    if METHODS[name].fixed.get("network") == "own":
+        more = ["--steps", 1, "--stages", 4]  # which it has not: the usual number says nothing
     argv = flags(images, folder, "--method", name, "--epochs", 2, "--inner-rate", 0.05, *more)
     assert train.main(argv) == 0
-    return request.param, folder, argv
+    return name, folder, argv
 
 
 def test_a_run_that_was_stopped_is_bit_for_bit_the_uninterrupted_one(run, images, monkeypatch):
     name, straight, argv = run
-    folder = images.parent / f"{name}-stopped"
+    folder = images.parent / f"{straight.name}-stopped"
     argv, checks = [*argv, "--run", str(folder)], []
 
     def stop(*arguments) -> None:
@@ -94,7 +105,9 @@ def test_too_few_classes_or_images_are_told_by_the_flag_that_asked(images, capfd
 def test_a_run_of_one_method_is_not_continued_by_another(run, capfd):
     name, _, argv = run
     other = "boil" if name == "anil" else "anil"
-    assert train.main([*argv, "--method", other, "--train-ways", "0"]) == 2
+    neutral = "--train-ways 0 --inner-batch 0 --eval-batch 0 --context 0 --temperature 1".split()
+    neutral += ["--class-scores", "attention"]
+    assert train.main([*argv, "--method", other, *neutral]) == 2
     one_line(capfd.readouterr().err, f"method: {name} -> {other}")
 
 
@@ -115,10 +128,11 @@ def test_it_is_evaluated_by_the_loop_that_it_was_trained_by(run, images, capsys)
     name, folder, _ = run
     out = folder / "evaluated.json"
     argv = [str(folder), "--data", str(images), "--json", str(out), "--protocol", "inductive"]
-    steps = 1 if name in EMBEDDING else 3
-    assert evaluate.main([*argv, *["--eval-steps", "3"][: 2 * (steps > 1)]]) == 0
+    loops = name not in EMBEDDING and name not in KEEPING
+    assert evaluate.main([*argv, *["--eval-steps", "3"][: 2 * loops]]) == 0
     found = json.loads(out.read_text())
-    assert (found["method"], found["steps"]) == (name, 3 if steps == 3 else 0)
+    steps = 3 if loops else 0 if name in EMBEDDING else 1
+    assert (found["method"], found["steps"]) == (name, steps)
     assert found["config"]["method"] == name and len(found["best"]["by_task"]) == 4
 
 
@@ -165,7 +179,7 @@ def test_the_command_lines_adapt_it_and_ask_it(run, images, tmp_path, capfd):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_it_learns_classes_of_ones_own(run, images, tmp_path, classes):
     """As the unroll does it, for as many classes as outputs; a picture as if it were alone."""
-    _, folder, _ = run
+    name, folder, _ = run
     files = [images / "test" / f"test{c}" / f"{n}.png" for c in range(classes) for n in range(2)]
     labels = [f"class {i // 2}" for i in range(len(files))]
     asked = [images / "test" / f"test{c}" / "5.png" for c in range(classes)]
@@ -184,12 +198,16 @@ def test_it_learns_classes_of_ones_own(run, images, tmp_path, classes):
     episode = Episode(x[None], y[None], new[None], torch.zeros(1, len(asked), dtype=torch.int64))
     ((params, running),) = learned.members
     cfg, model = learned.cfg, network(learned.cfg)
-    logits = loop(cfg, model).adapt_and_predict(
+    own = loop(cfg, model)
+    predict = own.adapt_and_predict
+    if name == "reptile":  # whose own has each target among the support images
+        predict = partial(Inner.adapt_and_predict, own)
+    logits = predict(
         model,
         params,
         running,
         episode,
-        steps=cfg.steps,
+        steps=cfg.eval_steps or cfg.steps,
         protocol="inductive",
         norm_statistics=cfg.norm_statistics,
     )
@@ -222,6 +240,93 @@ def test_weights_of_another_rule_are_refused(run, images, capfd):
     other = ["--method", "maml++", "--preset", "maml", "--rates", rates, "--steps", "2"]
     if name in EMBEDDING:
         other[-1] = "1"
-    again = flags(images, images.parent / f"{name}-other", *other, "--init", folder)
+    again = flags(images, images.parent / f"{folder.name}-other", *other, "--init", folder)
     assert train.main(again) == 2
     one_line(capfd.readouterr().err, "of another network", f"-> {rates}")
+
+
+def own(name: str, *more: object) -> list[object]:
+    """Flags of a method with a network of its own."""
+    return ["--method", name, "--steps", 1, "--stages", 4, "--epochs", 1, *more]
+
+
+@pytest.mark.parametrize(("before", "after", "kept"), [
+    (["siamese"], ["siamese", "--ways", 4], "its classifier"),
+    (["protonet"], ["siamese"], "a new classifier"),
+    (["memory"], ["memory", "--ways", 2], "its classifier"),
+])  # fmt: skip
+def test_weights_for_other_ways_are_taken_whole_where_they_fit(
+    images, tmp_path, capsys, before, after, kept
+):
+    first, second = (
+        flags(images, tmp_path / f"{i}", "--epochs", 1, "--steps", 1, "--method", *argv)
+        + (["--stages", "4"] if argv[0] == "memory" else [])
+        for i, argv in enumerate((before, after))
+    )
+    assert train.main(first) == 0
+    still = ["--lr", "1e-9", "--min-lr", "1e-9"]
+    assert train.main([*second, "--init", str(tmp_path / "0"), *still]) == 0
+    out = capsys.readouterr().out
+    assert f"inner rates and running statistics, {kept}" in out
+    a, b = (
+        torch.load(tmp_path / f"{i}" / "latest.pt", weights_only=True)["state"]["params"]["theta"]
+        for i in (0, 1)
+    )
+    same = torch.isclose(a[: len(b)], b[: len(a)], atol=1e-6)
+    assert bool(same.all()) is (kept == "its classifier") and same.float().mean() > 0.9
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    (["memory", "--image-size", 20], "image_size: 16 -> 20"),
+    (["statistician"], "method: memory -> statistician"),
+    (["metanet"], "method: memory -> metanet"),
+])  # fmt: skip
+def test_weights_of_another_network_of_a_methods_own_are_refused(images, capfd, more, words):
+    folder = images.parent / "memory-for-init"
+    if not folder.exists():
+        assert train.main(flags(images, folder, *own("memory"))) == 0
+    other = flags(images, images.parent / "none", *own(*more), "--init", folder)
+    assert train.main(other) == 2
+    one_line(capfd.readouterr().err.replace("\n\n", ""), "of another network", words)
+
+
+def test_images_too_small_for_a_network_of_a_methods_own_are_told(images, capfd):
+    argv = flags(images, images.parent / "none", *own("metanet", "--image-size", 7))
+    assert train.main(argv) == 2
+    one_line(capfd.readouterr().err, "--image-size is 7 with --method metanet", "give 8 or more")
+
+
+@pytest.mark.parametrize("name", ["siamese", "memory", "statistician", "metanet"])
+def test_what_was_kept_of_pictures_has_its_length(images, tmp_path, name):
+    """Of a file that is damaged, or for another task."""
+    folder = images.parent / name
+    if not folder.exists():
+        assert train.main(flags(images, folder, *own(name))) == 0
+    files = [images / "test" / f"test{c}" / f"{n}.png" for c in range(2) for n in range(2)]
+    FewShotClassifier.load(folder).fit(files, [0, 0, 1, 1]).save(tmp_path / "own.pt")
+    content = torch.load(tmp_path / "own.pt", weights_only=True)
+    theta = content["adapted"][0]["theta"]
+    for wrong in (theta[:-1], torch.cat([theta, theta[:1]]), theta[:5], "x"):
+        content["adapted"][0]["theta"] = wrong
+        torch.save(content, tmp_path / "wrong.pt")
+        with pytest.raises(UserError, match="adapted.theta") as caught:
+            FewShotClassifier.load(tmp_path / "wrong.pt")
+        assert "\n" not in str(caught.value)
+
+
+def test_another_number_of_classes_starts_from_its_weights(run, images, capfd):
+    """What it has beside the network comes along if it was learned, and else begins anew."""
+    name, folder, argv = run
+    more = "--ways 2 --epochs 1 --iterations 1 --lr 1e-12 --min-lr 1e-12".split()
+    new = folder.parent / f"{folder.name}-of-two"
+    assert train.main([*argv, *more, "--init", str(folder), "--run", str(new)]) == 0
+    best = json.loads((folder / "result.json").read_text())["best"]["epoch"]
+    old = torch.load(folder / f"epoch-{best:04d}.pt", weights_only=True)["state"]["params"]
+    params = torch.load(new / "latest.pt", weights_only=True)["state"]["params"]
+    end = None if name != "reptile" else 2 * network(Config.resolve(argv)).stat_width
+    torch.testing.assert_close(params["norm"][:, :end], old["norm"][:, :end])
+    if name == "reptile":
+        assert params["norm"][0, -1] == 2  # steps that its Adam has seen
+    other = ["--method", "fomaml" if name == "lstm" else "lstm", "--init", str(folder)]
+    assert train.main(flags(images, folder.parent / "refused", *other)) == 2
+    one_line(capfd.readouterr().err, "numbers beside the network's: ")

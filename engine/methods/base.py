@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from engine.errors import UserError
 
 if TYPE_CHECKING:  # the command line answers a wrong flag before torch is there
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from engine.config import Config
     from engine.episodes import Values
-    from engine.models.interface import Model
+    from engine.models.interface import Inputs, Model
     from engine.unroll import MetaGradient
 
 # Every trick of MAML++ at its neutral value; no annealing of the outer rate is a preset's to say.
@@ -33,6 +33,8 @@ EMBEDDING = NEUTRAL | {
     "steps": 1,
     "eval_steps": 0,
 }
+# The same of a network that is the method's own.
+OWN = EMBEDDING | {"network": "own"}
 
 
 class Method(NamedTuple):
@@ -48,6 +50,14 @@ class Method(NamedTuple):
     # The classifier: "learned", a part of θ; "begun" by the support set, then adapted; "made" of it
     head: str = "learned"
     loop: Callable[[Config, Model], Loop] | None = None  # what runs it, if others than the unroll
+    # The network, if another than the setting of this name says; its loop is then `Keeping`. That
+    # is all that a network or a protocol of its own takes: the rest of the engine asks for the
+    # model and the loop of a configuration and knows neither.
+    model: Callable[[Config], Model] | None = None
+    # Numbers beside the network's and how they begin, the first by how many: see `beside`.
+    own: Callable[[Config, Model], int] | None = None
+    begin: Callable[[Config, Model, Generator], Tensor] | None = None  # None: as zeros
+    keeps: bool = False  # they are no parameters: what the tasks of an iteration leave is averaged
 
     def settings(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """All that it says, given the other settings."""
@@ -74,7 +84,9 @@ def _value(value: Any | Callable, others: Mapping[str, Any]) -> Any:
 
 
 class Loop(Protocol):
-    """What `engine.unroll` is of methods that are choices of its settings."""
+    """What `engine.unroll` is of methods that are choices of its settings. One whose tasks are best
+    computed each by itself has `alone = True`.
+    """
 
     def adjoint(
         self, model: Model, params, episode, loss_weights, second_order: bool, running=None
@@ -85,6 +97,37 @@ class Loop(Protocol):
         self, model: Model, params, running, episode, *, steps: int, **options
     ) -> Values:
         """Logits of the target sets: see `engine.unroll.adapt_and_predict`."""
+
+
+class Keeping(Loop, Protocol):
+    """A loop that says what a task leaves of its support set, and answers by that alone."""
+
+    def learn(self, model: Model, params, x: Tensor, labels: Tensor, given=None) -> tuple:
+        """What it keeps of the support sets [T, M], and their batch statistics [T, S]; `given` are
+        statistics [S] or [T, S] to normalise by."""
+
+    def answer(
+        self,
+        model: Model,
+        images: Inputs,
+        theta: Tensor,  # [T, P]
+        kept: Tensor,  # [T, M]
+        ways: int,
+        row: Tensor,
+        given=None,
+    ) -> Tensor:  # logits [T, N, ways]
+        """Of images that the model prepared, by θ and what was kept of so many classes."""
+
+    def keeps(self, model: Model) -> tuple[int, int]:
+        """Numbers that it keeps of a set, and of each image or class of it."""
+
+
+class Adapted(Protocol):
+    """After a step."""
+
+    index: int
+    row: Tensor  # [G], or of each task its own [T, G]
+    adapted: Tensor  # [T, P]
 
 
 class Rule(Protocol):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from engine.episodes import Episode
-from engine.methods import heads
+from engine.methods import beside, heads
+from engine.methods.context import InContext, of_support, of_targets
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
 from engine.unroll import MetaGradient
@@ -24,27 +25,36 @@ class ClosedForm(NamedTuple):
     head: heads.Prototypes | heads.Matching
     train_ways: int  # classes of a training task
     ways: int  # of one in evaluation
+    context: int = 0  # steps of full context embeddings, 0: without
+
+    @property
+    def alone(self) -> bool:
+        return self.context > 0
 
     @torch.inference_mode()
     def adjoint(
         self,
         model: Backbone,
-        params: Params,  # with single rows; its classifier and rates take no part
+        params: Params,  # with a single row of norm; its classifier and rates take no part
         episode: Episode,
         loss_weights: Sequence[float | Tensor],  # 1
         second_order: bool,
         running: Moments | None = None,  # [1, S]
     ) -> MetaGradient:
-        (weight,) = loss_weights
+        (weight,), (network, own) = loss_weights, beside.split(model, params)
         x = torch.cat([episode.support_x, episode.target_x], 1)
-        theta = params.theta.expand(len(x), -1)
-        found = model.prepare(x, 1).embed(theta, params.norm[0], _given(running), True)
+        theta = network.theta.expand(len(x), -1)
+        found = model.prepare(x, 1).embed(theta, network.norm[0], _given(running), True)
         n = episode.support_y.shape[1]
-        h_s, h_q = found.features[:, :n], found.features[:, n:]
+        features = found.features[:, :n], found.features[:, n:]
+        seen = InContext.of(own, *features, self.context) if self.context else None
+        h_s, h_q = seen.features if seen else features
         logits, saved = self.head.fwd(h_s, episode.support_y, h_q, self.train_ways)
         loss, d_logits = heads.cross_entropy(logits, episode.target_y)
-        d_features = torch.cat(self.head.bwd(saved, weight * d_logits), 1)
-        gradient, norm = found.kept.pullback(d_features)
+        pulled = self.head.bwd(saved, weight * d_logits)
+        *pulled, d_own = seen.pullback(*pulled) if seen else (*pulled, own.expand(len(x), -1))
+        gradient, norm = found.kept.pullback(torch.cat(pulled, 1))
+        norm = torch.cat([norm, d_own], 1)
         rates = params.rates.new_zeros(len(x), *params.rates.shape)
         moments = Moments(*(m.unsqueeze(1) for m in found.moments))
         factor = model.bessel(x, moments.var)
@@ -72,6 +82,7 @@ class ClosedForm(NamedTuple):
     ) -> Tensor:  # logits [T, N, ways], with `every` [1, T, N, ways]
         given = _given(running) if norm_statistics == "running" else None
         x, target = episode.support_x, episode.target_x
+        params, own = beside.split(model, params)
         n, theta = x.shape[1], params.theta.expand(len(x), -1)
         if given is None and protocol == "transductive":
             x = torch.cat([x, target], 1)
@@ -80,6 +91,10 @@ class ClosedForm(NamedTuple):
         if x.shape[1] == n:
             given = moments if given is None else given
             h_q = model.prepare(target, 1).embed(theta, params.norm[0], given).features
+        if self.context:
+            weights = own.expand(len(x), -1)
+            h_s = of_support(weights, h_s)
+            h_q = of_targets(weights, h_s, h_q, self.context)
         logits, _ = self.head.fwd(h_s, episode.support_y, h_q, self.ways)
         return logits.unsqueeze(0) if every else logits
 

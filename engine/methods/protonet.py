@@ -15,7 +15,9 @@ batch for batch norm, test by running statistics. Omniglot 98.8 / 99.7 / 96.0 / 
 20w1s, 20w5s; mini-ImageNet 49.42 ± 0.78 / 68.20 ± 0.66, with 5-way training 46.61 / 65.77.
 
 Here: `--train-ways` is the training's W, by default that of the test; the outer rate follows the
-preset, a cosine in place of halving; splits and Q are the preset's.
+preset, unless `--annealing halving --min-lr 0` (every `--halving-epochs` 20, of the preset's
+iterations) asks for theirs; the best epoch on validation is taken, and nothing is trained on val;
+splits and Q are the preset's.
 
 Neutral value: on features of length 1 with one support image a class it is `matching` at τ = 2.
 """

@@ -20,7 +20,8 @@ class Params(NamedTuple):
     """
 
     theta: Tensor  # [P] initial values of the adapted parameters, one flat buffer
-    norm: Tensor  # [K or 1, G] of those that the inner loop leaves: batch norm's (BNWB)
+    norm: Tensor  # [K or 1, G] of those that the inner loop leaves: batch norm's (BNWB), and after
+    # them what a method has of its own (`engine.methods.beside`)
     rates: Tensor  # [K, L] inner learning rates a tensor (LSLR), or [K or 1, P] a number
 
 

@@ -17,10 +17,9 @@ from engine import meta, models
 from engine.config import Config
 from engine.errors import UserError, explained
 from engine.files import replace_file
-from engine.methods import HEADLESS
-from engine.models.backbone import Backbone
-from engine.models.interface import Moments, Params
-from engine.models.resnet12 import ResNet12
+from engine.methods import HEADLESS, KEEPING
+from engine.methods.loops import loop
+from engine.models.interface import Model, Moments, Params
 from engine.runs import checkpoint
 from engine.runs.packed import FIELDS, unpack
 
@@ -128,13 +127,16 @@ def understood(path: Path, content: Any) -> Classifier:
     return saved
 
 
-def network(cfg: Config, classes: int) -> Backbone | ResNet12:
-    """The run's network with the first so many of its outputs."""
-    return replace(models.network(cfg), ways=classes)
+def network(cfg: Config, classes: int) -> Model:
+    """The run's network with the first so many of its outputs; one of its method's as it is."""
+    found = models.network(cfg)
+    return found if cfg.method in KEEPING else replace(found, ways=classes)
 
 
 def outputs(cfg: Config, theta: Tensor) -> int:  # [P']
     """Of the network of so many parameters, rounded down: classes, of matching support images."""
+    if cfg.method in KEEPING:
+        return cfg.ways
     *body, weight, bias = models.network(cfg).sizes
     return (theta.numel() - sum(body)) // (weight // bias + 1)
 
@@ -145,10 +147,21 @@ def unpacked(cfg: Config, saved: Classifier) -> tuple[list[Member], list[Adapted
     member = Member(like.params, like.running)
     if cfg.method == "matching" and isinstance(saved.adapted[0].get("theta"), Tensor):
         classes = max(classes, outputs(cfg, saved.adapted[0]["theta"]))
-    sizes = network(cfg, classes).sizes
-    theta, row = like.params.theta.new_empty(sum(sizes)), like.params.norm[0]
+    length = sum(network(cfg, classes).sizes)
+    if cfg.method in KEEPING:
+        length += _kept(cfg, saved.adapted[0].get("theta"))
+    theta = like.params.theta.new_empty(length)
+    row = like.params.norm[0, : 2 * like.running.mean.shape[1]]
     adapted = Adapted(theta, row, Moments(*(m[0] for m in like.running)))
     return (
         [unpack(member, entry, "cpu", "members") for entry in saved.members],
         [unpack(adapted, entry, "cpu", "adapted") for entry in saved.adapted],
     )
+
+
+def _kept(cfg: Config, theta: Any) -> int:
+    """How many numbers after θ are of a support set, as far as so many can be."""
+    model = models.network(cfg)
+    once, each = loop(cfg, model).keeps(model)
+    found = theta.numel() - sum(model.sizes) - once if isinstance(theta, Tensor) else 0
+    return once + each * max(1, found // each)

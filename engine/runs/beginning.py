@@ -12,6 +12,7 @@ from engine import meta
 from engine.config import Config
 from engine.errors import UserError, say
 from engine.meta import State
+from engine.methods import beside
 from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runs.saved import load_trained, restore
@@ -21,6 +22,7 @@ _NETWORK = (
     "network channels filters stages downsample widths steps adapt norm_weights norm_gains "
     "norm_stats"
 ).split()
+_OWN = "method", "image_size"  # where the network is the method's
 
 
 class Beginning(NamedTuple):
@@ -49,11 +51,14 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
     trained = Config.from_dict(source.config)
     different = [
         f"{name}: {getattr(trained, name)} -> {getattr(cfg, name)}"
-        for name in _NETWORK
+        for name in (*_NETWORK, *_OWN * (cfg.network == "own"))
         if name not in cfg.of_others and getattr(trained, name) != getattr(cfg, name)
     ]
     if (trained.rates == "per-parameter") != (cfg.rates == "per-parameter"):
         different.append(f"rates: {trained.rates} -> {cfg.rates}")
+    before, own = (beside.learned(c, network(c)) for c in (trained, cfg))
+    if before != own:
+        different.append(f"numbers beside the network's: {before:,} -> {own:,}")
     if different:
         raise UserError(
             f"--init is {cfg.init}, of another network ({'; '.join(different)}): give its own "
@@ -61,8 +66,11 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
         )
     (given,) = restore(meta.layout(trained), [source], device).values()
     body = sum(network(cfg).sizes[:-HEAD])
-    (theta, _, rates), head = given.params, "its classifier"
-    if len(theta) != len(state.params.theta) or trained.ways != cfg.ways:
+    (theta, norm, rates), head = given.params, "its classifier"
+    # What a method keeps and does not learn begins anew, as Adam's moments do.
+    taken = 2 * sum(network(cfg).norm_widths) + own
+    norm = torch.cat([norm[:, :taken], state.params.norm[:, taken:]], 1)
+    if network(trained).sizes != network(cfg).sizes:
         theta = torch.cat([theta[:body], state.params.theta[body:]])
         if cfg.rates == "per-parameter":
             rates = torch.cat([rates[:, :body], state.params.rates[:, body:]], 1)
@@ -81,7 +89,8 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
     }
     return Beginning(
         state._replace(
-            params=given.params._replace(theta=theta, rates=rates), running=given.running
+            params=given.params._replace(theta=theta, norm=norm, rates=rates),
+            running=given.running,
         ),
         origin,
     )

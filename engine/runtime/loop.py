@@ -20,7 +20,9 @@ from engine import meta
 from engine.config import Config
 from engine.episodes import EpisodeSampler, Source
 from engine.meta import Metrics, Schedule, State
+from engine.models import network
 from engine.models.interface import Model
+from engine.models.module import Module
 from engine.runtime import graph, ranks
 from engine.runtime.prefetch import prefetch
 from engine.runtime.resident import Feed
@@ -55,7 +57,8 @@ def loop(
 
     Tasks of a class bank are gathered on the device, others come from the host.
     """
-    resident = device.type == "cuda" and isinstance(tasks, EpisodeSampler) and model is None
+    captured = model is None and not isinstance(network(cfg), Module)  # which autograd runs
+    resident = device.type == "cuda" and isinstance(tasks, EpisodeSampler) and captured
     if resident and ranks.current().size == 1:  # a graph gathers nothing
         return DeviceLoop(cfg, tasks, iterations, device)
     return HostLoop(cfg, tasks, iterations, device, model)

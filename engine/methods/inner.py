@@ -1,0 +1,77 @@
+"""Methods whose steps are not those of `engine.unroll`: what they have in its place, around an
+inner loop of their own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine import unroll
+from engine.episodes import Episode
+from engine.methods.base import Adapted
+from engine.models.interface import Inputs, Model, Moments, Params
+from engine.models.rows import Rows
+
+
+class Step(NamedTuple):
+    index: int
+    row: Tensor  # [G], or of each task its own [T, G]
+    adapted: Tensor  # [T, P]
+
+
+class Inner(ABC):
+    """A `Loop`."""
+
+    alone = True  # rows of batch norm are a task's own
+
+    @abstractmethod
+    def adjoint(
+        self,
+        model: Model,
+        params: Params,
+        episode: Episode,
+        loss_weights: Sequence[float | Tensor],
+        second_order: bool,
+        running: Moments | None = None,
+    ) -> unroll.MetaGradient:
+        """See `engine.unroll.adjoint`."""
+
+    @abstractmethod
+    def inner_loop(
+        self, model: Model, params: Params, x: Tensor, labels: Tensor, steps: int
+    ) -> Iterator[Adapted]:
+        """Adapts to support sets as in evaluation."""
+
+    def prepare(self, model: Model, x: Tensor, passes: int) -> Inputs:
+        """For the rows of its steps."""
+        return Rows.of(model, x, passes)
+
+    def with_outputs(
+        self, model: Model, params: Params, take: Callable[[Tensor], Tensor]
+    ) -> Params:
+        """Those of some of a network's outputs, which `take` takes of a θ [..., P]."""
+        return params._replace(theta=take(params.theta))
+
+    @torch.inference_mode()
+    def adapt_and_predict(
+        self,
+        model: Model,
+        params: Params,
+        running: Moments,
+        episode: Episode,
+        *,
+        steps: int,
+        norm_statistics: str = "batch",  # nothing else is allowed
+        protocol: str = "transductive",
+        every: bool = False,
+    ) -> Tensor:
+        """See `engine.unroll.adapt_and_predict`."""
+        adapted = self.inner_loop(model, params, episode.support_x, episode.support_y, steps)
+        prepare = partial(self.prepare, model)
+        return unroll.predictions(prepare, adapted, episode, None, protocol, every)
