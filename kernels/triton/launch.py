@@ -210,8 +210,8 @@ def _stem(g: Geometry) -> dict[str, int]:
 
 def _stem_outer(g: Geometry) -> dict[str, int]:
     return {
-        "BM": 64, "BF": block(g.filters), "per_split": _per_split(g.pixels, 64, 128),
-        "num_warps": 4, "num_stages": 1,
+        "BM": 32, "BF": block(g.filters), "per_split": _per_split(g.pixels, 64, 128),
+        "num_warps": 8 if g.precision == "ieee" else 4, "num_stages": 1,
     }  # fmt: skip
 
 
