@@ -208,10 +208,9 @@ def meta_step(
     """One outer iteration: the meta-gradient over `cfg.tasks` tasks, and Adam. The episode has
     those of this rank; the rows of the others are gathered.
     """
-    schedule, team = Schedule.of(state.iteration, cfg), ranks.current()
-    rows = task_rows(state, episode, cfg, schedule, model)
-    if not team.alone:
-        rows = rows.of(team.gathered(rows.tensors()))
+    schedule = Schedule.of(state.iteration, cfg)
+    own = task_rows(state, episode, cfg, schedule, model)
+    rows = own.of(ranks.current().gathered(own.tensors()))
     total = summed(rows, cfg, model)
     with kernels.only_kernels():
         metrics = Metrics.of(measure(total, rows.right, cfg).tolist())

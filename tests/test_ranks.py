@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ import torch
 from engine import evaluate, train
 from engine.errors import UserError
 from engine.runs.checkpoint import load
-from engine.runtime import ranks
-from tests import ranked
+from engine.runtime import machine, ranks
+from tests import device_ranks, ranked
 from tests.tiny import ROOT, environment, finish, flags, start, wait_for
 from tests.torchrun import SLOW, assert_same, done, finished, launch
 
@@ -60,6 +61,14 @@ def test_a_stopped_run_is_continued_by_any_number(images, alone, tmp_path, count
         assert before < iteration < 12
     assert train.main(argv) == 0
     assert_same(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_devices_graphs_with_the_gather_between_them(images, tmp_path, count):
+    out = done(launch("tests.device_ranks", tmp_path / "many", images, count=count))
+    assert f"{count} on cpu: graph A, gather, graph B: the bits of one" in out
+    assert train.main(flags(images, tmp_path / "one", *device_ranks.MORE)) == 0
+    assert_same(tmp_path / "many", tmp_path / "one")
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +134,16 @@ def test_a_run_keeps_its_threads_where_they_matter(own, tmp_path):
     ranked.fitted(tmp_path / "free", "one-by-one", stop=3)
     ranked.fitted(tmp_path / "free", "one-by-one", settings={"threads": 2})
     assert_same(tmp_path / "free", own / "one-by-one")
+
+
+def test_each_rank_has_a_gpu_or_is_told_that_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    team = SimpleNamespace(alone=False, local=1, local_size=2)
+    monkeypatch.setattr(ranks, "_current", team)
+    assert machine._device() == torch.device("cuda", 1)
+    team.local_size = 3
+    with pytest.raises(UserError, match="^3 ranks are on a machine of 2 GPUs: start at most one a"):
+        machine._device()
 
 
 def test_one_process_is_alone(monkeypatch):

@@ -55,6 +55,10 @@ class Alone:
         """The first of this rank's tasks, and how many it has."""
         return 0, tasks
 
+    def gathered(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors of a row a task, of all ranks in the order of the tasks."""
+        return [*rows]
+
     def spread(self, items: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
         """`make` of each item, by the ranks in turn; each has all results."""
         return [make(item) for item in items]
@@ -134,7 +138,7 @@ class Ranks(Alone):
         """
         if failed and self._host is not None:
             self._dist.group.WORLD._get_backend(torch.device("cuda")).abort()
-        elif not self.broken:
+        if not self.broken:
             self._dist.destroy_process_group()
 
     @contextmanager
@@ -175,7 +179,6 @@ class Ranks(Alone):
         self._stop = self._stop or signal
 
     def gathered(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Tensors of a row a task, of all ranks in the order of the tasks."""
         parcel = Parcel(rows, self.size)
         parcel.pack(rows, rows[0].new_full((), self.signal))
         self.gather(parcel)
@@ -201,7 +204,7 @@ class Ranks(Alone):
                 if self.signal and not signalled:  # of torchrun, which kills 30 s later
                     last, signalled = min(last, time.monotonic() + _GRACE), True
                 if time.monotonic() > last:
-                    raise RuntimeError("the device waits for it")
+                    raise RuntimeError("the device waits for another")
                 time.sleep(_LOOK)
 
     def spread(self, items: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
