@@ -101,6 +101,12 @@ def hangup() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread(threads) -> None:
+    """Of torch: others only wait where a test is thousands of calls for a few numbers each."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
 def threads() -> Iterator[None]:
     """Gives a test that changes torch's number of threads the old one back."""
     before = torch.get_num_threads()
