@@ -30,7 +30,8 @@ from tests.tiny import flags, make_images, same, start, timeless
 from tests.torchrun import launch, pids
 
 LONGEST = 120.0  # seconds of one process: longer ones hang
-# What a process may be killed at: after some time, or as soon as such a file is there.
+# What a process may be killed at, each of them in turn: after some time, or as soon as such a file
+# is there.
 MOMENTS = ("any", "any", ".*.pt.tmp", "cache/*.tmp")
 NOWHERE = {"stdout": -3, "stderr": -3}  # subprocess.DEVNULL
 PATIENCE = 30.0  # seconds in which all ranks end after one
@@ -43,6 +44,7 @@ class Killed:
         self.place, self.random, self.ranks = place, random.Random(seed), ranks
         self.images, self.cache = make_images(place / "images"), place / "cache"
         self.kills = dict.fromkeys(MOMENTS, 0)
+        self.moments = []  # that come next
         self.finished = 0
         self.reference = self._folder()
         self.life = self._life(start(*self._command(self.reference), **NOWHERE))
@@ -95,7 +97,8 @@ class Killed:
     def _survived(self, folder: Path, most: int) -> bool:
         """Whether a process, of a run that may have begun, reached the end of the run."""
         done = sum(self.kills.values())
-        moment = self.random.choice(MOMENTS)
+        self.moments = self.moments or self.random.sample(MOMENTS, len(MOMENTS))
+        moment = self.moments.pop()
         if moment.startswith("cache"):
             shutil.rmtree(self.cache)
         process = self._start(folder)
