@@ -231,7 +231,7 @@ def test_after_a_capture_that_failed_there_is_no_other(error, said, monkeypatch,
     def failing() -> None:
         raise error
 
-    def begun(graph, capture_error_mode="global") -> nullcontext:
+    def begun(graph, stream=None, capture_error_mode="global") -> nullcontext:
         captures.append(graph)
         return nullcontext()
 
@@ -239,6 +239,7 @@ def test_after_a_capture_that_failed_there_is_no_other(error, said, monkeypatch,
     cuda, current = torch.device("cuda"), SimpleNamespace()
     monkeypatch.setattr(graph, "failed", [])
     monkeypatch.setattr(graph, "warm_up", lambda body, device, times: None)
+    monkeypatch.setattr(graph, "_chain", lambda device: current)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=len))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
