@@ -54,9 +54,10 @@ class Pair:
         before = self._at_theirs() if exact else None
         began = time.monotonic()
         schedule = Schedule.of(state.iteration, self.cfg)
-        found = meta.meta_gradient(state, episode, self.cfg, schedule)
+        rows = meta.task_rows(state, episode, self.cfg, schedule)
+        found = meta.summed(rows, self.cfg)
         self.state = meta.advance(state, found, self.cfg, schedule)
-        ours = Metrics.of(meta.measure(found, episode, self.cfg).tolist())
+        ours = Metrics.of(meta.measure(found, rows.right, self.cfg).tolist())
         between = time.monotonic()
         theirs = self.theirs.train(*sets(episode), epoch=state.iteration // self.cfg.iterations)
         ended = time.monotonic()

@@ -129,6 +129,29 @@ class Schedule(NamedTuple):
         )
 
 
+class Rows(NamedTuple):
+    """What an iteration makes of its tasks, each still by itself."""
+
+    found: unroll.MetaGradient
+    right: Tensor  # [T] the share of right answers
+
+    def tensors(self) -> list[Tensor]:
+        """Of a row a task: all that the sum needs."""
+        return [self.found.loss, *self.found.gradient, *self.found.moments, self.right]
+
+    def of(self, tensors: Sequence[Tensor]) -> "Rows":
+        """Such rows of other tasks; the logits and the losses of single steps are not theirs."""
+        loss, theta, norm, rates, mean, var, right = tensors
+        found = self.found._replace(
+            loss=loss,
+            gradient=Params(theta, norm, rates),
+            moments=Moments(mean, var),
+            logits=None,
+            per_step=(),
+        )
+        return Rows(found, right)
+
+
 def meta_gradient(
     state: State,
     episode: Episode,
@@ -136,13 +159,24 @@ def meta_gradient(
     schedule: Schedule | None = None,
     model: Model | None = None,
 ) -> unroll.MetaGradient:
-    """The outer loss and its gradient, over blocks of tasks that suit the device, summed in task
-    order; by the schedule of the state's iteration and of the network of `cfg` unless others are
-    given.
+    """The outer loss and its gradient over the episode's tasks, summed in their order; by the
+    schedule of the state's iteration and of the network of `cfg` unless others are given.
+    """
+    schedule = schedule or Schedule.of(state.iteration, cfg)
+    return summed(task_rows(state, episode, cfg, schedule, model), cfg, model)
+
+
+def task_rows(
+    state: State,
+    episode: Episode,
+    cfg: Config,
+    schedule: Schedule,
+    model: Model | None = None,
+) -> Rows:
+    """Of the episode's tasks, in blocks that suit the device.
 
     In the child of a fork, too: there torch's own threads, if it had any, would be waited for.
     """
-    schedule = schedule or Schedule.of(state.iteration, cfg)
     running = state.running if cfg.train_norm_statistics == "running" else None
     model, (weights, second, _) = model or network(cfg), schedule
     own = loop(cfg, model)
@@ -157,49 +191,40 @@ def meta_gradient(
         key=lambda i: (cfg.seed, state.iteration, ranks.current().share(cfg.tasks)[0] + i),
     )
     with kernels.only_kernels():
-        total = unroll.total(_of_all_ranks(parts))
-        return total._replace(gradient=model.tied(total.gradient))
+        found = unroll.together(parts)
+        return Rows(found, hits(found.logits, episode.target_y).to(found.loss))
 
 
-def _of_all_ranks(parts: list[unroll.MetaGradient]) -> list[unroll.MetaGradient]:
-    """With the tasks of the other ranks, but for their logits."""
-    team = ranks.current()
-    if team.size == 1:
-        return parts
-    own = unroll.together(parts)
-    seen = [step for step in own.per_step if step is not None]
-    loss, *found = team.gathered([own.loss, *own.gradient, *own.moments, *seen])
-    steps = iter(found[5:])
-    return [
-        own._replace(
-            loss=loss,
-            gradient=Params(*found[:3]),
-            moments=Moments(*found[3:5]),
-            per_step=tuple(None if step is None else next(steps) for step in own.per_step),
-        )
-    ]
+def summed(rows: Rows, cfg: Config, model: Model | None = None) -> unroll.MetaGradient:
+    """Over the tasks in their order: the same bits whoever made which rows."""
+    with kernels.only_kernels():
+        total = unroll.total([rows.found])
+        return total._replace(gradient=(model or network(cfg)).tied(total.gradient))
 
 
 def meta_step(
     state: State, episode: Episode, cfg: Config, model: Model | None = None
 ) -> tuple[State, Metrics]:
-    """One outer iteration: the meta-gradient over the episode's `cfg.tasks` tasks, and Adam."""
+    """One outer iteration: the meta-gradient over `cfg.tasks` tasks, and Adam. The episode has
+    those of this rank; the rows of the others are gathered.
+    """
     schedule = Schedule.of(state.iteration, cfg)
-    meta = meta_gradient(state, episode, cfg, schedule, model)
+    own = task_rows(state, episode, cfg, schedule, model)
+    rows = own.of(ranks.current().gathered(own.tensors()))
+    total = summed(rows, cfg, model)
     with kernels.only_kernels():
-        metrics = Metrics.of(measure(meta, episode, cfg).tolist())
-        return (state if metrics.nonfinite else advance(state, meta, cfg, schedule)), metrics
+        metrics = Metrics.of(measure(total, rows.right, cfg).tolist())
+        return (state if metrics.nonfinite else advance(state, total, cfg, schedule)), metrics
 
 
-def measure(meta: unroll.MetaGradient, episode: Episode, cfg: Config) -> Tensor:
-    """Loss, accuracy, and for each of `CHECKED` 1 if it is finite, [2 + 4]."""
-    team = ranks.current()
-    per_task = 1 if cfg.task_reduction == "mean" else episode.tasks * team.size
-    (right,) = team.gathered([hits(meta.logits, episode.target_y).to(meta.loss)])
-    correct = right.mean()
-    largest = [_largest(t) for t in (meta.loss, *meta.gradient)]
-    finite = torch.stack(largest).isfinite().to(meta.loss.dtype)
-    return torch.cat([torch.stack([meta.loss / per_task, correct]), finite])
+def measure(total: unroll.MetaGradient, right: Tensor, cfg: Config) -> Tensor:
+    """Loss, accuracy, and for each of `CHECKED` 1 if it is finite, [2 + 4]; of the sum over tasks
+    and the share of right answers in each [T].
+    """
+    per_task = 1 if cfg.task_reduction == "mean" else len(right)
+    largest = [_largest(t) for t in (total.loss, *total.gradient)]
+    finite = torch.stack(largest).isfinite().to(total.loss.dtype)
+    return torch.cat([torch.stack([total.loss / per_task, right.mean()]), finite])
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -21,13 +21,13 @@ MOST = 32  # threads that read files; more wait for the same disk
 
 
 def started(
-    threads: int, name: str, initializer: Callable | None = None, initargs: tuple = ()
+    threads: int, name: str, initializer: Callable[[], None] | None = None
 ) -> tuple[ThreadPoolExecutor | None, int]:
     """A pool whose threads all run, and their number: fewer than asked for, or no pool, where the
     system gives no more.
     """
     while threads > 0:
-        pool, go = ThreadPoolExecutor(threads, name, initializer, initargs), threading.Event()
+        pool, go = ThreadPoolExecutor(threads, name, initializer), threading.Event()
         made = 0
         try:
             while made < threads:

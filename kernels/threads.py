@@ -35,6 +35,12 @@ def _most() -> int:
     return MOST_PER_CORE * cores()
 
 
+def stay_on_one_core() -> None:
+    """Has torch run the operations of this thread, of a pool that just began it, on it alone."""
+    torch.get_num_threads()  # else its first operation takes the number that others have
+    torch.set_num_threads(1)
+
+
 @contextmanager
 def only_kernels() -> Iterator[None]:
     """Inside, the kernels keep the caller's number of threads, and torch's own ops run on one, in

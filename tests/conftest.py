@@ -1,5 +1,6 @@
 """Fixtures: files that the repository does not hold, and what a test gets back as it was."""
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import kernels
 from engine import train
 from kernels import native
+from kernels.check import verdict
 from tests.golden import Golden, files, shared_folder
 from tests.tiny import flags, make_images
 
@@ -39,16 +41,29 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def checked(cache, tmp_path_factory) -> Path:
+    """A cache that holds the check of the machine, which takes seconds, and nothing else."""
+    folder = tmp_path_factory.mktemp("checked")
+    verdict.of(torch.device("cpu"), "auto", folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
+def images(checked, tmp_path_factory) -> Path:
     """A data set in a folder; what runs leave beside it is the module's."""
-    return make_images(tmp_path_factory.mktemp("images") / "tiny")
+    return _made(tmp_path_factory.mktemp("images"), checked)
+
+
+def _made(place: Path, checked: Path) -> Path:
+    shutil.copytree(checked, place / "cache")
+    return make_images(place / "tiny")
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Iterator[Path]:
+def finished(checked, tmp_path_factory) -> Iterator[Path]:
     """The folder of a finished run, for all that only read it: what changes one takes a copy."""
-    images = make_images(tmp_path_factory.mktemp("finished") / "tiny")
+    images = _made(tmp_path_factory.mktemp("finished"), checked)
     folder = images.parent / "finished"
     assert train.main(flags(images, folder)) == 0
     files = {path: path.read_bytes() for path in sorted(folder.glob("*.*"))}
@@ -83,6 +98,12 @@ def hangup() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def one_thread(threads) -> None:
+    """Of torch: others only wait where a test is thousands of calls for a few numbers each."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

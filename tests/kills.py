@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 from engine.runs import checkpoint
@@ -30,7 +31,8 @@ from tests.tiny import flags, make_images, same, start, timeless
 from tests.torchrun import launch, pids
 
 LONGEST = 120.0  # seconds of one process: longer ones hang
-# What a process may be killed at: after some time, or as soon as such a file is there.
+# What a process may be killed at, each of them in turn: after some time, or as soon as such a file
+# is there.
 MOMENTS = ("any", "any", ".*.pt.tmp", "cache/*.tmp")
 NOWHERE = {"stdout": -3, "stderr": -3}  # subprocess.DEVNULL
 PATIENCE = 30.0  # seconds in which all ranks end after one
@@ -43,11 +45,12 @@ class Killed:
         self.place, self.random, self.ranks = place, random.Random(seed), ranks
         self.images, self.cache = make_images(place / "images"), place / "cache"
         self.kills = dict.fromkeys(MOMENTS, 0)
+        self.moments = []  # that come next
         self.finished = 0
         self.reference = self._folder()
-        self.life = self._life(start(*self._command(self.reference), **NOWHERE))
-        if ranks > 1:
-            self.life = self._life(self._start(self._folder()))
+        seconds = self._seconds(start(*self._command(self.reference), **NOWHERE))
+        if ranks == 1:
+            self.life = seconds
 
     def run(self, kills: int, told: Callable[[str], None] = lambda line: None) -> None:
         """Goes on until so many processes were killed and the last run is done."""
@@ -59,7 +62,12 @@ class Killed:
             self._compare(folder)
             self.finished += 1
 
-    def _life(self, process) -> float:
+    @cached_property
+    def life(self) -> float:
+        """Seconds of a run that nothing kills."""
+        return self._seconds(self._start(self._folder()))
+
+    def _seconds(self, process) -> float:
         began = time.monotonic()
         assert process.wait(LONGEST) == 0
         return time.monotonic() - began
@@ -95,13 +103,15 @@ class Killed:
     def _survived(self, folder: Path, most: int) -> bool:
         """Whether a process, of a run that may have begun, reached the end of the run."""
         done = sum(self.kills.values())
-        moment = self.random.choice(MOMENTS)
+        self.moments = self.moments or self.random.sample(MOMENTS, len(MOMENTS))
+        moment = self.moments.pop()
         if moment.startswith("cache"):
             shutil.rmtree(self.cache)
+        until = self.random.uniform(0, 1.1 * self.life) if moment == "any" else LONGEST
         process = self._start(folder)
         beside = self._evaluation(folder) if done % 2 else None
         try:
-            if done < most and self._reached(process, folder, moment):
+            if done < most and self._reached(process, folder, moment, until):
                 self.kills[moment] += self._kill(process)
             code = process.wait(LONGEST)
             assert code in (0, -9 if self.ranks == 1 else 1), f"exit code {code}"
@@ -116,9 +126,8 @@ class Killed:
         more = ("--data", self.images, "--cache", self.cache)
         return start("engine.evaluate", folder, *more, **NOWHERE)
 
-    def _reached(self, process, folder: Path, moment: str) -> bool:
-        """Waits for the moment; False when the process ended before."""
-        until = self.random.uniform(0, 1.1 * self.life) if moment == "any" else LONGEST
+    def _reached(self, process, folder: Path, moment: str, until: float) -> bool:
+        """Waits for the moment, so many seconds; False when the process ended before."""
         ends = time.monotonic() + until
         while process.poll() is None and time.monotonic() < ends:
             if moment != "any" and self._is_there(folder, moment):

@@ -20,7 +20,7 @@ from engine.models.interface import Moments, Params
 from kernels import reference
 
 torch.manual_seed(0)
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("backend", "one_thread")
 
 
 def random_problem(model: Backbone, steps: int, tasks: int, norm_rows: int, seed: int = 0):

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -90,6 +91,24 @@ def test_a_wrong_kernel_is_caught_in_every_precision(precision: str, part: str, 
         (row,) = [r for r in check.rows(one, SMALL, [precision]) if r.op == "passes"]
         assert [p for p in PARTS if not row.parts[p].within] == [part], (fault, row.parts)
         assert name in row.failed
+
+
+def test_the_exact_pass_has_a_core_for_each_task(threads, monkeypatch):
+    found, task = [], oracle._task
+
+    def counted(*args, **options):
+        other = threading.Thread(target=torch.set_num_threads, args=(3,))
+        other.start()
+        other.join()
+        result = task(*args, **options)
+        found.append(torch.get_num_threads())
+        return result
+
+    monkeypatch.setattr(oracle, "_task", counted)
+    made = oracle.problem(*SMALL.coarse["mini"], MARGINS["bf16"])
+    torch.set_num_threads(3)
+    oracle.passes(made)
+    assert found == [1] * len(made.x)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16x3", "bf16"])

@@ -84,6 +84,7 @@ def elementwise_inputs(dtype=torch.float64):
     return tuple(randn(8 + i, *s, dtype=dtype) for i, s in enumerate(((T, 7), (T, 7), (7,))))
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CASES = {
     "conv": Case(conv, conv_inputs),
     "any_conv": Case(any_conv, conv_inputs),

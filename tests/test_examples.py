@@ -5,16 +5,12 @@ from __future__ import annotations
 import shutil
 
 import pytest
-import torch
 
 from engine import FewShotClassifier
 from engine.examples import own_folder, own_loop, own_network, sinusoid, text
 from tests.tiny import FLAGS, make_images
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_sine_waves_are_learned():

@@ -1,5 +1,6 @@
 """The build of the compiled modules from a copy of their sources: with compilers, without, with
-errors; what it keeps, and what it says.
+errors; what it keeps, and what it says. Whole modules: MAMLPP_SLOW=1 python -m pytest
+tests/test_install.py
 """
 
 import os
@@ -25,6 +26,10 @@ static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, null
 PyMODINIT_FUNC PyInit__native() { return PyModule_Create(&module); }
 """
 
+# .ci/run installs with the same flags
+IN_FULL = pytest.mark.skipif(
+    not os.environ.get("MAMLPP_SLOW"), reason="builds a module in full; set MAMLPP_SLOW=1"
+)
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 needs_nvcc = pytest.mark.skipif(
     shutil.which(os.environ.get("CUDACXX", "nvcc")) is None, reason="no nvcc"
@@ -131,7 +136,9 @@ def test_source_that_does_not_compile_names_the_error(checkout: Path):
 
 
 @needs_compiler
-def test_builds_without_a_warning_and_replaces_a_failure(checkout: Path):
+@pytest.mark.parametrize("kind", ["stub", pytest.param("checkout", marks=IN_FULL)])
+def test_builds_without_a_warning_and_replaces_a_failure(kind: str, request):
+    checkout = request.getfixturevalue(kind)
     note = checkout / "kernels" / "_native_missing.txt"
     note.write_text("an earlier failure\n")
     assert not any("native" in line for line in build(checkout, CXXFLAGS="-Werror"))
@@ -197,6 +204,7 @@ def test_a_cuda_source_that_does_not_compile_leaves_the_native_module(checkout: 
     assert not is_there and "update.cu" in reason
 
 
+@IN_FULL
 @needs_compiler
 @needs_nvcc
 def test_builds_the_cuda_module_without_a_warning(checkout: Path):

@@ -4,21 +4,18 @@ nothing that a capture forbids, nothing that moves or grows.
 
 import gc
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from bench import graphs
 from engine import scoring
 from engine.config import Config
 from engine.data import Dataset
-from engine.data.bank import ClassBank
-from engine.episodes import EpisodeSampler
 from engine.meta import State, init_state
 from engine.methods import METHODS
 from engine.models import network
@@ -26,57 +23,17 @@ from engine.runtime import graph
 from engine.runtime.loop import DeviceLoop, HostLoop, loop
 from engine.runtime.resident import Feed
 from engine.scoring import _on_device, _on_host, prediction
-from kernels import native
-from kernels.plain import window
+from tests.captured import Capturable, captures_stood_in, config, noise, sampler
 
 CPU = torch.device("cpu")
 # Others have a network that autograd runs.
 CAPTURED = [name for name, m in METHODS.items() if m.fixed.get("network") != "own"]
 
 
-class Capturable(TorchDispatchMode):
-    """Raises where a CUDA graph could not be captured: the host reads a value, or makes one."""
-
-    READS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "_unique2", "lift_fresh"}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        of_labels = name == "_local_scalar_dense" and args[0].dtype == torch.int64
-        # An op looks at its labels on a CPU alone.
-        waits = name in self.READS and not of_labels
-        assert not waits, f"{name} waits for the device or copies from the host"
-        return func(*args, **kwargs or {})
-
-
 @pytest.fixture
-def captures(monkeypatch) -> list:
-    """Stands in for the capture: warm-ups, then each replay the body again, guarded."""
-    made = []
-
-    def capture(body, device):
-        for _ in range(graph.WARM_UPS):
-            body()
-
-        def replay() -> None:
-            # A kernel of the CPU reads the learning rate; the plain ops leave it where it is.
-            of_cpu = kernels.backend("update", torch.empty(0)) is native.update
-            with nullcontext() if of_cpu else Capturable():
-                body()
-
-        made.append(replay)
-        return replay
-
-    monkeypatch.setattr(graph, "capture", capture)
-    # As on a device. Single tasks would run in other threads, which no guard sees.
-    monkeypatch.setattr(window, "all_positive", lambda gain: False)
-    monkeypatch.setattr(kernels, "task_block", lambda like, keeps=False: None)
-    return made
-
-
-def config(**explicit) -> Config:
-    small = dict(image_size=14, channels=1, filters=4, stages=2, ways=3, shots=1, targets=2)
-    schedule = dict(steps=2, epochs=3, iterations=3, tasks=2, msl_epochs=1, first_order_epochs=2)
-    return Config.of("maml++", "mini", **small | schedule | explicit)
+def captures() -> Iterator[list]:
+    with captures_stood_in() as made:
+        yield made
 
 
 def of_method(name: str) -> Config:
@@ -86,22 +43,7 @@ def of_method(name: str) -> Config:
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    """Noise: classes of 6 images of 14 × 14 in each split."""
-    rng = np.random.default_rng(0)
-    starts = torch.arange(0, 8 * 6 + 1, 6)
-    names = tuple(f"c{c}" for c in range(8))
-    banks = {
-        split: ClassBank(
-            torch.from_numpy(rng.integers(0, 256, (48, 14, 14, 1), np.uint8)), starts, names
-        )
-        for split in ("train", "val", "test")
-    }
-    return Dataset("noise", banks, 1 / 255, (0.5,), (0.25,), "noise", None)
-
-
-def sampler(cfg: Config, data: Dataset) -> EpisodeSampler:
-    sizes = {name: getattr(cfg, name) for name in ("ways", "shots", "targets", "rotations")}
-    return EpisodeSampler(data, "train", seed=0, **sizes)
+    return noise()
 
 
 def tensors(state: State) -> list[torch.Tensor]:
@@ -289,7 +231,7 @@ def test_after_a_capture_that_failed_there_is_no_other(error, said, monkeypatch,
     def failing() -> None:
         raise error
 
-    def begun(graph, capture_error_mode="global") -> nullcontext:
+    def begun(graph, stream=None, capture_error_mode="global") -> nullcontext:
         captures.append(graph)
         return nullcontext()
 
@@ -297,6 +239,7 @@ def test_after_a_capture_that_failed_there_is_no_other(error, said, monkeypatch,
     cuda, current = torch.device("cuda"), SimpleNamespace()
     monkeypatch.setattr(graph, "failed", [])
     monkeypatch.setattr(graph, "warm_up", lambda body, device, times: None)
+    monkeypatch.setattr(graph, "_chain", lambda device: current)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=len))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())

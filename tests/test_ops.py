@@ -78,6 +78,7 @@ def check(make, inputs: tuple) -> None:
     assert gradgradcheck(make(kernels), inputs)
 
 
+@pytest.mark.usefixtures("one_thread")
 @on_all("conv")
 @SMALL
 def test_conv_to_second_order(backend, case) -> None:
@@ -85,6 +86,7 @@ def test_conv_to_second_order(backend, case) -> None:
 
 
 # Triton has 3×3 filters alone.
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("backend", ["native", "plain", "auto"], indirect=True)
 @pytest.mark.parametrize("case", cases.SMALL_SIZED, ids=lambda c: c.name)
 def test_conv_of_other_filters_to_second_order(backend, case) -> None:
@@ -100,6 +102,7 @@ def test_float32_error_of_other_filters(backend, case) -> None:
         assert ours <= 2 * torchs + torch.finfo(torch.float32).eps
 
 
+@pytest.mark.usefixtures("one_thread")
 @on_all("norm_act")
 @SMALL
 @pytest.mark.parametrize("given", [False, True], ids=["batch", "running"])
@@ -110,6 +113,7 @@ def test_norm_act_to_second_order(backend, case, given: bool) -> None:
     check(lambda ops: norm_act(ops, case, step, statistics), (z, gain, bias))
 
 
+@pytest.mark.usefixtures("one_thread")
 @on_all("head")
 @SMALL
 def test_head_to_second_order(backend, case) -> None:
@@ -117,12 +121,14 @@ def test_head_to_second_order(backend, case) -> None:
     check(lambda ops: head(ops, labels), tuple(inputs))
 
 
+@pytest.mark.usefixtures("one_thread")
 @on_all("update")
 def test_update_to_second_order(backend) -> None:
     *inputs, sizes = cases.update_inputs(3, (4, 1, 6))
     check(lambda ops: update(ops, sizes), tuple(inputs))
 
 
+@pytest.mark.usefixtures("one_thread")
 @on_all("update")
 def test_elementwise_update_to_second_order(backend) -> None:
     check(lambda ops: ops.elementwise_update, cases.elementwise_inputs(3, 11))

@@ -9,6 +9,9 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,8 +19,8 @@ import torch
 from engine import evaluate, train
 from engine.errors import UserError
 from engine.runs.checkpoint import load
-from engine.runtime import ranks
-from tests import ranked
+from engine.runtime import machine, ranks
+from tests import device_ranks, ranked
 from tests.tiny import ROOT, environment, finish, flags, start, wait_for
 from tests.torchrun import SLOW, assert_same, done, finished, launch
 
@@ -62,6 +65,27 @@ def test_a_stopped_run_is_continued_by_any_number(images, alone, tmp_path, count
     assert_same(tmp_path / "run", alone)
 
 
+class Many(NamedTuple):
+    """What so many ranks left and said."""
+
+    count: int
+    folder: Path
+    out: str
+
+
+@pytest.fixture(scope="module", params=COUNTS)
+def many(request, images, alone, tmp_path_factory) -> Many:
+    folder, given = tmp_path_factory.mktemp("many"), (alone / "latest.pt", images)
+    process = launch("tests.ranked", "all_of_it", folder, *given, count=request.param)
+    return Many(request.param, folder, done(process, 300))
+
+
+def test_a_devices_graphs_with_the_gather_between_them(many, images, tmp_path):
+    assert f"{many.count} on cpu: graph A, gather, graph B: the bits of one" in many.out
+    assert train.main(flags(images, tmp_path / "one", *device_ranks.MORE)) == 0
+    assert_same(many.folder / "device", tmp_path / "one")
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """Runs of networks of one's own, on three threads: as many ranks have other ones."""
@@ -73,49 +97,47 @@ def own(tmp_path_factory):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("counts", [(2, 1, 2), pytest.param((4, 2, 1, 4), marks=SLOW)])
-def test_networks_of_ones_own_by_any_number(own, tmp_path, counts):
-    for i, count in enumerate(counts):
-        stop = 0 if i == len(counts) - 1 else 2 * i + 3  # the tasks of two more are made before
+def test_networks_of_ones_own_by_any_number(many, own):
+    folder, stops = many.folder / "own", {1: 5, many.count: 0}  # 0: to the end
+    for count, stop in stops.items():
+        for name in ranked.OWN:  # as the ranks, and then one process, left them
+            assert load(folder / name / "latest.pt").state["iteration"] < 9
         if count == 1:
-            ranked.stage(tmp_path, stop)
+            ranked.stage(folder, stop)
         else:
-            done(launch("tests.ranked", "stage", tmp_path, stop, count=count))
-        for name in ranked.OWN:
-            assert (load(tmp_path / name / "latest.pt").state["iteration"] < 9) == (stop > 0)
+            done(launch("tests.ranked", "stage", folder, stop, count=count))
     for name in ranked.OWN:
-        assert_same(tmp_path / name, own / name)
+        assert_same(folder / name, own / name)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_every_way_of_passes_and_another_network(images, tmp_path, count):
-    done(launch("tests.ranked", "trained", tmp_path / "many", images, count=count))
-    ranked.trained(tmp_path / "one", str(images))
+def test_every_way_of_passes_and_another_network(many, images, tmp_path):
+    ranked.trained(tmp_path, str(images))
     for name in ranked.TRAINED:
-        assert_same(tmp_path / "many" / name, tmp_path / "one" / name)
+        assert_same(many.folder / "trained" / name, tmp_path / name)
 
 
-def test_the_evaluation_torchs_own_ranks_and_refusals(images, alone, tmp_path):
-    done(launch("tests.ranked", "others", tmp_path, alone / "latest.pt", images))
-    thetas = [torch.load(tmp_path / f"ddp-{rank}.pt") for rank in (0, 1)]
+def test_the_evaluation_torchs_own_ranks_and_refusals(many, images, alone):
+    folder, count = many.folder, many.count
+    thetas = [torch.load(folder / f"ddp-{rank}.pt") for rank in (0, count - 1)]
     assert torch.equal(*thetas) and thetas[0].isfinite().all()
-    written = tmp_path / "of-one.json"
+    written = folder / "of-one.json"
     command = [str(alone / "latest.pt"), "--data", str(images), "--json", str(written)]
     assert evaluate.main(command) == 0
-    assert json.loads(written.read_text()) == json.loads((tmp_path / "evaluation.json").read_text())
+    assert json.loads(written.read_text()) == json.loads((folder / "evaluation.json").read_text())
+    each = ranked.TASKS // count
     vmapped = (
-        "with 4 tasks a rank: bits depend on which tasks vmap takes together; give a number that "
-        "divides 4, or False, in every run that is to be the same"
+        f"with {each} tasks a rank: bits depend on which tasks vmap takes together; give a number "
+        f"that divides {each}, or False, in every run that is to be the same"
     )
-    assert json.loads((tmp_path / "refused.json").read_text()) == [
-        "--tasks is 3 with 2 ranks: give a multiple of 2, or another number of ranks",
+    assert json.loads((folder / "refused.json").read_text()) == [
+        f"--tasks is 3 with {count} ranks: give a multiple of {count}, or another number of ranks",
         "the ranks differ in torch: 2.0 on rank 0, 2.1 on rank 1; give all the same",
         f"vectorize is 'auto' {vmapped}",
         f"vectorize is 3 {vmapped}",
         "Dropped draws random numbers, so that all threads compute one task, and bits depend on "
         "their number: give threads, as threads=1, in every run that is to be the same",
     ]
-    assert not (tmp_path / "vmap").exists() and not (tmp_path / "dropout").exists()
+    assert not (folder / "vmap").exists() and not (folder / "dropout").exists()
 
 
 def test_a_run_keeps_its_threads_where_they_matter(own, tmp_path):
@@ -125,6 +147,16 @@ def test_a_run_keeps_its_threads_where_they_matter(own, tmp_path):
     ranked.fitted(tmp_path / "free", "one-by-one", stop=3)
     ranked.fitted(tmp_path / "free", "one-by-one", settings={"threads": 2})
     assert_same(tmp_path / "free", own / "one-by-one")
+
+
+def test_each_rank_has_a_gpu_or_is_told_that_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    team = SimpleNamespace(alone=False, local=1, local_size=2)
+    monkeypatch.setattr(ranks, "_current", team)
+    assert machine._device() == torch.device("cuda", 1)
+    team.local_size = 3
+    with pytest.raises(UserError, match="^3 ranks are on a machine of 2 GPUs: start at most one a"):
+        machine._device()
 
 
 def test_one_process_is_alone(monkeypatch):

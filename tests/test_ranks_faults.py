@@ -5,11 +5,13 @@ Four of them as well by MAMLPP_SLOW=1 python -m pytest tests/test_ranks_faults.p
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import signal
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ import torch
 from engine import train
 from engine.errors import UserError
 from engine.runs.checkpoint import load
+from engine.runtime import ranks
 from engine.runtime.ranks import _patience
 from tests.kills import Killed
 from tests.tiny import flags, wait_for
@@ -73,6 +76,63 @@ def test_a_time_limit_that_is_none(monkeypatch, text):
         _patience()
 
 
+class Event:
+    """Stands in for that of a device, which is there after some looks."""
+
+    def __init__(self, looks: float):
+        self.looks = looks
+
+    def query(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.fixture
+def team(monkeypatch):
+    """A rank, joined with none, that was told to end."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    one = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    for name, value in one.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "launched", lambda: True)
+    monkeypatch.setattr(ranks, "_ALIVE", 0.0)
+    interrupt = SimpleNamespace(received=0)
+    with ranks.joined(interrupt) as joined:
+        yield joined, interrupt
+        joined.broken = False  # so that the group is ended
+
+
+def test_a_device_that_waits_for_a_rank_is_not_waited_for_for_ever(team, monkeypatch):
+    team, interrupt = team
+    team.wait(Event(looks=3))
+    line = r"^a rank \(the device waits for another\) is gone, or did not answer in time: the last"
+    team._patience = 0.05
+    with pytest.raises(UserError, match=line):
+        team.wait(Event(looks=math.inf))
+    assert team.broken
+    team._patience, interrupt.received = 600.0, signal.SIGTERM
+    monkeypatch.setattr(ranks, "_GRACE", 0.05)
+    with pytest.raises(UserError, match=line):
+        team.wait(Event(looks=math.inf))
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_is_left_undone_is_given_up_on_a_gpu(cuda, failed, broken):
+    done = []
+    nccl = SimpleNamespace(abort=lambda: done.append("aborted"))
+    world = SimpleNamespace(_get_backend=lambda device: {"cuda": nccl}[device.type])
+    team = SimpleNamespace(broken=broken, _host="gloo" if cuda else None)
+    team._dist = SimpleNamespace(
+        group=SimpleNamespace(WORLD=world), destroy_process_group=lambda: done.append("ended")
+    )
+    ranks.Ranks.close(team, failed)
+    assert done == ["aborted"] * (cuda and failed) + ["ended"] * (not broken)
+
+
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=SLOW)])
 def test_torchrun_starts_all_again_and_the_run_goes_on(images, alone, tmp_path, rank):
     options = "--standalone", "--max-restarts", 1, "--monitor-interval", 0.1
@@ -115,7 +175,9 @@ def test_two_machines_have_a_cache_each_or_share_one(images, alone, tmp_path, lo
 
 
 def test_nothing_is_lost_when_ranks_are_killed(tmp_path):
-    """Two of the kills that ``python -m tests.kills 100 --ranks 2`` makes a hundred of."""
-    killed = Killed(tmp_path, seed=2, ranks=2)
+    """Two of the kills that ``python -m tests.kills 100 --ranks 2`` makes a hundred of: while files
+    are written, and while the cache is.
+    """
+    killed = Killed(tmp_path, seed=6, ranks=2)
     killed.run(2)
     assert killed.finished >= 1 and sum(killed.kills.values()) >= 2

@@ -38,10 +38,10 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_kernels_in_the_interpreter() -> None:
-    # Triton looks at the variable once, when it is imported: hence the process.
-    run = python(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted", TRITON_INTERPRET="1"
-    )
+    # Triton looks at the variable once, when it is imported: hence the process. Others of torch's
+    # threads only wait for so small tensors.
+    environment = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted", **environment)
     assert run.returncode == 0, run.stdout
 
 

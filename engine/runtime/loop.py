@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,12 +20,14 @@ import kernels
 from engine import meta
 from engine.config import Config
 from engine.episodes import EpisodeSampler, Source
-from engine.meta import Metrics, Schedule, State
+from engine.meta import Metrics, Rows, Schedule, State
 from engine.models import network
 from engine.models.interface import Model
 from engine.models.module import Module
 from engine.runtime import graph, ranks
+from engine.runtime.parcel import Parcel
 from engine.runtime.prefetch import prefetch
+from engine.runtime.ranks import Alone
 from engine.runtime.resident import Feed
 
 AHEAD = 4  # iterations that a device may be behind
@@ -58,8 +61,7 @@ def loop(
     Tasks of a class bank are gathered on the device, others come from the host.
     """
     captured = model is None and not isinstance(network(cfg), Module)  # which autograd runs
-    resident = device.type == "cuda" and isinstance(tasks, EpisodeSampler) and captured
-    if resident and ranks.current().size == 1:  # a graph gathers nothing
+    if device.type == "cuda" and isinstance(tasks, EpisodeSampler) and captured:
         return DeviceLoop(cfg, tasks, iterations, device)
     return HostLoop(cfg, tasks, iterations, device, model)
 
@@ -98,20 +100,28 @@ class HostLoop(contextlib.AbstractContextManager):
 
 
 class DeviceLoop(contextlib.AbstractContextManager):
-    """Nothing in a step waits for the device, unless it is `AHEAD` iterations behind."""
+    """Nothing in a step waits for the device, unless it is `AHEAD` iterations behind.
+
+    Of several ranks each launches graph A, its own tasks; the gather of all ranks' rows; graph B,
+    their sum and the step. What came of an iteration, a signal too, is known to all of them when
+    the one `AHEAD` iterations later begins, and to none before.
+    """
 
     def __init__(self, cfg: Config, tasks: EpisodeSampler, iterations: range, device: torch.device):
-        self._cfg, self._device = cfg, device
-        self._feed = Feed(tasks, tasks.bank.to(device), cfg.tasks)
-        self._draws = prefetch(lambda t: tasks.draw(t, cfg.tasks), iterations, cfg.prefetch)
-        # Loss weights of the steps, Adam's scales: what changes between replays.
-        self._numbers = torch.zeros(cfg.steps + 2, dtype=torch.float64, device=device)
-        self._measured = torch.zeros(2 + len(meta.CHECKED), dtype=torch.float32, device=device)
+        self._cfg, self._device, self._team = cfg, device, ranks.current()
+        first, own = self._team.share(cfg.tasks)
+        self._feed = Feed(tasks, tasks.bank.to(device), own)
+        self._draws = prefetch(lambda t: tasks.draw(t, own, first), iterations, cfg.prefetch)
+        # Loss weights of the steps, Adam's scales, this rank's signal: what changes between replays
+        self._numbers = torch.zeros(cfg.steps + 3, dtype=torch.float64, device=device)
+        # and, at the end, the signal of any rank
+        self._measured = torch.zeros(3 + len(meta.CHECKED), dtype=torch.float32, device=device)
         self._state: State | None = None  # where the iterations find it and leave it
-        self._replays: dict[tuple, object] = {}
+        self._replays: dict[tuple, Callable[[], None]] = {}
         self._free = [_Slot(self._feed, self._numbers, self._measured) for _ in range(AHEAD)]
         self._begun: deque[_Slot] = deque()
         self._finished: list[Finished] = []
+        self._signals: deque[tuple[int, int]] = deque()  # of iterations that are done
         self._seen = time.monotonic()
 
     def __exit__(self, *exc: object) -> None:
@@ -129,7 +139,8 @@ class DeviceLoop(contextlib.AbstractContextManager):
         slot, schedule = self._free.pop(), Schedule.of(state.iteration, self._cfg)
         wanted = tuple(weight != 0 for weight in schedule.loss_weights)
         slot.iteration = state.iteration + 1
-        slot.write([*schedule.loss_weights, *schedule.adam])
+        self._hear(slot.iteration - AHEAD)
+        slot.write([*schedule.loss_weights, *schedule.adam, self._team.signal])
         self._feed.load(next(self._draws), slot.indices)
         self._numbers.copy_(slot.numbers, non_blocking=True)
         self._replay(wanted, schedule.second_order)()
@@ -140,46 +151,89 @@ class DeviceLoop(contextlib.AbstractContextManager):
 
     def finished(self, wait: bool = False) -> list[Finished]:
         ready = len(self._begun) if wait else 0
-        while ready < len(self._begun) and self._begun[ready].done():
+        # ranks would learn at different iterations that one diverged, and go on without another
+        while self._team.alone and ready < len(self._begun) and self._begun[ready].done():
             ready += 1
         self._retire(ready)
         done, self._finished = self._finished, []
         return done
 
-    def _replay(self, wanted: tuple[bool, ...], second_order: bool):
+    def _hear(self, iteration: int) -> None:
+        """Of signals up to that of an iteration: one that this rank knows early is not all's."""
+        while self._signals and self._signals[0][0] <= iteration:
+            self._team.hear(self._signals.popleft()[1])
+
+    def _replay(self, wanted: tuple[bool, ...], second_order: bool) -> Callable[[], None]:
         """The iteration with these target passes, captured when first asked for."""
         key = wanted, second_order
         if key not in self._replays:
             before = _cloned(self._state)
-            body = self._body(*key)
-            self._replays[key] = body if self._cfg.no_graph else graph.capture(body, self._device)
+            self._replays[key] = self._captured(*self._halves(*key))
             _copy(before, self._state)
         return self._replays[key]
 
-    def _body(self, wanted: tuple[bool, ...], second_order: bool):
+    def _captured(
+        self, tasks: Callable[[], Rows], step: Callable[[Rows], None]
+    ) -> Callable[[], None]:
+        """One graph; of several ranks two, as the gather between them is in none."""
+
+        def capture(body: Callable[[], None]) -> Callable[[], None]:
+            return body if self._cfg.no_graph else graph.capture(body, self._device)
+
+        if self._team.alone:
+            return capture(lambda: step(tasks()))
+        own, signals = tasks(), (self._numbers[-1], self._measured[-1])
+        parcel = Parcel(own.tensors(), self._team.size)
+
+        def gathered() -> None:
+            signal, rows = parcel.unpacked()
+            signals[1].copy_(signal)
+            step(own.of(rows))
+
+        first = capture(lambda: parcel.pack(tasks().tensors(), signals[0]))
+        second = capture(gathered)
+
+        def replay() -> None:
+            first()
+            self._team.gather(parcel)
+            second()
+
+        return replay
+
+    def _halves(
+        self, wanted: tuple[bool, ...], second_order: bool
+    ) -> tuple[Callable[[], Rows], Callable[[Rows], None]]:
+        """What is made of this rank's tasks, and the step by what was made of all."""
         cfg, state, numbers = self._cfg, self._state, self._numbers
         theta = state.params.theta
 
-        def body() -> None:
-            episode = self._feed.episode()
+        def schedule() -> Schedule:
             weights = numbers[: cfg.steps].to(theta.dtype)
             chosen = [weights[k] if want else 0.0 for k, want in enumerate(wanted)]
-            schedule = Schedule(chosen, second_order, numbers[cfg.steps :].unbind())
-            with kernels.only_kernels():
-                gradient = meta.meta_gradient(state, episode, cfg, schedule)
-                self._measured.copy_(meta.measure(gradient, episode, cfg))
-                _copy(meta.advance(state, gradient, cfg, schedule), state)
+            return Schedule(chosen, second_order, numbers[cfg.steps : cfg.steps + 2].unbind())
 
-        return body
+        def tasks() -> Rows:
+            with kernels.only_kernels():
+                return meta.task_rows(state, self._feed.episode(), cfg, schedule())
+
+        def step(rows: Rows) -> None:
+            with kernels.only_kernels():
+                total = meta.summed(rows, cfg)
+                self._measured[:-1].copy_(meta.measure(total, rows.right, cfg))
+                _copy(meta.advance(state, total, cfg, schedule()), state)
+
+        return tasks, step
 
     def _retire(self, count: int) -> None:
         """Takes the metrics of the oldest that were begun, waiting for them."""
         slots = [self._begun.popleft() for _ in range(count)]
         for slot in slots:
-            slot.wait()
+            slot.wait(self._team)
         now = time.monotonic()
         for slot in slots:
-            metrics = Metrics.of(slot.measured.tolist())
+            *measured, signal = slot.measured.tolist()
+            metrics = Metrics.of(measured)
+            self._signals.append((slot.iteration, int(signal)))
             self._finished.append(Finished(slot.iteration, metrics, (now - self._seen) / count))
             self._free.append(slot)
         self._seen = now if count else self._seen
@@ -208,9 +262,9 @@ class _Slot:
     def done(self) -> bool:
         return self._event is None or self._event.query()
 
-    def wait(self) -> None:
+    def wait(self, team: Alone) -> None:
         if self._event is not None:
-            self._event.synchronize()
+            team.wait(self._event)
 
 
 def _tensors(state: State) -> list[Tensor]:

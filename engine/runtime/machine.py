@@ -48,10 +48,10 @@ def machine(cfg: Config) -> Iterator[torch.device]:
     cuda = torch.cuda.is_available()
     if cfg.device == "cuda" and not cuda:
         raise UserError("--device is cuda: torch finds no CUDA device here; give --device cpu")
-    device = torch.device("cpu")
-    if cuda and cfg.device != "cpu":
-        device = torch.device("cuda", ranks.current().local) if ranks.launched() else _CUDA
+    device = _device() if cuda and cfg.device != "cpu" else torch.device("cpu")
     with contextlib.ExitStack() as stack:
+        if device.index is not None:  # else kernels are launched on the first
+            stack.enter_context(torch.cuda.device(device))
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(_threads(cfg))
         try:
@@ -71,6 +71,19 @@ def machine(cfg: Config) -> Iterator[torch.device]:
         if cfg.fused:  # ResNet-12 would hold 1.5 GiB more at its peak, for 5 % of its time
             keep_freed_memory()
         yield device
+
+
+def _device() -> torch.device:
+    """A GPU: of several ranks each has its own."""
+    team, found = ranks.current(), torch.cuda.device_count()
+    if team.alone:
+        return _CUDA
+    if team.local_size > found:
+        raise UserError(
+            f"{team.local_size} ranks are on a machine of {found} GPU{'s' * (found > 1)}: start at "
+            "most one a GPU, by torchrun's --nproc-per-node, or give --device cpu"
+        )
+    return torch.device("cuda", team.local)
 
 
 def _threads(cfg: Config) -> int:

@@ -27,6 +27,7 @@ from torch import Tensor
 from engine import errors
 from engine.errors import Diverged, UserError
 from engine.runs.interrupt import Interrupt, Stopped
+from engine.runtime.parcel import Parcel
 
 T = TypeVar("T")
 
@@ -34,12 +35,17 @@ MOST_PATIENCE = 1e6
 PATIENCE = 600.0  # seconds that a rank may take longer than the others; MAMLPP_RANK_TIMEOUT
 _ALIVE = 3.0  # seconds in which a rank says that it lives
 _TURN = 0.05  # seconds between two looks at whether the turn has come
+_LOOK = 5e-5  # seconds between two looks at whether a device is there
+_GRACE = 10.0  # seconds that a device may take after a signal
+_LATER = 60.0  # seconds after which NCCL's own time limit follows ours
 
 
 class Alone:
     """One process: all tasks are its own."""
 
     rank, size, local, local_size = 0, 1, 0, 1
+    alone = True
+    signal = 0  # the number of the one that this rank has got, for the others; 0: none
 
     @property
     def first(self) -> bool:
@@ -73,9 +79,18 @@ class Alone:
         """Raises Stopped if a signal has arrived, at the same iteration on all ranks."""
         interrupt.check()
 
+    def hear(self, signal: int) -> None:
+        """Of a signal that all ranks know of now; 0: of none."""
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        """Until the device is there."""
+        event.synchronize()
+
 
 class Ranks(Alone):
     """Several; made by `joined`."""
+
+    alone = False
 
     def __init__(self, interrupt: Interrupt | None, cuda: bool):
         import torch.distributed as dist
@@ -85,15 +100,15 @@ class Ranks(Alone):
         self.local = int(os.environ.get("LOCAL_RANK", 0))
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self._node = os.environ.get("GROUP_RANK", "0")
-        seconds = _patience()
+        self._patience = _patience()
         self._stop = 0  # a signal that all know of
         self.broken = False  # a rank is lost
         with _ended_by_sigterm():
-            self._host = self._meet(cuda, timedelta(seconds=seconds))
+            self._host = self._meet(cuda)
 
-    def _meet(self, cuda: bool, patience: timedelta) -> Any:
+    def _meet(self, cuda: bool) -> Any:
         """Finds the others; a group for what is on the host."""
-        dist = self._dist
+        dist, patience = self._dist, timedelta(seconds=self._patience)
         store, *_ = next(dist.rendezvous("env://", timeout=patience))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._store = dist.PrefixStore(f"mamlpp-{attempt}-{next(_joined)}", store)
@@ -103,9 +118,11 @@ class Ranks(Alone):
             store=dist.PrefixStore("group", self._store),
             rank=self.rank,
             world_size=self.size,
-            timeout=patience,
+            # NCCL ends the process, and says nothing of use: `wait` is to be before it
+            timeout=patience + cuda * timedelta(seconds=_LATER),
         )
-        return dist.new_group(backend="gloo") if cuda else None  # None: the group of all
+        # None: the group of all
+        return dist.new_group(backend="gloo", timeout=patience) if cuda else None
 
     def tells(self) -> bool:
         """Whether this rank is the first to say what went wrong."""
@@ -115,8 +132,14 @@ class Ranks(Alone):
             return True
         return claimed == str(self.rank).encode()
 
-    def close(self) -> None:
-        self._dist.destroy_process_group()
+    def close(self, failed: bool) -> None:
+        """Leaves the others. After a failure they may do something else: what a GPU waits for is
+        given up, and nothing waits for a rank that hangs.
+        """
+        if failed and self._host is not None:
+            self._dist.group.WORLD._get_backend(torch.device("cuda")).abort()
+        if not self.broken:
+            self._dist.destroy_process_group()
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -148,28 +171,46 @@ class Ranks(Alone):
         own = tasks // self.size
         return self.rank * own, own
 
+    @property
+    def signal(self) -> int:
+        return self._interrupt.received if self._interrupt else 0
+
+    def hear(self, signal: int) -> None:
+        self._stop = self._stop or signal
+
     def gathered(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        tasks = len(rows[0])
-        signal = self._interrupt.received if self._interrupt else 0
-        flag = rows[0].new_full((tasks, 1), signal)
-        widths = [1, *(row[0].numel() for row in rows)]
-        mine = torch.cat([flag, *(row.reshape(tasks, -1) for row in rows)], 1)
-        every = mine.new_empty(self.size * tasks, mine.shape[1])
+        parcel = Parcel(rows, self.size)
+        parcel.pack(rows, rows[0].new_full((), self.signal))
+        self.gather(parcel)
+        signal, found = parcel.unpacked()
+        if signal.is_cuda:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(signal.device))
+            self.wait(event)
+        self.hear(int(signal))
+        return found
+
+    def gather(self, parcel: Parcel) -> None:
+        """Fills in the rows of all ranks. On a GPU this is a launch, and waits for nothing."""
+        group = None if parcel.own.is_cuda else self._host
         with self._told():
-            self._dist.all_gather(list(every.chunk(self.size)), mine)
-        flags, *found = every.split(widths, 1)
-        self._stop = self._stop or int(flags.max())
-        # each a tensor of its own: torch sums a view of a wider one in another order
-        return [
-            f.reshape(len(f), *row.shape[1:]).contiguous()
-            for f, row in zip(found, rows, strict=True)
-        ]
+            self._dist.all_gather([*parcel.every.chunk(self.size)], parcel.own, group=group)
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        """Until the device is there, which may wait for a rank that is gone: raises UserError."""
+        last, signalled = time.monotonic() + self._patience, False
+        with self._told():
+            while not event.query():
+                if self.signal and not signalled:  # of torchrun, which kills 30 s later
+                    last, signalled = min(last, time.monotonic() + _GRACE), True
+                if time.monotonic() > last:
+                    raise RuntimeError("the device waits for another")
+                time.sleep(_LOOK)
 
     def spread(self, items: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
         own = [make(item) for item in items[self.rank :: self.size]]
-        signal = self._interrupt.received if self._interrupt else 0
-        every = self._everyone((own, signal))
-        self._stop = self._stop or max(signal for _, signal in every)
+        every = self._everyone((own, self.signal))
+        self.hear(max(signal for _, signal in every))
         return [every[i % self.size][0][i // self.size] for i in range(len(items))]
 
     def _everyone(self, mine: Any) -> list[Any]:
@@ -270,13 +311,14 @@ def joined(interrupt: Interrupt | None = None) -> Iterator[Alone]:
     if they are joined already.
     """
     global _current
-    if not launched() or _current.size > 1:
+    if not launched() or not _current.alone:
         yield _current
         return
-    _current = Ranks(interrupt, torch.cuda.is_available())
+    _current, failed = Ranks(interrupt, torch.cuda.is_available()), True
     try:
         with errors.silence(not _current.first):
             yield _current
+        failed = False
     except Followed:
         sys.exit(UserError.exit_code)
     except (UserError, Diverged) as error:
@@ -286,5 +328,4 @@ def joined(interrupt: Interrupt | None = None) -> Iterator[Alone]:
         raise
     finally:
         team, _current = _current, Alone()
-        if not team.broken:  # it would wait for a rank that hangs
-            team.close()
+        team.close(failed)

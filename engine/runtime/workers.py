@@ -22,6 +22,7 @@ import kernels
 from engine.episodes import Episode, each
 from engine.models.randomness import drawing
 from kernels import pools
+from kernels.threads import stay_on_one_core
 
 if TYPE_CHECKING:
     from engine.models.interface import Model
@@ -121,12 +122,7 @@ def _run(call: tuple) -> object:
 @cache
 def _pool(count: int) -> tuple[ThreadPoolExecutor | None, int]:
     # torch's number of threads is a setting of the calling thread; the caller's stays as it is.
-    return pools.started(count, "task", _stay_on_one_core)
-
-
-def _stay_on_one_core() -> None:
-    torch.get_num_threads()  # else a thread's first operation takes the number that others have
-    torch.set_num_threads(1)
+    return pools.started(count, "task", stay_on_one_core)
 
 
 # Threads do not come along to the child of a fork, which would wait for them for ever.

@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels import pools
 from kernels.check.products import convolution
 from kernels.net import Net
-from kernels.threads import threads
+from kernels.threads import stay_on_one_core, threads
 
 PARTS = ("fwd", "bwd", "tan")
 Parts = dict[str, dict[str, Tensor]]  # of each of them results by name
@@ -214,7 +214,7 @@ def passes(p: Problem, precision: str = "fp32", dtype: torch.dtype = torch.float
     not.
     """
     run = partial(_task, p, precision=precision, dtype=dtype)
-    pool, _ = pools.started(threads(), "check", torch.set_num_threads, (1,))
+    pool, _ = pools.started(threads(), "check", stay_on_one_core)
     with pool or nullcontext():
         tasks = list((pool.map if pool else map)(run, range(len(p.x))))
     return named(p.net, *(torch.cat(each) for each in zip(*tasks, strict=True)))
