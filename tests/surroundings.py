@@ -99,7 +99,7 @@ def kept_by(pack: Callable, unpack: Callable):
 
 def dense(t: Tensor) -> Tensor:
     """As `torch.autograd.graph.save_on_cpu(pin_memory=True)` packs."""
-    return torch.empty(t.size(), dtype=t.dtype).copy_(t)
+    return torch.empty(t.size(), dtype=t.dtype, device=t.device).copy_(t)
 
 
 def backwards(t: Tensor) -> Tensor:
