@@ -257,14 +257,14 @@ def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Sche
     else:
         scales = *schedule.adam, cfg.beta1, cfg.beta2, cfg.clamp
         params, first, second = adam(state, gradient, *scales)
-    params = beside.kept(cfg, network(cfg), params, gradient)
+    params = beside.kept(cfg, network(cfg), params, meta.gradient)
     running = update_running(state.running, meta.rows, meta.moments, cfg.norm_momentum)
     return State(params, first, second, running, state.iteration + 1)
 
 
 def learned(gradient: Params, cfg: Config) -> Params:
     """With 0 for what the configuration does not learn: rates that are fixed, or of tensors that
-    the inner loop leaves, and gains.
+    the inner loop leaves, gains, and what a method keeps that is no parameter.
     """
     if cfg.rates == "fixed":
         gradient = gradient._replace(rates=torch.zeros_like(gradient.rates))
@@ -275,7 +275,7 @@ def learned(gradient: Params, cfg: Config) -> Params:
         biases = buffers.biases(widths, gradient.norm.dtype, gradient.norm.device)
         rows, own = gradient.norm.split([len(biases), gradient.norm.shape[1] - len(biases)], 1)
         gradient = gradient._replace(norm=torch.cat([rows * biases, own], 1))
-    return gradient
+    return gradient._replace(norm=beside.learned_rows(cfg, network(cfg), gradient.norm))
 
 
 def within(gradient: Params, most: float) -> Params:

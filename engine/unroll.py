@@ -121,6 +121,11 @@ def inner_loop(
         theta = adapted
 
 
+def _weight(weight: float | Tensor, like: Tensor) -> Tensor:
+    """Made on the device: a copy to it would be waited for."""
+    return weight.to(like) if isinstance(weight, Tensor) else like.new_full((), weight)
+
+
 def _wanted(weight: float | Tensor) -> bool:
     """A tensor is not looked at: a device would be waited for."""
     return isinstance(weight, Tensor) or weight != 0
@@ -173,10 +178,9 @@ def adjoint(
             direct[k] = target, done
             record.add(k, target.moments, episode.target_x)
         steps.append(step)
+    prepared.wait()
 
-    weights = {
-        k: torch.as_tensor(loss_weights[k], dtype=loss.dtype, device=loss.device) for k in wanted
-    }
+    weights = {k: _weight(loss_weights[k], loss) for k in wanted}
     update = rule(params.rates, model.sizes)
     carry = torch.zeros_like(step.adapted)  # gradient of the loss in the parameters after a step
     while steps:

@@ -30,8 +30,8 @@ class Branch:
     of its own on a GPU; nothing of the kind on a CPU.
 
     Until its mark is waited for, whoever uses it holds on to what the work reads; and no work is
-    begun here after something that was made here is given up. `later`: where both want the device,
-    what comes then goes first.
+    begun here after something that was made here is given up. `later`: of low priority, so that
+    what a captured iteration goes on with comes first (its stream has a higher one).
     """
 
     def __init__(self, device: torch.device, later: bool = False):

@@ -290,6 +290,16 @@ def test_weights_of_another_network_of_a_methods_own_are_refused(images, capfd, 
     one_line(capfd.readouterr().err.replace("\n\n", ""), "of another network", words)
 
 
+def test_the_weights_of_a_network_whose_classifiers_lie_among_its_others_are_for_its_ways(
+    images, capfd
+):
+    folder = images.parent / "metanet-for-init"
+    assert train.main(flags(images, folder, *own("metanet"))) == 0
+    other = flags(images, images.parent / "none", *own("metanet", "--ways", 2), "--init", folder)
+    assert train.main(other) == 2
+    one_line(capfd.readouterr().err.replace("\n\n", ""), "of another network", "ways: 3 -> 2")
+
+
 def test_images_too_small_for_a_network_of_a_methods_own_are_told(images, capfd):
     argv = flags(images, images.parent / "none", *own("metanet", "--image-size", 7))
     assert train.main(argv) == 2

@@ -130,6 +130,21 @@ def test_an_iteration_of_reptile_goes_a_part_of_the_way_to_where_the_tasks_ended
     assert not any(moment.any() for moment in (*after.first, *after.second))
 
 
+def test_the_norm_of_a_step_is_that_of_what_is_learned() -> None:
+    """Adam's v and its count are no gradient: they do not count in it, and are not scaled."""
+    cfg = reptile(lr=1.0, min_lr=1.0, tasks=3, max_norm=1e-3)
+    before = meta.init_state(cfg)
+    episode = two_shots(random_episode(cfg))
+    gradient = meta.meta_gradient(before, episode, cfg).gradient
+    after, _ = meta.meta_step(before, episode, cfg)
+    width = 2 * network(cfg).stat_width
+    norm = torch.cat([gradient.theta, gradient.norm[0, :width]]).norm()
+    assert norm > cfg.max_norm
+    moved = before.params.theta - cfg.max_norm / norm * gradient.theta
+    torch.testing.assert_close(after.params.theta, moved)
+    assert torch.equal(after.params.norm[:, width:], gradient.norm[:, width:] / 3)
+
+
 def test_minibatches_are_passes_without_replacement_that_run_on() -> None:
     seen = torch.tensor(3.0)
     places = minibatches(5, 3, 5, seen)

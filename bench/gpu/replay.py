@@ -61,7 +61,7 @@ def _composed(model: Backbone, saved) -> Choices:
 
 
 def _fused(model: Backbone, gain: Tensor, bias: Tensor, stage) -> Choices:
-    # The kernels add without rounding the product: its sign is that of the exact sum.
+    # Compiled, the kernels add without rounding the product: its sign is that of the exact sum.
     positive = stage.x_hat.double() * gain.double() + bias.double() > 0  # [T, N, h, w, F]
     winners = stage.winners.long().permute(0, 1, 4, 2, 3) if model.pool else None
     return Choices(winners, positive.permute(0, 1, 4, 2, 3))

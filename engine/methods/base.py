@@ -50,9 +50,7 @@ class Method(NamedTuple):
     # The classifier: "learned", a part of θ; "begun" by the support set, then adapted; "made" of it
     head: str = "learned"
     loop: Callable[[Config, Model], Loop] | None = None  # what runs it, if others than the unroll
-    # The network, if another than the setting of this name says; its loop is then `Keeping`. That
-    # is all that a network or a protocol of its own takes: the rest of the engine asks for the
-    # model and the loop of a configuration and knows neither.
+    # The network, if another than the setting of this name says; its loop is then `Keeping`.
     model: Callable[[Config], Model] | None = None
     # Numbers beside the network's and how they begin, the first by how many: see `beside`.
     own: Callable[[Config, Model], int] | None = None

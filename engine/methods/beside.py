@@ -42,6 +42,14 @@ def split(model: Model, params: Params) -> tuple[Params, Tensor]:
     return params._replace(norm=params.norm[:, :end]), params.norm[0, end:]
 
 
+def learned_rows(cfg: Config, model: Model, norm: Tensor) -> Tensor:  # [K or 1, G + R]
+    """A gradient with 0 for the numbers that are no parameters."""
+    if not METHODS[cfg.method].keeps:
+        return norm
+    end = 2 * model.stat_width
+    return torch.cat([norm[:, :end], torch.zeros_like(norm[:, end:])], 1)
+
+
 def kept(cfg: Config, model: Model, params: Params, gradient: Params) -> Params:
     """With the mean of what the tasks left, where that is no gradient but a state."""
     if not METHODS[cfg.method].keeps:

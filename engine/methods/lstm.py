@@ -15,11 +15,10 @@ them, Adam 1e-3, the norm of the gradient within 0.25 (`--max-norm`). It begins 
 ±0.01, b_F in 4 to 5, b_I in −5 to −4: here around what `--inner-rate` is the sigmoid of, by default
 that. Others find 57.8 and 58.1 for 5-shot (github.com/markdtw/meta-learning-lstm-pytorch).
 
-Where this differs: that code divides the mean gradient once more by the number of images; in
-training and at test its batch norm goes by averages (of momentum 0.9 or 0.95, begun anew in each
-task) where here a support set goes by its own statistics; images, tasks an iteration, outer rate
-and length are the preset's, and the best epoch on validation is taken (there the last one). The
-target set of a test is normalised by the support set's statistics, as there.
+Where this differs: that code divides the mean gradient once more by the number of images; at test
+its targets are normalised by averages over the steps (of momentum 0.9 or 0.95, begun anew in each
+task), here by the support set's statistics after the last step; images, tasks an iteration, outer
+rate and length are the preset's, and the best epoch on validation is taken (there the last one).
 
 Neutral value: without weights, with b_F without end and σ(b_I) = α, it is gradient descent.
 """

@@ -54,4 +54,11 @@ def _loop(cfg, model):
     return Networks(cfg.ways)
 
 
-METHOD = Method("memory", OWN, {"filters": 64}, head="made", loop=_loop, model=_model)
+METHOD = Method(
+    "memory",
+    OWN,
+    {"filters": 64, "norm_statistics": "running"},
+    head="made",
+    loop=_loop,
+    model=_model,
+)

@@ -56,7 +56,7 @@ def _loop(cfg, model):
 METHOD = Method(
     "metanet",
     {name: value for name, value in OWN.items() if name != "first_order_epochs"},
-    {"filters": 64, "first_order_epochs": 0},
+    {"filters": 64, "first_order_epochs": 0, "norm_statistics": "running"},
     loop=_loop,
     model=_model,
 )

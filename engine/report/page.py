@@ -9,7 +9,7 @@ from importlib import metadata, resources
 
 from engine.errors import UserError
 from engine.files import REPORT_HEAD
-from engine.methods import EMBEDDING
+from engine.methods import EMBEDDING, KEEPING, METHODS
 from engine.report import epochs, figures, sections
 from engine.report.confusion import confusion, tested
 from engine.report.figures import Figure
@@ -165,8 +165,12 @@ def _rates(groups: list[Group], charts: _Charts) -> str:
 
 def _rates_of(group: Group, charts: _Charts) -> str:
     kind, figure = group.settings["rates"], epochs.rates(group)
-    if group.settings["method"] in EMBEDDING:
+    method = group.settings["method"]
+    if method in (*EMBEDDING, *KEEPING):
         return "<p>The method has no inner loop.</p>"
+    if METHODS[method].own and not METHODS[method].keeps:
+        rate = group.settings["inner_rate"]
+        return f"<p>The step is learned; it begins near gradient descent of rate {rate}.</p>"
     if kind == "fixed":
         return f"<p>They are not learned: {group.settings['inner_rate']} in all steps.</p>"
     if figure is None:

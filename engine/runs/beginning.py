@@ -12,7 +12,7 @@ from engine import meta
 from engine.config import Config
 from engine.errors import UserError, say
 from engine.meta import State
-from engine.methods import beside
+from engine.methods import METHODS, beside
 from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runs.saved import load_trained, restore
@@ -23,6 +23,7 @@ _NETWORK = (
     "norm_stats"
 ).split()
 _OWN = "method", "image_size"  # where the network is the method's
+_HEAD = ("ways",)  # where a classifier is part of it, and not the last of its tensors
 
 
 class Beginning(NamedTuple):
@@ -49,9 +50,12 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
         )
     source = load_trained(path)[0]
     trained = Config.from_dict(source.config)
+    own = ()
+    if cfg.network == "own":
+        own = (*_OWN, *_HEAD * (METHODS[cfg.method].head == "learned"))
     different = [
         f"{name}: {getattr(trained, name)} -> {getattr(cfg, name)}"
-        for name in (*_NETWORK, *_OWN * (cfg.network == "own"))
+        for name in (*_NETWORK, *own)
         if name not in cfg.of_others and getattr(trained, name) != getattr(cfg, name)
     ]
     if (trained.rates == "per-parameter") != (cfg.rates == "per-parameter"):

@@ -4,7 +4,7 @@ It is what ``breakdown`` tells of the test, and beside:
 
 ``other``: the best model under the other protocol, transductive or inductive, on the same tasks:
 its ``protocol``, ``accuracy`` and ``interval``; None where that makes no difference (running
-statistics normalise), or the method has one protocol alone.
+statistics normalise).
 
 ``tasks``: of the first test tasks, what was shown and answered, in the order of ``task_classes``:
 ``support``, the first pictures of each class, and ``targets``, the first of each class with their
@@ -28,7 +28,6 @@ from engine.breakdown import breakdown
 from engine.config import Config
 from engine.data import Dataset
 from engine.episodes import EpisodeSampler
-from engine.errors import UserError
 from engine.meta import State
 from engine.scoring import TASK_SEED, Predictions
 
@@ -59,10 +58,7 @@ def _other(
 ) -> dict[str, Any] | None:
     if cfg.norm_statistics == "running":
         return None
-    try:
-        cfg = replace(cfg, protocol=OTHER[cfg.protocol])
-    except UserError:  # the method refuses it
-        return None
+    cfg = replace(cfg, protocol=OTHER[cfg.protocol])
     (score, *_), _ = scoring.evaluate(cfg, [best], dataset, part, cfg.eval_tasks, between=between)
     return {"protocol": cfg.protocol, **scoring.shown(score)}
 

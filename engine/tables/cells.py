@@ -18,7 +18,8 @@ from engine.tables.rows import Row, Table
 # What makes a row the row that it is: no flag changes it.
 DECIDED = (
     "preset method dataset ways shots steps downsample rates adapt context class_scores norm_gains "
-    "norm_weights norm_stats msl_epochs first_order_epochs min_lr seed run fresh init"
+    "norm_weights norm_stats msl_epochs first_order_epochs min_lr annealing halving_epochs "
+    "optimizer seed run fresh init"
 ).split()
 
 

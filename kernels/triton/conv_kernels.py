@@ -40,7 +40,7 @@ def pixel_at(n, y, x, side, BORDER: tl.constexpr):
 
 
 @triton.jit
-def load_tap(images, n, y, x, c, real, side, size: tl.constexpr, BK: tl.constexpr, BORDER):
+def load_tap(images, n, y, x, c, real, side, size: tl.constexpr, BORDER: tl.constexpr):
     """[pixels, BK] at (y, x) where `real`, 0 outside the image."""
     inside = real & (y >= 0) & (y < side) & (x >= 0) & (x < side)
     at = images + pixel_at(n, y, x, side, BORDER)[:, None] * size + c[None, :]
@@ -102,7 +102,7 @@ def conv_fwd_kernel(
         if BORDER:
             p = load_columns(x + first + shift, c, channels, BK)
         else:
-            p = load_tap(x, n, y + row, column + col, c, m < pixels, side, channels, BK, False)
+            p = load_tap(x, n, y + row, column + col, c, m < pixels, side, channels, False)
         if DUAL:
             acc = dot(p, load_rows(w_dot + rows + weight, c, channels, BK), acc, PRECISION)
             if DOT_IN:
@@ -110,7 +110,7 @@ def conv_fwd_kernel(
                     p = load_columns(x_dot + first + shift, c, channels, BK)
                 else:
                     p = load_tap(
-                        x_dot, n, y + row, column + col, c, m < pixels, side, channels, BK, False
+                        x_dot, n, y + row, column + col, c, m < pixels, side, channels, False
                     )
         if not DUAL or DOT_IN:
             acc = dot(p, load_rows(w + rows + weight, c, channels, BK), acc, PRECISION)
@@ -162,13 +162,13 @@ def conv_bwd_kernel(
         if BORDER and STRIDE == 1:
             d = load_columns(dz + first + shift, f, filters, BK)
         else:
-            d = load_tap(dz, n, yy, xx, f, real, dense, filters, BK, BORDER)
+            d = load_tap(dz, n, yy, xx, f, real, dense, filters, BORDER)
         if DUAL:
             acc = dot(d, load_rows(w_dot + rows + weight, f, filters, BK), acc, PRECISION)
             if BORDER and STRIDE == 1:
                 d = load_columns(dz_dot + first + shift, f, filters, BK)
             else:
-                d = load_tap(dz_dot, n, yy, xx, f, real, dense, filters, BK, BORDER)
+                d = load_tap(dz_dot, n, yy, xx, f, real, dense, filters, BORDER)
         acc = dot(d, load_rows(w + rows + weight, f, filters, BK), acc, PRECISION)
     valid = (m < pixels)[:, None] & (c < channels)[None, :]
     where = (task * pixels + m)[:, None] * channels + c[None, :]
@@ -192,14 +192,14 @@ def add_tap(
     if LINEAR:
         p = load_columns(x + at, c, channels, BC)
     else:
-        p = load_tap(x, n, yy, xx, c, real, side, channels, BC, BORDER)
+        p = load_tap(x, n, yy, xx, c, real, side, channels, BORDER)
     if DUAL:
         acc = dot(dz_dot, p, acc, PRECISION)
         if DOT_IN:
             if LINEAR:
                 p = load_columns(x_dot + at, c, channels, BC)
             else:
-                p = load_tap(x_dot, n, yy, xx, c, real, side, channels, BC, BORDER)
+                p = load_tap(x_dot, n, yy, xx, c, real, side, channels, BORDER)
     if not DUAL or DOT_IN:
         acc = dot(dz, p, acc, PRECISION)
     return acc

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.triton.launch import SPLITS
 from kernels.triton.rows import ALIGNMENT
+from kernels.triton.tensors import countable
 
 
 @triton.jit(do_not_specialize=["out_step"])
@@ -66,6 +67,7 @@ class Parts(NamedTuple):
     @classmethod
     def of(cls, like: Tensor, tasks: int, *segments: Segment) -> Parts:
         values = sum(s.values(tasks) for s in segments)
+        countable("sums", *((tasks, s.splits, s.size) for s in segments))
         return cls(tasks, segments, torch.empty(values, dtype=like.dtype, device=like.device))
 
     def segment(self, index: int) -> Tensor:
