@@ -113,8 +113,8 @@ def test_what_a_branch_reads_is_held_until_it_is_waited_for(
     params, episode, _ = random_problem(model, 3, 2, 3)
     with kernels.use("plain"), lifetimes:
         unroll.adjoint(model, params, episode, [0.2, 0.3, 0.5], second_order)
-    # The last step's targets, and the end of the steps, wait for the images alone; the reverse sweep
-    # for the others' targets.
+    # The last step's targets, and the end of the steps, wait for the images alone; the reverse
+    # sweep for the others' targets.
     assert [len(each) > 0 for each in gone] == [False, False, False, True, True]
     assert not any(sum(gone, []))
 

@@ -327,6 +327,8 @@ def test_what_was_kept_of_pictures_has_its_length(images, tmp_path, name):
 def test_another_number_of_classes_starts_from_its_weights(run, images, capfd):
     """What it has beside the network comes along if it was learned, and else begins anew."""
     name, folder, argv = run
+    if name == "metanet":
+        pytest.skip("its classifiers lie among its other weights: refused, tested above")
     more = "--ways 2 --epochs 1 --iterations 1 --lr 1e-12 --min-lr 1e-12".split()
     new = folder.parent / f"{folder.name}-of-two"
     assert train.main([*argv, *more, "--init", str(folder), "--run", str(new)]) == 0
