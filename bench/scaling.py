@@ -58,7 +58,7 @@ CASES = (
     Case(str(TARGETS[0]), "conv4", replace(TARGETS[0].config(), tasks=TASKS), 15, 3),
     Case(str(TARGETS[4]), "conv4", replace(TARGETS[4].config(), tasks=TASKS), 15, 3),
     # An iteration takes minutes; what its ranks send differs by nothing from round to round.
-    Case("mini-5w1s-ResNet-12-second-K5-MSL", "resnet12", _RESNET12, 3, 1),
+    Case("mini-5w1s-ResNet-12-second-K5-MSL", "resnet12", _RESNET12, 1, 1),
 )
 LOOPBACK = "loopback"
 # What such links are sold as, a tenth less bandwidth for headers. In the model bandwidth is what a
