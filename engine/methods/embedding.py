@@ -44,7 +44,7 @@ class ClosedForm(NamedTuple):
         (weight,), (network, own) = loss_weights, beside.split(model, params)
         x = torch.cat([episode.support_x, episode.target_x], 1)
         theta = network.theta.expand(len(x), -1)
-        found = model.prepare(x, 1).embed(theta, network.norm[0], _given(running), True)
+        found = model.prepare(x, 1).embed(theta, network.norm[0], running and running.first(), True)
         n = episode.support_y.shape[1]
         features = found.features[:, :n], found.features[:, n:]
         seen = InContext.of(own, *features, self.context) if self.context else None
@@ -80,7 +80,7 @@ class ClosedForm(NamedTuple):
         protocol: str = "transductive",
         every: bool = False,
     ) -> Tensor:  # logits [T, N, ways], with `every` [1, T, N, ways]
-        given = _given(running) if norm_statistics == "running" else None
+        given = running.first() if norm_statistics == "running" else None
         x, target = episode.support_x, episode.target_x
         params, own = beside.split(model, params)
         n, theta = x.shape[1], params.theta.expand(len(x), -1)
@@ -97,7 +97,3 @@ class ClosedForm(NamedTuple):
             h_q = of_targets(weights, h_s, h_q, self.context)
         logits, _ = self.head.fwd(h_s, episode.support_y, h_q, self.ways)
         return logits.unsqueeze(0) if every else logits
-
-
-def _given(running: Moments | None) -> Moments | None:
-    return None if running is None else Moments(*(m[0] for m in running))

@@ -21,11 +21,6 @@ from engine.models.whole import Whole
 from engine.unroll import MetaGradient
 
 
-def _given(running: Moments | None) -> Moments | None:
-    """Of statistics with a single row."""
-    return None if running is None else Moments(*(m[0] for m in running))
-
-
 @dataclass(frozen=True)
 class _Predicting:
     """`engine.methods.base.Keeping` but for what a method does itself."""
@@ -45,7 +40,7 @@ class _Predicting:
         protocol: str = "transductive",
         every: bool = False,
     ) -> Tensor:  # logits [T, N, W], with `every` [1, T, N, W]
-        given = _given(running) if norm_statistics == "running" else None
+        given = running.first() if norm_statistics == "running" else None
         kept, moments = self.learn(model, params, episode.support_x, episode.support_y, given)
         if given is None and protocol == "inductive":
             given = moments
@@ -74,7 +69,7 @@ class Pairs(_Predicting):
         (weight,) = loss_weights
         x = torch.cat([episode.support_x, episode.target_x], 1)
         theta = params.theta.expand(len(x), -1)
-        found = model.prepare(x, 1).embed(theta, params.norm[0], _given(running), True)
+        found = model.prepare(x, 1).embed(theta, params.norm[0], running and running.first(), True)
         n = episode.support_y.shape[1]
         h_s, h_q = found.features[:, :n], found.features[:, n:]
         w, b = _head(model, theta)
@@ -146,7 +141,7 @@ class Networks(_Predicting):
         running: Moments | None = None,  # [1, S]
     ) -> MetaGradient:
         (weight,) = loss_weights
-        given = _given(running)
+        given = running and running.first()
         tasks = [
             model.differentiated(params.theta, given, second_order=second_order, **fields)
             for fields in _each(model, **vars(episode))

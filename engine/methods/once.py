@@ -32,7 +32,7 @@ def adjoint(
 ) -> unroll.MetaGradient:
     """As `unroll.adjoint`; the gradient of the body's rates is 0."""
     theta, (row,) = params.theta.expand(episode.tasks, -1), params.norm
-    given = None if running is None else Moments(*(m[0] for m in running))
+    given = running and running.first()
     images = episode.support_x, episode.target_x
     # Without second derivatives nothing depends on the support features.
     found = tuple(
@@ -70,7 +70,7 @@ def adapt_and_predict(
 ) -> Values:
     """As `unroll.adapt_and_predict`."""
     theta, (row,) = params.theta.expand(episode.tasks, -1), params.norm
-    given = Moments(*(m[0] for m in running)) if norm_statistics == "running" else None
+    given = running.first() if norm_statistics == "running" else None
     images = episode.support_x, episode.target_x
     support = model.prepare(images[0], 1).embed(theta, row, given)
     if given is None and protocol == "inductive":

@@ -36,7 +36,7 @@ def start(
     """With θ [T, P] whose classifier is the prototypes' at the first step's row; what it was made
     of.
     """
-    given = None if running is None else Moments(*(m[0] for m in running))
+    given = running and running.first()
     theta = params.theta.expand(len(x), -1)
     found = model.prepare(x, 1).embed(theta, params.norm[0], given, keep)
     shares = heads.shares_of(labels, model.ways, found.features)

@@ -31,6 +31,10 @@ class Moments(NamedTuple):
     mean: Tensor  # [..., S]
     var: Tensor  # [..., S] as `Model.bessel` makes it unbiased
 
+    def first(self) -> Moments:  # [S]
+        """The first row, which is all of them where steps share one."""
+        return Moments(*(m[0] for m in self))
+
 
 class Kept(Protocol):
     """What a pass keeps."""
