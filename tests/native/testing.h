@@ -117,12 +117,10 @@ inline std::vector<double> slope(const std::vector<double>& above, const std::ve
 
 // f(name) on each instruction set that this machine grants, from the least one on.
 template <class F> void on_every_isa(F f) {
-    constexpr const char* names[] = {"portable", "avx2", "avx512"};
-    const Isa best = limit_isa(Isa::avx512);
-    for (int i = 0; i <= static_cast<int>(best); ++i) {
-        limit_isa(static_cast<Isa>(i));
-        f(std::string(names[i]));
-    }
+    constexpr const char* names[] = {"portable", "neon", "avx2", "avx512"};
+    for (int i = 0; i <= static_cast<int>(Isa::avx512); ++i)
+        if (limit_isa(static_cast<Isa>(i)) == static_cast<Isa>(i))
+            f(std::string(names[i]));
     limit_isa(Isa::amx);
 }
 
