@@ -286,7 +286,7 @@ def missing(name: str, device: torch.device | str = "cpu") -> str | None:
     if name == "ours, AVX2":
         if native.module is None:
             return f"no native module: {native.reason}"
-        if native.module.isa() in (native.module.Isa.portable, native.module.Isa.avx2):
+        if native.module.isa().name in ("portable", "neon", "avx2"):
             return "this processor has no AVX-512 to do without"
     if name in PRECISIONS:
         return kernels.refusal(PRECISIONS[name], device)

@@ -59,7 +59,7 @@ struct Held {
 using Blocks = std::vector<std::shared_ptr<Held>>;
 
 const char* name(Isa isa) {
-    constexpr const char* names[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
+    constexpr const char* names[] = {"portable", "neon", "avx2", "avx512", "avx512bf16", "amx"};
     return names[static_cast<int>(isa)];
 }
 
@@ -227,6 +227,7 @@ template <class T> void bind(py::module_ m) {
 py::dict features() {
     const CpuFeatures& f = cpu_features();
     py::dict d;
+    d["neon"] = f.neon;
     d["avx2"] = f.avx2;
     d["fma"] = f.fma;
     d["avx512f"] = f.avx512f;
@@ -248,6 +249,7 @@ PYBIND11_MODULE(_native, m) {
           "Instruction sets that processor and operating system grant: name -> bool.");
     py::enum_<Isa>(m, "Isa")
         .value("portable", Isa::portable)
+        .value("neon", Isa::neon)
         .value("avx2", Isa::avx2)
         .value("avx512", Isa::avx512)
         .value("avx512bf16", Isa::avx512bf16)

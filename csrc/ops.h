@@ -8,6 +8,7 @@ namespace mamlpp {
 
 // Instruction sets that both the processor has and the operating system lets this process use.
 struct CpuFeatures {
+    bool neon = false;
     bool avx2 = false;
     bool fma = false;
     bool avx512f = false;
@@ -19,8 +20,8 @@ struct CpuFeatures {
     bool amx_int8 = false;
 };
 
-// All false on anything but x86-64. On Linux the tile registers of AMX are granted to a process
-// that asks; this asks, once, and later calls return the same answer.
+// All false on anything but AArch64 and x86-64. On Linux the tile registers of AMX are granted to a
+// process that asks; this asks, once, and later calls return the same answer.
 const CpuFeatures& cpu_features();
 
 // Threads that share the items of one loop. `each` returns when all are done; items of one worker
@@ -240,12 +241,12 @@ template <class T> struct CpuOps {
     void (*adam)(const AdamStep<T>&, ptrdiff_t n, Team&);
 };
 
-// The instruction sets that the kernels are built for, in order of preference. The last two are for
-// bfloat16; with them, what is float32 or float64 runs on the one before.
-enum class Isa { portable, avx2, avx512, avx512bf16, amx };
+// The instruction sets that the kernels are built for, each processor's in order of preference. The
+// last two are for bfloat16; with them, what is float32 or float64 runs on the one before.
+enum class Isa { portable, neon, avx2, avx512, avx512bf16, amx };
 
-Isa isa(); // the one in use: the best that this machine grants, unless it is limited
-Isa limit_isa(Isa most);
+Isa isa();               // the one in use: the best that this machine grants, unless it is limited
+Isa limit_isa(Isa most); // to the best that it grants of those up to this one
 
 // Of the instruction set in use. pass_ops is null where it has no products of this precision;
 // float64 is for fp32 alone, which stands for products of the data's own type.

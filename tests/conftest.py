@@ -80,7 +80,7 @@ def backend(request) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=["portable", "neon", "avx2", "avx512"])
 def isa(request) -> Iterator[str]:
     """Runs a test on every instruction set of the native module that this machine grants."""
     wanted = getattr(native.module.Isa, request.param)

@@ -49,7 +49,7 @@ LAYOUTS = {
     "negated nhwc": lambda t: nhwc(torch.complex(t, -t)).conj().imag,
 }
 LAYOUT = st.sampled_from(sorted(LAYOUTS))
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "neon", "avx2", "avx512")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,9 @@ MAMLPP_SET(portable)
 MAMLPP_SET(avx2)
 MAMLPP_SET(avx512)
 #endif
+#ifdef MAMLPP_HAS_NEON
+MAMLPP_SET(neon)
+#endif
 template <class T> struct Winograd;
 #define MAMLPP_ROUNDED(name)                                                                       \
     namespace name {                                                                               \
@@ -35,35 +38,50 @@ MAMLPP_ROUNDED(emulatedbf16x3)
 
 namespace {
 
-Isa best_isa() {
+// Whether it was built and this machine grants it.
+bool granted(Isa set) {
     [[maybe_unused]] const CpuFeatures& f = cpu_features();
-    Isa best = Isa::portable;
+    switch (set) {
+    case Isa::portable:
+        return true;
+#ifdef MAMLPP_HAS_NEON
+    case Isa::neon:
+        return f.neon;
+#endif
 #ifdef MAMLPP_HAS_X86
-    if (f.avx2 && f.fma)
-        best = Isa::avx2;
-    if (f.avx512f && f.avx512bw && f.avx512vl && f.fma)
-        best = Isa::avx512;
+    case Isa::avx2:
+        return f.avx2 && f.fma;
+    case Isa::avx512:
+        return f.avx512f && f.avx512bw && f.avx512vl && f.fma;
 #endif
 #ifdef MAMLPP_HAS_AVX512BF16
-    if (best == Isa::avx512 && f.avx512bf16)
-        best = Isa::avx512bf16;
+    case Isa::avx512bf16:
+        return granted(Isa::avx512) && f.avx512bf16;
 #endif
 #ifdef MAMLPP_HAS_AMX
-    if (best == Isa::avx512bf16 && f.amx_tile && f.amx_bf16)
-        best = Isa::amx;
+    case Isa::amx:
+        return granted(Isa::avx512bf16) && f.amx_tile && f.amx_bf16;
 #endif
-    return best;
+    default:
+        return false;
+    }
 }
 
-Isa current = best_isa();
+Isa best_isa(Isa most) {
+    int set = static_cast<int>(most);
+    while (!granted(static_cast<Isa>(set)))
+        --set;
+    return static_cast<Isa>(set);
+}
+
+Isa current = best_isa(Isa::amx);
 
 } // namespace
 
 Isa isa() { return current; }
 
 Isa limit_isa(Isa most) {
-    const Isa best = best_isa();
-    current = most < best ? most : best;
+    current = best_isa(most);
     return current;
 }
 
@@ -80,6 +98,10 @@ template <class T> Tables<T> tables() {
         return {avx512::pass_ops<T>(), avx512::ops<T>()};
     if (current == Isa::avx2)
         return {avx2::pass_ops<T>(), avx2::ops<T>()};
+#endif
+#ifdef MAMLPP_HAS_NEON
+    if (current == Isa::neon)
+        return {neon::pass_ops<T>(), neon::ops<T>()};
 #endif
     return {portable::pass_ops<T>(), portable::ops<T>()};
 }

@@ -1,5 +1,6 @@
-// Processor features by CPUID, and the operating system's consent by XGETBV and arch_prctl.
-// Bit positions: Intel SDM vol. 1 chapters 13 (XCR0) and 18 (AMX), vol. 2A, CPUID.
+// Processor features: NEON belongs to all of AArch64; of x86-64 by CPUID, and the operating
+// system's consent by XGETBV and arch_prctl. Bit positions: Intel SDM vol. 1 chapters 13 (XCR0) and
+// 18 (AMX), vol. 2A, CPUID.
 #include "../ops.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
@@ -71,7 +72,13 @@ CpuFeatures detect() {
 
 #else
 
-CpuFeatures detect() { return {}; }
+CpuFeatures detect() {
+    CpuFeatures f;
+#if defined(__aarch64__)
+    f.neon = true;
+#endif
+    return f;
+}
 
 #endif
 

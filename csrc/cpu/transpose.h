@@ -4,7 +4,8 @@
 #include "simd.h"
 
 #if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector) && (defined(__AVX512F__) || defined(__AVX2__))
+#if __has_builtin(__builtin_shufflevector) &&                                                      \
+    (defined(__AVX512F__) || defined(__AVX2__) || defined(MAMLPP_NEON))
 #define MAMLPP_SHUFFLES
 #endif
 #endif
