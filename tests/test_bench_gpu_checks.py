@@ -16,7 +16,7 @@ from bench import gate
 from bench.baselines import cudnn_graph
 from bench.cases import reduced
 from bench.gpu import checks, compiling, errors, gradients, graph, tuning
-from bench.gpu.replay import Recording, Replay, choices
+from bench.gpu.replay import Bends, Recording, Replay, bends, choices
 from bench.gpu.rows import ROWS, config
 from bench.implementations import IMPLEMENTATIONS, TheLoop, missing
 from engine.models.passes import FusedKept
@@ -54,7 +54,8 @@ def test_parts_of_an_operand_hold_what_the_precision_holds(precision, count, bit
 def test_a_replayed_oracle_is_the_adjoint(downsample: str):
     made = gradients.of_row(replace(CFG, downsample=downsample), CPU)
     made = gradients._cast(made, torch.float64)
-    ours, tape = gradients.adjoint(made, "plain")
+    ours, recording = gradients.adjoint(made, "plain")
+    tape = recording.tape
     assert len(tape) == 2 * CFG.steps and all(tape)
     for each in (tape, None):
         exact = gradients.oracle(made, each, "fp32")
@@ -64,7 +65,8 @@ def test_a_replayed_oracle_is_the_adjoint(downsample: str):
 
 def test_another_winner_or_bend_is_another_gradient():
     made = checks.problem(CFG, "support", CPU)
-    results_, chosen = checks.run(made, "plain")
+    results_, chosen, near = checks.run(made, "plain")
+    assert near == (0, 0)  # what it keeps is the activation
     same = checks.oracle(made, chosen, "fp32")
     first = chosen[0]
     for changed in (
@@ -88,6 +90,7 @@ def test_choices_of_kept_stages_are_those_of_composed_ones():
         SimpleNamespace(
             x_hat=stage.saved.x_hat.permute(0, 1, 3, 4, 2),
             winners=own.winners.permute(0, 1, 3, 4, 2).to(torch.uint8),
+            p=None,
         )
         for stage, own in zip(kept.stages, expected, strict=True)
     ]
@@ -97,12 +100,29 @@ def test_choices_of_kept_stages_are_those_of_composed_ones():
     assert choices(made.model, made.row, FusedKept(None, SimpleNamespace())) is None
 
 
+def test_bends_that_hang_on_a_rounding_are_counted():
+    gain, bias = torch.tensor([1 + 2.0**-23, 0.5]), torch.tensor([-(1 + 2.0**-22), 0.0])
+    x_hat = torch.tensor([[1 + 2.0**-23, 1.0], [2.0, -1.0]]).view(1, 1, 2, 1, 2)
+    # of the first the rounded product is −bias, and the exact one 2⁻⁴⁶ more
+    model = SimpleNamespace(stages=1, filters=2, pool=False)
+    right = torch.tensor([[1e-9, 0.5], [1.0, -1e-3]]).view(1, 1, 2, 1, 2)
+    for first, apart in ((1e-9, 0), (0.0, 1)):
+        right[0, 0, 0, 0, 0] = first
+        p = torch.zeros(1, 1, 4, 3, 2)
+        p[:, :, 1:-1, 1:-1] = right
+        stage = SimpleNamespace(x_hat=x_hat, winners=None, p=p)
+        kept = FusedKept(None, SimpleNamespace(stages=[stage]))
+        assert bends(model, torch.cat([gain, bias]), kept) == (1, apart)
+        (chosen,) = choices(model, torch.cat([gain, bias]), kept)
+        assert chosen.positive.flatten().tolist() == [True, True, True, False]
+
+
 @pytest.mark.parametrize(
     ("precision", "least", "most"), [("tf32", 1e-5, 5e-3), ("bf16", 1e-4, 5e-2)]
 )
 def test_an_emulated_precision_is_as_far_off_as_its_operands(precision, least, most):
     made = checks.problem(CFG, "support", CPU)
-    _, chosen = checks.run(made, "plain")
+    _, chosen, _ = checks.run(made, "plain")
     exact, rounded = (checks.oracle(made, chosen, p) for p in ("fp32", precision))
     name = "gradient conv1.weight"
     assert least < errors.error(rounded[name], exact[name]) < most
@@ -135,9 +155,15 @@ def test_a_verdict_is_within_twice_the_error_of_torch_or_not():
     found = errors.verdict([("a", ours, torch32, exact), ("b", nan, torch32, exact)])
     assert not found["within"] and found["worst"] == "b"
     assert errors.verdict([("a", torch32, torch32, exact)])["within"]
+    both = errors.verdict([("a", ours, torch32, exact), ("b", torch32, torch32, exact)])["errors"]
+    assert both == {"a": pytest.approx([6e-4, 2e-4]), "b": pytest.approx([2e-4, 2e-4])}
     assert "TOO MUCH" in errors.item({"fwd": found}, True)["said"]
     said = errors.item({"fwd": found}, repeats=False, replayed=False)["said"]
     assert "TOO MUCH" not in said and said.endswith("its own winners; NOT THE SAME BITS TWICE")
+    near = errors.item({}, True, bends=Bends(2, 1))
+    assert near["said"] == "2 bends hang on a rounding; 1 BENDS TAKEN OTHERWISE"
+    assert near["bends"] == {"rounded": 2, "apart": 1}
+    assert errors.item({}, True, bends=Bends(0, 0))["said"] == ""
 
 
 def test_the_device_s_loop_is_the_same_in_a_dry_run():

@@ -1,7 +1,7 @@
 """Compiles every launch of the Triton backend ahead of time, for GPUs that need not be there, and
 reads the machine code.
 
-    python -m tests.triton_aot [--arch 80 90] [--precision fp32 tf32 tf32x3 bf16] [--only conv] [-v]
+    python -m tests.triton_aot [--arch 80 90] [--precision fp32 tf32 tf32x3 bf16] [--only conv]
 
 prints one line a kernel: registers, shared memory, instructions, seconds (little where Triton's
 cache has it). The exit status is 1 if one breaks a limit. With another version of Triton, here one
@@ -9,7 +9,8 @@ installed by `pip install --no-deps --target DIR triton==3.6.0`:
 
     PYTHONPATH=DIR python -m tests.triton_aot
 
-TRITON_CACHE_DIR names a cache of its own, TRITON_ALWAYS_COMPILE=1 goes without.
+TRITON_CACHE_DIR names a cache of its own, TRITON_ALWAYS_COMPILE=1 goes without. `--floor` tells
+what an outer iteration takes an H100 at least (`tests.triton_floor`).
 """
 
 import argparse
@@ -85,6 +86,7 @@ class Code(NamedTuple):
     opcodes: Counter
     products: set[str]  # kinds of matrix product that the kernel asks for
     seconds: float
+    loops: tuple[tuple[int, int], ...]  # first and last of their instructions
 
     def count(self, pattern: str) -> int:
         return sum(n for opcode, n in self.opcodes.items() if re.match(pattern, opcode))
@@ -208,9 +210,23 @@ def compiled(launch: Launch, arch: int) -> Code:
         command = [TOOLS / "cuobjdump", "-sass", "-res-usage", file.name]
         code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # /*0050*/   @!P0 LDG.E.128 R4, [R2.64] ;
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
+    line = r"^\s+/\*([0-9a-f]+)\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)([^;]*);"
+    found = re.findall(line, code, re.MULTILINE)
+    opcodes = Counter(opcode for _, opcode, _ in found)
     registers = int(re.search(r"REG:(\d+)", code)[1])
-    return Code(registers, made.metadata.shared, Counter(opcodes), _products(made), seconds)
+    own = registers, made.metadata.shared, opcodes, _products(made), seconds
+    return Code(*own, tuple(_loops(found)))
+
+
+def _loops(instructions: list[tuple[str, str, str]]) -> Iterator[tuple[int, int]]:
+    """By the branches that go back, of each first instruction the last one."""
+    places = {int(address, 16): i for i, (address, _, _) in enumerate(instructions)}
+    ends = {}
+    for i, (address, opcode, operands) in enumerate(instructions):
+        to = re.search(r"0x([0-9a-f]+)", operands) if opcode.startswith("BRA") else None
+        if to and int(to[1], 16) < int(address, 16):
+            ends[places[int(to[1], 16)]] = i
+    yield from ends.items()
 
 
 def _specialised(launch: Launch, target: GPUTarget):
@@ -264,7 +280,13 @@ def main() -> int:
     parser.add_argument(
         "--part", action="store_true", help="one launch of each kernel, precision and architecture"
     )
+    parser.add_argument("--floor", action="store_true", help="what an iteration takes at least")
     args = parser.parse_args()
+    if args.floor:
+        from tests import triton_floor
+
+        print(triton_floor.page([p for p in args.precision if p in ("tf32", "bf16")]))
+        return 0
     failed = 0
     for launch, arch in (part if args.part else distinct)(args.precision, args.arch):
         if args.only not in launch.name:

@@ -13,7 +13,7 @@ from bench import gate, ops
 from bench.cases import Row, cast, episode
 from bench.gpu.errors import item, same, verdict
 from bench.gpu.progress import Items, LeftOut, Request
-from bench.gpu.replay import Replay, choices
+from bench.gpu.replay import Bends, Replay, bends, choices
 from bench.gpu.rows import GOALS, config
 from bench.ops import Op
 from engine.config import Config
@@ -176,18 +176,22 @@ def _norm_act(case: cases.Case) -> _Public:
 
 def passes(cfg: Config, which: str, backend: str, device: torch.device) -> dict:
     """A forward and backward pass and its tangent, over the support or the target sets."""
-    made = problem(cfg, which, device)
-    results, chosen = run(made, backend)
+    return held(problem(cfg, which, device), backend)
+
+
+def held(made: "Problem", backend: str) -> dict:
+    """Against float64, with its own choices."""
+    results, chosen, near = run(made, backend)
     repeats = same(results.values(), run(made, backend)[0].values())
     wide = cast(made, torch.float64)
     with exact_products():
-        torch32 = oracle(made, chosen, cfg.precision)
+        torch32 = oracle(made, chosen, made.model.precision)
         exact = oracle(wide, chosen, "fp32")
     found = {
         part: verdict((n, results[n], torch32[n], exact[n]) for n in results if _part_of(n) == part)
         for part in PARTS
     }
-    return item(found, repeats, chosen is not None)
+    return item(found, repeats, chosen is not None, near)
 
 
 class Problem(NamedTuple):
@@ -211,15 +215,16 @@ def problem(cfg: Config, which: str, device: torch.device) -> Problem:
     return Problem(model, *(t.to(device) for t in (x, labels, theta, row, direction)))
 
 
-def run(p: Problem, backend: str) -> tuple[dict[str, Tensor], list[Choices] | None]:
-    """The results by name, and the choices of the pass if it tells them."""
+def run(p: Problem, backend: str) -> tuple[dict[str, Tensor], list[Choices] | None, Bends]:
+    """The results by name, the choices of the pass if it tells them, and which bends are near."""
     with on(backend), torch.no_grad():
         images = p.model.prepare(p.x, 2)
         result = images.loss_and_gradient(p.theta, p.row, p.labels, keep=True)
         product, norm_product = result.kept.tangent(p.direction)
     values = result.loss, result.logits, *result.moments
     gradients = result.gradient, result.norm_gradient, product, norm_product
-    return _named(p.model, *values, *gradients), choices(p.model, p.row, result.kept)
+    told = p.model, p.row, result.kept
+    return _named(p.model, *values, *gradients), choices(*told), bends(*told)
 
 
 def oracle(p: Problem, chosen: list[Choices] | None, precision: str) -> dict[str, Tensor]:

@@ -75,13 +75,14 @@ def of_row(cfg: Config, device: torch.device) -> Problem:
 
 
 def check(p: Problem, backend: str) -> dict:
-    ours, tape = adjoint(p, backend)
+    ours, recording = adjoint(p, backend)
+    tape = recording.tape
     repeats = same(_tensors(ours), _tensors(adjoint(p, backend)[0]))
     with exact_products():
         torch32 = oracle(p, tape, p.model.precision)
         exact = oracle(_cast(p, torch.float64), tape, "fp32")
     found = verdict(zip(_NAMES, *map(_tensors, (ours, torch32, exact)), strict=True))
-    return item({"gradient": found}, repeats, all(tape))
+    return item({"gradient": found}, repeats, all(tape), recording.bends)
 
 
 def of_file(file, precision: str, backend: str, device: torch.device) -> dict:
@@ -105,11 +106,11 @@ def of_file(file, precision: str, backend: str, device: torch.device) -> dict:
     return found | {"free": free, "oracle": apart, "said": words}
 
 
-def adjoint(p: Problem, backend: str) -> tuple[MetaGradient, Tape]:
+def adjoint(p: Problem, backend: str) -> tuple[MetaGradient, Recording]:
     recording = Recording(p.model)
     with on(backend):
         block = unroll.adjoint(recording, p.params, p.episode, p.weights, p.second)
-    return unroll.total([block]), recording.tape
+    return unroll.total([block]), recording
 
 
 def oracle(p: Problem, tape: Tape | None, precision: str) -> MetaGradient:

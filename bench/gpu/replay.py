@@ -21,11 +21,20 @@ from kernels.check.products import convolution
 Tape = list[list[Choices] | None]  # by pass, by stage; None for a pass that does not tell
 
 
+class Bends(NamedTuple):
+    """How many of a pass are so near that their side hangs on how a sum is rounded. One taken
+    otherwise in a first stage changes a meta-gradient by 1e-4 of it.
+    """
+
+    rounded: int  # whose side a product rounded before it is added would change
+    apart: int  # whose activation was written on the other side than that of the exact sum
+
+
 class Recording:
     """A backbone for `engine.unroll` that writes on its tape what its passes choose."""
 
     def __init__(self, model: Backbone):
-        self.model, self.tape = model, []
+        self.model, self.tape, self.bends = model, [], Bends(0, 0)
         self.sizes, self.bessel = model.sizes, model.bessel
 
     def prepare(self, x: Tensor, passes: int) -> "_Recorded":
@@ -38,7 +47,10 @@ class _Recorded(NamedTuple):
 
     def loss_and_gradient(self, theta, row, labels, statistics=None, keep=False):
         result = self.images.loss_and_gradient(theta, row, labels, statistics, True)
-        self.recording.tape.append(choices(self.recording.model, row, result.kept))
+        recording, told = self.recording, (self.recording.model, row, result.kept)
+        recording.tape.append(choices(*told))
+        both = zip(recording.bends, bends(*told), strict=True)
+        recording.bends = Bends(*map(sum, both))
         return result if keep else result._replace(kept=None)
 
 
@@ -46,10 +58,27 @@ def choices(model: Backbone, row: Tensor, kept) -> list[Choices] | None:
     """Of a pass that keeps its stages where Python can read them."""
     if isinstance(kept, ComposedKept):
         return [_composed(model, stage.saved) for stage in kept.stages]
-    if isinstance(kept, FusedKept) and hasattr(kept.kept, "stages"):
-        affine = row.view(model.stages, 2, model.filters)
-        return [_fused(model, *rows, s) for rows, s in zip(affine, kept.kept.stages, strict=True)]
-    return None
+    fused = _stages(model, row, kept)
+    return fused and [_fused(model, *each) for each in fused]
+
+
+def bends(model: Backbone, row: Tensor, kept) -> Bends:
+    """Of a pass whose stages are built again from x̂; none of others, which keep the activation."""
+    rounded = apart = 0
+    for gain, bias, own in _stages(model, row, kept) or ():
+        exact = _unbent(gain, bias, own) > 0
+        rounded += ((own.x_hat * gain + bias > 0) != exact).sum().item()
+        if own.p is not None:
+            apart += ((own.p[:, :, 1:-1, 1:-1] > 0) != exact).sum().item()
+    return Bends(rounded, apart)
+
+
+def _stages(model: Backbone, row: Tensor, kept) -> list[tuple] | None:
+    """Gain, bias and what is kept of each stage, where a backend of whole passes shows it."""
+    if not isinstance(kept, FusedKept) or not hasattr(kept.kept, "stages"):
+        return None
+    affine = row.view(model.stages, 2, model.filters)
+    return [(*rows, stage) for rows, stage in zip(affine, kept.kept.stages, strict=True)]
 
 
 def _composed(model: Backbone, saved) -> Choices:
@@ -61,10 +90,16 @@ def _composed(model: Backbone, saved) -> Choices:
 
 
 def _fused(model: Backbone, gain: Tensor, bias: Tensor, stage) -> Choices:
-    # Compiled, the kernels add without rounding the product: its sign is that of the exact sum.
-    positive = stage.x_hat.double() * gain.double() + bias.double() > 0  # [T, N, h, w, F]
+    positive = _unbent(gain, bias, stage) > 0  # [T, N, h, w, F]
     winners = stage.winners.long().permute(0, 1, 4, 2, 3) if model.pool else None
     return Choices(winners, positive.permute(0, 1, 4, 2, 3))
+
+
+def _unbent(gain: Tensor, bias: Tensor, stage) -> Tensor:
+    """What the activation got, of the sign of the exact sum: the kernels add without rounding the
+    product.
+    """
+    return stage.x_hat.double() * gain.double() + bias.double()
 
 
 class Replay:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton.launch import COUNTS
-from kernels.triton.operands import slope_at
+from kernels.triton.operands import slope_at, unbent
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def load_features(x_hat, gain, bias, slope, rows, p, f, valid, pixels, filters):
     g = tl.load(gain + f, mask=f < filters, other=0.0)[None, :]
     b = tl.load(bias + f, mask=f < filters, other=0.0)[None, :]
     bend = slope_at(value, g, b, slope)
-    return tl.where(both, (value * g + b) * bend, 0.0), bend
+    return tl.where(both, unbent(value, g, b) * bend, 0.0), bend
 
 
 @triton.jit
@@ -81,7 +81,7 @@ def head_kernel(
         g = tl.load(gain + f, mask=there, other=0.0)
         b = tl.load(bias + f, mask=there, other=0.0)
         bend = slope_at(value, g, b, slope)
-        h = ((value * g + b) * bend)[None, :]
+        h = (unbent(value, g, b) * bend)[None, :]
         weight = k[:, None] * width + (f if MEAN else j)[None, :]
         both = real[:, None] & there[None, :]
         if DUAL:

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton.launch import COUNTS
-from kernels.triton.operands import load_dz, load_dz_dot, pixels_of, slope_at
+from kernels.triton.operands import load_dz, load_dz_dot, pixels_of, slope_at, unbent
 from kernels.triton.sums import row_of, store_delta, store_moments
 
 
@@ -85,7 +85,7 @@ def normalise_kernel(
     tl.store(x_hat + where, value, mask=valid)
     if ACT:
         b = tl.load(bias + task * gain_step + f, mask=f < filters, other=0.0)[None, :]
-        value = (value * g + b) * slope_at(value, g, b, slope)
+        value = unbent(value, g, b) * slope_at(value, g, b, slope)
         at = (task * images * side * side + m)[:, None] * filters + f[None, :]
         tl.store(out + at, tl.where(valid, value, 0.0), mask=there)
 

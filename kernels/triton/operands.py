@@ -24,9 +24,19 @@ def dot(a, b, sum, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def unbent(x_hat, gain, bias):
+    """gain·x̂ + bias, which the activation gets. Rounded once, whatever a compiler makes of a
+    product and a sum: it is on the same side of the bend in every kernel, that of the exact sum.
+    """
+    x_hat, gain = tl.broadcast(x_hat, gain)
+    x_hat, bias = tl.broadcast(x_hat, bias)
+    return tl.fma(x_hat, gain, bias)
+
+
+@triton.jit
 def slope_at(x_hat, gain, bias, slope):
-    """Slope of the activation where x̂ is what it got."""
-    return tl.where(x_hat * gain + bias > 0, 1.0, slope)
+    """Slope of the activation where x̂ is what it is made of."""
+    return tl.where(unbent(x_hat, gain, bias) > 0, 1.0, slope)
 
 
 @triton.jit

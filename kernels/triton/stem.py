@@ -10,7 +10,7 @@ import triton.language as tl
 
 from kernels.triton.launch import COUNTS
 from kernels.triton.norm_act_kernels import bordered, store_bent_dot, winner_of
-from kernels.triton.operands import dot, pixels_of, slope_at
+from kernels.triton.operands import dot, pixels_of, slope_at, unbent
 
 
 @triton.jit
@@ -113,7 +113,7 @@ def stem_fwd_kernel(
     tl.store(winners + at, position.to(tl.uint8), mask=both)
     if BORDER:
         shift = tl.load(bias + f, mask=real, other=0.0)[None, :]
-        value = (value * scale + shift) * slope_at(value, scale, shift, slope)
+        value = unbent(value, scale, shift) * slope_at(value, scale, shift, slope)
         at = (task * count * out_side * out_side + m)[:, None] * filters + f[None, :]
         tl.store(out + at, tl.where(both, value, 0.0), mask=there[:, None] & real[None, :])
 
