@@ -200,6 +200,40 @@ void adam(ptrdiff_t n, int threads, uintptr_t param, uintptr_t first, uintptr_t 
               [&](int, Team& team, int) { cpu_ops<T>().adam(step, n, team); });
 }
 
+template <class T>
+void lstm_fwd(int tasks, ptrdiff_t n, int threads, uintptr_t own, uintptr_t loss, Matrix gradient,
+              Matrix c, Matrix memory, Matrix c_out, Matrix memory_out) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    const LstmStep<T> step{at<const T>(own, 0), at<const T>(loss, 0),  rows<const T>(gradient),
+                           rows<const T>(c),    rows<const T>(memory), rows<T>(c_out),
+                           rows<T>(memory_out)};
+    threads = useful(threads, tasks * n * lstm_memory);
+    Room room(1, threads, ops.lstm_work_bytes(tasks, n, 0), ops.lstm_scratch_bytes(0));
+    for_tasks(1, threads, [&](int, Team& team, int slot) {
+        ops.lstm_fwd(step, tasks, n, room.work(slot), room.scratch(slot), team);
+    });
+}
+
+template <class T>
+void lstm_bwd(int tasks, ptrdiff_t n, int threads, uintptr_t own, uintptr_t losses,
+              const std::vector<Matrix>& gradients, uintptr_t start, Matrix carry, Matrix d_start,
+              Matrix d_own) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    std::vector<Rows<const T>> of_steps;
+    for (const Matrix& each : gradients)
+        of_steps.push_back(rows<const T>(each));
+    const int steps = static_cast<int>(of_steps.size());
+    const LstmSweep<T> sweep{at<const T>(own, 0),    steps,
+                             at<const T>(losses, 0), of_steps.data(),
+                             at<const T>(start, 0),  rows<const T>(carry),
+                             rows<T>(d_start),       rows<T>(d_own)};
+    threads = useful(threads, tasks * n * lstm_memory * steps);
+    Room room(1, threads, ops.lstm_work_bytes(tasks, n, steps), ops.lstm_scratch_bytes(steps));
+    for_tasks(1, threads, [&](int, Team& team, int slot) {
+        ops.lstm_bwd(sweep, tasks, n, room.work(slot), room.scratch(slot), team);
+    });
+}
+
 } // namespace
 
 template <class T> void bind_ops(py::module_ m) {
@@ -213,6 +247,9 @@ template <class T> void bind_ops(py::module_ m) {
     m.def("update_fwd", &update_fwd<T>);
     m.def("update_bwd", &update_bwd<T>);
     m.def("adam", &adam<T>);
+    m.attr("lstm_block") = lstm_block<T>;
+    m.def("lstm_fwd", &lstm_fwd<T>);
+    m.def("lstm_bwd", &lstm_bwd<T>);
 }
 template void bind_ops<float>(py::module_);
 template void bind_ops<double>(py::module_);

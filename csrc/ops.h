@@ -204,6 +204,35 @@ template <class T> struct AdamStep {
     T *param_out, *first_out, *second_out;
 };
 
+// The rule of the meta-learner LSTM: its units, its numbers, and rows of what it remembers of a
+// coordinate beside c: F, I, the cells and h.
+constexpr int lstm_units = 20, lstm_numbers = 2046, lstm_memory = 2 + 2 * lstm_units;
+// Coordinates whose memory lies together.
+template <class T> constexpr int lstm_block = 192 / sizeof(T);
+
+// One step of all tasks.
+template <class T> struct LstmStep {
+    const T* own;           // the rule's numbers
+    const T* loss;          // [tasks]
+    Rows<const T> gradient; // [n]
+    Rows<const T> c;        // [n]
+    Rows<const T> memory;   // [⌈n / lstm_block⌉][lstm_memory][lstm_block]; null: 0
+    Rows<T> c_out;          // [n]
+    Rows<T> memory_out;     // may be `memory`
+};
+
+// Back through all steps of all tasks, which are computed again.
+template <class T> struct LstmSweep {
+    const T* own;
+    int steps;
+    const T* losses;                // [steps][tasks]
+    const Rows<const T>* gradients; // [steps] of [n]
+    const T* start;                 // [n] c before the first step
+    Rows<const T> carry;            // [n] gradient of c behind the last one
+    Rows<T> d_start;                // [n]
+    Rows<T> d_own;                  // [lstm_numbers]
+};
+
 // Whole passes, of one instruction set and precision. Every `bytes` is for n images of one task;
 // blocks are aligned to 64 bytes. `scratch` is scratch_bytes() for each worker of the team, one
 // behind the other.
@@ -239,6 +268,11 @@ template <class T> struct CpuOps {
     void (*update_fwd)(const UpdateFwd<T>&, int tasks, const Piece*, int pieces, Team&);
     void (*update_bwd)(const UpdateBwd<T>&, int tasks, const Piece*, int pieces, Team&);
     void (*adam)(const AdamStep<T>&, ptrdiff_t n, Team&);
+    // `steps`: of a sweep; 0: of one step forward.
+    size_t (*lstm_work_bytes)(int tasks, ptrdiff_t n, int steps);
+    size_t (*lstm_scratch_bytes)(int steps);
+    void (*lstm_fwd)(const LstmStep<T>&, int tasks, ptrdiff_t n, void* work, void* scratch, Team&);
+    void (*lstm_bwd)(const LstmSweep<T>&, int tasks, ptrdiff_t n, void* work, void* scratch, Team&);
 };
 
 // The instruction sets that the kernels are built for, each processor's in order of preference. The

@@ -15,6 +15,7 @@ from kernels.dispatch import (
     fastest_precision,
     passes,
     refusal,
+    rule,
     task_block,
     use,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "only_kernels",
     "passes",
     "refusal",
+    "rule",
     "per_step_batch_norm",
     "task_block",
     "task_conv2d",

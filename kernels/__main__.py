@@ -54,7 +54,7 @@ def _check() -> int:
     for device in rows.devices():
         found += rows.rows(rows.subjects(device, every=True), rows.FULL)
     for row in found:
-        errors = (f"{row.parts[part].error:.1e} of {row.parts[part].budget:.1e}" for part in PARTS)
+        errors = (row.parts[part].cell for part in PARTS)
         _say(_line((*row[:6], *errors)) + (f"  FAILED: {row.failed}" if row.failed else ""))
     failed = sum(row.failed is not None for row in found)
     result = (

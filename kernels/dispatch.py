@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.threads import threads
 
-OPS = ("passes", "conv", "norm_act", "stem", "head", "update")
+OPS = ("passes", "conv", "norm_act", "stem", "head", "update", "lstm")
 BACKENDS = ("native", "triton", "cuda", "plain")
 # Those that dispatch chooses from on a type of device, the preferred one first.
 CHOICES = {"cpu": ("native", "plain"), "cuda": ("triton", "cuda", "plain")}
@@ -32,6 +32,8 @@ LEFT_OUT = {
     ("native", "stem"): "native has no stem apart from its passes, which contain it",
     ("triton", "head"): "triton has no head apart from its passes, which contain it",
     ("triton", "stem"): "triton has no stem apart from its passes, which contain it",
+    ("triton", "lstm"): "triton has no lstm: a GPU takes the rule as torch's own products",
+    ("cuda", "lstm"): "cuda has no lstm: a GPU takes the rule as torch's own products",
     ("cuda", "passes"): "cuda has no passes: it has the normalisation and the updates alone",
     ("cuda", "conv"): "cuda has no conv: it has the normalisation and the updates alone",
     ("cuda", "head"): "cuda has no head: as three small matrix products it gains nothing",
@@ -108,6 +110,16 @@ def passes(like: Tensor, precision: str = "fp32"):
     if name is None and (precision != "fp32" or not _composable()):
         raise BackendError(reason)
     return space(name).passes if name else None
+
+
+def rule(like: Tensor):
+    """The namespace that runs the update rule of the meta-learner LSTM (`fwd`, `bwd`); that of
+    `plain` for a backend which leaves the rule to torch.
+    """
+    requested = _request()
+    if requested != "auto" and (requested, "lstm") in LEFT_OUT:
+        return space("plain").lstm
+    return backend("lstm", like)
 
 
 def refusal(precision: str, device: torch.device | str = "cpu") -> str | None:

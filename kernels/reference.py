@@ -4,6 +4,9 @@ For tests, gates and the oracle only. No autograd Functions, no in-place writes,
 signatures are those of the public ops.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,3 +55,32 @@ def lslr_update(theta: Tensor, grad: Tensor, rates: Tensor, sizes: tuple[int, ..
 
 def elementwise_update(theta: Tensor, grad: Tensor, rates: Tensor) -> Tensor:
     return theta - rates * grad
+
+
+def lstm(
+    own: Tensor,  # [2046]
+    losses: Sequence[Tensor],  # K of []
+    gradients: Sequence[Tensor],  # K of [N]
+    start: Tensor,  # [N]
+) -> Tensor:  # [N]
+    """What the meta-learner LSTM makes of a task's coordinates in K steps."""
+    weight, bias, of_f, of_i = own.split([80 * 24, 80, 23, 23])
+    weight, both = weight.view(80, 24), torch.stack([of_f, of_i])
+    c, gates = start, start.new_zeros(len(start), 2)
+    h = s = start.new_zeros(len(start), 20)
+    for loss, gradient in zip(losses, gradients, strict=True):
+        seen = torch.cat([_rho(loss).expand(len(c), -1), _rho(gradient), h], 1)
+        i, f, o, g = (seen @ weight.mT + bias).split(20, 1)
+        s = i.sigmoid() * g.tanh() + f.sigmoid() * s
+        h = o.sigmoid() * s.tanh()
+        of_c = c.unsqueeze(1) * both[:, 20]
+        gates = h @ both[:, :20].mT + of_c + gates * both[:, 21] + both[:, 22]
+        keep, take = gates.sigmoid().unbind(1)
+        c = keep * c - take * gradient
+    return c
+
+
+def _rho(u: Tensor) -> Tensor:
+    small = u.abs() < math.exp(-10)
+    log = torch.where(small, -1.0, u.abs().log() / 10)
+    return torch.stack([log, torch.where(small, math.exp(10) * u, u.sign())], -1)

@@ -45,6 +45,8 @@ def test_every_instruction_set_is_within_budget_and_the_limit_is_restored():
 )
 @pytest.mark.parametrize("part", PARTS)
 def test_a_wrong_kernel_is_caught(backend: str, op: str, part: str):
+    if (op, part) == ("lstm", "tan"):
+        pytest.skip("the rule of the LSTM has no tangent")
     if backend == "native" and native.module is None:
         pytest.skip(f"native module: {native.reason}")
     for fault in FAULTS:

@@ -201,7 +201,7 @@ def test_ops_that_native_leaves_out_say_so() -> None:
 
 
 def test_ops_that_cuda_leaves_out_say_so() -> None:
-    for op in ("passes", "conv", "stem", "head"):
+    for op in ("passes", "conv", "stem", "head", "lstm"):
         with kernels.use("cuda"), pytest.raises(kernels.BackendError, match=f"cuda has no {op}: "):
             kernels.backend(op, torch.zeros(1))
 
@@ -210,7 +210,7 @@ def test_the_table_of_backends_prints() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "kernels"], capture_output=True, text=True, check=True
     )
-    for op in ("passes", "conv", "norm_act", "stem", "head", "update"):
+    for op in ("passes", "conv", "norm_act", "stem", "head", "update", "lstm"):
         assert f"{op:<10} cpu" in run.stdout
     assert native.module is None or "precision of passes on cpu: fp32" in run.stdout
 

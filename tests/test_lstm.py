@@ -10,10 +10,12 @@ import torch.nn.functional as F
 
 from engine import meta
 from engine.errors import UserError
-from engine.methods import beside, lstm_rule
+from engine.methods import beside, lstm_loop
 from engine.methods.loops import loop
 from engine.models import network
 from engine.models.interface import Params
+from kernels.plain import lstm as rule
+from kernels.plain.lstm import SIZES
 from tests import plain_loop
 from tests.inner import flat, leaves, problem
 from tests.test_meta import random_episode
@@ -33,7 +35,7 @@ def plain_lstm(cfg, model, params, task):
     shared, own = beside.split(model, params)
     start = torch.cat([shared.theta, shared.norm[0]]).requires_grad_()
     own = own.clone().requires_grad_()
-    weight, bias, of_f, of_i = own.split(lstm_rule.SIZES)
+    weight, bias, of_f, of_i = own.split(SIZES)
     cell = torch.nn.LSTMCell(4, 20, dtype=torch.float64)
     # of input, forget and output gate and candidate; torch has the candidate third
     order = torch.arange(80).view(4, 20)[[0, 1, 3, 2]].flatten()
@@ -69,12 +71,12 @@ def plain_lstm(cfg, model, params, task):
 
 @pytest.mark.parametrize(("together", "downsample"), [(50, "stride"), (2048, "pool")])
 def test_the_lstm_is_the_plain_one(together, downsample, monkeypatch) -> None:
-    monkeypatch.setattr(lstm_rule, "_TOGETHER", together)
+    monkeypatch.setattr(rule, "_TOGETHER", together)
     cfg = lstm(downsample=downsample)
     model, params, episode, running = problem(cfg)
     width = 2 * model.stat_width
     generator = torch.Generator().manual_seed(0)
-    own = lstm_rule.initial(0.1, generator).double()
+    own = lstm_loop.initial(0.1, generator).double()
     own += 0.3 * torch.randn(own.shape, generator=generator, dtype=own.dtype)
     params = params._replace(norm=torch.cat([params.norm[:, :width], own[None]], 1))
     found = loop(cfg, model).adjoint(model, params, episode, [0.0, 0.0, 0.5], False)
@@ -90,14 +92,14 @@ def test_the_lstm_is_the_plain_one(together, downsample, monkeypatch) -> None:
 def test_a_small_gradient_goes_in_by_its_size() -> None:
     small = torch.tensor([0.0, math.exp(-11), -math.exp(-11), -1.0, math.exp(-5), 1.0])
     expected = [[-1, -1, -1, 0, -0.5, 0], [0, math.exp(-1), -math.exp(-1), -1, 1, 1]]
-    torch.testing.assert_close(lstm_rule.preprocessed(small), torch.tensor(expected))
+    torch.testing.assert_close(rule.preprocessed(small), torch.tensor(expected))
 
 
 def test_an_lstm_without_weights_is_gradient_descent() -> None:
     cfg = lstm(steps=2)
     model, params, episode, _ = problem(cfg)
-    own = torch.zeros(sum(lstm_rule.SIZES), dtype=torch.float64)
-    own[-1], own[-1 - lstm_rule.SIZES[-1]] = math.log(0.2 / 0.8), 50.0
+    own = torch.zeros(sum(SIZES), dtype=torch.float64)
+    own[-1], own[-1 - SIZES[-1]] = math.log(0.2 / 0.8), 50.0
     width = 2 * model.stat_width
     params = params._replace(norm=torch.cat([params.norm[:, :width], own[None]], 1))
     (*_, last) = loop(cfg, model).inner_loop(model, params, episode.support_x, episode.support_y, 2)
@@ -118,7 +120,7 @@ def test_the_lstm_begins_near_gradient_descent_of_the_rate_that_is_given() -> No
     cfg = config("lstm", steps=2)
     own = meta.init_state(cfg).params.norm[0, 2 * network(cfg).stat_width :]
     assert own.shape == (2046,)
-    *weights, of_f, of_i = own.split(lstm_rule.SIZES)
+    *weights, of_f, of_i = own.split(SIZES)
     assert all(part.abs().max() <= 0.01 for part in (*weights, of_f[:-1], of_i[:-1]))
     assert 4 <= of_f[-1] <= 5 and -5 <= of_i[-1] <= -4
     other = meta.init_state(lstm(inner_rate=0.5)).params.norm[0, -1]

@@ -39,6 +39,13 @@ template <class T> void update_fwd(const UpdateFwd<T>&, int tasks, const Piece*,
 template <class T> void update_bwd(const UpdateBwd<T>&, int tasks, const Piece*, int pieces, Team&);
 template <class T> void adam(const AdamStep<T>&, ptrdiff_t n, Team&);
 
+template <class T> size_t lstm_work_bytes(int tasks, ptrdiff_t n, int steps);
+template <class T> size_t lstm_scratch_bytes(int steps);
+template <class T>
+void lstm_fwd(const LstmStep<T>&, int tasks, ptrdiff_t n, void* work, void* scratch, Team&);
+template <class T>
+void lstm_bwd(const LstmSweep<T>&, int tasks, ptrdiff_t n, void* work, void* scratch, Team&);
+
 // The tables.
 template <class T> const PassOps<T>& pass_ops();
 template <class T> const CpuOps<T>& ops();

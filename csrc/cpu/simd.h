@@ -65,6 +65,14 @@ MAMLPP_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm512_
 MAMLPP_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
     return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
+MAMLPP_INLINE Vec<float> operator/(Vec<float> a, Vec<float> b) { return {_mm512_div_ps(a.v, b.v)}; }
+// The second one where either is no number.
+MAMLPP_INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) {
+    return {_mm512_maskz_min_ps(0xffff, a.v, b.v)};
+}
+MAMLPP_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
+    return {_mm512_maskz_max_ps(0xffff, a.v, b.v)};
+}
 MAMLPP_INLINE Mask<float> greater(Vec<float> a, Vec<float> b) {
     return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)};
 }
@@ -98,6 +106,15 @@ MAMLPP_INLINE Vec<double> operator*(Vec<double> a, Vec<double> b) {
 }
 MAMLPP_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
     return {_mm512_fmadd_pd(a.v, b.v, c.v)};
+}
+MAMLPP_INLINE Vec<double> operator/(Vec<double> a, Vec<double> b) {
+    return {_mm512_div_pd(a.v, b.v)};
+}
+MAMLPP_INLINE Vec<double> smaller(Vec<double> a, Vec<double> b) {
+    return {_mm512_maskz_min_pd(0xff, a.v, b.v)};
+}
+MAMLPP_INLINE Vec<double> larger(Vec<double> a, Vec<double> b) {
+    return {_mm512_maskz_max_pd(0xff, a.v, b.v)};
 }
 MAMLPP_INLINE Mask<double> greater(Vec<double> a, Vec<double> b) {
     return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ)};
@@ -183,6 +200,9 @@ MAMLPP_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm256_
 MAMLPP_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
     return {_mm256_fmadd_ps(a.v, b.v, c.v)};
 }
+MAMLPP_INLINE Vec<float> operator/(Vec<float> a, Vec<float> b) { return {_mm256_div_ps(a.v, b.v)}; }
+MAMLPP_INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) { return {_mm256_min_ps(a.v, b.v)}; }
+MAMLPP_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
 MAMLPP_INLINE Mask<float> greater(Vec<float> a, Vec<float> b) {
     return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)};
 }
@@ -216,6 +236,13 @@ MAMLPP_INLINE Vec<double> operator*(Vec<double> a, Vec<double> b) {
 MAMLPP_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
     return {_mm256_fmadd_pd(a.v, b.v, c.v)};
 }
+MAMLPP_INLINE Vec<double> operator/(Vec<double> a, Vec<double> b) {
+    return {_mm256_div_pd(a.v, b.v)};
+}
+MAMLPP_INLINE Vec<double> smaller(Vec<double> a, Vec<double> b) {
+    return {_mm256_min_pd(a.v, b.v)};
+}
+MAMLPP_INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return {_mm256_max_pd(a.v, b.v)}; }
 MAMLPP_INLINE Mask<double> greater(Vec<double> a, Vec<double> b) {
     return {_mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ)};
 }
@@ -287,6 +314,7 @@ template <class T> MAMLPP_INLINE Mask<T> without(Mask<T> a, Mask<T> b) { return 
 template <class T> MAMLPP_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return {a.v + b.v}; }
 template <class T> MAMLPP_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { return {a.v - b.v}; }
 template <class T> MAMLPP_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return {a.v * b.v}; }
+template <class T> MAMLPP_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return {a.v / b.v}; }
 
 MAMLPP_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
     return {vfmaq_f32(c.v, a.v, b.v)};
@@ -331,6 +359,14 @@ MAMLPP_INLINE Vec<double> pick(const double* p, Lane<double> lane) {
     const uint8x16x2_t row = {
         {vreinterpretq_u8_f64(vld1q_f64(p)), vreinterpretq_u8_f64(vld1q_f64(p + 4))}};
     return {vreinterpretq_f64_u8(vqtbl2q_u8(row, lane.v))};
+}
+
+// The second one where either is no number.
+template <class T> MAMLPP_INLINE Vec<T> smaller(Vec<T> a, Vec<T> b) {
+    return select(greater(b, a), a, b);
+}
+template <class T> MAMLPP_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+    return select(greater(a, b), a, b);
 }
 
 #else
@@ -382,6 +418,21 @@ template <class T> MAMLPP_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
     for (int i = 0; i < Vec<T>::lanes; ++i)
         c.v[i] += a.v[i] * b.v[i];
     return c;
+}
+template <class T> MAMLPP_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
+    for (int i = 0; i < Vec<T>::lanes; ++i)
+        a.v[i] /= b.v[i];
+    return a;
+}
+template <class T> MAMLPP_INLINE Vec<T> smaller(Vec<T> a, Vec<T> b) {
+    for (int i = 0; i < Vec<T>::lanes; ++i)
+        a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
+template <class T> MAMLPP_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+    for (int i = 0; i < Vec<T>::lanes; ++i)
+        a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
 }
 template <class T> MAMLPP_INLINE Mask<T> greater(Vec<T> a, Vec<T> b) {
     unsigned m = 0;

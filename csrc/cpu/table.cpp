@@ -17,7 +17,11 @@ template <class T> const CpuOps<T>& ops() {
                                      norm_act_tan_bwd<T>,
                                      update_fwd<T>,
                                      update_bwd<T>,
-                                     adam<T>};
+                                     adam<T>,
+                                     lstm_work_bytes<T>,
+                                     lstm_scratch_bytes<T>,
+                                     lstm_fwd<T>,
+                                     lstm_bwd<T>};
     return table;
 }
 template const CpuOps<float>& ops<float>();

@@ -33,15 +33,15 @@ def _loop(cfg, model):
 
 
 def _own(cfg, model):
-    from engine.methods import lstm_rule
+    from kernels.plain.lstm import SIZES
 
-    return sum(lstm_rule.SIZES)
+    return sum(SIZES)
 
 
 def _begin(cfg, model, generator):
-    from engine.methods import lstm_rule
+    from engine.methods.lstm_loop import initial
 
-    return lstm_rule.initial(cfg.inner_rate, generator)
+    return initial(cfg.inner_rate, generator)
 
 
 METHOD = Method(

@@ -4,17 +4,28 @@ biases of batch norm among them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+import kernels
 from engine.episodes import Episode
-from engine.methods import beside, lstm_rule
+from engine.methods import beside
 from engine.methods.inner import Inner
 from engine.models.interface import Model, Moments, Params
 from engine.unroll import MetaGradient, Record
+from kernels.plain.lstm import SIZES
+
+
+def initial(rate: float, generator: torch.Generator) -> Tensor:  # [R], float32
+    """Near gradient descent: σ(b_F) some 0.99, and σ(b_I) around a rate."""
+    own = torch.empty(sum(SIZES), device="cpu").uniform_(-0.01, 0.01, generator=generator)
+    own[-1].uniform_(-0.5, 0.5, generator=generator).add_(math.log(rate / (1 - rate)))
+    own[-1 - SIZES[-1]].uniform_(4, 5, generator=generator)
+    return own
 
 
 class Step(NamedTuple):
@@ -48,19 +59,10 @@ class MetaLearner(Inner):
         )
         record.add(step.index, target.moments, episode.target_x)
         shared, own = beside.split(model, params)
-        rule, start = lstm_rule.Rule.of(own), torch.cat([shared.theta, shared.norm[0]])
+        start = torch.cat([shared.theta, shared.norm[0]])
         carry = torch.cat([target.gradient, target.norm_gradient], 1)
-        of_tasks = [
-            lstm_rule.reverse(
-                rule,
-                [step.loss[t] for step in steps],
-                [step.gradient[t] for step in steps],
-                start,
-                carry[t],
-            )
-            for t in range(episode.tasks)
-        ]
-        of_start, of_rule = map(torch.stack, zip(*of_tasks, strict=True))
+        losses, gradients = [step.loss for step in steps], [step.gradient for step in steps]
+        of_start, of_rule = kernels.rule(carry).bwd(own, losses, gradients, start, carry)
         theta, row = of_start.split([len(shared.theta), shared.norm.shape[1]], 1)
         gradient = Params(
             weight * theta,
@@ -76,15 +78,13 @@ class MetaLearner(Inner):
         self, model: Model, params: Params, x: Tensor, labels: Tensor, steps: int
     ) -> Iterator[Step]:
         shared, own = beside.split(model, params)
-        rule, sizes = lstm_rule.Rule.of(own), (len(shared.theta), shared.norm.shape[1])
-        start = torch.cat([shared.theta, shared.norm[0]])
-        states = [lstm_rule.State.first(start)] * len(x)
-        inputs, (theta, row) = self.prepare(model, x, steps), start.split(sizes)
-        theta, row = (part.expand(len(x), -1) for part in (theta, row))
+        sizes = len(shared.theta), shared.norm.shape[1]
+        c = torch.cat([shared.theta, shared.norm[0]]).expand(len(x), -1)
+        rule, memory, inputs = kernels.rule(c), None, self.prepare(model, x, steps)
+        theta, row = c.split(sizes, 1)
         for k in range(steps):
             found = inputs.loss_and_gradient(theta, row, labels)
             gradient = torch.cat([found.gradient, found.norm_gradient], 1)
-            tasks = zip(found.loss, gradient, states, strict=True)
-            states = [lstm_rule.forward(rule, *task) for task in tasks]
-            theta, row = torch.stack([state.c for state in states]).split(sizes, 1)
+            c, memory = rule.fwd(own, found.loss, gradient, c, memory, spent=True)
+            theta, row = c.split(sizes, 1)
             yield Step(k, row, theta, found.loss, gradient, found.moments)

@@ -42,6 +42,11 @@ class Error(NamedTuple):
     def badness(self) -> tuple[bool, float]:
         return not self.within, self.error / self.budget if self.budget else inf
 
+    @property
+    def cell(self) -> str:
+        """For a table."""
+        return f"{self.error:.1e} of {self.budget:.1e}" if self.what else "none"
+
     def __str__(self) -> str:
         if isinf(self.error) and not self.budget:
             return self.what
@@ -63,7 +68,9 @@ def judged(ours: Parts, torch32: Parts, exact: Parts, precision: str) -> dict[st
 
 
 def _worst(ours: dict, torch32: dict, exact: dict, factor: float) -> Error:
-    """Of each measure the result that torch has worst gives the budget."""
+    """Of each measure the result that torch has worst gives the budget. An op may have none."""
+    if not exact:
+        return Error(0.0, 0.0, "")
     theirs = [errors(torch32[name], e) for name, e in exact.items()]
     budgets = [factor * max(each) + UNITS for each in zip(*theirs, strict=True)]
     budgets[-1] = max(budgets[-1], SCALE)

@@ -24,6 +24,7 @@ from kernels.net import Net
 
 EPS, SLOPE = 1e-5, 0.01
 GRID = 2.0**-12  # values on it are apart enough to keep their order when they are normalised
+COORDINATES, STEPS = 4001, 3  # of the meta-learner LSTM
 ADAM = 0.9, 0.99, 0.5, 1e-8  # decays, bound on the gradient, added to the root
 
 Results = tuple[list[Tensor], list[Tensor], list[Tensor]]  # fwd, bwd, tan
@@ -55,6 +56,7 @@ def of_net(p: Problem) -> Iterator[tuple[str, Op]]:
     yield "stem", stem(p)
     yield "head", head(p.net, tasks, images)
     yield "update", update(p.net, tasks)
+    yield "lstm", lstm(min(sum(segments(p.net)), COORDINATES), tasks)
 
 
 def _like(seed: int, *tensors: Tensor) -> list[Tensor]:
@@ -206,6 +208,34 @@ def update(net: Net, tasks: int) -> Op:
         "theta' dg' drates' theta_each' dg_each' drates_each'",
     )
     return Op(tensors, ours, truth, names)
+
+
+def lstm(count: int, tasks: int) -> Op:
+    """Of which there is no tangent: nothing is derived twice."""
+    own, start, carry = 0.3 * randn(80, 2046), randn(81, count), randn(82, tasks, count)
+    losses = randn(83, STEPS, tasks).abs()
+    gradients = randn(84, STEPS, tasks, count) * (randn(85, STEPS, tasks, count) - 4).exp()
+
+    def ours(of, own, losses, gradients, start, carry) -> Results:
+        c, memory = start.expand(tasks, -1), None
+        for loss, gradient in zip(losses, gradients, strict=True):
+            c, memory = of.fwd(own, loss, gradient, c, memory)
+        return [c], [*of.bwd(own, [*losses], [*gradients], start, carry)], []
+
+    def truth(own, losses, gradients, start, carry) -> Results:
+        leaves = [v.expand(tasks, -1).clone().requires_grad_() for v in (own, start)]
+        with torch.enable_grad():
+            c = torch.stack(
+                [
+                    reference.lstm(leaves[0][t], losses[:, t], gradients[:, t], leaves[1][t])
+                    for t in range(tasks)
+                ]
+            )
+            of_own, of_start = torch.autograd.grad(c, leaves, carry)
+        return [c.detach()], [of_start, of_own], []
+
+    tensors = [*map(single, (own, losses, gradients, start, carry))]
+    return Op(tensors, ours, truth, ("c", "dc down", ""))
 
 
 def _adam(param: Tensor, first: Tensor, second: Tensor, grad: Tensor) -> tuple[Tensor, ...]:

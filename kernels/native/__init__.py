@@ -8,7 +8,7 @@ import torch
 from kernels import extension
 from kernels.tensors import refuses as refuses_at
 
-OPS = ("passes", "conv", "norm_act", "update")
+OPS = ("passes", "conv", "norm_act", "update", "lstm")
 
 module, reason = extension.load("_native")
 
@@ -20,6 +20,6 @@ def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
     return refuses_at("native", "cpu", device, dtype)
 
 
-from kernels.native import conv, norm_act, passes, update  # noqa: E402
+from kernels.native import conv, lstm, norm_act, passes, update  # noqa: E402
 
-__all__ = ["conv", "norm_act", "passes", "update"]
+__all__ = ["conv", "lstm", "norm_act", "passes", "update"]

@@ -325,6 +325,84 @@ void check_adam(ptrdiff_t n) {
     });
 }
 
+// c after some steps, and the gradients of where they began and of the rule's numbers, these
+// against differences.
+template <class T> struct LstmInputs {
+    std::vector<T> own, losses, gradients, start, carry;
+
+    LstmInputs(int tasks, int n, int steps) {
+        Random random(n);
+        own = random.values<T>(lstm_numbers, 0.3);
+        losses = random.values<T>(steps * tasks, 0.4, 0.6);
+        gradients = random.values<T>(steps * tasks * n);
+        start = random.values<T>(n);
+        carry = random.values<T>(tasks * n);
+    }
+};
+
+template <class T>
+Results<T> run_lstm(const LstmInputs<T>& in, int tasks, int n, int steps, int threads) {
+    const CpuOps<T>& ops = cpu_ops<T>();
+    const ptrdiff_t blocks = (n + lstm_block<T> - 1) / lstm_block<T>,
+                    size = blocks * lstm_memory * lstm_block<T>;
+    std::vector<T> c[2], memory = unwritten<T>(tasks * size);
+    std::vector<T> d_start = unwritten<T>(tasks * n), d_own = unwritten<T>(tasks * lstm_numbers);
+    std::vector<Rows<const T>> gradients;
+    by_team(threads, ops.lstm_work_bytes(tasks, n, 0), ops.lstm_scratch_bytes(0),
+            [&](Team& team, void* work, void* scratch) {
+                for (int k = 0; k < steps; ++k) {
+                    gradients.push_back({in.gradients.data() + k * tasks * n, n});
+                    c[k % 2] = unwritten<T>(tasks * n);
+                    const Rows<const T> start{in.start.data(), 0}, from{c[1 - k % 2].data(), n};
+                    ops.lstm_fwd({in.own.data(),
+                                  in.losses.data() + k * tasks,
+                                  gradients[k],
+                                  k ? from : start,
+                                  {k ? memory.data() : nullptr, size},
+                                  {c[k % 2].data(), n},
+                                  {memory.data(), size}},
+                                 tasks, n, work, scratch, team);
+                }
+            });
+    by_team(threads, ops.lstm_work_bytes(tasks, n, steps), ops.lstm_scratch_bytes(steps),
+            [&](Team& team, void* work, void* scratch) {
+                ops.lstm_bwd({in.own.data(),
+                              steps,
+                              in.losses.data(),
+                              gradients.data(),
+                              in.start.data(),
+                              {in.carry.data(), n},
+                              {d_start.data(), n},
+                              {d_own.data(), lstm_numbers}},
+                             tasks, n, work, scratch, team);
+            });
+    return {c[(steps - 1) % 2], d_start, d_own};
+}
+
+void check_lstm(int tasks, int n, int steps) {
+    const auto run = [&](auto zero, int threads) {
+        return run_lstm(LstmInputs<decltype(zero)>(tasks, n, steps), tasks, n, steps, threads);
+    };
+    const std::string name = "lstm " + std::to_string(tasks) + "x" + std::to_string(n);
+    check(name, run, [&](const Results<double>& r, const std::string& what) {
+        const double h = 1e-6;
+        for (const int at : {0, 7, 1925, 2019, 2022, 2045}) { // one of each kind
+            double moved[2];
+            for (int side = 0; side < 2; ++side) {
+                LstmInputs<double> near(tasks, n, steps);
+                near.own[at] += side ? -h : h;
+                moved[side] = dot(run_lstm(near, tasks, n, steps, 1)[0], near.carry);
+            }
+            double slope_of = 0;
+            for (int t = 0; t < tasks; ++t)
+                slope_of += r[2][t * lstm_numbers + at];
+            const double off = std::abs(slope_of - (moved[0] - moved[1]) / (2 * h));
+            expect(off <= 1e-6 * n * tasks,
+                   what + ": number " + std::to_string(at) + " off by " + std::to_string(off));
+        }
+    });
+}
+
 void check_all() {
     for (int stride = 1; stride <= 2; ++stride) {
         check_conv({1, 1, 1, 1, stride});
@@ -350,6 +428,8 @@ void check_all() {
     for (const bool each : {false, true})
         check_update(3, {{0, 0, 7}, {0, 7, 9}, {1, 9, 41}, {3, 41, 42}}, each);
     check_adam(10000); // more than one piece
+    check_lstm(1, 1, 1);
+    check_lstm(2, 51, 3);
 }
 
 } // namespace

@@ -1,14 +1,15 @@
-"""The update rule of the meta-learner LSTM, and its derivatives by hand: an LSTM and two gates for
-every coordinate of the learner, with the same weights.
+"""The update rule of the meta-learner LSTM (Ravi & Larochelle 2017), and its derivatives by hand:
+an LSTM and two gates for every coordinate of the learner, with the same weights.
 
 With x_t = LSTM(ρ(L_t), ρ(g_t)), for each coordinate of a task:
 
     F_t = w_F·(x_t, c_{t-1}, F_{t-1}) + b_F,   I_t = w_I·(x_t, c_{t-1}, I_{t-1}) + b_I
     c_t = σ(F_t) c_{t-1} − σ(I_t) g_t
 
-Losses and gradients are constants. Coordinates lie last, so that each gate is one piece of memory,
-and are taken some at a time: what the reverse sweep needs of them stays in the cache, and is
-computed again, so that of a step only its loss and gradient are kept.
+ρ(u) is (log|u|/p, sign u) where |u| ≥ e^−p, else (−1, e^p u). Losses and gradients are constants.
+Coordinates lie last, so that each gate is one piece of memory, and are taken some at a time: what
+the reverse sweep needs of them stays in the cache, and is computed again, so that of a step only
+its loss and gradient are kept.
 """
 
 from __future__ import annotations
@@ -25,14 +26,42 @@ _P = 10.0  # of ρ
 _TOGETHER = 4096  # coordinates that a CPU takes at once
 # Weights and biases of the four gates, then of F and of I: of x, c and the gate before, and a bias.
 SIZES = (4 * WIDTH * (INPUTS + WIDTH), 4 * WIDTH, WIDTH + 3, WIDTH + 3)
+MEMORY = (2, WIDTH, WIDTH)  # rows of what is remembered beside c: F and I, s, h
 
 
-def initial(rate: float, generator: torch.Generator) -> Tensor:  # [R], float32
-    """Near gradient descent: σ(b_F) some 0.99, and σ(b_I) around a rate."""
-    own = torch.empty(sum(SIZES), device="cpu").uniform_(-0.01, 0.01, generator=generator)
-    own[-1].uniform_(-0.5, 0.5, generator=generator).add_(math.log(rate / (1 - rate)))
-    own[-1 - SIZES[-1]].uniform_(4, 5, generator=generator)
-    return own
+def fwd(
+    own: Tensor,  # [R] the rule's numbers
+    loss: Tensor,  # [T]
+    gradient: Tensor,  # [T, N]
+    c: Tensor,  # [T, N]
+    memory: Tensor | None,  # as the step before gave it; None: this is the first one
+    spent: bool = False,  # the new memory may take the place of the old one
+) -> tuple[Tensor, Tensor]:  # c after it, and the memory, in an order of the backend's own
+    """One step."""
+    rule, found = Rule.of(own), []
+    for t in range(len(c)):
+        before = State.first(c[t]) if memory is None else State(c[t], *memory[t].split(MEMORY))
+        after = _step(rule, loss[t], gradient[t], before)
+        found.append((after.c, torch.cat(after[1:])))
+    of_c, of_memory = map(torch.stack, zip(*found, strict=True))
+    return of_c, of_memory
+
+
+def bwd(
+    own: Tensor,  # [R]
+    losses: Sequence[Tensor],  # K of [T]
+    gradients: Sequence[Tensor],  # K of [T, N]
+    start: Tensor,  # [N] c before the first step
+    carry: Tensor,  # [T, N] gradient of c after the last one
+) -> tuple[Tensor, Tensor]:  # gradients of start [T, N], and of the rule's numbers [T, R]
+    """Back through all steps."""
+    rule = Rule.of(own)
+    found = [
+        _reverse(rule, [loss[t] for loss in losses], [g[t] for g in gradients], start, carry[t])
+        for t in range(len(carry))
+    ]
+    of_start, of_own = map(torch.stack, zip(*found, strict=True))
+    return of_start, of_own
 
 
 class State(NamedTuple):
@@ -40,12 +69,12 @@ class State(NamedTuple):
 
     c: Tensor  # [n]
     gates: Tensor  # [2, n] F and I, before the sigmoid
-    h: Tensor  # [20, n]
     s: Tensor  # [20, n] the LSTM's cell
+    h: Tensor  # [20, n]
 
     @classmethod
     def first(cls, c: Tensor) -> State:
-        return cls(c, *(c.new_zeros(rows, len(c)) for rows in (2, WIDTH, WIDTH)))
+        return cls(c, *(c.new_zeros(rows, len(c)) for rows in MEMORY))
 
 
 class _Made(NamedTuple):
@@ -92,7 +121,7 @@ class Rule(NamedTuple):
         both = torch.addmm(last, self.of_x, h)
         opened = both.sigmoid()
         c = opened[0] * before.c - opened[1] * gradient
-        return State(c, both, h, s), _Made(seen, ifo, g, tanh, h, opened)
+        return State(c, both, s, h), _Made(seen, ifo, g, tanh, h, opened)
 
     def back(self, gradient: Tensor, before: State, made: _Made, d: State) -> tuple[State, Rule]:
         """From the gradients of what a step gave to those of what it took, and the weights'."""
@@ -114,15 +143,10 @@ class Rule(NamedTuple):
             (d_gates * before.gates).sum(1, keepdim=True),
             d_gates.sum(1, keepdim=True),
         )
-        return State(d_c, self.of_gates * d_gates, d_h, ds * f), weights
+        return State(d_c, self.of_gates * d_gates, ds * f, d_h), weights
 
 
-def forward(
-    rule: Rule,
-    loss: Tensor,  # []
-    gradient: Tensor,  # [N]
-    before: State,  # of N coordinates
-) -> State:
+def _step(rule: Rule, loss: Tensor, gradient: Tensor, before: State) -> State:
     """One step of a task."""
     parts = [
         rule.step(loss, gradient[some], State(*(v[..., some] for v in before)))[0]
@@ -131,13 +155,13 @@ def forward(
     return State(*(torch.cat(of_parts, -1) for of_parts in zip(*parts, strict=True)))
 
 
-def reverse(
+def _reverse(
     rule: Rule,
     losses: Sequence[Tensor],  # K of []
     gradients: Sequence[Tensor],  # K of [N]
-    start: Tensor,  # c_0 [N]
-    carry: Tensor,  # [N] the gradient of c_K
-) -> tuple[Tensor, Tensor]:  # of c_0 [N], of the rule's numbers [R]
+    start: Tensor,  # [N]
+    carry: Tensor,  # [N]
+) -> tuple[Tensor, Tensor]:
     """All steps of a task."""
     found, own = torch.empty_like(carry), torch.zeros_like(rule.flat())
     for some in _pieces(carry):
