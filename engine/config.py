@@ -310,6 +310,18 @@ class Config:
         return self.network == "conv4" and self.unroll != "autograd"
 
     @property
+    def other_protocol(self) -> str | None:
+        """In which the best model is tested, too; None where it makes no difference."""
+        if self.norm_statistics == "running":
+            return None
+        return "inductive" if self.protocol == "transductive" else "transductive"
+
+    def evaluations(self, epochs: int) -> int:
+        """Of a run of so many epochs: its validations, and in the test one of each checkpoint and
+        one in the other protocol."""
+        return epochs + min(self.ensemble, epochs) + (self.other_protocol is not None)
+
+    @property
     def of_others(self) -> tuple[str, ...]:
         """Fields that mean nothing to the network."""
         others = dict.fromkeys(name for names in _OWN.values() for name in names)

@@ -54,14 +54,9 @@ class Cost(NamedTuple):
         return sum(len(part.epochs) * part.seconds for part in self.parts) / cfg.epochs
 
     def seconds(self, cfg: Config) -> float:
-        """Of a whole run: its iterations, its validations and the test of its best epochs."""
+        """Of a whole run: its iterations, its validations and the test."""
         training = cfg.epochs * cfg.iterations * self.iteration(cfg)
-        return training + evaluations(cfg, cfg.epochs) * cfg.eval_tasks * self.task
-
-
-def evaluations(cfg: Config, epochs: int) -> int:
-    """Of a run of so many epochs: its validations, and in the test one of each checkpoint."""
-    return epochs + min(cfg.ensemble, epochs)
+        return training + cfg.evaluations(cfg.epochs) * cfg.eval_tasks * self.task
 
 
 def show(asked: Resolved) -> None:
