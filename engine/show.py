@@ -23,7 +23,7 @@ from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
 from engine.errors import say
 from engine.meta import State
-from engine.methods import EMBEDDING, HEADLESS, KEEPING, beside
+from engine.methods import METHODS, beside
 from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runtime.loop import Loop, loop
@@ -91,7 +91,7 @@ def parameters(cfg: Config) -> str:
     model = network(cfg)
     norm -= beside.width(cfg, model)
     own = beside.learned(cfg, model)
-    if cfg.method in HEADLESS and cfg.method not in KEEPING:
+    if METHODS[cfg.method].any_ways and not METHODS[cfg.method].remembers:
         theta -= sum(model.sizes[-HEAD:])
     learned, affine = 0, norm if cfg.norm_gains == "learned" else norm // 2
     if cfg.rates != "fixed":
@@ -178,7 +178,7 @@ def report(cfg: Config, device: torch.device, found: Cost) -> list[str]:
         losses = "every step" if part.losses == cfg.steps else "the last step"
         order = {1: "first", 2: "second"}[part.order]
         how = f"loss after {losses}, {order} order"
-        if cfg.method in EMBEDDING:
+        if METHODS[cfg.method].closed_form:
             how = "no inner loop"
         lines.append(f"  {epochs}: {part.seconds:.3f} s ({how})")
     if found.memory is None or found.before is None:

@@ -153,7 +153,8 @@ def test_a_row_is_measured_by_its_own_iterations(tmp_path):
         if cell.name == "maml++_5w1s"
     )
     found = budget.measured(cell)
-    assert found.whole == (150, 500) and found.cfg.eval_tasks == 600 and found.iteration > 0 and found.task > 0
+    assert (*found.whole, found.cfg.eval_tasks) == (150, 500, 600)
+    assert found.iteration > 0 and found.task > 0
     assert [*Path(tmp_path).iterdir()] == []
 
 

@@ -77,9 +77,7 @@ def made(cells: list[Cell], asked: dict[str, Any], interrupt: Interrupt) -> Plan
         )
         interrupt.check()
     length = chosen(costs.values(), asked["seeds"], asked["budget"])
-    hours = asked["seeds"] * sum(
-        cost.seconds(*(length or cost.whole)) for cost in costs.values()
-    )
+    hours = asked["seeds"] * sum(cost.seconds(*(length or cost.whole)) for cost in costs.values())
     seconds = {name: [cost.iteration, cost.task] for name, cost in costs.items()}
     return Plan(asked, *(length or (None, None)), hours / 3600, seconds)
 
