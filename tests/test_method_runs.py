@@ -307,7 +307,7 @@ def test_images_too_small_for_a_network_of_a_methods_own_are_told(images, capfd)
 
 
 @pytest.mark.parametrize("name", ["siamese", "memory", "statistician", "metanet"])
-def test_what_was_kept_of_pictures_has_its_length(images, tmp_path, name):
+def test_what_is_remembered_of_pictures_has_its_length(images, tmp_path, name):
     """Of a file that is damaged, or for another task."""
     folder = images.parent / name
     if not folder.exists():
