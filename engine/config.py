@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.allowed import PATH, RATIO, WIDTHS, check, check_type
+from engine.combinations import OF_NETWORKS, check_combinations, refuse_of_another_network
 from engine.errors import UserError, listed
-from engine.methods import EMBEDDING, KEEPING, METHODS
+from engine.methods import METHODS
 from engine.presets import METHOD, PRESETS, RESNET12_SLOPE, preset_fields
 
 __all__ = ["Config", "UserError", "check"]
@@ -28,19 +29,6 @@ ROTATIONS = ("none", "classes", "augment")
 CHANNELS = (1, 3)
 # What a finished run that is trained on has anew: its length, and what follows from that.
 SCHEDULE = ("epochs", "msl_epochs", "first_order_epochs")
-# What one network has and another has not.
-_OWN = {
-    "conv4": ("filters", "stages", "downsample"),
-    "resnet12": ("widths",),
-    "own": ("filters",),
-}
-
-# What no other method has.
-_OF_METHODS = {
-    **dict.fromkeys(("temperature", "class_scores", "context"), ("matching",)),
-    **dict.fromkeys(("inner_optimizer", "inner_batch", "eval_batch"), ("reptile",)),
-    **dict.fromkeys(("proximal", "cg_steps"), ("imaml",)),
-}
 
 
 def _flag(
@@ -129,7 +117,7 @@ class Config:
     network: str = _network(
         "conv4: the paper's, of so many filters and stages; resnet12: ResNet-12 of these widths, "
         "in float32; own: the method's, of so many filters in the first convolution",
-        tuple(_OWN),
+        tuple(OF_NETWORKS),
         default="conv4",
     )
     filters: int = _network("filters of each convolution", ">= 1")
@@ -273,7 +261,7 @@ class Config:
             value = getattr(self, f.name)
             check_type(f.name, value, f.type)
             check(f.name, value, f.metadata["allowed"])
-        _check_combinations(self)
+        check_combinations(self)
 
     @classmethod
     def of(cls, preset: str = PRESET, dataset: str = DATASET, **explicit: Any) -> Config:
@@ -283,7 +271,7 @@ class Config:
         values = {"preset": preset, "dataset": dataset}
         values |= preset_fields(preset, dataset, explicit)
         cfg = cls(**values | explicit)
-        _refuse_of_another_network(cfg, explicit, {"widths": cls.widths} | values)
+        refuse_of_another_network(cfg, explicit, {"widths": cls.widths} | values)
         return cfg
 
     @classmethod
@@ -310,10 +298,22 @@ class Config:
         return self.network == "conv4" and self.unroll != "autograd"
 
     @property
+    def other_protocol(self) -> str | None:
+        """In which the best model is tested, too; None where it makes no difference."""
+        if self.norm_statistics == "running":
+            return None
+        return "inductive" if self.protocol == "transductive" else "transductive"
+
+    def evaluations(self, epochs: int) -> int:
+        """Of a run of so many epochs: its validations, and in the test one of each checkpoint and
+        one in the other protocol."""
+        return epochs + min(self.ensemble, epochs) + (self.other_protocol is not None)
+
+    @property
     def of_others(self) -> tuple[str, ...]:
         """Fields that mean nothing to the network."""
-        others = dict.fromkeys(name for names in _OWN.values() for name in names)
-        return tuple(name for name in others if name not in _OWN[self.network])
+        others = dict.fromkeys(name for names in OF_NETWORKS.values() for name in names)
+        return tuple(name for name in others if name not in OF_NETWORKS[self.network])
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -369,71 +369,6 @@ def completed(saved: dict[str, Any]) -> dict[str, Any]:
     if saved.get("network") == "resnet12" and "widths" not in saved:  # its slope was no setting
         saved = saved | {"negative_slope": RESNET12_SLOPE}
     return neutral | saved
-
-
-def _refuse_of_another_network(cfg: Config, explicit: dict, usual: dict[str, Any]) -> None:
-    """What has no effect is not to be given, but for the usual value, which a file may have."""
-    for name in cfg.of_others:
-        if (value := explicit.get(name, usual[name])) != usual[name]:
-            raise UserError(
-                f"--{name} is {value} with --network {cfg.network}, which has none: leave it out, "
-                "or give another --network"
-            )
-
-
-def _check_combinations(cfg: Config) -> None:
-    METHODS[cfg.method].check(vars(cfg))
-    if cfg.network == "own" and cfg.method not in KEEPING:
-        raise UserError(
-            f"--network is own with --method {cfg.method}, which has none: leave it out, or give "
-            f"--method {' or '.join(KEEPING)}"
-        )
-    if cfg.train_ways and (cfg.train_ways < 2 or cfg.method not in EMBEDDING):
-        raise UserError(
-            f"--train-ways is {cfg.train_ways} with --method {cfg.method}: give 2 or more with "
-            f"--method {' or '.join(EMBEDDING)}, or leave it out"
-        )
-    for name in ("proximal", "cg_steps"):
-        if cfg.method == "imaml" and not getattr(cfg, name):
-            raise UserError(f"--{name.replace('_', '-')} is 0 with --method imaml: give more")
-    if cfg.method == "lstm" and cfg.inner_rate >= 1:
-        raise UserError(
-            f"--inner-rate is {cfg.inner_rate} with --method lstm, whose rate is a sigmoid: give "
-            "less than 1"
-        )
-    for name, methods in _OF_METHODS.items():
-        value = getattr(cfg, name)
-        if cfg.method not in methods and value != Config.__dataclass_fields__[name].default:
-            raise UserError(
-                f"--{name.replace('_', '-')} is {value} with --method {cfg.method}, which has "
-                f"none: leave it out, or give --method {' or '.join(methods)}"
-            )
-    if cfg.min_lr > cfg.lr:
-        raise UserError(
-            f"--min-lr is {cfg.min_lr}, above --lr {cfg.lr}: annealing only goes down; "
-            f"give --min-lr {cfg.lr} (no annealing) or less"
-        )
-    pools = {"conv4": cfg.stages * (cfg.downsample == "pool"), "resnet12": 4, "own": 0}[cfg.network]
-    if cfg.image_size < 2**pools:
-        raise UserError(
-            f"--image-size is {cfg.image_size}: {pools} stages of pooling need at least "
-            f"{2**pools} pixels; give fewer --stages or a larger --image-size"
-        )
-    if not cfg.fused and cfg.precision not in ("fp32", "auto"):
-        composed = "--unroll autograd" if cfg.unroll == "autograd" else f"--network {cfg.network}"
-        raise UserError(
-            f"--precision is {cfg.precision} with {composed}: its ops are float32; give "
-            "--precision fp32, or leave it out"
-        )
-    if cfg.split == "background" and cfg.dataset != "omniglot":
-        raise UserError(
-            f"--split background with --dataset {cfg.dataset}: only omniglot has these two sets; "
-            "leave --split out"
-        )
-    if cfg.split_ratio and cfg.dataset == "omniglot":
-        raise UserError("--split-ratio with --dataset omniglot: it has its own; leave it out")
-    if cfg.dataset == "omniglot" and cfg.channels != 1:
-        raise UserError(f"--channels is {cfg.channels} with --dataset omniglot: it is grey, give 1")
 
 
 def default_run(cfg: Config, data_name: str) -> Path:

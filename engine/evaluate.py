@@ -17,7 +17,7 @@ from engine.commandline import Parser, add_flags, parse
 from engine.config import Config
 from engine.errors import UserError, say
 from engine.files import output, write
-from engine.methods import HEADLESS
+from engine.methods import METHODS
 from engine.runs.interrupt import Interrupt, answered
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _configurations(
     from engine.runs.saved import own_data
 
     trained = Config.from_dict(saved.config)
-    any_ways = trained.method in HEADLESS and trained.rates != "per-parameter"
+    any_ways = METHODS[trained.method].any_ways and trained.rates != "per-parameter"
     if explicit.get("ways", trained.ways) != trained.ways and not any_ways:
         raise UserError(
             f"--ways is {explicit['ways']}: the classifier of {path} has {trained.ways} outputs; "

@@ -257,14 +257,14 @@ def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Sche
     else:
         scales = *schedule.adam, cfg.beta1, cfg.beta2, cfg.clamp
         params, first, second = adam(state, gradient, *scales)
-    params = beside.kept(cfg, network(cfg), params, meta.gradient)
+    params = beside.averaged(cfg, network(cfg), params, meta.gradient)
     running = update_running(state.running, meta.rows, meta.moments, cfg.norm_momentum)
     return State(params, first, second, running, state.iteration + 1)
 
 
 def learned(gradient: Params, cfg: Config) -> Params:
     """With 0 for what the configuration does not learn: rates that are fixed, or of tensors that
-    the inner loop leaves, gains, and what a method keeps that is no parameter.
+    the inner loop leaves, gains, and what a method averages that is no parameter.
     """
     if cfg.rates == "fixed":
         gradient = gradient._replace(rates=torch.zeros_like(gradient.rates))

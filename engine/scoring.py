@@ -15,7 +15,7 @@ from engine.data import Dataset
 from engine.episodes import Episode, EpisodeSampler, Values
 from engine.errors import silenced
 from engine.meta import State
-from engine.methods import EMBEDDING
+from engine.methods import METHODS
 from engine.methods.loops import loop
 from engine.methods.prototypical import resized
 from engine.models import network
@@ -229,7 +229,7 @@ def summary(
         "shots": cfg.shots,
         "targets": cfg.eval_targets or cfg.targets,
         "tasks": cfg.eval_tasks,
-        "steps": 0 if cfg.method in EMBEDDING else cfg.eval_steps or cfg.steps,
+        "steps": 0 if METHODS[cfg.method].closed_form else cfg.eval_steps or cfg.steps,
         "protocol": cfg.protocol,
         "norm_statistics": cfg.norm_statistics,
         "best": {"epoch": epochs[0], **shown(best)},

@@ -23,7 +23,7 @@ from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
 from engine.errors import say
 from engine.meta import State
-from engine.methods import EMBEDDING, HEADLESS, KEEPING, beside
+from engine.methods import METHODS, beside
 from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runtime.loop import Loop, loop
@@ -54,14 +54,9 @@ class Cost(NamedTuple):
         return sum(len(part.epochs) * part.seconds for part in self.parts) / cfg.epochs
 
     def seconds(self, cfg: Config) -> float:
-        """Of a whole run: its iterations, its validations and the test of its best epochs."""
+        """Of a whole run: its iterations, its validations and the test."""
         training = cfg.epochs * cfg.iterations * self.iteration(cfg)
-        return training + evaluations(cfg, cfg.epochs) * cfg.eval_tasks * self.task
-
-
-def evaluations(cfg: Config, epochs: int) -> int:
-    """Of a run of so many epochs: its validations, and in the test one of each checkpoint."""
-    return epochs + min(cfg.ensemble, epochs)
+        return training + cfg.evaluations(cfg.epochs) * cfg.eval_tasks * self.task
 
 
 def show(asked: Resolved) -> None:
@@ -96,7 +91,7 @@ def parameters(cfg: Config) -> str:
     model = network(cfg)
     norm -= beside.width(cfg, model)
     own = beside.learned(cfg, model)
-    if cfg.method in HEADLESS and cfg.method not in KEEPING:
+    if METHODS[cfg.method].any_ways and not METHODS[cfg.method].remembers:
         theta -= sum(model.sizes[-HEAD:])
     learned, affine = 0, norm if cfg.norm_gains == "learned" else norm // 2
     if cfg.rates != "fixed":
@@ -183,7 +178,7 @@ def report(cfg: Config, device: torch.device, found: Cost) -> list[str]:
         losses = "every step" if part.losses == cfg.steps else "the last step"
         order = {1: "first", 2: "second"}[part.order]
         how = f"loss after {losses}, {order} order"
-        if cfg.method in EMBEDDING:
+        if METHODS[cfg.method].closed_form:
             how = "no inner loop"
         lines.append(f"  {epochs}: {part.seconds:.3f} s ({how})")
     if found.memory is None or found.before is None:

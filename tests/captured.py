@@ -18,20 +18,24 @@ from engine.data import Dataset
 from engine.data.bank import ClassBank
 from engine.episodes import EpisodeSampler
 from engine.runtime import graph
-from kernels import native
+from kernels import head, native
 from kernels.plain import window
 
 
 class Capturable(TorchDispatchMode):
     """Raises where a CUDA graph could not be captured: the host reads a value, or makes one."""
 
-    READS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "_unique2", "lift_fresh"}
+    READS = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
+    MADE = {"is_nonzero", "lift_fresh"}  # which torch does not tag
+    INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        of_labels = name == "_local_scalar_dense" and args[0].dtype == torch.int64
-        # An op looks at its labels on a CPU alone.
-        waits = name in self.READS and not of_labels
+        if name in self.INDEXED:  # by places, which are there; a mask is counted first
+            masks = (i for i in args[1] if i is not None)
+            waits = any(i.dtype in (torch.bool, torch.uint8) for i in masks)
+        else:
+            waits = name in self.MADE or any(tag in func.tags for tag in self.READS)
         assert not waits, f"{name} waits for the device or copies from the host"
         return func(*args, **kwargs or {})
 
@@ -58,6 +62,7 @@ def captures_stood_in() -> Iterator[list]:
         patch.setattr(graph, "capture", capture)
         # As on a device. Single tasks would run in other threads, which no guard sees.
         patch.setattr(window, "all_positive", lambda gain: False)
+        patch.setattr(head, "_check_labels", lambda labels, ways: None)
         patch.setattr(kernels, "task_block", lambda like, keeps=False: None)
         yield made
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_sine_waves_are_learned():
-    learner, last = sinusoid.train(300)
+    learner, last = sinusoid.train(200)
     found = sinusoid.errors(learner, steps=5, tasks=100)
     assert len(found) == 6 and found[5] < 0.75 * found[0]
     assert last < 4

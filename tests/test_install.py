@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,24 +37,46 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def checked_out(place: Path) -> Path:
     """What the build reads, and of the package `kernels` only what finds the modules."""
     for name in ("setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "__init__.py").touch()
-    shutil.copy(ROOT / "kernels" / "extension.py", tmp_path / "kernels")
-    return tmp_path
+        shutil.copy(ROOT / name, place)
+    shutil.copytree(ROOT / "csrc", place / "csrc")
+    (place / "kernels").mkdir()
+    (place / "kernels" / "__init__.py").touch()
+    shutil.copy(ROOT / "kernels" / "extension.py", place / "kernels")
+    return place
+
+
+def stubbed(checkout: Path) -> Path:
+    """So that it compiles in seconds."""
+    emptied(checkout, "*.cpp", "*.h")
+    (checkout / "csrc" / "bindings.cpp").write_text(STUB)
+    return checkout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return checked_out(tmp_path)
 
 
 @pytest.fixture
 def stub(checkout: Path) -> Path:
-    """A checkout that compiles in seconds."""
-    emptied(checkout, "*.cpp")
-    (checkout / "csrc" / "bindings.cpp").write_text(STUB)
-    return checkout
+    return stubbed(checkout)
+
+
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory) -> Path:
+    stub = stubbed(checked_out(tmp_path_factory.mktemp("built")))
+    assert compiled(stub) >= {"bindings", "update.cpp"}
+    return stub
+
+
+@pytest.fixture
+def built(built_once: Path) -> Iterator[Path]:
+    """A stub whose native module was built, for tests that go on from there by its own flags."""
+    yield built_once
+    (built_once / "csrc" / "cpu" / "update.cpp").write_text("")
 
 
 def with_defaults(environment: dict[str, str]) -> dict[str, str]:
@@ -113,10 +136,11 @@ def found(checkout: Path, module: str) -> tuple[bool, str]:
     return is_there != "None", reason
 
 
-def emptied(checkout: Path, pattern: str) -> None:
+def emptied(checkout: Path, *patterns: str) -> None:
     """Sources that a test does not need: together they take a minute."""
-    for source in (checkout / "csrc").rglob(pattern):
-        source.write_text("")
+    for pattern in patterns:
+        for source in (checkout / "csrc").rglob(pattern):
+            source.write_text("")
 
 
 def test_no_compiler_is_one_line_and_a_reason(checkout: Path):
@@ -127,7 +151,7 @@ def test_no_compiler_is_one_line_and_a_reason(checkout: Path):
 
 @needs_compiler
 def test_source_that_does_not_compile_names_the_error(checkout: Path):
-    emptied(checkout, "*.cpp")
+    emptied(checkout, "*.cpp", "*.h")
     (checkout / "csrc" / "bindings.cpp").write_text("#error out of order\n")
     said = [line for line in build(checkout) if "no native module" in line]
     assert len(said) == 1 and "out of order" in said[0]
@@ -167,16 +191,16 @@ def test_a_failed_build_leaves_no_stale_module(checkout: Path):
     ],
 )
 def test_no_nvcc_is_one_line_and_a_reason_and_leaves_the_native_module(
-    stub: Path, environment: dict[str, str], why: str
+    built: Path, environment: dict[str, str], why: str
 ):
-    said = build(stub, **environment)
+    said = build(built, **environment)
     assert len(said) == 1 and "no CUDA module" in said[0] and why in said[0]
-    assert found(stub, "_cuda") == (False, f"not built: {why}")
-    assert found(stub, "_native") == (True, "None")
+    assert found(built, "_cuda") == (False, f"not built: {why}")
+    assert found(built, "_native") == (True, "None")
 
 
 @needs_compiler
-def test_no_visible_gpu_leaves_the_cuda_module_out(stub: Path, tmp_path_factory):
+def test_no_visible_gpu_leaves_the_cuda_module_out(built: Path, tmp_path_factory):
     tools = tmp_path_factory.mktemp("tools")
     environment = {
         "MAMLPP_CUDA": "AUTO",
@@ -184,21 +208,20 @@ def test_no_visible_gpu_leaves_the_cuda_module_out(stub: Path, tmp_path_factory)
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
     }
     program(tools, "nvidia-smi", "echo No devices were found; exit 6")
-    said = build(stub, **environment)
+    said = build(built, **environment)
     why = "no GPU is visible; MAMLPP_CUDA=ON builds it without one"
     assert len(said) == 1 and why in said[0]
-    assert found(stub, "_cuda") == (False, f"not built: {why}")
+    assert found(built, "_cuda") == (False, f"not built: {why}")
     program(tools, "nvidia-smi", "echo 'GPU 0: a card (UUID: GPU-0)'")
-    assert why not in build(stub, **environment)[0]  # that nvcc compiles nothing, but it is asked
+    assert why not in build(built, **environment)[0]  # that nvcc compiles nothing, but it is asked
 
 
 @needs_compiler
 @needs_nvcc
 def test_a_cuda_source_that_does_not_compile_leaves_the_native_module(checkout: Path):
-    emptied(checkout, "*.cpp")
-    emptied(checkout, "*.cu")
+    emptied(checkout, "*.cpp", "*.h", "*.cu", "*.cuh")
     (checkout / "csrc" / "cuda" / "update.cu").write_text("#error out of order\n")
-    said = build(checkout, MAMLPP_CUDA="ON")
+    said = build(checkout, MAMLPP_CUDA="ON", CUDAARCHS="80")
     assert len(said) == 1 and "no CUDA module" in said[0] and "out of order" in said[0]
     is_there, reason = found(checkout, "_cuda")
     assert not is_there and "update.cu" in reason
@@ -208,37 +231,36 @@ def test_a_cuda_source_that_does_not_compile_leaves_the_native_module(checkout: 
 @needs_compiler
 @needs_nvcc
 def test_builds_the_cuda_module_without_a_warning(checkout: Path):
-    emptied(checkout, "bindings.cpp")
-    emptied(checkout, "bindings_ops.cpp")
-    emptied(checkout, "cpu/*.cpp")
+    emptied(checkout, "bindings.cpp", "bindings_ops.cpp", "cpu/*.cpp")
     warnings = "-Werror all-warnings -Xcompiler=-Werror"
     assert build(checkout, MAMLPP_CUDA="ON", CXXFLAGS="-Werror", CUDAFLAGS=warnings) == []
     assert found(checkout, "_cuda") == (True, "None")
 
 
 @needs_compiler
-def test_an_unchanged_checkout_compiles_nothing(stub: Path):
-    assert compiled(stub) >= {"bindings", "update.cpp"}
-    for path in stub.rglob("*"):  # as a new checkout has them
+def test_an_unchanged_checkout_compiles_nothing(built: Path):
+    compiled(built)
+    for path in built.rglob("*"):  # as a new checkout has them
         if path.is_file() and "build" not in path.parts:
             path.touch()
-    for module in (stub / "kernels").glob("_native*"):
+    for module in (built / "kernels").glob("_native*"):
         module.unlink()
-    assert compiled(stub) is None
-    assert found(stub, "_native") == (True, "None")
+    assert compiled(built) is None
+    assert found(built, "_native") == (True, "None")
 
 
 @needs_compiler
-def test_a_changed_source_is_compiled_alone(stub: Path):
-    compiled(stub)
-    (stub / "csrc" / "cpu" / "update.cpp").write_text("// changed")
-    assert compiled(stub) == {"update.cpp"}
-    (stub / "csrc" / "cpu" / "update.cpp").write_text("")
-    assert compiled(stub) == {"update.cpp"}
-    (stub / "csrc" / "cpu" / "update.cpp").write_text("#error out of order")
-    assert "out of order" in build(stub)[0] and not found(stub, "_native")[0]
-    (stub / "csrc" / "cpu" / "update.cpp").write_text("")
-    assert compiled(stub) == {"update.cpp"} and found(stub, "_native")[0]
+def test_a_changed_source_is_compiled_alone(built: Path):
+    compiled(built)
+    update = built / "csrc" / "cpu" / "update.cpp"
+    update.write_text("// changed")
+    assert compiled(built) == {"update.cpp"}
+    update.write_text("")
+    assert compiled(built) == {"update.cpp"}
+    update.write_text("#error out of order")
+    assert "out of order" in build(built)[0] and not found(built, "_native")[0]
+    update.write_text("")
+    assert compiled(built) == {"update.cpp"} and found(built, "_native")[0]
 
 
 @needs_compiler
@@ -252,11 +274,11 @@ def test_other_flags_and_compilers_compile_again_and_each_is_kept(stub: Path, tm
 
 
 @needs_compiler
-def test_a_damaged_module_is_built_again(stub: Path):
-    compiled(stub)
-    (kept,) = (stub / "build").glob("native-*/out/_native*")
+def test_a_damaged_module_is_built_again(built: Path):
+    compiled(built)
+    (kept,) = (built / "build").glob("native-*/out/_native*")
     kept.write_bytes(kept.read_bytes()[:-100])
-    assert compiled(stub) is not None and found(stub, "_native") == (True, "None")
+    assert compiled(built) is not None and found(built, "_native") == (True, "None")
 
 
 @needs_compiler
@@ -311,8 +333,9 @@ def test_two_builds_at_once_take_turns(stub: Path):
 @needs_compiler
 @pytest.mark.parametrize("in_ci", [False, True])
 def test_progress_is_on_stdout_and_unless_in_ci_on_the_terminal(
-    stub: Path, tmp_path: Path, in_ci: bool
+    built: Path, tmp_path: Path, in_ci: bool
 ):
+    (built / "csrc" / "cpu" / "update.cpp").write_text(f"// {in_ci}")
     log = tmp_path / "log"
     environment = {**os.environ, "MAMLPP_CUDA": "OFF", "TERM": "xterm"}
     environment.pop("CI", None)
@@ -320,7 +343,7 @@ def test_progress_is_on_stdout_and_unless_in_ci_on_the_terminal(
         environment["CI"] = "true"
     process, terminal = pty.fork()
     if not process:
-        os.chdir(stub)
+        os.chdir(built)
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 1)
         os.execve(sys.executable, [sys.executable, *BUILD], environment)
     shown = b""

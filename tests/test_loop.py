@@ -38,6 +38,8 @@ def captures() -> Iterator[list]:
 
 def of_method(name: str) -> Config:
     small = dict(image_size=14, channels=1, filters=4, stages=2, ways=3, shots=1, targets=2)
+    if name == "reptile":
+        small["eval_steps"] = 8  # of 50
     return Config.of("maml", "mini", method=name, **small, epochs=3, iterations=3, tasks=2)
 
 
@@ -152,6 +154,39 @@ def test_replays_can_be_captured_and_neither_move_nor_grow(
         assert count_tensors() <= alive
         assert [tensor.data_ptr() for tensor in tensors(state)] == places
     assert len(captures) == 1
+
+
+READS = {
+    "a number": lambda x, places: x[0].item(),
+    "a whole number": lambda x, places: int(places.max()),
+    "a condition": lambda x, places: bool(x.any()),
+    "whether all are the same": lambda x, places: torch.equal(x, x),
+    "how many are positive": lambda x, places: x[x > 0],
+    "where to write": lambda x, places: x.index_put_((x > 0,), torch.zeros(())),
+    "a mask's bytes": lambda x, places: x[(x > 0).byte()],
+    "the positive ones": lambda x, places: x.masked_select(x > 0),
+    "which are positive": lambda x, places: torch.nonzero(x > 0),
+    "how often": lambda x, places: places.bincount(),
+    "what is repeated": lambda x, places: x.repeat_interleave(places),
+    "what the host made": lambda x, places: torch.tensor([1.0]) + x,
+}
+
+
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_what_the_host_reads_or_makes_is_seen(read) -> None:
+    x, places = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([2, 0, 1])
+    with Capturable(), pytest.raises(AssertionError, match="waits for the device or copies"):
+        read(x, places)
+
+
+def test_what_stays_on_the_device_is_let_through() -> None:
+    x, places = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([2, 0, 1])
+    with Capturable():
+        found = x[places] + x.gather(0, places) + x.index_select(0, places)
+        found.index_put_((places[:1],), x[:1])
+        torch.where(x > 0, x, 0.0).sort()
+    assert found.tolist() == [6.0, 3.0, 1.0]
 
 
 def count_tensors() -> int:

@@ -15,7 +15,7 @@ from engine.config import Config
 from engine.data.pictures import prepared
 from engine.episodes import Episode
 from engine.errors import UserError
-from engine.methods import EMBEDDING, HEADLESS, KEEPING, METHODS
+from engine.methods import METHODS
 from engine.methods.inner import Inner
 from engine.methods.loops import loop
 from engine.models import network
@@ -40,7 +40,7 @@ VARIANTS = {name: (name, []) for name in NAMES} | {
 def run(request, images):
     """The method, the folder of its run, and how it was trained."""
     (name, more), folder = VARIANTS[request.param], images.parent / request.param
-    more = [*more, *(["--steps", 1, "--train-ways", 4] if name in EMBEDDING else [])]
+    more = [*more, *(["--steps", 1, "--train-ways", 4] if METHODS[name].closed_form else [])]
     if METHODS[name].fixed.get("network") == "own":
         more = ["--steps", 1, "--stages", 4]  # which it has not: the usual number says nothing
     argv = flags(images, folder, "--method", name, "--epochs", 2, "--inner-rate", 0.05, *more)
@@ -128,10 +128,10 @@ def test_it_is_evaluated_by_the_loop_that_it_was_trained_by(run, images, capsys)
     name, folder, _ = run
     out = folder / "evaluated.json"
     argv = [str(folder), "--data", str(images), "--json", str(out), "--protocol", "inductive"]
-    loops = name not in EMBEDDING and name not in KEEPING
+    loops = not (METHODS[name].closed_form or METHODS[name].remembers)
     assert evaluate.main([*argv, *["--eval-steps", "3"][: 2 * loops]]) == 0
     found = json.loads(out.read_text())
-    steps = 3 if loops else 0 if name in EMBEDDING else 1
+    steps = 3 if loops else 0 if METHODS[name].closed_form else 1
     assert (found["method"], found["steps"]) == (name, steps)
     assert found["config"]["method"] == name and len(found["best"]["by_task"]) == 4
 
@@ -144,7 +144,7 @@ def test_more_classes_are_for_those_that_make_their_classifier_of_the_support_se
     out, err = capfd.readouterr()
     files = [images / "test" / f"test{c}" / "0.png" for c in range(5)]
     classifier = FewShotClassifier.load(folder)
-    if name in HEADLESS:
+    if METHODS[name].any_ways:
         assert code == 0 and "5-way 1-shot" in out
         assert classifier.fit(files, range(5)).predict_proba(files[:2]).shape == (2, 5)
         return
@@ -238,7 +238,7 @@ def test_weights_of_another_rule_are_refused(run, images, capfd):
     name, folder, argv = run
     rates = "fixed" if name == "meta-sgd" else "per-parameter"
     other = ["--method", "maml++", "--preset", "maml", "--rates", rates, "--steps", "2"]
-    if name in EMBEDDING:
+    if METHODS[name].closed_form:
         other[-1] = "1"
     again = flags(images, images.parent / f"{folder.name}-other", *other, "--init", folder)
     assert train.main(again) == 2
@@ -307,7 +307,7 @@ def test_images_too_small_for_a_network_of_a_methods_own_are_told(images, capfd)
 
 
 @pytest.mark.parametrize("name", ["siamese", "memory", "statistician", "metanet"])
-def test_what_was_kept_of_pictures_has_its_length(images, tmp_path, name):
+def test_what_is_remembered_of_pictures_has_its_length(images, tmp_path, name):
     """Of a file that is damaged, or for another task."""
     folder = images.parent / name
     if not folder.exists():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from engine import meta, unroll
 from engine.config import Config
 from engine.errors import UserError
-from engine.methods import EMBEDDING, HEADLESS, KEEPING, METHODS, heads, once, prototypical
+from engine.methods import METHODS, heads, once, prototypical, those
 from engine.methods.loops import loop
 from engine.methods.rates import adapted, by_tensor, initial
 from engine.models import network
@@ -21,9 +21,9 @@ from tests.test_meta import random_episode
 
 SIZES = dict(image_size=14, filters=4, stages=2, ways=3, shots=1, targets=2, tasks=2, channels=1)
 INNER = ("reptile", "imaml", "lstm")  # with a loop of their own: tests.inner
-NAMES = [name for name in METHODS if name != "maml++" and name not in KEEPING]
-CLOSED = [name for name in EMBEDDING if name not in KEEPING]
-LOOPS = [name for name in NAMES if name not in (*EMBEDDING, *INNER)]
+NAMES = [name for name in those(lambda m: not m.remembers) if name != "maml++"]
+CLOSED = those(lambda m: m.closed_form and not m.remembers)
+LOOPS = [name for name in NAMES if name not in (*CLOSED, *INNER)]
 
 
 def config(method: str, **explicit) -> Config:
@@ -274,7 +274,7 @@ def test_what_a_method_does_not_learn_stays_as_it_was(name) -> None:
     assert (cfg.rates == "fixed") is torch.equal(state.params.rates, first.params.rates)
     head = sum(network(cfg).sizes[-2:])
     same_head = torch.equal(state.params.theta[-head:], first.params.theta[-head:])
-    assert same_head is (name in HEADLESS)
+    assert same_head is METHODS[name].any_ways
     rows = state.params.norm[:, : 2 * network(cfg).stat_width]
     rows = rows.view(-1, cfg.stages, 2, cfg.filters)
     assert rows[:, :, 1].any()

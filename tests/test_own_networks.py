@@ -1,5 +1,5 @@
-"""Methods that answer by what they keep of a support set: their gradients by differences, what they
-answer by, and siamese networks by the plain formula.
+"""Methods that answer by what they remember of a support set: their gradients by differences, what
+they answer by, and siamese networks by the plain formula.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from engine import meta, unroll
 from engine.config import Config
 from engine.errors import UserError
-from engine.methods import EMBEDDING, KEEPING
+from engine.methods import those
 from engine.methods.loops import loop
 from engine.models import network
 from engine.models.interface import Moments
@@ -46,14 +46,14 @@ def test_gradients_are_differences_of_the_loss(name, use_running) -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_task_is_answered_by_what_was_kept(name) -> None:
+def test_a_task_is_answered_by_what_is_remembered(name) -> None:
     """Whatever is asked beside, with the statistics that each protocol says."""
     cfg = config(name)
     model, params, episode, running = problem(cfg)
     of, theta = loop(cfg, model), params.theta.expand(2, -1)
-    kept, moments = of.learn(model, params, episode.support_x, episode.support_y)
-    once, each = of.keeps(model)
-    assert kept.shape[0] == 2 and (kept.shape[1] - once) % each == 0
+    remembered, moments = of.learn(model, params, episode.support_x, episode.support_y)
+    once, each = of.remembered_sizes(model)
+    assert remembered.shape[0] == 2 and (remembered.shape[1] - once) % each == 0
     images = model.prepare(episode.target_x, 1)
     for options, given in (
         ({}, None),
@@ -61,8 +61,8 @@ def test_a_task_is_answered_by_what_was_kept(name) -> None:
         ({"norm_statistics": "running"}, Moments(*(m[0] for m in running))),
     ):
         if "norm_statistics" in options:
-            kept, _ = of.learn(model, params, episode.support_x, episode.support_y, given)
-        expected = of.answer(model, images, theta, kept, cfg.ways, params.norm[0], given)
+            remembered, _ = of.learn(model, params, episode.support_x, episode.support_y, given)
+        expected = of.answer(model, images, theta, remembered, cfg.ways, params.norm[0], given)
         found = of.adapt_and_predict(model, params, running, episode, steps=1, **options)
         assert torch.equal(found, expected) and found.shape == (
             2,
@@ -72,7 +72,7 @@ def test_a_task_is_answered_by_what_was_kept(name) -> None:
         if given is not None:
             for i in range(found.shape[1]):
                 one = model.prepare(episode.target_x[:, i : i + 1], 1)
-                alone = of.answer(model, one, theta, kept, cfg.ways, params.norm[0], given)
+                alone = of.answer(model, one, theta, remembered, cfg.ways, params.norm[0], given)
                 error = (alone[:, 0] - found[:, i]).abs().max()
                 assert error <= 1e-12 * found.abs().max().clamp(min=1)
 
@@ -101,7 +101,7 @@ def test_it_learns_by_a_function_of_seed_and_iteration(name) -> None:
 
 
 @pytest.mark.parametrize("cfg", [
-    *(config(name) for name in KEEPING if name in EMBEDDING),
+    *(config(name) for name in those(lambda m: m.remembers and m.closed_form)),
     Config.of("maml", "folder", method="siamese", **SIZES),
 ], ids=lambda cfg: f"{cfg.method}-{cfg.network}")  # fmt: skip
 def test_a_state_for_other_ways_is_the_same_one(cfg) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine import FewShotClassifier, adapt, predict
 from tests.samples import write_zip
-from tests.tiny import call, one_line
+from tests.tiny import call, here, one_line
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +46,10 @@ def asked(images, tmp_path):
     return folder
 
 
-def start(module, argv, capsys) -> tuple[int, str, str]:
-    capsys.readouterr()
-    return module.main([str(a) for a in argv]), *capsys.readouterr()
-
-
 def test_adapted_and_asked_it_answers_as_the_class_does(
     finished, pets, saved, asked, capsys, tmp_path
 ):
-    code, out, _ = start(adapt, [finished, pets, "-o", tmp_path / "pets.pt"], capsys)
+    code, out, _ = here(adapt, [finished, pets, "-o", tmp_path / "pets.pt"], capsys)
     assert code == 0 and out.splitlines() == [
         f"adapted to 2 classes of {pets}: cat (3), dog (3)",
         f"saved in {tmp_path / 'pets.pt'}",
@@ -68,7 +63,7 @@ def test_adapted_and_asked_it_answers_as_the_class_does(
         [finished, "--support", pets, asked],
         [saved, "--support", pets, asked],
     ):
-        code, out, err = start(predict, argv, capsys)
+        code, out, err = here(predict, argv, capsys)
         assert code == 0 and err == ""
         note, *rows = [line for line in out.splitlines() if not line.startswith("adapted to")]
         assert note.startswith(f"{asked}: left out: 1 files that are no images by their names")
@@ -79,7 +74,7 @@ def test_adapted_and_asked_it_answers_as_the_class_does(
 
 def test_the_files_hold_every_digit_and_the_top(saved, asked, capsys, tmp_path):
     outputs = [f"--{form}={tmp_path / 'out'}.{form}" for form in ("csv", "json", "html")]
-    code, out, _ = start(predict, [saved, asked, "--top", 5, *outputs], capsys)
+    code, out, _ = here(predict, [saved, asked, "--top", 5, *outputs], capsys)
     assert code == 0 and out.splitlines()[-1].endswith(
         "out.csv, " + ", ".join(str(tmp_path / f"out.{form}") for form in ("json", "html"))
     )
@@ -107,7 +102,7 @@ def test_the_page_shows_the_pictures_and_needs_nothing_else(saved, asked, capsys
     big = np.random.default_rng(0).integers(0, 256, (200, 400, 4), np.uint8)
     Image.fromarray(big).save(asked / "wide.png")
     page = tmp_path / "page.html"
-    assert start(predict, [saved, asked, "--html", page], capsys)[0] == 0
+    assert here(predict, [saved, asked, "--html", page], capsys)[0] == 0
     text = page.read_text(encoding="utf-8")
     shown = [base64.b64decode(part) for part in re.findall(r"base64,([^\"]+)\"", text)]
     sizes = [Image.open(io.BytesIO(content)).size for content in shown]
@@ -121,7 +116,7 @@ def test_a_single_label_without_top_and_zip_archives(saved, asked, capsys, tmp_p
     files = {f"in/{f.name}": f.read_bytes() for f in asked.rglob("*.png")}
     archive = write_zip(tmp_path / "asked.zip", files)
     table = tmp_path / "t.csv"
-    code, _, _ = start(predict, [saved, archive, "--csv", table], capsys)
+    code, _, _ = here(predict, [saved, archive, "--csv", table], capsys)
     head, *rows = table.read_bytes().decode().split("\r\n")
     assert code == 0 and head == "path,label,probability" and len(rows) == 3
     assert rows[0].startswith(f"{archive}:in/<b>&.png,")
@@ -130,25 +125,25 @@ def test_a_single_label_without_top_and_zip_archives(saved, asked, capsys, tmp_p
 def test_the_support_pictures_may_be_an_archive(finished, pets, saved, asked, capsys, tmp_path):
     files = {f"pets/{f.parent.name}/{f.name}": f.read_bytes() for f in pets.rglob("*.png")}
     archive = write_zip(tmp_path / "pets.zip", files)
-    by_zip = start(predict, [finished, "--support", archive, asked / "deep"], capsys)
-    assert by_zip[1].splitlines()[-1] == start(predict, [saved, asked / "deep"], capsys)[1].strip()
+    by_zip = here(predict, [finished, "--support", archive, asked / "deep"], capsys)
+    assert by_zip[1].splitlines()[-1] == here(predict, [saved, asked / "deep"], capsys)[1].strip()
 
 
 def test_pictures_that_cannot_be_read_are_all_named(saved, asked, capsys, tmp_path):
     (asked / "bad.png").write_bytes(b"no picture")
     argv = [saved, asked, asked / "none.png", "--json", tmp_path / "x.json"]
-    code, _, err = start(predict, argv, capsys)
+    code, _, err = here(predict, argv, capsys)
     assert code == 2
     one_line(err, "2 pictures cannot be read", "bad.png", "none.png", "--skip-unreadable")
     assert not (tmp_path / "x.json").exists()
-    code, out, err = start(predict, [*argv, "--skip-unreadable"], capsys)
+    code, out, err = here(predict, [*argv, "--skip-unreadable"], capsys)
     content = json.loads((tmp_path / "x.json").read_text())
     assert (code, err, len(content["pictures"])) == (0, "", 2)
     assert "left out: 2 pictures that cannot be read" in out
     assert [("bad" in fault, "none" in fault) for fault in content["unreadable"]] == [
         *((True, False), (False, True))
     ]
-    code, _, err = start(predict, [saved, asked / "bad.png", "--skip-unreadable"], capsys)
+    code, _, err = here(predict, [saved, asked / "bad.png", "--skip-unreadable"], capsys)
     assert code == 2
     one_line(err, "no picture to label")
 
@@ -162,7 +157,7 @@ def test_settings_of_the_loop_and_of_the_answer(finished, pets, asked, capsys):
         (["--protocol", "transductive"], {"transductive": True}),
         (["--backend", "plain", "--threads", 1], {"backend": "plain", "threads": 1}),
     ]:
-        code, out, _ = start(predict, [finished, *argv, "--support", pets, *paths], capsys)
+        code, out, _ = here(predict, [finished, *argv, "--support", pets, *paths], capsys)
         p = FewShotClassifier(finished, **options).fit_folder(pets).predict_proba(paths)
         assert code == 0
         assert [float(n) for n in re.findall(r"([\d.]+) %", out)] == [
@@ -200,7 +195,7 @@ def test_mistakes_are_one_line(finished, pets, saved, asked, capsys, tmp_path):
         (adapt, [finished, tmp_path / "none", "-o", tmp_path / "x.pt"], "cannot read", "none"),
         (adapt, [finished, pets, "-o", tmp_path / "x.pt", "--device", "tpu"], "--device", "cpu"),
     ]:
-        code, _, err = start(module, argv, capsys)
+        code, _, err = here(module, argv, capsys)
         assert code == 2
         one_line(err, *words)
     assert not (tmp_path / "x.pt").exists()
@@ -210,7 +205,7 @@ def test_more_classes_than_outputs_say_what_to_do(finished, pets, capsys, tmp_pa
     many = shutil.copytree(pets, tmp_path / "many")
     for label in ("cow", "sow"):
         shutil.copytree(pets / "cat", many / label)
-    code, _, err = start(adapt, [finished, many, "-o", tmp_path / "x.pt"], capsys)
+    code, _, err = here(adapt, [finished, many, "-o", tmp_path / "x.pt"], capsys)
     assert code == 2
     one_line(err, "4 classes, the network 3 outputs", "--ways 4", "--init")
 
@@ -219,7 +214,7 @@ def test_names_keep_their_bytes(saved, asked, capsys, tmp_path):
     odd = os.fsdecode(bytes(asked / "deep") + b"/\xff\n.png")
     shutil.copy(asked / "deep" / "two.png", odd)
     outputs = [f"--{form}={tmp_path / 'out'}.{form}" for form in ("csv", "json", "html")]
-    code, out, _ = start(predict, [saved, odd, *outputs], capsys)
+    code, out, _ = here(predict, [saved, odd, *outputs], capsys)
     assert code == 0 and "/\\udcff\\n.png" in out
     assert b"/\xff\n.png" in (tmp_path / "out.csv").read_bytes()
     assert json.loads((tmp_path / "out.json").read_text())["pictures"][0]["path"] == odd

@@ -1,6 +1,7 @@
 """Ranks that die, hang or are started again, and ranks of several machines.
 
-Four of them as well by MAMLPP_SLOW=1 python -m pytest tests/test_ranks_faults.py
+Four of them, and kills while files are written, by MAMLPP_SLOW=1 python -m pytest
+tests/test_ranks_faults.py
 """
 
 from __future__ import annotations
@@ -174,6 +175,7 @@ def test_two_machines_have_a_cache_each_or_share_one(images, alone, tmp_path, lo
         assert len(builders) == 2
 
 
+@SLOW
 def test_nothing_is_lost_when_ranks_are_killed(tmp_path):
     """Two of the kills that ``python -m tests.kills 100 --ranks 2`` makes a hundred of: while files
     are written, and while the cache is.

@@ -135,6 +135,14 @@ def test_without_plotly_a_training_says_so(copy, images, monkeypatch, capsys):
     assert not (copy / "report.html").exists()
 
 
+def test_a_run_that_is_trained_on_keeps_no_report_of_fewer_epochs(copy, images, capsys):
+    pytest.importorskip("plotly")
+    assert (copy / "report.html").exists()
+    longer = flags(images, copy, "--channels", 1, "--targets", 3, "--epochs", 4)
+    assert train.main(longer) == 0
+    assert json.loads((copy / "result.json").read_text()) and not (copy / "report.html").exists()
+
+
 def test_a_report_of_somebody_else_stays(copy, images, capsys):
     pytest.importorskip("plotly")
     (copy / "report.html").write_text("mine")

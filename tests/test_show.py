@@ -72,7 +72,9 @@ def test_hours_are_of_all_iterations_validations_and_the_test():
     cfg = small(epochs=10, iterations=100, eval_tasks=50, ensemble=3)
     parts = [Part(range(0, 4), 2, 1, 0.5), Part(range(4, 10), 1, 2, 2.0)]
     found = Cost(parts, 0.1, 300 * 2**20, 200 * 2**20)
-    assert found.seconds(cfg) == pytest.approx(400 * 0.5 + 600 * 2.0 + (10 + 3) * 50 * 0.1)
+    assert found.seconds(cfg) == pytest.approx(400 * 0.5 + 600 * 2.0 + (10 + 3 + 1) * 50 * 0.1)
+    running = small(epochs=10, iterations=100, eval_tasks=50, ensemble=3, norm_statistics="running")
+    assert found.seconds(cfg) - found.seconds(running) == pytest.approx(50 * 0.1)
     lines = show.report(cfg, CPU, found)
     assert "  epochs 1 to 4: 0.500 s (loss after every step, first order)" in lines
     assert "  epochs 5 to 10: 2.000 s (loss after the last step, second order)" in lines

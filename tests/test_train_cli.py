@@ -21,6 +21,7 @@ from tests.tiny import (
     call,
     finish,
     flags,
+    here,
     make_images,
     one_line,
     same,
@@ -126,11 +127,11 @@ def test_checkpoints_carry_everything_but_paths_of_this_machine(straight):
     )
 
 
-def test_a_finished_run_shows_its_result_again(straight, images):
+def test_a_finished_run_shows_its_result_again(straight, images, capsys):
     before = {p: p.read_bytes() for p in straight.glob("*.pt")} | {
         straight / "result.json": (straight / "result.json").read_bytes()
     }
-    code, out, err = call(TRAIN, *flags(images, straight, "--threads", 2, "--log-every", 7))
+    code, out, err = here(train, flags(images, straight, "--threads", 2, "--log-every", 7), capsys)
     assert (code, err) == (0, "")
     assert "already finished" in out and "ensemble of 2" in out
     assert all(p.read_bytes() == content for p, content in before.items())
@@ -231,9 +232,9 @@ def test_a_closed_terminal_saves_and_the_same_command_continues(images, hangup):
     finish(process)
 
 
-def test_nan_stops_the_run_with_the_iteration_and_keeps_the_last_good_checkpoint(images):
+def test_nan_stops_the_run_with_the_iteration_and_keeps_the_last_good_checkpoint(images, capsys):
     folder = images.parent / "nan"
-    code, _, err = call(TRAIN, *flags(images, folder, "--inner-rate", 1e30))
+    code, _, err = here(train, flags(images, folder, "--inner-rate", 1e30), capsys)
     assert code == 3
     one_line(err, "iteration 1:", "gradient of", "not finite", str(folder), "--fresh")
     assert torch.load(folder / "latest.pt", weights_only=True)["state"]["iteration"] == 0
@@ -247,24 +248,25 @@ def test_work_since_the_last_save_is_bounded_in_time(images, monkeypatch):
     assert saved == [0, 1, 2, 3, 4, 4]  # at the start, after each iteration, and with the epoch
 
 
-def test_a_changed_configuration_is_refused_and_fresh_starts_over(straight, images):
+def test_a_changed_configuration_is_refused_and_fresh_starts_over(straight, images, capsys):
     folder = images.parent / "changed"
-    assert call(TRAIN, *flags(images, folder, "--epochs", 1))[0] == 0
+    assert here(train, flags(images, folder, "--epochs", 1), capsys)[0] == 0
     before = (folder / "latest.pt").read_bytes()
-    code, _, err = call(TRAIN, *flags(images, folder, "--epochs", 1, "--lr", 0.002, "--seed", 3))
+    other = flags(images, folder, "--epochs", 1, "--lr", 0.002, "--seed", 3)
+    code, _, err = here(train, other, capsys)
     assert code == 2
     one_line(err, "lr: 0.001 -> 0.002", "seed: 0 -> 3", "--fresh")
     assert (folder / "latest.pt").read_bytes() == before
 
     (folder / "notes.txt").write_text("mine")
-    code, _, err = call(TRAIN, *flags(images, folder, "--fresh"))
+    code, _, err = here(train, flags(images, folder, "--fresh"), capsys)
     assert (code, err) == (0, "")
     assert (folder / "notes.txt").exists() and timeless(rows(folder)) == timeless(rows(straight))
 
 
-def test_other_data_is_refused(straight, images):
+def test_other_data_is_refused(straight, images, capsys):
     other = make_images(images.parent / "other" / "tiny", seed=1)
-    code, _, err = call(TRAIN, *flags(other, straight))
+    code, _, err = here(train, flags(other, straight), capsys)
     assert code == 2
     one_line(err, "was trained on folder:tiny", "--fresh", "--run")
 
@@ -291,26 +293,26 @@ def test_a_full_disk_stops_the_run_and_the_last_good_checkpoint_survives(images)
         finish(process)
 
 
-def test_a_damaged_result_or_log_is_made_again(straight, images):
+def test_a_damaged_result_or_log_is_made_again(straight, images, capsys):
     folder = images.parent / "damaged-result"
     shutil.copytree(straight, folder)
     (folder / "result.json").write_text('{"best"')
     with open(folder / "log.jsonl", "ab") as log:
         log.write(b'5\n{"kind": "train"}\n\xff\xfe')
-    code, out, err = call(TRAIN, *flags(images, folder))
+    code, out, err = here(train, flags(images, folder), capsys)
     assert (code, err) == (0, "") and "ensemble of 2" in out
     assert (folder / "result.json").read_bytes() == (straight / "result.json").read_bytes()
     cut_log(folder / "log.jsonl", iteration=12, epoch=3)
     assert rows(folder) == rows(straight)
 
 
-def test_a_lost_epoch_is_met_before_training_goes_on(straight, images):
+def test_a_lost_epoch_is_met_before_training_goes_on(straight, images, capsys):
     folder = images.parent / "lost"
     shutil.copytree(straight, folder)
     lost = min(folder.glob("epoch-*.pt"))
     lost.unlink()
-    assert call(TRAIN, *flags(images, folder))[0] == 0  # finished: nothing needs it any more
+    assert here(train, flags(images, folder), capsys)[0] == 0  # finished: nothing needs it any more
     (folder / "result.json").unlink()
-    code, _, err = call(TRAIN, *flags(images, folder))
+    code, _, err = here(train, flags(images, folder), capsys)
     assert code == 2
     one_line(err, lost.name, "put it back", "--fresh")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kernels
-from engine import train
+from engine import evaluate, train
 from engine.config import Config
 from engine.data.bank import default_cache
 from engine.runs import checkpoint
@@ -20,7 +20,7 @@ from kernels.check import oracle, verdict
 from kernels.dispatch import Findings, following
 from tests.planted import scaled, wrong
 from tests.test_check import simulated
-from tests.tiny import call, flags, same
+from tests.tiny import flags, here, same
 
 CPU, PROBE = torch.device("cpu"), torch.empty(0)
 pytestmark = pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
@@ -240,16 +240,16 @@ def test_training_checks_once_leaves_out_what_fails_and_says_so(images, tmp_path
         assert (code, err) == (0, "") and "left out" not in out
 
 
-def test_evaluation_follows_the_same_verdict(images, tmp_path):
+def test_evaluation_follows_the_same_verdict(images, tmp_path, capsys):
     folder, cache = tmp_path / "run", tmp_path / "cache"
-    code, out, err = call("engine.train", *flags(images, folder, "--cache", cache))
+    code, out, err = here(train, flags(images, folder, "--cache", cache), capsys)
     assert (code, err) == (0, "") and "kernels checked on" in out
-    evaluate = ("engine.evaluate", folder, "--cache", cache)
-    code, out, err = call(*evaluate)
+    asked = evaluate, [folder, "--cache", cache], capsys
+    code, out, err = here(*asked)
     assert (code, err) == (0, "") and "kernels checked on" not in out
     for file in cache.glob("kernels-*.json"):
         file.unlink()
-    code, out, err = call(*evaluate)
+    code, out, err = here(*asked)
     assert (code, err) == (0, "") and "kernels checked on" in out
 
 

@@ -4,6 +4,8 @@ One is a set of choices among the engine's settings wherever it can be, so that 
 and evaluated by the same code as MAML++; `--method` names it. Importing this takes no torch.
 """
 
+from collections.abc import Callable
+
 from engine.methods import (
     anil,
     boil,
@@ -24,7 +26,7 @@ from engine.methods import (
 )
 from engine.methods.base import Method, Rule
 
-__all__ = ["EMBEDDING", "HEADLESS", "KEEPING", "METHODS", "Method", "Rule"]
+__all__ = ["METHODS", "Method", "Rule", "those"]
 
 METHODS: dict[str, Method] = {
     m.METHOD.name: m.METHOD
@@ -47,9 +49,8 @@ METHODS: dict[str, Method] = {
         metanet,
     )
 }
-# Whose classifier is made of the support set, for any number of classes; and of those, they that
-# have no inner loop.
-HEADLESS = tuple(name for name, m in METHODS.items() if m.head != "learned")
-EMBEDDING = tuple(name for name, m in METHODS.items() if m.head == "made")
-# Whose network is their own, and answers by what they keep of the support set.
-KEEPING = tuple(name for name, m in METHODS.items() if m.model)
+
+
+def those(has: Callable[[Method], bool]) -> tuple[str, ...]:
+    """The names of methods that have a property."""
+    return tuple(name for name, method in METHODS.items() if has(method))

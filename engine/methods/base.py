@@ -47,15 +47,32 @@ class Method(NamedTuple):
     fixed: Mapping[str, Any]  # what makes it this method
     usual: Mapping[str, Any]  # what else it takes, unless told otherwise
     presets: tuple[str, ...] = ("maml++", "maml")  # the protocols that it goes with
+    only: tuple[str, ...] = ()  # settings that mean nothing to any other
     # The classifier: "learned", a part of θ; "begun" by the support set, then adapted; "made" of it
     head: str = "learned"
+    by_image: bool = False  # and that has an output an image of it, not a class
     loop: Callable[[Config, Model], Loop] | None = None  # what runs it, if others than the unroll
-    # The network, if another than the setting of this name says; its loop is then `Keeping`.
+    # The network, if another than the setting of this name says; its loop is then `Remembering`.
     model: Callable[[Config], Model] | None = None
     # Numbers beside the network's and how they begin, the first by how many: see `beside`.
     own: Callable[[Config, Model], int] | None = None
     begin: Callable[[Config, Model, Generator], Tensor] | None = None  # None: as zeros
-    keeps: bool = False  # they are no parameters: what the tasks of an iteration leave is averaged
+    averaged: bool = False  # they are no parameters: of what tasks leave, the mean of an iteration
+
+    @property
+    def any_ways(self) -> bool:
+        """Whether it takes tasks of any number of classes, whatever it was trained on."""
+        return self.head != "learned"
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether it has no inner steps: its classifier is all that a task changes."""
+        return self.head == "made"
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it answers by what it remembers of a support set, with a network of its own."""
+        return self.model is not None
 
     def settings(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """All that it says, given the other settings."""
@@ -97,27 +114,27 @@ class Loop(Protocol):
         """Logits of the target sets: see `engine.unroll.adapt_and_predict`."""
 
 
-class Keeping(Loop, Protocol):
-    """A loop that says what a task leaves of its support set, and answers by that alone."""
+class Remembering(Loop, Protocol):
+    """A loop that says what it remembers of a support set, and answers by that alone."""
 
     def learn(self, model: Model, params, x: Tensor, labels: Tensor, given=None) -> tuple:
-        """What it keeps of the support sets [T, M], and their batch statistics [T, S]; `given` are
-        statistics [S] or [T, S] to normalise by."""
+        """What it remembers of the support sets [T, M], and their batch statistics [T, S]; `given`
+        are statistics [S] or [T, S] to normalise by."""
 
     def answer(
         self,
         model: Model,
         images: Inputs,
         theta: Tensor,  # [T, P]
-        kept: Tensor,  # [T, M]
+        remembered: Tensor,  # [T, M]
         ways: int,
         row: Tensor,
         given=None,
     ) -> Tensor:  # logits [T, N, ways]
-        """Of images that the model prepared, by θ and what was kept of so many classes."""
+        """Of images that the model prepared, by θ and what it remembers of so many classes."""
 
-    def keeps(self, model: Model) -> tuple[int, int]:
-        """Numbers that it keeps of a set, and of each image or class of it."""
+    def remembered_sizes(self, model: Model) -> tuple[int, int]:
+        """Numbers that it remembers of a set, and of each image or class of it."""
 
 
 class Adapted(Protocol):

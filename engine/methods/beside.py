@@ -24,7 +24,7 @@ def width(cfg: Config, model: Model) -> int:
 
 def learned(cfg: Config, model: Model) -> int:
     """How many of them are parameters."""
-    return 0 if METHODS[cfg.method].keeps else width(cfg, model)
+    return 0 if METHODS[cfg.method].averaged else width(cfg, model)
 
 
 def begun(cfg: Config, model: Model, norm: Tensor, generator: torch.Generator) -> Tensor:
@@ -44,15 +44,15 @@ def split(model: Model, params: Params) -> tuple[Params, Tensor]:
 
 def learned_rows(cfg: Config, model: Model, norm: Tensor) -> Tensor:  # [K or 1, G + R]
     """A gradient with 0 for the numbers that are no parameters."""
-    if not METHODS[cfg.method].keeps:
+    if not METHODS[cfg.method].averaged:
         return norm
     end = 2 * model.stat_width
     return torch.cat([norm[:, :end], torch.zeros_like(norm[:, end:])], 1)
 
 
-def kept(cfg: Config, model: Model, params: Params, gradient: Params) -> Params:
+def averaged(cfg: Config, model: Model, params: Params, gradient: Params) -> Params:
     """With the mean of what the tasks left, where that is no gradient but a state."""
-    if not METHODS[cfg.method].keeps:
+    if not METHODS[cfg.method].averaged:
         return params
     end = 2 * model.stat_width
     of_tasks = gradient.norm[:, end:] / cfg.tasks

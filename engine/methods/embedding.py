@@ -16,9 +16,10 @@ from torch import Tensor
 from engine.episodes import Episode
 from engine.methods import beside, heads
 from engine.methods.context import InContext, of_support, of_targets
+from engine.methods.inner import ended
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
-from engine.unroll import MetaGradient
+from engine.unroll import MetaGradient, Record
 
 
 class ClosedForm(NamedTuple):
@@ -41,7 +42,7 @@ class ClosedForm(NamedTuple):
         second_order: bool,
         running: Moments | None = None,  # [1, S]
     ) -> MetaGradient:
-        (weight,), (network, own) = loss_weights, beside.split(model, params)
+        network, own = beside.split(model, params)
         x = torch.cat([episode.support_x, episode.target_x], 1)
         theta = network.theta.expand(len(x), -1)
         found = model.prepare(x, 1).embed(theta, network.norm[0], running and running.first(), True)
@@ -51,21 +52,13 @@ class ClosedForm(NamedTuple):
         h_s, h_q = seen.features if seen else features
         logits, saved = self.head.fwd(h_s, episode.support_y, h_q, self.train_ways)
         loss, d_logits = heads.cross_entropy(logits, episode.target_y)
-        pulled = self.head.bwd(saved, weight * d_logits)
+        pulled = self.head.bwd(saved, d_logits)
         *pulled, d_own = seen.pullback(*pulled) if seen else (*pulled, own.expand(len(x), -1))
         gradient, norm = found.kept.pullback(torch.cat(pulled, 1))
+        record = Record(model)
+        record.add(0, found.moments, x)
         norm = torch.cat([norm, d_own], 1)
-        rates = params.rates.new_zeros(len(x), *params.rates.shape)
-        moments = Moments(*(m.unsqueeze(1) for m in found.moments))
-        factor = model.bessel(x, moments.var)
-        return MetaGradient(
-            weight * loss,
-            logits,
-            Params(gradient, norm.unsqueeze(1), rates),
-            (loss,),
-            (0,),
-            moments._replace(var=moments.var * factor),
-        )
+        return ended(params, loss_weights, loss, logits, gradient, norm, record)
 
     @torch.inference_mode()
     def adapt_and_predict(

@@ -46,5 +46,6 @@ METHOD = Method(
         "unroll": "adjoint",
     },
     NEUTRAL | {"steps": 16, "eval_steps": 0, "inner_rate": 0.1, "proximal": 0.5, "cg_steps": 5},
+    only=("proximal", "cg_steps"),
     loop=_loop,
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.episodes import Episode
-from engine.methods.inner import Inner, Step
+from engine.methods.inner import Inner, Step, ended
 from engine.models.interface import Inputs, Model, Moments, Params
 from engine.unroll import MetaGradient, Record
 
@@ -39,7 +39,7 @@ class Implicit(Inner):
         running: Moments | None = None,  # never given
     ) -> MetaGradient:
         """See `engine.unroll.adjoint`; nothing is kept of the steps."""
-        weight, steps, record = loss_weights[-1], len(loss_weights), Record(model)
+        steps, record = len(loss_weights), Record(model)
         support = episode.support_x, episode.support_y
         inputs = model.prepare(support[0], steps + 1)
         (step,) = deque(self._steps(inputs, params, support[1], steps, record, support[0]), 1)
@@ -52,15 +52,7 @@ class Implicit(Inner):
             end = inputs.loss_and_gradient(step.adapted, step.row, support[1], keep=True)
             theta, product = solved(end.kept.tangent, theta, self.proximal, self.cg_steps)
             norm = norm - product / self.proximal
-        gradient = Params(
-            weight * theta,
-            weight * norm.unsqueeze(1),
-            params.rates.new_zeros(episode.tasks, *params.rates.shape),
-        )
-        per_step = (None,) * (steps - 1) + (target.loss,)
-        return MetaGradient(
-            weight * target.loss, target.logits, gradient, per_step, *record.result()
-        )
+        return ended(params, loss_weights, target.loss, target.logits, theta, norm, record)
 
     def inner_loop(
         self, model: Model, params: Params, x: Tensor, labels: Tensor, steps: int

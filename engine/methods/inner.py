@@ -25,6 +25,23 @@ class Step(NamedTuple):
     adapted: Tensor  # [T, P]
 
 
+def ended(
+    params: Params,
+    loss_weights: Sequence[float | Tensor],  # K; that of the last step counts
+    loss: Tensor,  # [T] of the target set after it
+    logits: Tensor,
+    theta: Tensor,  # [T, P] its gradient in θ
+    norm: Tensor,  # [T, G] in the single row
+    record: unroll.Record,
+) -> unroll.MetaGradient:
+    """The end of an adjoint whose rates take no part."""
+    weight = loss_weights[-1]
+    rates = params.rates.new_zeros(len(loss), *params.rates.shape)
+    gradient = Params(weight * theta, weight * norm.unsqueeze(1), rates)
+    per_step = (None,) * (len(loss_weights) - 1) + (loss,)
+    return unroll.MetaGradient(weight * loss, logits, gradient, per_step, *record.result())
+
+
 class Inner(ABC):
     """A `Loop`."""
 

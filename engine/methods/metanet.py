@@ -48,7 +48,7 @@ def _network(*sizes):
 
 
 def _loop(cfg, model):
-    from engine.methods.keeping import Networks
+    from engine.methods.remembering import Networks
 
     return Networks(cfg.ways)
 

@@ -88,7 +88,8 @@ METHOD = Method(
         "annealing": "linear",
         "clamp": 0.0,
     },
+    only=("inner_optimizer", "inner_batch", "eval_batch"),
     loop=_loop,
     own=_own,
-    keeps=True,
+    averaged=True,
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 import kernels
 from engine.episodes import Episode
 from engine.methods import beside, heads
-from engine.methods.inner import Inner
+from engine.methods.inner import Inner, ended
 from engine.models.interface import Model, Moments, Params
 from engine.unroll import MetaGradient, Record, stacked
 
@@ -56,22 +56,17 @@ class Reptile(Inner):
         """Of each task θ − φ_K in the place of the gradient, the same of gains and biases, and what
         is beside them after the last step. The target set is for the metrics alone.
         """
-        weight, steps, record = loss_weights[-1], len(loss_weights), Record(model)
-        support = episode.support_x, episode.support_y
-        for step in self._steps(model, params, *support, steps, self.batch):
+        record, support = Record(model), (episode.support_x, episode.support_y)
+        for step in self._steps(model, params, *support, len(loss_weights), self.batch):
             record.add(step.index, step.moments, step.images)
         prepared = self.prepare(model, episode.target_x, 1)
         logits, _ = prepared.predict(step.adapted, step.row)
         loss, _ = heads.cross_entropy(logits, episode.target_y)
         shared, _ = beside.split(model, params)
-        norm = torch.cat([weight * (shared.norm[0] - step.row), step.own], 1)
-        gradient = Params(
-            weight * (shared.theta - step.adapted),
-            norm.unsqueeze(1),
-            params.rates.new_zeros(episode.tasks, *params.rates.shape),
-        )
-        per_step = (None,) * (steps - 1) + (loss,)
-        return MetaGradient(weight * loss, logits, gradient, per_step, *record.result())
+        moved = shared.theta - step.adapted, shared.norm[0] - step.row
+        found = ended(params, loss_weights, loss, logits, *moved, record)
+        norm = torch.cat([found.gradient.norm, step.own.unsqueeze(1)], 2)
+        return found._replace(gradient=found.gradient._replace(norm=norm))
 
     def inner_loop(
         self, model: Model, params: Params, x: Tensor, labels: Tensor, steps: int

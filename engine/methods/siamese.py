@@ -58,7 +58,7 @@ def _koch(*sizes):
 
 
 def _loop(cfg, model):
-    from engine.methods.keeping import Networks, Pairs
+    from engine.methods.remembering import Networks, Pairs
 
     if cfg.network == "own":
         return Networks(cfg.ways)

@@ -35,7 +35,7 @@ class Koch(TaskNetwork):
             side = (side // 2 if i else side) - kernel + 1
         self.features = nn.Linear(widths[-1] * side**2, 64 * filters)
         self.pairs = nn.Linear(64 * filters, 1)
-        self.keeps = 0, 64 * filters + 1
+        self.remembered_sizes = 0, 64 * filters + 1
         for layer in self.convolutions:
             nn.init.normal_(layer.weight, 0, 0.01)
         for layer in (self.features, self.pairs):
@@ -53,10 +53,11 @@ class Koch(TaskNetwork):
         h = self.embed(x)
         return torch.cat([h, labels.unsqueeze(1).to(h)], 1).flatten()
 
-    def answer(self, kept: Tensor, x: Tensor, ways: int) -> Tensor:
+    def answer(self, remembered: Tensor, x: Tensor, ways: int) -> Tensor:
         h = self.embed(x)
-        kept = kept.unflatten(0, (-1, h.shape[1] + 1))
-        return heads.class_means(self._scores(kept[:, :-1], h), kept[None, :, -1].long(), ways)[0]
+        remembered = remembered.unflatten(0, (-1, h.shape[1] + 1))
+        support, classes = remembered[:, :-1], remembered[None, :, -1].long()
+        return heads.class_means(self._scores(support, h), classes, ways)[0]
 
     def loss(
         self, x: Tensor, labels: Tensor, target_x: Tensor, target_y: Tensor, second_order: bool

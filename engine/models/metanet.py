@@ -39,7 +39,7 @@ class MetaNetwork(TaskNetwork):
         self.m = nn.ModuleList(_OfOne() for _ in range(2))
         # of u the fast weights but for its classifier's, of each image its key and b's fast weights
         sizes = [math.prod(shape) for shape in shapes]
-        self.keeps = sum(sizes[:-1]), filters + sum(sizes)
+        self.remembered_sizes = sum(sizes[:-1]), filters + sum(sizes)
         self.shapes = shapes
 
     def learn(self, x: Tensor, labels: Tensor, second_order: bool = True) -> Tensor:
@@ -48,9 +48,9 @@ class MetaNetwork(TaskNetwork):
         keys = key(self.embedder, self._split(fast_u), x)
         return torch.cat([fast_u, torch.cat([keys, fast_b], 1).flatten()])
 
-    def answer(self, kept: Tensor, x: Tensor, ways: int) -> Tensor:
-        once, each = self.keeps
-        fast_u, of_images = kept[:once], kept[once:].unflatten(0, (-1, each))
+    def answer(self, remembered: Tensor, x: Tensor, ways: int) -> Tensor:
+        once, each = self.remembered_sizes
+        fast_u, of_images = remembered[:once], remembered[once:].unflatten(0, (-1, each))
         width = self.shapes[-1][1]
         keys, fast_b = of_images[:, :width], of_images[:, width:]
         likeness = cosines(key(self.embedder, self._split(fast_u), x)[None], keys[None])[0]

@@ -35,7 +35,7 @@ class Remember(TaskNetwork):
         width = 4 * filters
         self.embedding = nn.Linear(widths[-1] * side**2, width)
         self.projection = nn.Linear(width, width, bias=False)
-        self.keeps = 0, width + 1
+        self.remembered_sizes = 0, width + 1
         for layer in (*self.convolutions, self.embedding):
             nn.init.trunc_normal_(layer.weight, 0, 0.1, -0.2, 0.2)
             nn.init.zeros_(layer.bias)
@@ -52,10 +52,10 @@ class Remember(TaskNetwork):
         keys, values, _ = stream(self.queries(x), labels, len(x))
         return torch.cat([keys, values.unsqueeze(1).to(keys)], 1).flatten()
 
-    def answer(self, kept: Tensor, x: Tensor, ways: int) -> Tensor:
+    def answer(self, remembered: Tensor, x: Tensor, ways: int) -> Tensor:
         q = self.queries(x)
-        kept = kept.unflatten(0, (-1, q.shape[1] + 1))
-        return best(q, kept[:, :-1], kept[:, -1].long(), ways)
+        remembered = remembered.unflatten(0, (-1, q.shape[1] + 1))
+        return best(q, remembered[:, :-1], remembered[:, -1].long(), ways)
 
     def loss(
         self, x: Tensor, labels: Tensor, target_x: Tensor, target_y: Tensor, second_order: bool

@@ -52,7 +52,7 @@ class Statistician(TaskNetwork):
         sides = [image_size]
         for _ in range(_HALVINGS):
             sides.append(-(-sides[-1] // 2))
-        self.binary, self.image_size, self.keeps = binary, image_size, (0, 2 * context)
+        self.binary, self.image_size, self.remembered_sizes = binary, image_size, (0, 2 * context)
         widths = channels, f, f, f, 2 * f, 2 * f, 2 * f, hidden, hidden, hidden
         self.encoder = nn.Sequential(
             *(
@@ -99,8 +99,9 @@ class Statistician(TaskNetwork):
         """A row a class: mean and logarithm of the variance of its context."""
         return torch.cat(self.contexts(self.encoder(x), labels), 1).flatten()
 
-    def answer(self, kept: Tensor, x: Tensor, ways: int) -> Tensor:
-        classes = Gaussian(*kept.unflatten(0, (-1, self.keeps[1]))[:ways].chunk(2, 1))
+    def answer(self, remembered: Tensor, x: Tensor, ways: int) -> Tensor:
+        of_classes = remembered.unflatten(0, (-1, self.remembered_sizes[1]))[:ways]
+        classes = Gaussian(*of_classes.chunk(2, 1))
         return self._answer(classes, self.encoder(x))
 
     def _answer(self, classes: Gaussian, h: Tensor) -> Tensor:  # [N, W]

@@ -19,7 +19,8 @@ class TaskNetwork(nn.Module):
     generators; the network is otherwise the same in training and after it.
     """
 
-    keeps: tuple[int, int]  # numbers that `learn` gives a set, and each image or class of it
+    # Numbers that `learn` gives a set, and each image or class of it.
+    remembered_sizes: tuple[int, int]
     random = False  # whether `loss` draws any
 
     def learn(
@@ -27,10 +28,10 @@ class TaskNetwork(nn.Module):
         x: Tensor,  # [n, C, H, W]
         labels: Tensor,  # [n], each class from 0 on at least once
     ) -> Tensor:  # [M]
-        """What it keeps of a support set."""
+        """What it remembers of a support set."""
         raise NotImplementedError
 
-    def answer(self, kept: Tensor, x: Tensor, ways: int) -> Tensor:  # logits [N, ways]
+    def answer(self, remembered: Tensor, x: Tensor, ways: int) -> Tensor:  # logits [N, ways]
         raise NotImplementedError
 
     def loss(
@@ -45,16 +46,16 @@ class TaskNetwork(nn.Module):
         support_y: Tensor | None = None,
         target_x: Tensor | None = None,
         target_y: Tensor | None = None,
-        kept: Tensor | None = None,
+        remembered: Tensor | None = None,
         ways: int | None = None,
         second_order: bool = True,
     ) -> Any:
         """The one of these that the arguments are of: batch norm is told of by a call."""
         if target_y is not None:
             return self.loss(support_x, support_y, target_x, target_y, second_order)
-        if kept is None:
+        if remembered is None:
             return self.learn(support_x, support_y)
-        return self.answer(kept, target_x, ways)
+        return self.answer(remembered, target_x, ways)
 
 
 class Whole(Module):

@@ -9,7 +9,7 @@ from importlib import metadata, resources
 
 from engine.errors import UserError
 from engine.files import REPORT_HEAD
-from engine.methods import EMBEDDING, KEEPING, METHODS
+from engine.methods import METHODS
 from engine.report import epochs, figures, sections
 from engine.report.confusion import confusion, tested
 from engine.report.figures import Figure
@@ -166,9 +166,9 @@ def _rates(groups: list[Group], charts: _Charts) -> str:
 def _rates_of(group: Group, charts: _Charts) -> str:
     kind, figure = group.settings["rates"], epochs.rates(group)
     method = group.settings["method"]
-    if method in (*EMBEDDING, *KEEPING):
+    if METHODS[method].closed_form or METHODS[method].remembers:
         return "<p>The method has no inner loop.</p>"
-    if METHODS[method].own and not METHODS[method].keeps:
+    if METHODS[method].own and not METHODS[method].averaged:
         rate = group.settings["inner_rate"]
         return f"<p>The step is learned; it begins near gradient descent of rate {rate}.</p>"
     if kind == "fixed":

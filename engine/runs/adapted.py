@@ -17,7 +17,7 @@ from engine import meta, models
 from engine.config import Config
 from engine.errors import UserError, explained
 from engine.files import replace_file
-from engine.methods import HEADLESS, KEEPING
+from engine.methods import METHODS
 from engine.methods.loops import loop
 from engine.models.interface import Model, Moments, Params
 from engine.runs import checkpoint
@@ -118,7 +118,7 @@ def understood(path: Path, content: Any) -> Classifier:
     saved = checkpoint.checked(path, content, Classifier, "classifier", FORMAT, RULES)
     saved = checkpoint.without_paths(path, saved)
     cfg = Config.from_dict(saved.config)
-    ways = len(saved.classes) if cfg.method in HEADLESS else cfg.ways
+    ways = len(saved.classes) if METHODS[cfg.method].any_ways else cfg.ways
     if not (len(saved.classes) <= ways and len(saved.adapted) == len(saved.members)):
         raise UserError(
             f"{path} is damaged: it has {len(saved.classes)} classes of {ways}, and "
@@ -130,12 +130,12 @@ def understood(path: Path, content: Any) -> Classifier:
 def network(cfg: Config, classes: int) -> Model:
     """The run's network with the first so many of its outputs; one of its method's as it is."""
     found = models.network(cfg)
-    return found if cfg.method in KEEPING else replace(found, ways=classes)
+    return found if METHODS[cfg.method].remembers else replace(found, ways=classes)
 
 
 def outputs(cfg: Config, theta: Tensor) -> int:  # [P']
     """Of the network of so many parameters, rounded down: classes, of matching support images."""
-    if cfg.method in KEEPING:
+    if METHODS[cfg.method].remembers:
         return cfg.ways
     *body, weight, bias = models.network(cfg).sizes
     return (theta.numel() - sum(body)) // (weight // bias + 1)
@@ -145,11 +145,11 @@ def unpacked(cfg: Config, saved: Classifier) -> tuple[list[Member], list[Adapted
     """Both on the CPU. Raises UserError as ``packed.unpack``."""
     like, classes = meta.layout(cfg), len(saved.classes)
     member = Member(like.params, like.running)
-    if cfg.method == "matching" and isinstance(saved.adapted[0].get("theta"), Tensor):
+    if METHODS[cfg.method].by_image and isinstance(saved.adapted[0].get("theta"), Tensor):
         classes = max(classes, outputs(cfg, saved.adapted[0]["theta"]))
     length = sum(network(cfg, classes).sizes)
-    if cfg.method in KEEPING:
-        length += _kept(cfg, saved.adapted[0].get("theta"))
+    if METHODS[cfg.method].remembers:
+        length += _remembered(cfg, saved.adapted[0].get("theta"))
     theta = like.params.theta.new_empty(length)
     row = like.params.norm[0, : 2 * like.running.mean.shape[1]]
     adapted = Adapted(theta, row, Moments(*(m[0] for m in like.running)))
@@ -159,9 +159,9 @@ def unpacked(cfg: Config, saved: Classifier) -> tuple[list[Member], list[Adapted
     )
 
 
-def _kept(cfg: Config, theta: Any) -> int:
+def _remembered(cfg: Config, theta: Any) -> int:
     """How many numbers after θ are of a support set, as far as so many can be."""
     model = models.network(cfg)
-    once, each = loop(cfg, model).keeps(model)
+    once, each = loop(cfg, model).remembered_sizes(model)
     found = theta.numel() - sum(model.sizes) - once if isinstance(theta, Tensor) else 0
     return once + each * max(1, found // each)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.config import Config
-from engine.methods import EMBEDDING, HEADLESS, KEEPING, beside, prototypical
+from engine.methods import METHODS, beside, prototypical
 from engine.methods.context import of_support, of_targets
 from engine.methods.heads import Matching
 from engine.methods.inner import Inner
@@ -28,19 +28,19 @@ def adapt(cfg: Config, model: Model, member: Member, x: Tensor, y: Tensor) -> Ad
     """By the engine's inner loop, then the statistics as of its inductive protocol."""
     params, running = moved(member, x.device)
     given = running if cfg.norm_statistics == "running" else None
-    if cfg.method in KEEPING:
+    if METHODS[cfg.method].remembers:
         return _remember(cfg, model, params, given, x, y)
     whole = adapted.network(cfg, cfg.ways)
     outputs = whole.sizes, whole.ways, model.ways
     if cfg.rates == "per-parameter":
         params = params._replace(rates=_with_outputs(params.rates, *outputs))
-    if cfg.method in HEADLESS:
+    if METHODS[cfg.method].any_ways:
         params, own = beside.split(whole, params)
         params = params._replace(theta=prototypical.resized(params.theta, whole, model))
         params, found, _ = prototypical.start(model, params, x, y, given)
-        if cfg.method in EMBEDDING:
+        if METHODS[cfg.method].closed_form:
             row, (theta,), moments = params.norm[0], params.theta, given or found.moments
-            if cfg.method == "matching":
+            if METHODS[cfg.method].by_image:
                 h = found.features
                 h = of_support(own[None], h) if cfg.context else h
                 theta = torch.cat([theta[: sum(model.sizes[:-HEAD])], _as_classifier(h, y)])
@@ -50,7 +50,7 @@ def adapt(cfg: Config, model: Model, member: Member, x: Tensor, y: Tensor) -> Ad
         params = own.with_outputs(whole, params, lambda theta: _with_outputs(theta, *outputs))
         (last,) = deque(own.inner_loop(model, params, x, y, steps), 1)
     else:
-        if cfg.method not in HEADLESS:
+        if not METHODS[cfg.method].any_ways:
             params = params._replace(theta=_with_outputs(params.theta, *outputs))
         (last,) = deque(inner_loop(model, params, x, y, steps, given), 1)
     row = last.row if last.row.dim() == 1 else last.row[0]
@@ -65,11 +65,11 @@ def adapt(cfg: Config, model: Model, member: Member, x: Tensor, y: Tensor) -> Ad
 def _remember(
     cfg: Config, model: Model, params: Params, given: Moments | None, x: Tensor, y: Tensor
 ) -> Adapted:
-    """θ as it is, and after it what the method keeps of the support set."""
+    """θ as it is, and after it what the method remembers of the support set."""
     given = given and Moments(*(m[0] for m in given))
-    (kept,), moments = loop(cfg, model).learn(model, params, x, y, given)
+    (remembered,), moments = loop(cfg, model).learn(model, params, x, y, given)
     statistics = given or Moments(*(m[0] for m in moments))
-    return Adapted(torch.cat([params.theta, kept]), params.norm[0], statistics)
+    return Adapted(torch.cat([params.theta, remembered]), params.norm[0], statistics)
 
 
 def _as_classifier(h: Tensor, y: Tensor) -> Tensor:
@@ -81,9 +81,9 @@ def _as_classifier(h: Tensor, y: Tensor) -> Tensor:
 
 def predictor(cfg: Config, model: Model, member: Member, classes: int) -> Callable[..., Tensor]:
     """Logits [T, N, classes] of images ready for passes, by θ, row and statistics."""
-    if cfg.method in KEEPING:
+    if METHODS[cfg.method].remembers:
         return _recaller(loop(cfg, model).answer, model, classes)
-    if cfg.method != "matching":
+    if not METHODS[cfg.method].by_image:
         return logits
 
     _, own = beside.split(model, member.params)

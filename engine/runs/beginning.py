@@ -71,7 +71,7 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
     (given,) = restore(meta.layout(trained), [source], device).values()
     body = sum(network(cfg).sizes[:-HEAD])
     (theta, norm, rates), head = given.params, "its classifier"
-    # What a method keeps and does not learn begins anew, as Adam's moments do.
+    # What a method averages and does not learn begins anew, as Adam's moments do.
     taken = 2 * sum(network(cfg).norm_widths) + own
     norm = torch.cat([norm[:, :taken], state.params.norm[:, taken:]], 1)
     if network(trained).sizes != network(cfg).sizes:

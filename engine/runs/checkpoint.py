@@ -287,14 +287,27 @@ def _clean(folder: Path, fresh: bool) -> None:
         )
     for name in found:  # latest.pt first: without it there is no run
         (folder / name).unlink()
-    if is_report(folder / REPORT):
-        (folder / REPORT).unlink()
+    _remove_report(folder)
     board = folder / BOARD
     if board.is_dir() and not board.is_symlink():
         for events in board.glob("events.out.tfevents.*"):
             events.unlink()
         with contextlib.suppress(OSError):  # something else is there, too
             board.rmdir()
+
+
+def remove_found(folder: Path) -> None:
+    """What was found of a run at its end, before it is trained on: the test and the report."""
+    with writing(folder):
+        for name in (RESULT, DETAILS):
+            (folder / name).unlink(missing_ok=True)
+        _remove_report(folder)
+
+
+def _remove_report(folder: Path) -> None:
+    """Unless it is somebody else's."""
+    if is_report(folder / REPORT):
+        (folder / REPORT).unlink()
 
 
 def _is_config(path: Path) -> bool:

@@ -33,7 +33,6 @@ from engine.scoring import TASK_SEED, Predictions
 
 TASKS, SUPPORT, TARGETS = 5, 5, 3  # at most: tasks, and pictures of each of their classes
 PICTURES = 300  # at most in all tasks, unless one has more
-OTHER = {"transductive": "inductive", "inductive": "transductive"}
 
 
 def details(
@@ -56,9 +55,9 @@ def details(
 def _other(
     cfg: Config, best: State, dataset: Dataset, part: str, between: Callable[[], None]
 ) -> dict[str, Any] | None:
-    if cfg.norm_statistics == "running":
+    if cfg.other_protocol is None:
         return None
-    cfg = replace(cfg, protocol=OTHER[cfg.protocol])
+    cfg = replace(cfg, protocol=cfg.other_protocol)
     (score, *_), _ = scoring.evaluate(cfg, [best], dataset, part, cfg.eval_tasks, between=between)
     return {"protocol": cfg.protocol, **scoring.shown(score)}
 

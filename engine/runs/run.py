@@ -161,9 +161,7 @@ class Run:
         torch.set_rng_state(saved.rng)
         run._settle(device)
         if run.epoch < cfg.epochs:
-            with checkpoint.writing(folder):
-                for name in (checkpoint.RESULT, checkpoint.DETAILS):  # of fewer epochs
-                    (folder / name).unlink(missing_ok=True)
+            checkpoint.remove_found(folder)
         if longer:
             run.save()
         return run

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.commandline import FIELDS
+from engine.config import Config
 from engine.errors import UserError, say
 from engine.files import write
 from engine.runs.interrupt import Interrupt
@@ -28,22 +29,24 @@ ASKED = ("table", "budget", "seeds", "rows", "flags")  # what a plan was made fo
 
 
 class Cost(NamedTuple):
-    """Of a cell, measured; of its configuration in full length."""
+    """Of a cell, measured."""
 
     iteration: float  # mean seconds over the schedule
     task: float  # seconds of an evaluation task
-    epochs: int
-    iterations: int  # of an epoch
-    eval_tasks: int
-    ensemble: int
+    cfg: Config  # in full length
 
     def seconds(self, epochs: int, iterations: int) -> float:
         """Of a run of so many epochs of so many iterations."""
         return epochs * iterations * self.iteration + self.evaluations(epochs)
 
     def evaluations(self, epochs: int) -> float:
-        """Seconds of its validations and of the test of its best epochs."""
-        return (epochs + min(self.ensemble, epochs)) * self.eval_tasks * self.task
+        """Seconds of its validations and of its test."""
+        return self.cfg.evaluations(epochs) * self.cfg.eval_tasks * self.task
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """Epochs and iterations of an epoch in full length."""
+        return self.cfg.epochs, self.cfg.iterations
 
 
 class Plan(NamedTuple):
@@ -74,9 +77,7 @@ def made(cells: list[Cell], asked: dict[str, Any], interrupt: Interrupt) -> Plan
         )
         interrupt.check()
     length = chosen(costs.values(), asked["seeds"], asked["budget"])
-    hours = asked["seeds"] * sum(
-        cost.seconds(*(length or (cost.epochs, cost.iterations))) for cost in costs.values()
-    )
+    hours = asked["seeds"] * sum(cost.seconds(*(length or cost.whole)) for cost in costs.values())
     seconds = {name: [cost.iteration, cost.task] for name, cost in costs.items()}
     return Plan(asked, *(length or (None, None)), hours / 3600, seconds)
 
@@ -89,8 +90,7 @@ def measured(cell: Cell) -> Cost:
     cfg = cell.members[0].cfg
     with machine(cfg) as device:
         found = show.cost(settled(cfg, device, {}), device)
-    of_run = cfg.epochs, cfg.iterations, cfg.eval_tasks, cfg.ensemble
-    return Cost(found.iteration(cfg), found.task, *of_run)
+    return Cost(found.iteration(cfg), found.task, cfg)
 
 
 def chosen(costs: Iterable[Cost], seeds: int, hours: float) -> tuple[int, int] | None:
@@ -99,7 +99,7 @@ def chosen(costs: Iterable[Cost], seeds: int, hours: float) -> tuple[int, int] |
     Raises UserError when the hours are too few.
     """
     costs, seconds = list(costs), 3600 * hours
-    if seeds * sum(cost.seconds(cost.epochs, cost.iterations) for cost in costs) <= seconds:
+    if seeds * sum(cost.seconds(*cost.whole) for cost in costs) <= seconds:
         return None
     an_iteration = seeds * sum(cost.iteration for cost in costs)
     for epochs in EPOCHS:
@@ -107,7 +107,7 @@ def chosen(costs: Iterable[Cost], seeds: int, hours: float) -> tuple[int, int] |
         iterations = int((seconds - evaluations) / an_iteration) // epochs
         few = evaluations <= SHARE * seconds or epochs == EPOCHS[-1]
         if few and iterations >= 1:
-            return epochs, min(iterations, max(cost.iterations for cost in costs))
+            return epochs, min(iterations, max(cost.cfg.iterations for cost in costs))
     least = math.ceil((evaluations + epochs * an_iteration) / 3.6) / 1000
     raise UserError(
         f"--budget is {hours:g} hours: {seeds} seeds of {len(costs)} runs take at least "

@@ -1,4 +1,4 @@
-"""Methods that answer by what they keep of a support set, and by nothing else of it.
+"""Methods that answer by what they remember of a support set, and by nothing else of it.
 
 In training both sets of a task are one batch for batch norm. In evaluation by the batch's
 statistics each set has its own, or with `inductive` the targets have the support set's.
@@ -14,16 +14,17 @@ from torch import Tensor
 
 from engine.episodes import Episode
 from engine.methods import heads
+from engine.methods.inner import ended
 from engine.methods.rates import HEAD
 from engine.models.backbone import Backbone
 from engine.models.interface import Inputs, Model, Moments, Params
 from engine.models.whole import Whole
-from engine.unroll import MetaGradient
+from engine.unroll import MetaGradient, Record
 
 
 @dataclass(frozen=True)
 class _Predicting:
-    """`engine.methods.base.Keeping` but for what a method does itself."""
+    """`engine.methods.base.Remembering` but for what a method does itself."""
 
     ways: int  # classes of a task in evaluation
 
@@ -41,12 +42,12 @@ class _Predicting:
         every: bool = False,
     ) -> Tensor:  # logits [T, N, W], with `every` [1, T, N, W]
         given = running.first() if norm_statistics == "running" else None
-        kept, moments = self.learn(model, params, episode.support_x, episode.support_y, given)
+        remembered, moments = self.learn(model, params, episode.support_x, episode.support_y, given)
         if given is None and protocol == "inductive":
             given = moments
-        theta = params.theta.expand(len(kept), -1)
+        theta = params.theta.expand(len(remembered), -1)
         images = model.prepare(episode.target_x, 1)
-        logits = self.answer(model, images, theta, kept, self.ways, params.norm[0], given)
+        logits = self.answer(model, images, theta, remembered, self.ways, params.norm[0], given)
         return logits.unsqueeze(0) if every else logits
 
 
@@ -66,7 +67,6 @@ class Pairs(_Predicting):
         second_order: bool,
         running: Moments | None = None,  # [1, S]
     ) -> MetaGradient:
-        (weight,) = loss_weights
         x = torch.cat([episode.support_x, episode.target_x], 1)
         theta = params.theta.expand(len(x), -1)
         found = model.prepare(x, 1).embed(theta, params.norm[0], running and running.first(), True)
@@ -75,22 +75,14 @@ class Pairs(_Predicting):
         w, b = _head(model, theta)
         z = heads.pair_scores(h_s, h_q, w, b)
         loss, dz = heads.pair_loss(z, episode.support_y, episode.target_y)
-        *d_features, dw, db = heads.pair_bwd(h_s, h_q, w, weight * dz)
+        *d_features, dw, db = heads.pair_bwd(h_s, h_q, w, dz)
         gradient, norm = found.kept.pullback(torch.cat(d_features, 1))
         gradient[:, -sum(model.sizes[-HEAD:]) :] = torch.cat([dw, db], 1)
-        moments = Moments(*(m.unsqueeze(1) for m in found.moments))
-        factor = model.bessel(x, moments.var)
-        rates = params.rates.new_zeros(len(x), *params.rates.shape)
-        return MetaGradient(
-            weight * loss,
-            heads.class_means(z, episode.support_y, self.train_ways),
-            Params(gradient, norm.unsqueeze(1), rates),
-            (loss,),
-            (0,),
-            moments._replace(var=moments.var * factor),
-        )
+        logits, record = heads.class_means(z, episode.support_y, self.train_ways), Record(model)
+        record.add(0, found.moments, x)
+        return ended(params, loss_weights, loss, logits, gradient, norm, record)
 
-    def keeps(self, model: Backbone) -> tuple[int, int]:
+    def remembered_sizes(self, model: Backbone) -> tuple[int, int]:
         return 0, model.sizes[-HEAD] + 1
 
     def learn(
@@ -111,15 +103,15 @@ class Pairs(_Predicting):
         model: Backbone,
         images: Inputs,
         theta: Tensor,  # [T, P]
-        kept: Tensor,  # [T, n · (D + 1)]
+        remembered: Tensor,  # [T, n · (D + 1)]
         ways: int,
         row: Tensor,
         given: Moments | None = None,
     ) -> Tensor:
         h_q = images.embed(theta, row, given).features
-        kept = kept.unflatten(1, (-1, h_q.shape[2] + 1))
-        z = heads.pair_scores(kept[..., :-1], h_q, *_head(model, theta))
-        return heads.class_means(z, kept[..., -1].long(), ways)
+        remembered = remembered.unflatten(1, (-1, h_q.shape[2] + 1))
+        z = heads.pair_scores(remembered[..., :-1], h_q, *_head(model, theta))
+        return heads.class_means(z, remembered[..., -1].long(), ways)
 
 
 def _head(model: Backbone, theta: Tensor) -> tuple[Tensor, Tensor]:  # [T, D], [T, 1]
@@ -140,25 +132,19 @@ class Networks(_Predicting):
         second_order: bool,
         running: Moments | None = None,  # [1, S]
     ) -> MetaGradient:
-        (weight,) = loss_weights
         given = running and running.first()
         tasks = [
             model.differentiated(params.theta, given, second_order=second_order, **fields)
             for fields in _each(model, **vars(episode))
         ]
         loss, logits, gradient, mean, var = (torch.stack(of) for of in zip(*tasks, strict=True))
-        norm, rates = (p.new_zeros(len(loss), *p.shape) for p in params[1:])
-        return MetaGradient(
-            weight * loss,
-            logits,
-            Params(weight * gradient, norm, rates),
-            (loss,),
-            (0,),
-            Moments(mean.unsqueeze(1), var.unsqueeze(1)),
-        )
+        record = Record(model)
+        record.add(0, Moments(mean, var), episode.target_x)
+        norm = params.norm.new_zeros(len(loss), params.norm.shape[1])
+        return ended(params, loss_weights, loss, logits, gradient, norm, record)
 
-    def keeps(self, model: Whole) -> tuple[int, int]:
-        return model.module.keeps
+    def remembered_sizes(self, model: Whole) -> tuple[int, int]:
+        return model.module.remembered_sizes
 
     def learn(
         self,
@@ -176,12 +162,12 @@ class Networks(_Predicting):
         model: Whole,
         images: Inputs,
         theta: Tensor,
-        kept: Tensor,
+        remembered: Tensor,
         ways: int,
         row: Tensor,
         given: Moments | None = None,
     ) -> Tensor:
-        return self._over(model, theta, given, ways, kept=kept, target_x=images.x)[0]
+        return self._over(model, theta, given, ways, remembered=remembered, target_x=images.x)[0]
 
     @staticmethod
     def _over(

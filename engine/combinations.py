@@ -1,0 +1,98 @@
+"""Which settings go together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import UserError
+from engine.methods import METHODS, those
+
+if TYPE_CHECKING:
+    from engine.config import Config
+
+# What one network has and another has not.
+OF_NETWORKS = {
+    "conv4": ("filters", "stages", "downsample"),
+    "resnet12": ("widths",),
+    "own": ("filters",),
+}
+# What one method has and no other.
+_OF_METHODS = {setting: method.name for method in METHODS.values() for setting in method.only}
+
+
+def refuse_of_another_network(cfg: Config, explicit: dict, usual: dict[str, Any]) -> None:
+    """What has no effect is not to be given, but for the usual value, which a file may have."""
+    for name in cfg.of_others:
+        if (value := explicit.get(name, usual[name])) != usual[name]:
+            raise UserError(
+                f"--{name} is {value} with --network {cfg.network}, which has none: leave it out, "
+                "or give another --network"
+            )
+
+
+def check_combinations(cfg: Config) -> None:
+    """Raises UserError of settings that are allowed, but not together."""
+    METHODS[cfg.method].check(vars(cfg))
+    _check_method(cfg)
+    if cfg.min_lr > cfg.lr:
+        raise UserError(
+            f"--min-lr is {cfg.min_lr}, above --lr {cfg.lr}: annealing only goes down; "
+            f"give --min-lr {cfg.lr} (no annealing) or less"
+        )
+    _check_network(cfg)
+    _check_data(cfg)
+
+
+def _check_method(cfg: Config) -> None:
+    if cfg.network == "own" and not METHODS[cfg.method].remembers:
+        raise UserError(
+            f"--network is own with --method {cfg.method}, which has none: leave it out, or give "
+            f"--method {' or '.join(those(lambda m: m.remembers))}"
+        )
+    if cfg.train_ways and (cfg.train_ways < 2 or not METHODS[cfg.method].closed_form):
+        raise UserError(
+            f"--train-ways is {cfg.train_ways} with --method {cfg.method}: give 2 or more with "
+            f"--method {' or '.join(those(lambda m: m.closed_form))}, or leave it out"
+        )
+    for name in ("proximal", "cg_steps"):
+        if cfg.method == "imaml" and not getattr(cfg, name):
+            raise UserError(f"--{name.replace('_', '-')} is 0 with --method imaml: give more")
+    if cfg.method == "lstm" and cfg.inner_rate >= 1:
+        raise UserError(
+            f"--inner-rate is {cfg.inner_rate} with --method lstm, whose rate is a sigmoid: give "
+            "less than 1"
+        )
+    for name, owner in _OF_METHODS.items():
+        value = getattr(cfg, name)
+        if owner != cfg.method and value != cfg.__dataclass_fields__[name].default:
+            raise UserError(
+                f"--{name.replace('_', '-')} is {value} with --method {cfg.method}, which has "
+                f"none: leave it out, or give --method {owner}"
+            )
+
+
+def _check_network(cfg: Config) -> None:
+    pools = {"conv4": cfg.stages * (cfg.downsample == "pool"), "resnet12": 4, "own": 0}[cfg.network]
+    if cfg.image_size < 2**pools:
+        raise UserError(
+            f"--image-size is {cfg.image_size}: {pools} stages of pooling need at least "
+            f"{2**pools} pixels; give fewer --stages or a larger --image-size"
+        )
+    if not cfg.fused and cfg.precision not in ("fp32", "auto"):
+        composed = "--unroll autograd" if cfg.unroll == "autograd" else f"--network {cfg.network}"
+        raise UserError(
+            f"--precision is {cfg.precision} with {composed}: its ops are float32; give "
+            "--precision fp32, or leave it out"
+        )
+
+
+def _check_data(cfg: Config) -> None:
+    if cfg.split == "background" and cfg.dataset != "omniglot":
+        raise UserError(
+            f"--split background with --dataset {cfg.dataset}: only omniglot has these two sets; "
+            "leave --split out"
+        )
+    if cfg.split_ratio and cfg.dataset == "omniglot":
+        raise UserError("--split-ratio with --dataset omniglot: it has its own; leave it out")
+    if cfg.dataset == "omniglot" and cfg.channels != 1:
+        raise UserError(f"--channels is {cfg.channels} with --dataset omniglot: it is grey, give 1")
