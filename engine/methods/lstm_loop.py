@@ -14,7 +14,7 @@ from torch import Tensor
 import kernels
 from engine.episodes import Episode
 from engine.methods import beside
-from engine.methods.inner import Inner
+from engine.methods.inner import Inner, ended
 from engine.models.interface import Model, Moments, Params
 from engine.unroll import MetaGradient, Record
 from kernels.plain.lstm import SIZES
@@ -49,7 +49,7 @@ class MetaLearner(Inner):
         running: Moments | None = None,  # never given
     ) -> MetaGradient:
         """See `engine.unroll.adjoint`; of the steps losses and gradients are kept."""
-        weight, record = loss_weights[-1], Record(model)
+        record = Record(model)
         support = episode.support_x, episode.support_y
         steps = [*self.inner_loop(model, params, *support, len(loss_weights))]
         for step in steps:
@@ -64,15 +64,8 @@ class MetaLearner(Inner):
         losses, gradients = [step.loss for step in steps], [step.gradient for step in steps]
         of_start, of_rule = kernels.rule(carry).bwd(own, losses, gradients, start, carry)
         theta, row = of_start.split([len(shared.theta), shared.norm.shape[1]], 1)
-        gradient = Params(
-            weight * theta,
-            weight * torch.cat([row, of_rule], 1).unsqueeze(1),
-            params.rates.new_zeros(episode.tasks, *params.rates.shape),
-        )
-        per_step = (None,) * (len(steps) - 1) + (target.loss,)
-        return MetaGradient(
-            weight * target.loss, target.logits, gradient, per_step, *record.result()
-        )
+        norm = torch.cat([row, of_rule], 1)
+        return ended(params, loss_weights, target.loss, target.logits, theta, norm, record)
 
     def inner_loop(
         self, model: Model, params: Params, x: Tensor, labels: Tensor, steps: int
