@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from bench import processor
 from kernels import native
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,8 @@ def describe(full: bool) -> dict:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "processor": _processor(),
+        "processor": processor.name(),
+        "processor_details": processor.details(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -55,10 +57,3 @@ def _git(*arguments: str) -> str:
     except FileNotFoundError:
         return ""
     return result.stdout.strip()
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"

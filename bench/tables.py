@@ -5,6 +5,7 @@ from operator import truediv
 from statistics import median
 from typing import NamedTuple
 
+from bench import processor
 from bench.cases import PRECISIONS
 from bench.flops import PARTS
 
@@ -42,7 +43,7 @@ def machine(run: dict) -> str:
     changed = " with uncommitted changes" if run["changed"] else ""
     threads = f"{run['threads']} thread" + "s" * (run["threads"] > 1)
     lines = [
-        f"{run['processor']}, {run['cores']} cores, {threads}, "
+        f"{processor.told(run)}, {run['cores']} cores, {threads}, "
         f"kernels: {run['kernels']}, torch {run['torch']}, commit "
         f"{run['commit'][:8] or 'unknown'}{changed}, {run['date'][:10]}: `{run['command']}`"
     ]

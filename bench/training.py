@@ -17,7 +17,9 @@ from statistics import median
 from bench import centroid, results, tables
 from engine.config import Config
 from engine.errors import UserError
+from engine.presets import METHOD
 from engine.runs.problem import load_dataset
+from engine.tables.results import protocol
 
 FOLDER = results.FOLDER / "training"
 # Of the machine that trained, not of what was trained.
@@ -90,10 +92,14 @@ def task(data: str, config: dict) -> list[str]:
     ]
 
 
-def _centroid(config: dict, identity: str) -> dict[str, float]:
+def _config(settings: dict) -> Config:
     # not Config.from_dict: a setting that has come or gone since does not change the tasks
     known = {f.name for f in fields(Config)}
-    cfg = Config.of(**{name: value for name, value in config.items() if name in known})
+    return Config.of(**{name: value for name, value in settings.items() if name in known})
+
+
+def _centroid(config: dict, identity: str) -> dict[str, float]:
+    cfg = _config(config)
     dataset = load_dataset(cfg, "test")
     if dataset.identity != identity:
         raise UserError(f"{dataset.name} is not what the run was trained on; put that in its place")
@@ -114,10 +120,12 @@ def table_rows() -> list[list[str]]:
 HEAD = [
     "data, task",
     "iterations × tasks",
+    "method",
     "validation, up to 10 epochs",
     "nearest centroid",
     "best model",
     "ensemble",
+    "protocol",
 ]
 
 
@@ -155,8 +163,10 @@ def _row(run: dict) -> list[str]:
     scores = run["centroid"], result["best"], result["ensemble"]
     return [
         *task(result["data"], config),
+        config.get("method", METHOD),
         " ".join(f"{100 * row['accuracy']:.1f}" for row in thinned(curve)),
         *(f"{100 * s['accuracy']:.2f} ± {100 * s['interval']:.2f} %" for s in scores),
+        protocol(_config(config), result),
     ]
 
 

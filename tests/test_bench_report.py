@@ -201,12 +201,25 @@ def test_readme_shows_the_short_rows_and_the_others_on_demand():
 
 
 TRAINED = {
-    "config": {"ways": 5, "shots": 1, "epochs": 2, "iterations": 500, "tasks": 4},
+    "config": {
+        "preset": "maml++",
+        "method": "anil",
+        "dataset": "mini",
+        "ways": 5,
+        "shots": 1,
+        "epochs": 2,
+        "iterations": 500,
+        "tasks": 4,
+    },
     "curve": [{"accuracy": 0.5}, {"accuracy": 0.625}],
     "result": {
         "data": "mini",
+        "targets": 15,
+        "tasks": 600,
+        "protocol": "transductive",
+        "norm_statistics": "batch",
         "best": {"accuracy": 0.6, "interval": 0.01},
-        "ensemble": {"accuracy": 0.61, "interval": 0.01},
+        "ensemble": {"accuracy": 0.61, "interval": 0.01, "epochs": [2, 1]},
     },
     "centroid": {"accuracy": 0.31, "interval": 0.02},
 }
@@ -229,8 +242,10 @@ def test_report_writes_the_trainings_whether_or_not_a_benchmark_is_shown(
     assert report.main([]) == 0
     assert ("a processor, 2 cores" in report.FRONT.read_text()) == bool(name)
     readme = report.README.read_text()
-    row = ["mini, 5-way 1-shot", "1,000 × 4", "50.0 62.5", "31.00 ± 2.00 %"]
-    assert row + ["60.00 ± 1.00 %", "61.00 ± 1.00 %"] in cells(readme)
+    row = ["mini, 5-way 1-shot", "1,000 × 4", "anil", "50.0 62.5", "31.00 ± 2.00 %"]
+    row += ["60.00 ± 1.00 %", "61.00 ± 1.00 %"]
+    protocol = "64/16/20; 15 targets a class; batch statistics, transductive; 600 tasks"
+    assert [*row, f"{protocol}; best of 2 epochs; ensemble of 2"] in cells(readme)
     assert ("a processor" in readme) == bool(name)
     assert (tmp_path / "roofline.svg").exists() == bool(name)
 
