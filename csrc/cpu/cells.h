@@ -111,14 +111,18 @@ MAMLPP_INLINE int most_tiles(int side, int tile) {
     return strip_rows(side, tile) * tile_columns(side, tile);
 }
 
+// Whether winners of the pooling follow from a result: only of those that do not, tiles of 4×4 are
+// taken (winograd.h).
+enum class Decides { winners, nothing };
+
 // The tile that pays, of those up to `most`: none for the narrow pixels of a first layer, nor for
 // maps of which tiles and borders are the larger part; a large one not where it is cut too often.
-template <class T> MAMLPP_INLINE Conv<T> tiled(Conv<T> g, int most) {
+template <class T> MAMLPP_INLINE Conv<T> tiled(Conv<T> g, int most, Decides what) {
     g.tile = g.stride == 1 && g.pitch_in % lanes<T> == 0 && g.side >= 6 ? 2 : 0;
     const auto products = [&](int tile) {
         return cells(tile) * tile_columns(g.side, tile) * tile_columns(g.side, tile);
     };
-    if (g.tile && most >= 4 && 5 * products(4) <= 4 * products(2))
+    if (g.tile && what == Decides::nothing && most >= 4 && 5 * products(4) <= 4 * products(2))
         g.tile = 4;
     return g;
 }

@@ -32,10 +32,9 @@ template <class T> struct ConvPlan {
         : g{s.channels, s.channels, s.side, s.stride, s.filters, padded<T>(s.filters)}, inward(g),
           n(s.n) {
         inward.pitch_in = padded<T>(s.channels);
-        // a pooling of somebody else's may follow, to which equal values must be equal
-        const int most = what == ConvPart::value ? 2 : winograd<T>().most;
-        g = tiled(g, most);
-        inward = tiled(inward, most);
+        const Decides decides = what == ConvPart::value ? Decides::winners : Decides::nothing;
+        g = tiled(g, winograd<T>().most, decides);
+        inward = tiled(inward, winograd<T>().most, decides);
         by_rows = g.tile && g.channels == g.pitch_in && g.filters == g.pitch_out;
         parts = chunks(n);
         if (parts > few_parts && share() * static_cast<ptrdiff_t>(sizeof(T)) > many_bytes)

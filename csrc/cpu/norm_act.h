@@ -104,31 +104,16 @@ MAMLPP_INLINE Winner<T> compete(const Vec<T> (&z)[4], Vec<T> sign, Vec<T>& value
     return winner;
 }
 
-// The same of values that count as equal where they differ by less than `near`.
-template <class T>
-MAMLPP_INLINE Winner<T> compete(const Vec<T> (&z)[4], Vec<T> sign, Vec<T> near, Vec<T>& value) {
-    Winner<T> winner = compete(z, sign, value);
-    const Vec<T> least = value * sign - near;
-#pragma GCC unroll 3
-    for (int i = 2; i >= 0; --i) {
-        const Mask<T> equal = greater(z[i] * sign, least);
-        value = select(equal, z[i], value);
-        winner.bit0 = i & 1 ? winner.bit0 | equal : without(winner.bit0, equal);
-        winner.bit1 = i & 2 ? winner.bit1 | equal : without(winner.bit1, equal);
-    }
-    return winner;
-}
-
 // −1, 0 or 1 in every lane: with a gain of 0 all values of a window are equal, the first one wins.
 template <class T> MAMLPP_INLINE Vec<T> sign_of(Vec<T> gain) {
     const Vec<T> zero = Vec<T>::all(0), one = Vec<T>::all(1);
     return select(greater(gain, zero), one, select(greater(zero, gain), zero - one, zero));
 }
 
-// z → x̂ at the winners, and the winners; values of z that are less than `near` apart count as equal
+// z → x̂ at the winners, and the winners
 template <class T>
 inline void normalise(const Window& g, const T* z, const T* gain, const T* mean, const T* rstd,
-                      T* x_hat, uint16_t* winners, const T* near = nullptr) {
+                      T* x_hat, uint16_t* winners) {
     constexpr int L = lanes<T>;
     if (!g.pool) {
         for (ptrdiff_t i = 0; i < g.dense_image(); i += g.pitch)
@@ -145,11 +130,8 @@ inline void normalise(const Window& g, const T* z, const T* gain, const T* mean,
                 const Vec<T> window[4] = {Vec<T>::load(at + c), Vec<T>::load(at + g.pitch + c),
                                           Vec<T>::load(at + row + c),
                                           Vec<T>::load(at + row + g.pitch + c)};
-                const Vec<T> sign = sign_of(Vec<T>::load(gain + c));
                 Vec<T> value;
-                (near ? compete(window, sign, Vec<T>::load(near + c), value)
-                      : compete(window, sign, value))
-                    .store(winners);
+                compete(window, sign_of(Vec<T>::load(gain + c)), value).store(winners);
                 ((value - Vec<T>::load(mean + c)) * Vec<T>::load(rstd + c)).store(x_hat + c);
             }
         }

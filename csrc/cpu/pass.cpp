@@ -2,7 +2,6 @@
 // loss or from the features
 // (engine/model.py holds the same in terms of single ops; kernels/plain the formulas).
 #include <algorithm>
-#include <limits>
 
 #include "cpu.h"
 #include "stage.h"
@@ -27,7 +26,7 @@ void normalise_image(const Plan<T>& plan, const Images<T>& images, const Kept<T>
                  x_hat, winners, scratch.row);
     else
         normalise(stage.window, k.z + image * stage.window.dense_image(), k.gain, k.centre, k.rstd,
-                  x_hat, winners, stage.conv.tile > 2 ? shares.near : nullptr);
+                  x_hat, winners);
 }
 
 // Statistics of the stem from the moments of its patches, filters packed as [patch][pitch].
@@ -89,19 +88,6 @@ template <class T> void finish_rstd(const Plan<T>& plan, const StageKept<T>& k, 
                         : static_cast<T>(0);
 }
 
-// Values of one window that Winograd's larger tiles give for equal patches differ by rounding: in
-// units of it, as the mean square of the stage's values has them, by 1.5 to 3 in the mean square,
-// 13 at most, of 48 to 640 filters.
-constexpr int near_units = 16;
-
-template <class T> void find_near(const Plan<T>& plan, const StageKept<T>& k, T* near) {
-    constexpr double unit = near_units * static_cast<double>(std::numeric_limits<T>::epsilon());
-    for (int f = 0; f < plan.pitch; ++f) {
-        const double mean = static_cast<double>(k.centre[f]), r = static_cast<double>(k.rstd[f]);
-        near[f] = f < plan.filters() ? static_cast<T>(unit * sqrt(mean * mean + 1 / (r * r))) : 0;
-    }
-}
-
 template <class T>
 void load_parameters(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& shares,
                      const PassTask<T>& task) {
@@ -153,7 +139,6 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
         });
         merge_statistics(plan, k, shares.sums, stage.window.dense * stage.window.dense, s, task);
         finish_rstd(plan, k, net.eps);
-        find_near(plan, k, shares.near);
     }
     const int last = plan.count - 1, side = plan.stages[last].window.pooled;
     const StageKept<T>& k = kept.stages[last];
@@ -248,7 +233,7 @@ void backward(const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
                     const ptrdiff_t image = plan.stages[s - 1].window.pooled_image();
                     const int side = stage.conv.side;
                     const Factors<T> pair{scratch.dz, shares.filters_of[s].bwd};
-                    convolve_bwd(plan.winograd, stage.conv, &pair, 1, all_of(stage.conv, size),
+                    convolve_bwd(plan.winograd, stage.back, &pair, 1, all_of(stage.back, size),
                                  scratch.cells_of, below.delta + first * image,
                                  each_row<T>([&](int i, int y, T* row) {
                                      T* to = shares.sums + (first + i) * 2 * pitch;
@@ -260,10 +245,10 @@ void backward(const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
                 const Pair<T> pair{x, scratch.dz};
-                add_wgrad(plan.winograd, stage.conv, &pair, 1, all_of(stage.conv, size),
+                add_wgrad(plan.winograd, stage.back, &pair, 1, all_of(stage.back, size),
                           first == chunk_begin(plan.n, chunk), scratch.cells_of, sum);
             });
-            finish_wgrad(stage.conv, scratch.cells_of, sum);
+            finish_wgrad(stage.back, scratch.cells_of, sum);
         });
         store_filters(stage.conv, {0, stage.conv.filters}, shares.filters, parts, share,
                       gradient + stage.theta);

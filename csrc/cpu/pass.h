@@ -38,7 +38,8 @@ MAMLPP_INLINE void for_groups(const Conv<T>& g, int n, int chunk, F group) {
 
 // The geometry of one stage, and of its part of the flat buffers.
 template <class T> struct Stage {
-    Conv<T> conv;
+    Conv<T> conv; // of the value, or its tangent
+    Conv<T> back; // of the gradients
     Window window;
     bool stem;       // by its patch moments; only the first one, where it pools
     ptrdiff_t theta; // where its filters begin
@@ -67,7 +68,8 @@ template <class T> struct Plan {
     ptrdiff_t theta_head;
     T slope;
 
-    Plan(const Net& net, int images)
+    // `decides`: what a pass computes; a tangent's winners are known.
+    Plan(const Net& net, int images, Decides decides = Decides::winners)
         : winograd(winograd_of<T>(net.precision)), n(images), count(net.stages),
           pitch(padded<T>(net.filters)) {
         slope = static_cast<T>(net.slope);
@@ -77,7 +79,8 @@ template <class T> struct Plan {
             Stage<T>& stage = stages[s];
             const int stride = net.pool ? 1 : 2;
             const Conv<T> g{channels, s ? pitch : channels, side, stride, net.filters, pitch};
-            stage.conv = tiled(g, winograd.most);
+            stage.conv = tiled(g, winograd.most, decides);
+            stage.back = tiled(g, winograd.most, Decides::nothing);
             const int dense = stage.conv.out();
             stage.window = {dense, net.pool ? dense / 2 : dense, pitch, net.pool};
             stage.stem = s == 0 && net.pool;
@@ -97,7 +100,7 @@ template <class T> struct Plan {
         if (s.stem)
             return {{carver.take<T>(static_cast<ptrdiff_t>(patch()) * pitch), nullptr}, {}};
         const Packed<T> fwd = take_fwd(winograd, carver, s.conv);
-        return {fwd, i ? take_bwd(winograd, carver, s.conv) : Packed<T>{}};
+        return {fwd, i ? take_bwd(winograd, carver, s.back) : Packed<T>{}};
     }
 };
 
@@ -178,16 +181,14 @@ template <class T> struct Shares {
     T* sums;    // [n][2][pitch]
     T* filters; // [chunks][filters · 9 · pitch, or channels · 9 · pitch for a first layer]
     T *a0, *a1, *a2, *b1, *b2, *b4, *mean_dot, *q, *s1_dot, *s2_dot; // [pitch]
-    T* near; // [pitch] of the stage whose winners come next: how far apart values are equal
-    T* dh;   // [n][d]
+    T* dh;                                                           // [n][d]
 
     Shares(const Plan<T>& plan, Carver& carver) {
         for (int i = 0; i < plan.count; ++i)
             filters_of[i] = plan.take_filters(carver, i);
         sums = carver.take<T>(static_cast<ptrdiff_t>(plan.n) * 2 * plan.pitch);
         filters = carver.take<T>(chunks(plan.n) * filters_size(plan));
-        T** const vectors[] = {&a0,       &a1, &a2,     &b1,     &b2,  &b4,
-                               &mean_dot, &q,  &s1_dot, &s2_dot, &near};
+        T** const vectors[] = {&a0, &a1, &a2, &b1, &b2, &b4, &mean_dot, &q, &s1_dot, &s2_dot};
         for (T** v : vectors)
             *v = carver.take<T>(plan.pitch);
         dh = carver.take<T>(static_cast<ptrdiff_t>(plan.head.n) * plan.head.d);
@@ -247,6 +248,7 @@ template <class T> struct Scratch {
                 in = i && group * s.conv.in_image() > in ? group * s.conv.in_image() : in;
                 out = group * s.conv.dz_image() > out ? group * s.conv.dz_image() : out;
                 largest.include(s.conv);
+                largest.include(s.back);
             }
             const ptrdiff_t end = span(s.window.pooled); // the last activation, for the head
             in = end * end * plan.pitch > in ? end * end * plan.pitch : in;

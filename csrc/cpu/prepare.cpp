@@ -156,7 +156,7 @@ template <class T> size_t work_bytes(const Net& net, int n) {
 }
 
 template <class T> size_t tangent_bytes(const Net& net, int n) {
-    const Plan<T> plan(net, n);
+    const Plan<T> plan(net, n, Decides::nothing);
     Carver carver(nullptr);
     Shares<T>(plan, carver);
     Dots<T>(plan, carver);

@@ -29,7 +29,7 @@ void load_filters(const Plan<T>& plan, int s, const T* theta, bool backward, T* 
     const Conv<T>& g = stage.conv;
     pack_fwd(plan.winograd, g, {0, g.channels}, theta, packed, to.fwd);
     if (backward && s > 0)
-        pack_bwd(plan.winograd, stage.conv, {0, g.filters}, theta, packed, to.bwd);
+        pack_bwd(plan.winograd, stage.back, {0, g.filters}, theta, packed, to.bwd);
 }
 
 // Σ values·patch over the winners of all images, [patch][pitch]; `shares` is one of these a chunk.

@@ -247,17 +247,17 @@ template <class T> struct Tangent {
                                              {scratch.dz, dots.stages[s].filters.bwd}};
                 const int side = stage.conv.side;
                 T* to = dots.stages[s - 1].delta + first * plan.stages[s - 1].window.pooled_image();
-                convolve_bwd(plan.winograd, stage.conv, pairs, 2, all_of(stage.conv, size),
+                convolve_bwd(plan.winograd, stage.back, pairs, 2, all_of(stage.back, size),
                              scratch.cells_of, to, each_row<T>([&](int i, int y, T* row) {
                                  bend_image(s - 1, first + i, y * side, side, row, y == 0);
                              }));
             }
             const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
             const Pair<T> pairs[2] = {{x, scratch.dz_dot}, {scratch.x_dot, scratch.dz}};
-            add_wgrad(plan.winograd, stage.conv, pairs, s > 0 ? 2 : 1, all_of(stage.conv, size),
+            add_wgrad(plan.winograd, stage.back, pairs, s > 0 ? 2 : 1, all_of(stage.back, size),
                       first == chunk_begin(plan.n, chunk), scratch.cells_of, share);
         });
-        finish_wgrad(stage.conv, scratch.cells_of, share);
+        finish_wgrad(stage.back, scratch.cells_of, share);
     }
 
     void backward() const {
@@ -305,7 +305,7 @@ template <class T> struct Tangent {
 template <class T>
 void tangent(const Net& net, int n, const TangentTask<T>& task, void* work, void* scratch,
              Team& team) {
-    const Plan<T> plan(net, n);
+    const Plan<T> plan(net, n, Decides::nothing);
     const Images<T> images(plan, const_cast<void*>(task.images));
     const Kept<T> kept(plan, const_cast<void*>(task.kept), true);
     Carver carver(work);

@@ -9,8 +9,8 @@
 //
 // Tiles of 2×2 are the windows of the pooling, and on constant input all their cells but one are
 // exactly 0: equal values of a window stay equal. Tiles of 4×4 (16 products for what takes 36, and
-// 9 by them) do not grant that: a pooling behind them takes values as equal that differ by no more
-// than rounding (near_units).
+// 9 by them) do not grant that, and take what is pooled by winners that are known: gradients and
+// tangents.
 #pragma once
 
 #include "conv.h"
