@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import curves, results, roofline, scaling, tables, training
+from bench import curves, methods, results, roofline, scaling, tables, training
 from bench.gpu import report as gpu
 
 README = results.ROOT / "bench" / "README.md"
@@ -28,6 +28,7 @@ def _of_each(folder: str, text: Callable[[dict], str]) -> str:
 
 KEPT = {  # what fills the part of the README marked so
     "modules": partial(_of_each, "modules", tables.text),
+    "methods": partial(_of_each, "methods", methods.text),
     "scaling": partial(_of_each, "scaling", scaling.text),
     "training": training.text,
     "curves": curves.text,

@@ -38,15 +38,19 @@ def sections(run: dict) -> list[Section]:
     ]
 
 
-def machine(run: dict) -> str:
-    """Where it was measured, and what that machine does at best."""
+def where(run: dict) -> str:
+    """The machine, the versions and the command."""
     changed = " with uncommitted changes" if run["changed"] else ""
     threads = f"{run['threads']} thread" + "s" * (run["threads"] > 1)
-    lines = [
+    return (
         f"{processor.told(run)}, {run['cores']} cores, {threads}, "
         f"kernels: {run['kernels']}, torch {run['torch']}, commit "
         f"{run['commit'][:8] or 'unknown'}{changed}, {run['date'][:10]}: `{run['command']}`"
-    ]
+    )
+
+
+def machine(run: dict) -> str:
+    """Where it was measured, and what that machine does at best."""
     peaks = Peaks.of(run)
     best = []
     if peaks.matmul:
@@ -55,7 +59,7 @@ def machine(run: dict) -> str:
         best.append(f"fastest convolution below {peaks.conv / GIGA:,.0f} GFLOP/s")
     if peaks.copy:
         best.append(f"copy of memory {peaks.copy / GIGA:,.1f} GB/s")
-    return "\n".join([*lines, *([", ".join(best) + "."] if best else [])]) + "\n"
+    return "\n".join([where(run), *([", ".join(best) + "."] if best else [])]) + "\n"
 
 
 class Peaks(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -123,7 +123,7 @@ def measured(case: Case, device: torch.device, interrupt: Interrupt) -> dict[str
         parts = [
             (preset, part, turn)
             for preset, cfg in zip(PRESETS, case.configs, strict=True)
-            for part, turn in _turns(settled(cfg, device, {}), device, stack)
+            for part, turn in turns(settled(cfg, device, {}), device, stack)
         ]
         seconds = [[] for _ in parts]
         for number in range(ROUNDS + 1):
@@ -142,7 +142,9 @@ def measured(case: Case, device: torch.device, interrupt: Interrupt) -> dict[str
     return found
 
 
-def _turns(cfg: Config, device: torch.device, stack: contextlib.ExitStack):
+def turns(
+    cfg: Config, device: torch.device, stack: contextlib.ExitStack
+) -> Iterator[tuple[Part, Callable[[], float]]]:
     """Of each part of a schedule a function that takes an iteration there, and its seconds."""
     parts, state = parts_of(cfg), meta.init_state(cfg, device)
     tasks = EpisodeSampler.of(cfg, random_images(cfg), "train", cfg.seed, evaluation=False)
