@@ -118,9 +118,9 @@ constexpr size_t large_pass = size_t{16} << 20;
 template <class T>
 Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t labels,
             uintptr_t theta, ptrdiff_t theta_stride, ptrdiff_t parameters, uintptr_t row,
-            uintptr_t given_mean, uintptr_t given_var, ptrdiff_t given_stride, uintptr_t loss,
-            uintptr_t logits, uintptr_t gradient, uintptr_t norm_gradient, uintptr_t mean,
-            uintptr_t var, bool keep, uintptr_t features, ptrdiff_t width) {
+            ptrdiff_t row_stride, uintptr_t given_mean, uintptr_t given_var, ptrdiff_t given_stride,
+            uintptr_t loss, uintptr_t logits, uintptr_t gradient, uintptr_t norm_gradient,
+            uintptr_t mean, uintptr_t var, bool keep, uintptr_t features, ptrdiff_t width) {
     const PassOps<T>& ops = ops_of<T>(net);
     const int tasks = static_cast<int>(images.size()), stats = net.stages * net.filters;
     const Made made{net, n, sizeof(T), isa()};
@@ -140,7 +140,7 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
         const PassTask<T> task{images[t]->block.data(),
                                at<const int64_t>(labels, static_cast<ptrdiff_t>(t) * n),
                                theta_of(t),
-                               at<const T>(row, 0),
+                               at<const T>(row, t * row_stride),
                                at<const T>(given_mean, t * given_stride),
                                at<const T>(given_var, t * given_stride),
                                at<T>(loss, t),

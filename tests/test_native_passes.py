@@ -175,6 +175,23 @@ def test_float32_error_is_within_four_times_that_of_torch(sizes, images: int, is
 MODEL = Backbone(3, 9, 5, 2, 4)
 
 
+@pytest.mark.parametrize("given", [None, "shared", "each"])
+def test_a_row_of_each_task_gives_the_bits_of_its_task_alone(given: str | None) -> None:
+    made = problem(MODEL, tasks=3, given=given)
+    rows = made.row * torch.tensor([[1.0], [-0.5], [2.0]], dtype=torch.float64)
+    together = native_pass(made._replace(row=rows))
+    for t in range(3):
+        one = slice(t, t + 1)
+        alone = {name: getattr(made, name)[one] for name in ("x", "theta", "labels", "direction")}
+        if given == "each":
+            alone["statistics"] = Moments(*(s[one] for s in made.statistics))
+        found = native_pass(made._replace(row=rows[t], **alone))
+        for name, a, b in zip(found._fields, found, together, strict=True):
+            assert torch.equal(a, b[one]), name
+    with pytest.raises(ValueError, match=r"row must be torch.float64 \[3, 20\].* got .*\[2, 20\]"):
+        native_pass(made._replace(row=rows[:2]))
+
+
 def test_any_layout_gives_the_same_bits() -> None:
     made = problem(MODEL, tasks=3, given="each")
     made = made._replace(theta=made.theta[:1].expand(3, -1))

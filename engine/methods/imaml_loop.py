@@ -22,8 +22,6 @@ Product = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Implicit(Inner):
-    alone = False
-
     rate: float
     proximal: float  # λ
     cg_steps: int

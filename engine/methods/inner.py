@@ -15,8 +15,8 @@ from torch import Tensor
 from engine import unroll
 from engine.episodes import Episode
 from engine.methods.base import Adapted
+from engine.models import rows
 from engine.models.interface import Inputs, Model, Moments, Params
-from engine.models.rows import Rows
 
 
 class Step(NamedTuple):
@@ -45,8 +45,6 @@ def ended(
 class Inner(ABC):
     """A `Loop`."""
 
-    alone = True  # rows of batch norm are a task's own
-
     @abstractmethod
     def adjoint(
         self,
@@ -67,7 +65,7 @@ class Inner(ABC):
 
     def prepare(self, model: Model, x: Tensor, passes: int) -> Inputs:
         """For the rows of its steps."""
-        return Rows.of(model, x, passes)
+        return rows.of(model, x, passes)
 
     def with_outputs(
         self, model: Model, params: Params, take: Callable[[Tensor], Tensor]

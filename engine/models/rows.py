@@ -1,6 +1,4 @@
-"""Gains and biases of batch norm that an inner loop changes: a row of each task, where passes take
-one row for all. So tasks are passed one by one.
-"""
+"""Gains and biases of batch norm that an inner loop changes: a row of each task."""
 
 from __future__ import annotations
 
@@ -10,16 +8,21 @@ import torch
 from torch import Tensor
 
 from engine.models.interface import Inputs, Model, Moments, Pass
+from engine.models.passes import Fused
+
+
+def of(model: Model, x: Tensor, passes: int) -> Inputs:
+    """A network's inputs [T, ...], whose passes take rows [T, G] in place of one [G]."""
+    inputs = model.prepare(x, passes)
+    if isinstance(inputs, Fused) and inputs.backend.OWN_ROWS:
+        return inputs
+    return Rows([inputs] if len(x) == 1 else [model.prepare(one, passes) for one in x.split(1)])
 
 
 class Rows(NamedTuple):
-    """A network's inputs [T, ...], whose passes take rows [T, G] in place of one [G]."""
+    """Where passes take one row for all: tasks are passed one by one."""
 
     tasks: list[Inputs]
-
-    @classmethod
-    def of(cls, model: Model, x: Tensor, passes: int) -> Rows:
-        return cls([model.prepare(one, passes) for one in x.split(1)])
 
     def predict(
         self, theta: Tensor, row: Tensor, statistics: Moments | None = None

@@ -20,6 +20,7 @@ from kernels.tensors import address
 from kernels.threads import threads
 
 MOST_STAGES = 16  # as csrc/cpu/pass.h
+OWN_ROWS = True  # a row may be of each task
 LARGEST = 4096  # of any size: the kernels multiply some of them as ints
 MOST_IMAGES = 2**16
 PRECISIONS = ("fp32", "bf16x3", "bf16")
@@ -93,7 +94,7 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
 def run(
     images: Images,
     theta: Tensor,  # [T, P]
-    row: Tensor,  # [G]
+    row: Tensor,  # [G], or of each task its own [T, G]
     labels: Tensor | None = None,  # int64 [T, N]; None: forward only
     statistics: tuple[Tensor, Tensor] | None = None,  # mean, biased variance [S], or [T, S]
     keep: bool = False,
@@ -105,13 +106,23 @@ def run(
     expect("passes", images)
     net, tasks = images.net, len(images.blocks)
     checks.pass_operands(
-        "native passes", net, images, tasks, images.count, theta, row, labels, statistics, keep
+        "native passes",
+        net,
+        images,
+        tasks,
+        images.count,
+        theta,
+        row,
+        labels,
+        statistics,
+        keep,
+        True,
     )
     new, labels = theta.new_empty, whole(labels)
     loss, gradient, norm_gradient = (
         (None, None, None)
         if labels is None
-        else (new(tasks), new(theta.shape), new((tasks, row.numel())))
+        else (new(tasks), new(theta.shape), new((tasks, row.shape[-1])))
     )
     logits = new((tasks, images.count, net.ways))
     written = loss, logits, gradient, norm_gradient
@@ -122,7 +133,7 @@ def run(
 def embed(
     images: Images,
     theta: Tensor,  # [T, P], of which the classifier is not read
-    row: Tensor,  # [G]
+    row: Tensor,  # [G], or of each task its own [T, G]
     statistics: tuple[Tensor, Tensor] | None = None,  # mean, biased variance [S], or [T, S]
     keep: bool = False,
 ) -> Embedded:
@@ -133,7 +144,7 @@ def embed(
     expect("passes", images)
     net, tasks = images.net, len(images.blocks)
     checks.pass_operands(
-        "native passes", net, images, tasks, images.count, theta, row, None, statistics, False
+        "native passes", net, images, tasks, images.count, theta, row, None, statistics, False, True
     )
     features = theta.new_empty((tasks, images.count, checks.features(net)))
     mean, var, kept = _pass(images, theta, row, None, statistics, (None,) * 4, keep, features)
@@ -198,6 +209,7 @@ def _pass(
         theta.stride(0),
         theta.shape[1],
         row.data_ptr(),
+        row.stride(0) if row.dim() == 2 else 0,
         *map(address, given),
         stats if statistics is not None and given[0].dim() == 2 else 0,
         *map(address, (*written, mean, var)),

@@ -25,6 +25,7 @@ from kernels.triton.rows import aligned, new_rows
 from kernels.triton.tensors import countable, expect
 
 MOST_STAGES = 16
+OWN_ROWS = False
 
 
 def refusal(precision: str) -> str | None:
