@@ -168,6 +168,7 @@ def pass_operands(
     own_rows: bool = False,  # whether a row may be of each task
 ) -> None:
     """ValueError for arguments of a pass that do not fit its images."""
+    tensors(op, theta=theta, row=row)
     stats = net.stages * net.filters
     shape = (tasks, 2 * stats) if own_rows and row.dim() == 2 else (2 * stats,)
     operands = {"theta": (theta, (tasks, parameters(net))), "row": (row, shape)}
@@ -179,7 +180,6 @@ def pass_operands(
         tensors(op, mean=statistics[0], var=statistics[1])
         shape = (stats,) if statistics[0].dim() == 1 else (tasks, stats)
         operands |= {n: (s, shape) for n, s in zip(("mean", "var"), statistics, strict=True)}
-    tensors(op, theta=theta, row=row)
     expect(op, like, **operands)
     if labels is None:
         if keep:

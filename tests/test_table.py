@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 import pytest
 
 from engine import table, train
+from engine.config import Config
 from engine.methods import METHODS
 from engine.runs.log import Report
 from engine.settings import resolve
@@ -91,7 +92,8 @@ def test_the_ablation_trains_on_omniglot(data_dir, tmp_path):
 
 def test_stopped_it_continues_with_the_lengths_of_its_budget(images, tmp_path, monkeypatch, capsys):
     line = argv(images, tmp_path, "--rows", "maml++-1-step", "--seeds", "2", "--budget", "1e-3")
-    cost = Cost(0.25, 1e-4, 150, 500, 4, 2)
+    whole = {"eval_tasks": 4, "ensemble": 2, "norm_statistics": "running"}
+    cost = Cost(0.25, 1e-4, Config.of("maml++", "omniglot", **whole))
     monkeypatch.setattr(budget, "measured", lambda cell: cost)
     progress = Report.progress
 
