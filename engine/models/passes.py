@@ -7,6 +7,7 @@ one call. `prepare` chooses.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -27,14 +28,19 @@ def prepare(
     """Images that `passes` passes will read. When ops are composed, the moments of the first
     stage's patches pay from two passes on, where it pools.
     """
-    precision = model.precision
-    if precision == "auto":
-        precision = kernels.fastest_precision(x)
-    backend = kernels.passes(x, precision)
+    backend, precision = backend_of(model, x)
     if backend:
         return Fused(backend, backend.prepare(model.net._replace(precision=precision), x))
     worthwhile = model.pool and passes > 1
     return Composed(model, x, kernels.backend("stem", x).patches(x) if worthwhile else None)
+
+
+def backend_of(model: Backbone, x: Tensor) -> tuple[ModuleType | None, str]:
+    """What runs whole passes over such images, None where ops are composed; in which precision."""
+    precision = model.precision
+    if precision == "auto":
+        precision = kernels.fastest_precision(x)
+    return kernels.passes(x, precision), precision
 
 
 class Fused(NamedTuple):

@@ -7,16 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.models.backbone import Backbone
 from engine.models.interface import Inputs, Model, Moments, Pass
-from engine.models.passes import Fused
+from engine.models.passes import backend_of
 
 
 def of(model: Model, x: Tensor, passes: int) -> Inputs:
     """A network's inputs [T, ...], whose passes take rows [T, G] in place of one [G]."""
-    inputs = model.prepare(x, passes)
-    if isinstance(inputs, Fused) and inputs.backend.OWN_ROWS:
-        return inputs
-    return Rows([inputs] if len(x) == 1 else [model.prepare(one, passes) for one in x.split(1)])
+    backend = backend_of(model, x)[0] if isinstance(model, Backbone) else None
+    if backend and backend.OWN_ROWS:
+        return model.prepare(x, passes)
+    return Rows([model.prepare(one, passes) for one in x.split(1)])
 
 
 class Rows(NamedTuple):
