@@ -24,15 +24,23 @@ PATIENCE = 30.0  # seconds
 
 class Page:
     """A context manager. `errors`: what its console said of errors, what was thrown, and addresses
-    outside the file that it asked for. `opened`: seconds of its own thread until it was there.
+    outside the file that it asked for. `opened`: seconds of its own thread until it was there,
+    as a person's browser takes them only where it is not `watched`: a watched script runs slower.
     """
 
-    def __init__(self, file: Path, width: int = 1200, height: int = 900, phone: bool = False):
+    def __init__(
+        self,
+        file: Path,
+        width: int = 1200,
+        height: int = 900,
+        phone: bool = False,
+        watched: bool = True,
+    ):
         program = browser.find()
         if program is None:
             pytest.skip(f"no Chromium or Chrome on PATH: {', '.join(browser.NAMES[:6])}")
         self._program, self._file = program, file
-        self._size = width, height, phone
+        self._size, self._watched = (width, height, phone), watched
         self._numbers, self._rest = itertools.count(1), b""
         self.errors: list[str] = []
 
@@ -66,8 +74,9 @@ class Page:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
+        if self._watched:
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.call(f"{domain}.enable")
         self.call("Performance.enable", timeDomain="threadTicks")
         width, height, phone = self._size
         self.call(
