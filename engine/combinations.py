@@ -54,14 +54,6 @@ def _check_method(cfg: Config) -> None:
             f"--train-ways is {cfg.train_ways} with --method {cfg.method}: give 2 or more with "
             f"--method {' or '.join(those(lambda m: m.closed_form))}, or leave it out"
         )
-    for name in ("proximal", "cg_steps"):
-        if cfg.method == "imaml" and not getattr(cfg, name):
-            raise UserError(f"--{name.replace('_', '-')} is 0 with --method imaml: give more")
-    if cfg.method == "lstm" and cfg.inner_rate >= 1:
-        raise UserError(
-            f"--inner-rate is {cfg.inner_rate} with --method lstm, whose rate is a sigmoid: give "
-            "less than 1"
-        )
     for name, owner in _OF_METHODS.items():
         value = getattr(cfg, name)
         if owner != cfg.method and value != cfg.__dataclass_fields__[name].default:

@@ -48,6 +48,9 @@ class Method(NamedTuple):
     usual: Mapping[str, Any]  # what else it takes, unless told otherwise
     presets: tuple[str, ...] = ("maml++", "maml")  # the protocols that it goes with
     only: tuple[str, ...] = ()  # settings that mean nothing to any other
+    wrong: Callable[[Mapping[str, Any]], str | None] | None = (
+        None  # with its settings, and what to do
+    )
     # The classifier: "learned", a part of θ; "begun" by the support set, then adapted; "made" of it
     head: str = "learned"
     by_image: bool = False  # and that has an output an image of it, not a class
@@ -92,6 +95,8 @@ class Method(NamedTuple):
                     f"{flag} is {has} with --method {self.name}, which is {flag} {wants}: leave "
                     "it out, or give another --method"
                 )
+        if self.wrong and (why := self.wrong(settings)):
+            raise UserError(why)
 
 
 def _value(value: Any | Callable, others: Mapping[str, Any]) -> Any:

@@ -33,6 +33,13 @@ def _loop(cfg, model):
     return Implicit(cfg.inner_rate, cfg.proximal, cfg.cg_steps)
 
 
+def _wrong(settings):
+    for name in ("proximal", "cg_steps"):
+        if not settings[name]:
+            return f"--{name.replace('_', '-')} is 0 with --method imaml: give more"
+    return None
+
+
 METHOD = Method(
     "imaml",
     {
@@ -48,4 +55,5 @@ METHOD = Method(
     NEUTRAL | {"steps": 16, "eval_steps": 0, "inner_rate": 0.1, "proximal": 0.5, "cg_steps": 5},
     only=("proximal", "cg_steps"),
     loop=_loop,
+    wrong=_wrong,
 )

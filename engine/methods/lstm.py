@@ -44,6 +44,14 @@ def _begin(cfg, model, generator):
     return initial(cfg.inner_rate, generator)
 
 
+def _wrong(settings):
+    if (rate := settings["inner_rate"]) >= 1:
+        return (
+            f"--inner-rate is {rate} with --method lstm, whose rate is a sigmoid: give less than 1"
+        )
+    return None
+
+
 METHOD = Method(
     "lstm",
     {
@@ -70,4 +78,5 @@ METHOD = Method(
     loop=_loop,
     own=_own,
     begin=_begin,
+    wrong=_wrong,
 )
