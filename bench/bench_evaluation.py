@@ -4,9 +4,9 @@ import pytest
 
 from bench import flops
 from bench.cases import EVALUATIONS, SHORT_EVALUATIONS, Row
-from bench.turns import take_turns
+from bench.turns import Budget, take_turns
 
-BUDGET = {False: (4.0, 2, 9), True: (8.0, 3, 15)}  # of --full: as take_turns has it
+BUDGET = {False: Budget(4.0, 1, 9), True: Budget(8.0, 3, 15)}  # of --full
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from bench import flops
 from bench.cases import ROWS, SHORT, Row, others
-from bench.turns import take_turns
+from bench.turns import Budget, take_turns
 
-BUDGET = {False: (4.0, 2, 9), True: (12.0, 3, 15)}  # of --full: as take_turns has it
+BUDGET = {False: Budget(4.0, 1, 9, 30.0), True: Budget(12.0, 3, 15)}  # of --full
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

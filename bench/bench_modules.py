@@ -6,9 +6,9 @@ import pytest
 
 from bench.cases import TARGETS, Row
 from bench.modules import ROWS, SHORT, ModuleRow
-from bench.turns import take_turns
+from bench.turns import Budget, take_turns
 
-BUDGET = {False: (3.0, 2, 9), True: (20.0, 3, 15)}  # of --full: as take_turns has it
+BUDGET = {False: Budget(3.0, 1, 9), True: Budget(20.0, 3, 15)}  # of --full
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -87,7 +87,8 @@ _LOSSES = [Row.of(case, loss=loss) for case in CASES for loss in ("MSL", "last")
 _TASKS = [Row.of("omniglot 5w1s", loss="last", tasks=tasks) for tasks in (1, 2, 4, 8, 16)]
 _TASKS += [Row.of("mini 5w1s", loss="last", tasks=tasks) for tasks in (1, 2, 4)]
 
-SHORT = (*TARGETS, _FIRST_ORDER[0], _FIRST_ORDER[3])
+# but the one that takes as long as the others together
+SHORT = (*TARGETS[:2], *TARGETS[3:], _FIRST_ORDER[0], _FIRST_ORDER[3])
 ROWS = tuple(dict.fromkeys([*SHORT, *_FIRST_ORDER, *_LOSSES, *_TASKS, *_GRID]))
 
 EVALUATED = 16  # tasks at once, as engine.evaluate draws them

@@ -1,8 +1,19 @@
-"""What a machine can do at best: a matrix product and a copy of memory, as calls to time."""
+"""What a machine can do at best: multiply-adds in registers, a matrix product and a copy of memory,
+as calls to time.
+"""
 
 from collections.abc import Callable
 
 import torch
+
+from kernels import native
+
+
+def multiply_adds(rounds: int) -> tuple[Callable, int]:
+    """The call, on torch's number of threads, and its floating-point operations, in float32 by the
+    vectors of the native kernels."""
+    threads, run = torch.get_num_threads(), native.module.float32.multiply_adds
+    return lambda: run(threads, rounds), int(run(threads, rounds))
 
 
 def matrix_product(

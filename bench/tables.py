@@ -53,6 +53,8 @@ def machine(run: dict) -> str:
     """Where it was measured, and what that machine does at best."""
     peaks = Peaks.of(run)
     best = []
+    if peaks.multiply_add:
+        best.append(f"multiply-adds in registers {peaks.multiply_add / GIGA:,.0f} GFLOP/s")
     if peaks.matmul:
         best.append(f"matrix product {peaks.matmul / GIGA:,.0f} GFLOP/s")
     if peaks.conv:
@@ -68,12 +70,14 @@ class Peaks(NamedTuple):
     matmul: float  # FLOP/s
     conv: float  # FLOP/s, of any backend
     copy: float  # byte/s
+    multiply_add: float  # FLOP/s
 
     @classmethod
     def of(cls, run: dict) -> "Peaks":
         named = {row["name"]: row["per_second"] for row in run["peaks"]}
         convs = [r["flops"] / r["seconds"] for r in run["ops"] if r["op"] == "conv"]
-        return cls(named.get("matmul", 0), max(convs, default=0), named.get("copy", 0))
+        conv = max(convs, default=0)
+        return cls(named.get("matmul", 0), conv, named.get("copy", 0), named.get("multiply-add", 0))
 
     @property
     def compute(self) -> float:

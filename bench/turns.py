@@ -7,7 +7,7 @@ A peer that is not installed, dies or does not answer in time is left out, with 
 
 from collections.abc import Callable, Iterable
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,7 +18,13 @@ from bench.modules import ModuleRow
 from bench.worker import Worker
 
 SLOW = 20.0  # seconds; a peer that takes longer gets one round
-PATIENCE = 120.0  # seconds that an answer of a peer may take, compilation included
+
+
+class Budget(NamedTuple):
+    seconds: float  # of the rounds against one of the others
+    fewest: int  # rounds
+    most: int
+    patience: float = 120.0  # seconds that an answer of a peer may take, compilation included
 
 
 class Measured:
@@ -38,7 +44,7 @@ def take_turns(
     row: Row | ModuleRow,
     others: Iterable[str],
     command: str,  # of bench.worker
-    budget: tuple[float, int, int],  # seconds for one of the others, fewest and most rounds
+    budget: Budget,
     benchmark,  # pytest-benchmark's fixture; it sees the rounds against the loop
 ) -> Measured:
     measured, threads = Measured(), torch.get_num_threads()
@@ -55,10 +61,10 @@ def take_turns(
             gate.check_row(row, name)
             peer, rounds = name in PEERS, []
             try:
-                with Worker(row, name, threads, PATIENCE if peer else None) as other:
+                with Worker(row, name, threads, budget.patience if peer else None) as other:
                     first = other.run(command)
                     gate.check_single(own.loss, name, first.loss)
-                    count = rounds_in(own.seconds + first.seconds, *budget)
+                    count = rounds_in(own.seconds + first.seconds, *budget[:3])
                     _play(
                         our_turn,
                         lambda: rounds.append(other.run(command).seconds),  # noqa: B023

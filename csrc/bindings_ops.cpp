@@ -234,6 +234,15 @@ void lstm_bwd(int tasks, ptrdiff_t n, int threads, uintptr_t own, uintptr_t loss
     });
 }
 
+template <class T> double multiply_adds(int threads, ptrdiff_t rounds) {
+    std::vector<T> left(static_cast<size_t>(threads));
+    double done = 0;
+    for_tasks(1, threads, [&](int, Team& team, int) {
+        done = cpu_ops<T>().multiply_adds(rounds, left.data(), threads, team);
+    });
+    return done;
+}
+
 } // namespace
 
 template <class T> void bind_ops(py::module_ m) {
@@ -250,6 +259,7 @@ template <class T> void bind_ops(py::module_ m) {
     m.attr("lstm_block") = lstm_block<T>;
     m.def("lstm_fwd", &lstm_fwd<T>);
     m.def("lstm_bwd", &lstm_bwd<T>);
+    m.def("multiply_adds", &multiply_adds<T>);
 }
 template void bind_ops<float>(py::module_);
 template void bind_ops<double>(py::module_);

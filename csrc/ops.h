@@ -273,6 +273,9 @@ template <class T> struct CpuOps {
     size_t (*lstm_scratch_bytes)(int steps);
     void (*lstm_fwd)(const LstmStep<T>&, int tasks, ptrdiff_t n, void* work, void* scratch, Team&);
     void (*lstm_bwd)(const LstmSweep<T>&, int tasks, ptrdiff_t n, void* work, void* scratch, Team&);
+    // So many rounds of them in the registers of each worker, which leaves a number: returns how
+    // many floating-point operations that was.
+    double (*multiply_adds)(ptrdiff_t rounds, T* left, int workers, Team&);
 };
 
 // The instruction sets that the kernels are built for, each processor's in order of preference. The

@@ -41,6 +41,7 @@ RUN = {
     "torch": "2.13.0",
     "kernels": "native, avx512",
     "peaks": [
+        {"name": "multiply-add", "per_second": 120e9},
         {"name": "matmul", "per_second": 100e9},
         {"name": "copy", "per_second": 20e9},
     ],
@@ -107,7 +108,8 @@ def test_tables_say_where_it_was_measured_and_what_is_possible_there():
     text = tables.text(RUN)
     assert "a processor, 2 cores, 2 threads, kernels: native, avx512, torch 2.13.0" in text
     assert "commit 01234567, 2025-01-02" in text
-    assert "matrix product 100 GFLOP/s, fastest convolution below 250 GFLOP/s" in text
+    assert "multiply-adds in registers 120 GFLOP/s, matrix product 100 GFLOP/s" in text
+    assert "fastest convolution below 250 GFLOP/s" in text
     assert "copy of memory 20.0 GB/s" in text
 
 

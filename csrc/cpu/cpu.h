@@ -46,6 +46,8 @@ void lstm_fwd(const LstmStep<T>&, int tasks, ptrdiff_t n, void* work, void* scra
 template <class T>
 void lstm_bwd(const LstmSweep<T>&, int tasks, ptrdiff_t n, void* work, void* scratch, Team&);
 
+template <class T> double multiply_adds(ptrdiff_t rounds, T* left, int workers, Team&);
+
 // The tables.
 template <class T> const PassOps<T>& pass_ops();
 template <class T> const CpuOps<T>& ops();

@@ -21,7 +21,8 @@ template <class T> const CpuOps<T>& ops() {
                                      lstm_work_bytes<T>,
                                      lstm_scratch_bytes<T>,
                                      lstm_fwd<T>,
-                                     lstm_bwd<T>};
+                                     lstm_bwd<T>,
+                                     multiply_adds<T>};
     return table;
 }
 template const CpuOps<float>& ops<float>();
