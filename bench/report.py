@@ -27,6 +27,7 @@ def _of_each(folder: str, text: Callable[[dict], str]) -> str:
 
 
 KEPT = {  # what fills the part of the README marked so
+    "processors": partial(_of_each, "processors", tables.iterations),
     "modules": partial(_of_each, "modules", tables.text),
     "methods": partial(_of_each, "methods", methods.text),
     "scaling": partial(_of_each, "scaling", scaling.text),
@@ -95,7 +96,9 @@ def main(arguments: list[str]) -> int:
         readme = with_benchmark(readme, name, run)
         (results.FOLDER / PICTURE).write_text(roofline.picture(run), encoding="utf-8")
         front = FRONT.read_text(encoding="utf-8")
-        FRONT.write_text(_filled(front, "headline", headline(run)), encoding="utf-8")
+        front = _filled(front, "headline", headline(run))
+        authors = _of_each("processors", tables.authors)
+        FRONT.write_text(_filled(front, "authors", authors), encoding="utf-8")
     README.write_text(with_kept(readme), encoding="utf-8")
     return 0
 

@@ -165,6 +165,24 @@ def _peers(run: dict) -> Iterator[Section]:
         yield Section("Other implementations", body + (f"\n{lines}" if lines else ""))
 
 
+def iterations(run: dict) -> str:
+    """Those of the short rows, and the other implementations."""
+    parts = [machine(run), *(s.short for s in (*_meta(run), *_peers(run)))]
+    return "\n".join(parts)
+
+
+def authors(run: dict) -> str:
+    """Ours against the authors' own code, of a run that had it."""
+    name = "authors' code"
+    rows = [(_name(row), row["seconds"]) for row in run["meta"] if name in row["seconds"]]
+    head = ["second order, 5 steps", "s", f"s, {name}", "speed-up"]
+    body = [
+        [what, f"{s['ours']:.3f}", f"{s[name]:.3f}", f"{s[name] / s['ours']:.1f}×"]
+        for what, s in rows
+    ]
+    return f"{where(run)}\n\n{table(head, body)}"
+
+
 def _modules(run: dict) -> Iterator[Section]:
     """Networks of one's own, against plain autograd."""
 

@@ -128,6 +128,19 @@ def test_tables_say_what_was_measured():
     assert ["mini 5w1s, MSL", "1.000", "1.010", "1.020"] in rows  # of the turns, the median
 
 
+def test_the_authors_code_is_shown_beside_ours_where_it_ran():
+    assert not cells(tables.authors(RUN))[4:]  # in no row
+    seconds = {"ours": 2.0, "loop": 6.0, "authors' code": 15.0}
+    row = iteration(seconds=seconds, memory=dict.fromkeys(seconds, 2**29))
+    run = RUN | {"meta": [row]}
+    expected = ["mini 5w1s, 2 tasks, MAML++, MSL", "2.000", "15.000", "7.5×"]
+    assert cells(tables.authors(run))[-1] == expected
+    assert tables.authors(run).startswith("a processor")
+    shown = [f"{each:.3f} (512)" for each in seconds.values()]
+    expected = ["mini 5w1s, 2 tasks, MAML++, MSL, second", *shown]
+    assert expected in cells(tables.iterations(run))
+
+
 def test_runs_of_before_there_were_such_rows_are_shown():
     old = {kind: rows for kind, rows in RUN.items() if kind != "modules"}
     assert "a network" in tables.text(RUN) and "a network" not in tables.text(old)
