@@ -17,6 +17,7 @@ from statistics import median
 from bench import centroid, results, tables
 from engine.config import Config
 from engine.errors import UserError
+from engine.methods import METHODS
 from engine.presets import METHOD
 from engine.runs.problem import load_dataset
 from engine.tables.results import protocol
@@ -158,12 +159,21 @@ def thinned(curve: list, most: int = 10) -> list:
     return curve[::-1][::step][::-1] if curve else []
 
 
+def _method(config: dict) -> str:
+    """With those of its own settings that are not the usual ones."""
+    method = METHODS[config.get("method", METHOD)]
+    usual = Config.of(config["preset"], method=method.name)
+    own = {name: config[name] for name in method.only if name in config}
+    odd = [f"{name} {value}" for name, value in own.items() if value != getattr(usual, name)]
+    return ", ".join([method.name, *odd])
+
+
 def _row(run: dict) -> list[str]:
     config, result, curve = run["config"], run["result"], run["curve"]
     scores = run["centroid"], result["best"], result["ensemble"]
     return [
         *task(result["data"], config),
-        config.get("method", METHOD),
+        _method(config),
         " ".join(f"{100 * row['accuracy']:.1f}" for row in thinned(curve)),
         *(f"{100 * s['accuracy']:.2f} ± {100 * s['interval']:.2f} %" for s in scores),
         protocol(_config(config), result),

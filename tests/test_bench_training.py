@@ -102,3 +102,11 @@ def test_a_run_whose_data_is_another_now_is_not_kept(run, capsys):
     assert training.main([str(folder), "tiny"]) == 2
     assert capsys.readouterr().err.startswith("error: folder:tiny is not what the run was trained")
     assert not training.FOLDER.exists()
+
+
+def test_a_method_is_named_with_those_of_its_settings_that_are_not_usual():
+    usual = Config.of("maml++", method="matching").to_dict()
+    assert training._method(usual) == "matching"
+    assert training._method(usual | {"temperature": 10.0}) == "matching, temperature 10.0"
+    assert training._method(Config.of("maml++", method="reptile").to_dict()) == "reptile"
+    assert training._method({"preset": "maml++"}) == "maml++"  # of a version without methods
