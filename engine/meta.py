@@ -223,8 +223,8 @@ def measure(total: unroll.MetaGradient, right: Tensor, cfg: Config) -> Tensor:
     """
     per_task = 1 if cfg.task_reduction == "mean" else len(right)
     largest = [_largest(t) for t in (total.loss, *total.gradient)]
-    finite = torch.stack(largest).isfinite().to(total.loss.dtype)
-    return torch.cat([torch.stack([total.loss / per_task, right.mean()]), finite])
+    finite = (torch.stack(largest) < torch.inf).to(total.loss.dtype)  # which NaN is not
+    return torch.stack([total.loss / per_task, right.mean(), *finite])
 
 
 def _largest(values: Tensor) -> Tensor:

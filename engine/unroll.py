@@ -92,6 +92,26 @@ class Record:
         return tuple(self.rows), Moments(mean, var * torch.stack(self.factors))
 
 
+class _Rows:
+    """Gradients of the rows of a parameter, each summed over the steps that it serves."""
+
+    def __init__(self, of: Tensor, tasks: int):
+        self.of, self.tasks = of, tasks
+        self.found: list[Tensor | None] = [None] * len(of)
+
+    def add(self, step: int, gradient: Tensor) -> None:  # [T, width]
+        row = min(step, len(self.found) - 1)
+        before = self.found[row]
+        self.found[row] = gradient if before is None else before + gradient
+
+    def result(self) -> Tensor:  # [T, rows, width]
+        rows = [self._none() if row is None else row for row in self.found]
+        return torch.stack(rows, 1) if len(rows) > 1 else rows[0].unsqueeze(1)
+
+    def _none(self) -> Tensor:
+        return self.of.new_zeros(self.tasks, self.of.shape[1])
+
+
 def at_step(rows: Tensor, step: int) -> Tensor:
     """The row of a step; the last one serves every later step, and a single one all of them."""
     return rows[min(step, len(rows) - 1)]
@@ -150,8 +170,8 @@ def adjoint(
     branch = Branch(params.theta.device, later=True)
     with branch.on() as prepared:
         inputs = model.prepare(episode.target_x, len(wanted))
-    norm, rates = (p.new_zeros((len(p), tasks, p.shape[1])) for p in params[1:])  # steps first
-    loss, logits, record = norm.new_zeros(tasks), None, Record(model)
+    norm, rates = (_Rows(p, tasks) for p in params[1:])
+    loss, logits, record = params.theta.new_zeros(tasks), None, Record(model)
     steps, direct = [], {}
     per_step: list[Tensor | None] = [None] * len(loss_weights)
     for step in inner_loop(
@@ -185,23 +205,27 @@ def adjoint(
     carry = torch.zeros_like(step.adapted)  # gradient of the loss in the parameters after a step
     while steps:
         step = steps.pop()
+        weight, target = weights.get(step.index), None
         if step.index in direct:
             target, done = direct.pop(step.index)
             done.wait()
-            carry.addcmul_(weights[step.index], target.gradient)
-            at_step(norm, step.index).addcmul_(weights[step.index], target.norm_gradient)
+            carry.addcmul_(weight, target.gradient)
         # Only the second derivatives need d_support.
         d_support, d_rates = update.bwd(
             carry, step.support.gradient, step.rates if second_order else None, model.sizes
         )
-        at_step(rates, step.index).add_(d_rates)
+        rates.add(step.index, d_rates)
         if second_order:
-            product, norm_product = step.support.kept.tangent(d_support)
+            product, of_norm = step.support.kept.tangent(d_support)
             carry += product
-            at_step(norm, step.index).add_(norm_product)
+            if target:
+                of_norm = torch.addcmul(of_norm, weight, target.norm_gradient)
+            norm.add(step.index, of_norm)
+        elif target:
+            norm.add(step.index, weight * target.norm_gradient)
     for k in wanted:
         loss.addcmul_(weights[k], per_step[k])
-    gradient = Params(carry, norm.transpose(0, 1), rates.transpose(0, 1))
+    gradient = Params(carry, norm.result(), rates.result())
     return MetaGradient(loss, logits, gradient, tuple(per_step), *record.result())
 
 

@@ -11,12 +11,13 @@ pytest.importorskip("triton", reason="reading kernels needs triton")
 
 from tests import triton_aot, triton_floor  # noqa: E402
 
-# Launches of an iteration; of them, those that it waits for. An H100 counted 576 and 440 kernels.
+# Launches of an iteration; of them, those that it waits for. When they were 575 and 439, an H100
+# counted 576 and 440 kernels.
 MOST = {
-    "MSL": dict(all=575, chain=414, convolution=155, stem=60, patches=8, merge=140)
-    | dict(normalise=90, head=30, update=13, torch=79),
-    "last": dict(all=439, chain=402, convolution=115, stem=44, patches=8, merge=104)
-    | dict(normalise=66, head=22, update=13, torch=67),
+    "MSL": dict(all=556, chain=395, convolution=155, stem=60, patches=8, merge=140)
+    | dict(normalise=90, head=30, update=13, torch=60),
+    "last": dict(all=420, chain=383, convolution=115, stem=44, patches=8, merge=104)
+    | dict(normalise=66, head=22, update=13, torch=48),
 }
 
 # Milliseconds of all launches of a kernel on an H100, of 4 tasks of mini-ImageNet with the

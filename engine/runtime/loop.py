@@ -207,20 +207,20 @@ class DeviceLoop(contextlib.AbstractContextManager):
         cfg, state, numbers = self._cfg, self._state, self._numbers
         theta = state.params.theta
 
-        def schedule() -> Schedule:
-            weights = numbers[: cfg.steps].to(theta.dtype)
-            chosen = [weights[k] if want else 0.0 for k, want in enumerate(wanted)]
-            return Schedule(chosen, second_order, numbers[cfg.steps : cfg.steps + 2].unbind())
+        scales = numbers[cfg.steps : cfg.steps + 2].unbind()
 
         def tasks() -> Rows:
             with kernels.only_kernels():
-                return meta.task_rows(state, self._feed.episode(), cfg, schedule())
+                weights = numbers[: cfg.steps].to(theta.dtype)
+                chosen = [weights[k] if want else 0.0 for k, want in enumerate(wanted)]
+                schedule = Schedule(chosen, second_order, scales)
+                return meta.task_rows(state, self._feed.episode(), cfg, schedule)
 
         def step(rows: Rows) -> None:
             with kernels.only_kernels():
                 total = meta.summed(rows, cfg)
                 self._measured[:-1].copy_(meta.measure(total, rows.right, cfg))
-                _copy(meta.advance(state, total, cfg, schedule()), state)
+                _copy(meta.advance(state, total, cfg, Schedule((), second_order, scales)), state)
 
         return tasks, step
 

@@ -28,7 +28,8 @@ class Feed:
         scale, shift = (torch.from_numpy(values) for values in (sampler.scale, sampler.shift))
         self._scale, self._shift = scale.to(device), shift.to(device)
         self._labels = [sampler.labels(tasks, count).to(device) for count in samples]
-        shape = tasks, sampler.ways, sum(samples) + 1  # rows of the bank, then quarter turns
+        # first pixels of images, then quarter turns
+        shape = tasks, sampler.ways, sum(samples) + 1
         self._index = torch.zeros(shape, dtype=torch.int64, device=device)
 
     def staging(self) -> Tensor:
@@ -38,23 +39,23 @@ class Feed:
 
     def load(self, draw: Draw, staging: Tensor) -> None:
         """Begins to copy indices; `staging` is in use until that is done."""
-        staging[..., :-1] = torch.from_numpy(draw.rows)
+        torch.mul(torch.from_numpy(draw.rows), self._places.shape[1], out=staging[..., :-1])
         staging[..., -1] = torch.from_numpy(draw.turns)
         self._index.copy_(staging, non_blocking=True)
 
     def episode(self) -> Episode:
         """The tasks whose indices were loaded last."""
-        rows, turns = self._index[..., :-1], self._index[..., -1]
+        first, turns = self._index[..., :-1], self._index[..., -1]
         places = self._places[turns].unsqueeze(2)  # [T, ways, 1, H · W]
-        images = (self._images(part, places) for part in rows.split(self._samples, 2))
+        pixels = self._pixels[first.unsqueeze(3) + places]  # [T, ways, samples, H · W, C]
+        images = (self._images(part) for part in pixels.split(self._samples, 2))
         (support, target), (support_y, target_y) = images, self._labels
         return Episode(support, support_y, target, target_y)
 
-    def _images(self, rows: Tensor, places: Tensor) -> Tensor:
-        """float32 [T, ways · samples, C, H, W] of rows [T, ways, samples]"""
-        tasks, ways, samples = rows.shape
+    def _images(self, pixels: Tensor) -> Tensor:
+        """float32 [T, ways · samples, C, H, W] of bytes [T, ways, samples, H · W, C]"""
+        tasks, ways, samples = pixels.shape[:3]
         height, width, channels = self._shape
-        pixels = self._pixels[rows.unsqueeze(3) * (height * width) + places]
-        x = pixels.view(tasks, ways * samples, height, width * channels)
+        x = pixels.view(tasks, ways, samples, height, width * channels)
         x = torch.mul(x, self._scale).add_(self._shift)
         return x.view(tasks, ways * samples, height, width, channels).permute(0, 1, 4, 2, 3)
