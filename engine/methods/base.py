@@ -48,9 +48,8 @@ class Method(NamedTuple):
     usual: Mapping[str, Any]  # what else it takes, unless told otherwise
     presets: tuple[str, ...] = ("maml++", "maml")  # the protocols that it goes with
     only: tuple[str, ...] = ()  # settings that mean nothing to any other
-    wrong: Callable[[Mapping[str, Any]], str | None] | None = (
-        None  # with its settings, and what to do
-    )
+    # What is wrong with its settings together, and what to do.
+    wrong: Callable[[Mapping[str, Any]], str | None] | None = None
     # The classifier: "learned", a part of θ; "begun" by the support set, then adapted; "made" of it
     head: str = "learned"
     by_image: bool = False  # and that has an output an image of it, not a class
