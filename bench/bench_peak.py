@@ -16,15 +16,18 @@ ROUNDS = 10
 @pytest.mark.parametrize(
     "name, make, size",
     [
-        ("multiply-add", peaks.multiply_adds, MULTIPLY_ADDS),
+        pytest.param(
+            "multiply-add",
+            peaks.multiply_adds,
+            MULTIPLY_ADDS,
+            marks=pytest.mark.skipif(native.module is None, reason="no native kernels"),
+        ),
         ("matmul", peaks.matrix_product, SIDE),
         ("copy", peaks.copy, FLOATS),
     ],
 )
 def bench_peak(name: str, make, size: int, benchmark, record):
     """Floating-point operations, or bytes, a second, of the fastest round."""
-    if name == "multiply-add" and native.module is None:
-        pytest.skip(f"no native kernels: {native.reason}")
     call, amount = make(size)
     benchmark.pedantic(call, rounds=ROUNDS, warmup_rounds=2)
     record("peaks", {"name": name, "per_second": amount / benchmark.stats.stats.min})

@@ -92,7 +92,7 @@ class Record:
         return tuple(self.rows), Moments(mean, var * torch.stack(self.factors))
 
 
-class _Rows:
+class _ByStep:
     """Gradients of the rows of a parameter, each summed over the steps that it serves."""
 
     def __init__(self, of: Tensor, tasks: int):
@@ -106,7 +106,7 @@ class _Rows:
 
     def result(self) -> Tensor:  # [T, rows, width]
         rows = [self._none() if row is None else row for row in self.found]
-        return torch.stack(rows, 1) if len(rows) > 1 else rows[0].unsqueeze(1)
+        return torch.stack(rows, 1)
 
     def _none(self) -> Tensor:
         return self.of.new_zeros(self.tasks, self.of.shape[1])
@@ -170,7 +170,7 @@ def adjoint(
     branch = Branch(params.theta.device, later=True)
     with branch.on() as prepared:
         inputs = model.prepare(episode.target_x, len(wanted))
-    norm, rates = (_Rows(p, tasks) for p in params[1:])
+    norm, rates = (_ByStep(p, tasks) for p in params[1:])
     loss, logits, record = params.theta.new_zeros(tasks), None, Record(model)
     steps, direct = [], {}
     per_step: list[Tensor | None] = [None] * len(loss_weights)
@@ -205,10 +205,10 @@ def adjoint(
     carry = torch.zeros_like(step.adapted)  # gradient of the loss in the parameters after a step
     while steps:
         step = steps.pop()
-        weight, target = weights.get(step.index), None
-        if step.index in direct:
-            target, done = direct.pop(step.index)
+        target, done = direct.pop(step.index, (None, None))
+        if target:
             done.wait()
+            weight = weights[step.index]
             carry.addcmul_(weight, target.gradient)
         # Only the second derivatives need d_support.
         d_support, d_rates = update.bwd(
