@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import curves, methods, results, roofline, scaling, tables, training
+from bench import curves, methods, results, roofline, scaling, tables, training, weights
 from bench.gpu import report as gpu
 
 README = results.ROOT / "bench" / "README.md"
@@ -100,6 +100,8 @@ def main(arguments: list[str]) -> int:
         authors = _of_each("processors", tables.authors)
         FRONT.write_text(_filled(front, "authors", authors), encoding="utf-8")
     README.write_text(with_kept(readme), encoding="utf-8")
+    shipped = weights.README.read_text(encoding="utf-8")
+    weights.README.write_text(_filled(shipped, "weights", weights.text()), encoding="utf-8")
     return 0
 
 

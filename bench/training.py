@@ -93,14 +93,14 @@ def task(data: str, config: dict) -> list[str]:
     ]
 
 
-def _config(settings: dict) -> Config:
+def configuration(settings: dict) -> Config:
     # not Config.from_dict: a setting that has come or gone since does not change the tasks
     known = {f.name for f in fields(Config)}
     return Config.of(**{name: value for name, value in settings.items() if name in known})
 
 
 def _centroid(config: dict, identity: str) -> dict[str, float]:
-    cfg = _config(config)
+    cfg = configuration(config)
     dataset = load_dataset(cfg, "test")
     if dataset.identity != identity:
         raise UserError(f"{dataset.name} is not what the run was trained on; put that in its place")
@@ -176,7 +176,7 @@ def _row(run: dict) -> list[str]:
         _method(config),
         " ".join(f"{100 * row['accuracy']:.1f}" for row in thinned(curve)),
         *(f"{100 * s['accuracy']:.2f} ± {100 * s['interval']:.2f} %" for s in scores),
-        protocol(_config(config), result),
+        protocol(configuration(config), result),
     ]
 
 

@@ -2,7 +2,8 @@
 
     python -m engine.adapt RUN SUPPORT/ -o pets.pt
 
-RUN is a run folder (its best epoch) or a checkpoint. SUPPORT is a folder, zip or tar archive of
+RUN is a run folder (its best epoch), a checkpoint, or the name of a network that comes with the
+package. SUPPORT is a folder, zip or tar archive of
 ``<class>/<image>``.
 """
 
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import weights
 from engine.commandline import Parser, add_flags, parse
 from engine.errors import listed, say
 from engine.files import output
@@ -67,7 +69,9 @@ def _adapt(argv: list[str], interrupt: Interrupt) -> None:
         description=__doc__.split("\n\n")[0],
         epilog="What is not given is as the run is evaluated.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, checkpoint")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help=f"run folder, checkpoint, {listed(weights.names())}"
+    )
     parser.add_argument(
         "support", type=Path, metavar="SUPPORT", help="folder or archive of <class>/<image>"
     )

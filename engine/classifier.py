@@ -36,7 +36,8 @@ from engine.runtime.machine import machine, settled
 class FewShotClassifier:
     """Classes are learned by the inner loop of a trained run, from ``fit``'s pictures.
 
-    source: a run folder, a checkpoint, or what ``save`` wrote.
+    source: a run folder, a checkpoint, what ``save`` wrote, or the name of a network that comes
+    with the package (engine/weights/README.md).
     ensemble: average the logits of all the best epochs that a run folder keeps, instead of taking
     the best one. What ``save`` wrote has the networks that it was made with, whatever is said here.
     steps: inner steps (None: as the run is evaluated). norm_statistics: what normalises, the

@@ -242,8 +242,8 @@ class Config:
         free=True,
     )
     init: str | None = _run(
-        "run folder (of which the best epoch) or .pt file whose weights, gains, inner rates and "
-        "running statistics this run starts from (default: random ones)",
+        "run folder (of which the best epoch), .pt file or network of the package whose weights, "
+        "gains, inner rates and running statistics this run starts from (default: random ones)",
         PATH,
         default=None,
         free=True,

@@ -2,7 +2,8 @@
 
     python -m engine.evaluate CHECKPOINT [--dataset folder --data PATH --eval-steps 10 ...]
 
-CHECKPOINT is a run folder (its best model and the ensemble of its best) or one ``.pt`` file.
+CHECKPOINT is a run folder (its best model and the ensemble of its best), one ``.pt`` file, or the
+name of a network that comes with the package.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import weights
 from engine.commandline import Parser, add_flags, parse
 from engine.config import Config
-from engine.errors import UserError, say
+from engine.errors import UserError, listed, say
 from engine.files import output, write
 from engine.methods import METHODS
 from engine.runs.interrupt import Interrupt, answered
@@ -43,7 +45,12 @@ def _flags(argv: list[str]) -> dict[str, Any]:
         description=__doc__.split("\n\n")[0],
         epilog="What is not given is as the model was trained, but for --on.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="run folder, .pt file")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help=f"run folder, .pt file, {listed(weights.names())}",
+    )
     parser.group("data").add_argument(
         "--on",
         choices=("test", "val", "train"),

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import weights
 from engine.adapt import LOOP, adapted, add_options, options
 from engine.commandline import Parser, add_flags
 from engine.errors import UserError, listed, say
@@ -43,7 +44,10 @@ def _flags(argv: list[str]) -> dict[str, Any]:
         epilog="What is not given is as the run is evaluated, but for --protocol: inductive.",
     )
     parser.add_argument(
-        "source", type=Path, metavar="RUN|FILE.pt", help="run folder, checkpoint, adapted network"
+        "source",
+        type=Path,
+        metavar="RUN|FILE.pt",
+        help=f"run folder, checkpoint, adapted network, {listed(weights.names())}",
     )
     parser.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGES", help="files, folders, zip or tar archives"

@@ -5,6 +5,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from bench import report, results, roofline, tables, training
+from bench import weights as shipping
+from engine import weights
 
 MIB = 2**20
 
@@ -248,6 +250,9 @@ def test_report_writes_the_trainings_whether_or_not_a_benchmark_is_shown(
     monkeypatch.setattr(report, "FRONT", tmp_path / "front.md")
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     monkeypatch.setattr(training, "FOLDER", tmp_path / "training")
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    monkeypatch.setattr(shipping, "README", tmp_path / "weights.md")
+    shipping.README.write_text("nothing is shipped")
     results.save(RUN, tmp_path / "run.json")
     results.save(TRAINED, tmp_path / "training" / "mini.json")
     marks = "<!-- training -->\n<!-- /training -->\n"
@@ -285,3 +290,4 @@ def test_readme_shows_the_committed_json():
         picture = (results.FOLDER / report.PICTURE).read_text(encoding="utf-8")
         assert picture == roofline.picture(run)
     assert report.with_kept(readme) == readme
+    assert shipping.text() in shipping.README.read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine import meta
+from engine import meta, weights
 from engine.config import Config
 from engine.data.preparation import Preparation
 from engine.errors import UserError
@@ -28,13 +28,14 @@ class Learned(NamedTuple):
 
 
 def learned_from(source: Any, ensemble: bool) -> Learned:
-    """Of a run folder the best epoch, or all the best; of what ``adapted.save`` wrote everything.
+    """Of a run folder the best epoch, or all the best; of what ``adapted.save`` wrote everything;
+    of a network that comes with the package that one.
 
     Raises UserError when nothing whole is there.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise UserError(f"source is {source!r}: name a run folder or a .pt file")
-    path = Path(source)
+    path = weights.named(Path(source))
     if path.is_file():
         content = checkpoint.read(path)
         if isinstance(content, dict) and "classifier" in content:

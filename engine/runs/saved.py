@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from engine import weights
 from engine.config import SCHEDULE, Config
-from engine.errors import UserError, explained
+from engine.errors import UserError, explained, listed, nearest
 from engine.meta import State
 from engine.runs import checkpoint
 from engine.runs.checkpoint import Checkpoint, epoch_file
@@ -19,14 +20,19 @@ _TRIES = 10  # of reading a run that a training changes meanwhile
 
 
 def load_best(path: Path) -> list[Checkpoint]:
-    """The checkpoints that a run folder holds, best on validation first, or the one of a file.
+    """The checkpoints that a run folder holds, best on validation first, or the one of a file or of
+    a network that comes with the package, by its name.
 
     A training beside may remove an epoch that is no longer among the best: then the best of now are
     read. Raises UserError when nothing whole is there.
     """
     with explained(f"cannot read {path}", "give a run folder or a .pt file"):
+        path = weights.named(path)
         if not path.exists():
-            raise UserError(f"no checkpoint at {path}: give a run folder or a .pt file")
+            raise UserError(
+                f"no checkpoint at {path}: {nearest(path.name, weights.names())}give a run folder, "
+                f"a .pt file, or a network of the package ({listed(weights.names())})"
+            )
         if not path.is_dir():
             return [checkpoint.load(path)]
         for _ in range(_TRIES):
