@@ -12,10 +12,7 @@ the support pass is differentiated twice, whatever the number of target passes.
 
 from __future__ import annotations
 
-import copy
 import math
-import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +28,7 @@ from engine.errors import UserError, listed
 from engine.models.attention import composed_attention
 from engine.models.interface import Moments, Params, Pass
 from engine.models.randomness import draws, is_random, random_state, set_random_state
+from engine.models.skeleton import Skeleton
 from engine.told import fitting, kind
 
 ADAPT = ("all", "head", "body")
@@ -86,6 +84,7 @@ class Module:
         self.tracked = {n: m.num_features for n, m in norms.items() if m.track_running_stats}
         self.module, self.criterion = module, criterion
         self.memory, self.vectorize = memory, vectorize
+        self._skeleton = Skeleton(module)
         self._vmap_fails = False
         self._drawn: dict[bool, bool] = {}  # whether a pass did, in training and not
 
@@ -136,8 +135,14 @@ class Module:
         """Composes attention in all passes, also those that need it not: a switch that one thread
         turned for some would be met by the others by chance.
         """
+        self._follow()
         self._find_random(each(episode.support_x)[0])
         return composed_attention() if self._composed(keeps) else nullcontext()
+
+    def _follow(self) -> None:
+        """The module may have changed, as by a schedule of dropout or a hook."""
+        if self._skeleton.follow():
+            self._drawn.clear()
 
     def _find_random(self, x: Any) -> None:
         """By a pass of one task, once: `F.dropout` is no layer that could be seen, and may be for
@@ -148,7 +153,7 @@ class Module:
             return
         with torch.no_grad():
             like = next(self.module.parameters())
-            self._drawn[training] = draws(lambda: self._run(x, _skeleton(self.module)), like)
+            self._drawn[training] = draws(lambda: self._run(x, self._skeleton.own()), like)
 
     def _run(self, x: Any, call: Callable) -> Any:
         """The module's call with one task's inputs."""
@@ -177,6 +182,7 @@ class Module:
         return torch.ones_like(like[0])  # torch's running variance is unbiased already
 
     def prepare(self, x: Values, passes: int) -> _Batch:
+        self._follow()
         return _Batch(self, mapped(_aligned, x))
 
     def task(
@@ -187,7 +193,7 @@ class Module:
         given: Moments | None = None,  # [S] each
     ) -> tuple[Any, Tensor, Tensor]:  # output, batch mean and unbiased variance [S]
         """A forward pass of one task."""
-        skeleton, widths = _skeleton(self.module), list(self.tracked.values())
+        skeleton, widths = self._skeleton.own(), list(self.tracked.values())
         tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         tensors |= _split(theta, self.shapes) | _split(row, self.outer)
         start = given or theta.new_zeros(2, sum(widths)).unbind()
@@ -359,19 +365,6 @@ def _aligned(x: Tensor) -> Tensor:
 def _plain(statistics: Moments | None) -> Moments | None:
     """Not of inference mode, so that autograd may keep them."""
     return None if statistics is None else Moments(*(m.clone() for m in statistics))
-
-
-_local = threading.local()
-
-
-def _skeleton(module: nn.Module) -> nn.Module:
-    """functional_call puts the tensors into a module for a while: a copy for each thread."""
-    copies = _local.__dict__.setdefault("copies", weakref.WeakKeyDictionary())
-    if module not in copies:
-        copies[module] = copy.deepcopy(module)
-    for own, theirs in zip(copies[module].modules(), module.modules(), strict=True):
-        own.training = theirs.training
-    return copies[module]
 
 
 def _adapted(adapt: str, names: list[str]) -> Callable[[str], bool]:
