@@ -112,6 +112,7 @@ def _configuration(learner: Learner, preset: str, tasks: int, settings: dict) ->
         "norm_weights": "per-step" if len(learner.norm) == learner.steps else "shared",
         "norm_stats": "per-step" if len(learner.running_mean) == learner.steps else "shared",
         "norm_statistics": learner.norm_statistics,
+        "no_graph": learner.replays is None,
         "tasks": tasks,
     }
     if both := sorted(given.keys() & settings.keys()):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
 from engine.models.module import Module
 from engine.models.resnet12 import ResNet12
+from engine.runtime.replay import Replays
 from engine.runtime.workers import over_blocks
 from engine.scores import METRICS, Score, measured, score
 from engine.tasks import Tasks
@@ -62,6 +64,8 @@ class Learner(nn.Module):
         (and `fit` leaves the C allocator as it is).
     vectorize: tasks by vmap: True, False, so many at once, or "auto", for tiny networks and on a
         GPU.
+    capture: "auto": on a GPU a call whose shapes came before is replayed as a CUDA graph
+        (`engine.runtime.replay` says what that asks of the module), False: never.
 
     Raises UserError when nothing is adapted, or a setting is not allowed.
     """
@@ -79,6 +83,7 @@ class Learner(nn.Module):
         norm_statistics: str = "batch",
         memory: str = "fast",
         vectorize: bool | int | str = "auto",
+        capture: bool | str = "auto",
     ):
         super().__init__()
         _check_steps(steps)
@@ -92,9 +97,11 @@ class Learner(nn.Module):
             ("rates", rates, RATES),
             ("norm", norm, ROWS),
             ("norm_statistics", norm_statistics, STATISTICS),
+            ("capture", capture, ("auto", False)),
         ):
-            _check(name, value, value in known, f"one of {', '.join(known)}")
+            _check(name, value, value in known, f"one of {', '.join(map(str, known))}")
         self.steps, self.norm_statistics = steps, norm_statistics
+        self.replays = Replays() if capture else None
         self._fused = not isinstance(module, nn.Module)  # with passes of its own
         rows = steps if norm == "per-step" else 1
         if self._fused:
@@ -182,8 +189,9 @@ class Learner(nn.Module):
     ) -> unroll.MetaGradient:
         """Summed over the tasks."""
         model, params = self.model, self.params()
+        adjoint = partial(self.replays.call, unroll.adjoint) if self.replays else unroll.adjoint
         parts = over_blocks(
-            lambda block: unroll.adjoint(model, params, block, weights, order == 2),
+            lambda block: adjoint(model, params, block, weights, order == 2),
             episode,
             model,
             order == 2,

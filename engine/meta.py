@@ -6,7 +6,7 @@ Each trick has one home here or in `Params`, and a neutral value that turns it o
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from engine.methods.loops import loop
 from engine.models import buffers, network
 from engine.models.interface import Model, Moments, Params
 from engine.runtime import ranks
+from engine.runtime.replay import Replays
 from engine.runtime.workers import over_blocks
 
 
@@ -172,8 +173,9 @@ def task_rows(
     cfg: Config,
     schedule: Schedule,
     model: Model | None = None,
+    replays: Replays | None = None,
 ) -> Rows:
-    """Of the episode's tasks, in blocks that suit the device.
+    """Of the episode's tasks, in blocks that suit the device, and by graphs if there are `replays`.
 
     In the child of a fork, too: there torch's own threads, if it had any, would be waited for.
     """
@@ -181,6 +183,8 @@ def task_rows(
     model, (weights, second, _) = model or network(cfg), schedule
     own = loop(cfg, model)
     differentiate = own.adjoint if cfg.unroll == "adjoint" else unroll.autograd
+    if replays:
+        differentiate = partial(replays.call, differentiate)
     parts = over_blocks(
         lambda block: differentiate(model, state.params, block, weights, second, running),
         episode,
@@ -203,13 +207,17 @@ def summed(rows: Rows, cfg: Config, model: Model | None = None) -> unroll.MetaGr
 
 
 def meta_step(
-    state: State, episode: Episode, cfg: Config, model: Model | None = None
+    state: State,
+    episode: Episode,
+    cfg: Config,
+    model: Model | None = None,
+    replays: Replays | None = None,
 ) -> tuple[State, Metrics]:
     """One outer iteration: the meta-gradient over `cfg.tasks` tasks, and Adam. The episode has
     those of this rank; the rows of the others are gathered.
     """
     schedule = Schedule.of(state.iteration, cfg)
-    own = task_rows(state, episode, cfg, schedule, model)
+    own = task_rows(state, episode, cfg, schedule, model, replays)
     rows = own.of(ranks.current().gathered(own.tensors()))
     total = summed(rows, cfg, model)
     with kernels.only_kernels():

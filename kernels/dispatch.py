@@ -116,7 +116,7 @@ def rule(like: Tensor):
     """The namespace that runs the update rule of the meta-learner LSTM (`fwd`, `bwd`); that of
     `plain` for a backend which leaves the rule to torch.
     """
-    requested = _request()
+    requested = choice()
     if requested != "auto" and (requested, "lstm") in LEFT_OUT:
         return space("plain").lstm
     return backend("lstm", like)
@@ -134,7 +134,7 @@ def fastest_precision(like: Tensor) -> str:
     """
     if like.dtype != torch.float32:
         return "fp32"
-    for name in CHOICES.get(like.device.type, ()) if _request() == "auto" else (_request(),):
+    for name in CHOICES.get(like.device.type, ()) if choice() == "auto" else (choice(),):
         best = findings().fastest.get(name)
         if best and _refusal(name, "passes", like.device, like.dtype, (best,)) is None:
             return best
@@ -150,7 +150,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, *case) -> tuple[st
             None,
             f"{op}: dtype {dtype} is not a floating-point type; convert the input with x.float()",
         )
-    requested = _request()
+    requested = choice()
     if requested != "auto":
         refused = _refusal(requested, op, device, dtype, case)
         if refused is None:
@@ -193,11 +193,12 @@ def _refusal(
 
 def _composable() -> bool:
     """Whether single ops may run instead of whole passes."""
-    requested = _request()
+    requested = choice()
     return requested == "auto" or "passes" not in space(requested).OPS
 
 
-def _request() -> str:
+def choice() -> str:
+    """The backend that is asked for, or "auto"."""
     requested = _requested.get() or _environment()
     _named(requested)
     return requested

@@ -28,7 +28,7 @@ from engine.errors import UserError, listed
 from engine.models.attention import composed_attention
 from engine.models.interface import Moments, Params, Pass
 from engine.models.randomness import draws, is_random, random_state, set_random_state
-from engine.models.skeleton import Skeleton
+from engine.models.skeleton import Skeleton, contents
 from engine.told import fitting, kind
 
 ADAPT = ("all", "head", "body")
@@ -143,6 +143,15 @@ class Module:
         """The module may have changed, as by a schedule of dropout or a hook."""
         if self._skeleton.follow():
             self._drawn.clear()
+
+    def identity(self) -> tuple:
+        """What a pass depends on beside what it is given: the attributes of network and loss, and
+        where the tensors lie that are not learned.
+        """
+        others = [*self.module.buffers(), *self.module.parameters()]
+        parts = (part for part in (self.module, self.criterion) if isinstance(part, nn.Module))
+        kept = tuple((t.data_ptr(), t.shape, t.dtype, t.requires_grad) for t in others)
+        return self._skeleton.version, kept, *map(contents, parts)
 
     def _find_random(self, x: Any) -> None:
         """By a pass of one task, once: `F.dropout` is no layer that could be seen, and may be for

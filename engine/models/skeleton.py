@@ -45,6 +45,26 @@ class Skeleton:
         return made
 
 
+def contents(module: nn.Module) -> tuple:
+    """Numbers and texts among the attributes of a module and its parts, also in containers, and
+    which other objects they are.
+    """
+    return tuple(
+        _content(value)
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if name not in _TENSORS
+    )
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        return tuple(map(_content, value))
+    return value if isinstance(value, bool | int | float | str | None) else id(value)
+
+
 def _attributes(module: nn.Module) -> Iterator[Any]:
     for part in module.modules():
         yield from (value for name, value in vars(part).items() if name != "training")

@@ -28,6 +28,7 @@ from engine.runtime import graph, ranks
 from engine.runtime.parcel import Parcel
 from engine.runtime.prefetch import prefetch
 from engine.runtime.ranks import Alone
+from engine.runtime.replay import Replays
 from engine.runtime.resident import Feed
 
 AHEAD = 4  # iterations that a device may be behind
@@ -76,6 +77,7 @@ class HostLoop(contextlib.AbstractContextManager):
         model: Model | None = None,
     ):
         self._cfg, self._device, self._model, self._finished = cfg, device, model, []
+        self._replays = None if model is None or cfg.no_graph else Replays()
         first, own = ranks.current().share(cfg.tasks)
         # a thread that makes tasks may draw of the same generator as the model
         ahead = 0 if model is not None and model.random else cfg.prefetch
@@ -89,7 +91,7 @@ class HostLoop(contextlib.AbstractContextManager):
         episode = next(self._episodes)
         if self._device is not None and self._device.type != "cpu":
             episode = episode.to(self._device)
-        state, metrics = meta.meta_step(state, episode, self._cfg, self._model)
+        state, metrics = meta.meta_step(state, episode, self._cfg, self._model, self._replays)
         iteration = state.iteration + bool(metrics.nonfinite)
         self._finished.append(Finished(iteration, metrics, time.monotonic() - began))
         return state
