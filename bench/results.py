@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from bench import processor
+from engine.errors import UserError
 from kernels import native
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +50,13 @@ def save(run: dict, path: Path) -> None:
 
 def load(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def commit(name: str) -> str:
+    """The whole name of a commit. Raises UserError when this checkout has none of that name."""
+    if found := _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"):
+        return found
+    raise UserError(f"--commit is {name}: this checkout has no such commit; give one of its own")
 
 
 def _git(*arguments: str) -> str:

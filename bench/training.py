@@ -1,13 +1,14 @@
-"""Keeps a finished training run in bench/results/training: configuration, curve and test.
+"""Keeps a finished training run in bench/results/training: configuration, curve, test, seconds.
 
-    python -m bench.training runs/FOLDER NAME [runs/OTHER]
+    python -m bench.training [--commit REV] runs/FOLDER NAME [runs/OTHER]
 
-With it goes how the same training began in another run, on another backend, which may have been
-stopped. Beside the test stands nearest centroid on the same tasks, so the run's data must be where
-it was.
+--commit says which one trained it, if it is not that of this checkout. With it goes how the same
+training began in another run, on another backend, which may have been stopped. Beside the test, in
+both protocols, stands nearest centroid on the same tasks, so the run's data must be where it was.
 `python -m bench.report` makes the README's table of all that are kept.
 """
 
+import argparse
 import json
 import sys
 from dataclasses import fields
@@ -27,17 +28,20 @@ FOLDER = results.FOLDER / "training"
 _LOCAL = {"data", "cache", "run", "device", "threads", "prefetch", "log_every", "fresh"}
 
 
-def record(run: Path, other: Path | None = None) -> dict:
+def record(run: Path, other: Path | None = None, commit: str | None = None) -> dict:
     """What to keep of a run folder. Raises UserError when its data is not there any more, or the
     other run is not of the same training.
     """
     config, rows, result = read(run)
     return {
         "beginning": _beginning(run, other) if other else None,
-        "machine": machine(config),
+        "machine": machine(config) | {"commit": results.commit(commit or "HEAD")},
         "config": settings(config),
         "curve": [row for row in rows if row["kind"] == "validation"],
-        "result": result,
+        "result": result | {"other": _other(run)},
+        "seconds": sum(
+            row["iterations"] * row["seconds_per_iteration"] for row in rows if _is_interval(row)
+        ),
         "centroid": _centroid(config, result["identity"]),
     }
 
@@ -52,14 +56,22 @@ def _beginning(*runs: Path) -> list[dict]:
     }
     if odd := odd - _LOCAL - {"backend"}:
         raise UserError(f"{runs[1]} is of another training: {', '.join(sorted(odd))} differ")
-    logs = [
-        [row for row in _log(run) if row["kind"] == "train" and not row.get("early")]
-        for run in runs
-    ]
+    logs = [[row for row in _log(run) if _is_interval(row)] for run in runs]
     return [
         {"backend": config["backend"], "rows": log[: min(map(len, logs))]}
         for config, log in zip(configs, logs, strict=True)
     ]
+
+
+def _is_interval(row: dict) -> bool:
+    """An early row is of a part of the next one's."""
+    return row["kind"] == "train" and not row.get("early")
+
+
+def _other(run: Path) -> dict | None:
+    """The best model in the other protocol, where that is known and makes a difference."""
+    path = run / "details.json"
+    return results.load(path).get("other") if path.is_file() else None
 
 
 def _log(run: Path) -> list[dict]:
@@ -126,6 +138,7 @@ HEAD = [
     "nearest centroid",
     "best model",
     "ensemble",
+    "best, other protocol",
     "protocol",
 ]
 
@@ -170,27 +183,30 @@ def _method(config: dict) -> str:
 
 def _row(run: dict) -> list[str]:
     config, result, curve = run["config"], run["result"], run["curve"]
-    scores = run["centroid"], result["best"], result["ensemble"]
+    scores = run["centroid"], result["best"], result["ensemble"], result.get("other")
     return [
         *task(result["data"], config),
         _method(config),
         " ".join(f"{100 * row['accuracy']:.1f}" for row in thinned(curve)),
-        *(f"{100 * s['accuracy']:.2f} ± {100 * s['interval']:.2f} %" for s in scores),
+        *(f"{100 * s['accuracy']:.2f} ± {100 * s['interval']:.2f} %" if s else "–" for s in scores),
         protocol(configuration(config), result),
     ]
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) not in (2, 3):
-        print("usage: python -m bench.training RUN_FOLDER NAME [OTHER]", file=sys.stderr)
-        return 2
-    run, path = Path(arguments[0]), FOLDER / f"{arguments[1]}.json"
+    parser = argparse.ArgumentParser(prog="python -m bench.training")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("other", type=Path, nargs="?")
+    parser.add_argument("--commit", metavar="REV")
+    given = parser.parse_args(arguments)
+    run, path = given.run, FOLDER / f"{given.name}.json"
     missing = [n for n in ("config.json", "log.jsonl", "result.json") if not (run / n).is_file()]
     if missing:
         print(f"error: {run} has no {', '.join(missing)}; give a finished run", file=sys.stderr)
         return 2
     try:
-        results.save(record(run, *map(Path, arguments[2:])), path)
+        results.save(record(run, given.other, given.commit), path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -237,6 +237,7 @@ TRAINED = {
         "norm_statistics": "batch",
         "best": {"accuracy": 0.6, "interval": 0.01},
         "ensemble": {"accuracy": 0.61, "interval": 0.01, "epochs": [2, 1]},
+        "other": {"protocol": "inductive", "accuracy": 0.58, "interval": 0.01},
     },
     "centroid": {"accuracy": 0.31, "interval": 0.02},
 }
@@ -263,7 +264,7 @@ def test_report_writes_the_trainings_whether_or_not_a_benchmark_is_shown(
     assert ("a processor, 2 cores" in report.FRONT.read_text()) == bool(name)
     readme = report.README.read_text()
     row = ["mini, 5-way 1-shot", "1,000 × 4", "anil", "50.0 62.5", "31.00 ± 2.00 %"]
-    row += ["60.00 ± 1.00 %", "61.00 ± 1.00 %"]
+    row += ["60.00 ± 1.00 %", "61.00 ± 1.00 %", "58.00 ± 1.00 %"]
     protocol = "64/16/20; 15 targets a class; batch statistics, transductive; 600 tasks"
     assert [*row, f"{protocol}; best of 2 epochs; ensemble of 2"] in cells(readme)
     assert ("a processor" in readme) == bool(name)

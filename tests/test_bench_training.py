@@ -41,7 +41,10 @@ def run(tmp_path, monkeypatch) -> tuple[Path, Config]:
     del config["unroll"]  # as of a version without it
     results.save(config, folder / "config.json")
     results.save(result, folder / "result.json")
-    rows = [{"kind": "train"}, {"kind": "validation", "accuracy": 0.5}]
+    results.save({"other": {"accuracy": 0.25, "interval": 0.125}}, folder / "details.json")
+    row = {"kind": "train", "iterations": 4, "seconds_per_iteration": 0.5}
+    rows = [row | {"early": True, "iterations": 1}, row, row]
+    rows.append({"kind": "validation", "accuracy": 0.5})
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(training, "FOLDER", tmp_path / "kept")
     return folder, cfg
@@ -55,6 +58,9 @@ def test_a_run_is_kept_with_nearest_centroid_on_its_tasks(run):
     assert kept["config"]["ways"] == 3 and not {"data", "cache"} & kept["config"].keys()
     found = kept["centroid"]
     assert found == centroid.test(cfg, load_dataset(cfg, "test"))._asdict()
+    assert kept["result"]["other"]["accuracy"] == 0.25 and kept["seconds"] == 4.0
+    assert kept["machine"]["commit"] == results.commit("HEAD")
+    assert training.main([str(folder), "tiny", "--commit", "none"]) == 2
     assert found["tasks"] == 20 and 1 / 3 < found["accuracy"] <= 1
 
 
@@ -62,7 +68,7 @@ def begun(folder: Path, backend: str, losses: list[float]) -> None:
     config = results.load(folder / "config.json") | {"backend": backend}
     rows = [
         {"kind": "train", "iteration": 50 * (i + 1), "loss": loss, "accuracy": 0.5}
-        | {"seconds_per_iteration": loss}
+        | {"seconds_per_iteration": loss, "iterations": 50}
         for i, loss in enumerate(losses)
     ]
     rows.insert(0, {"kind": "train", "iteration": 3, "early": True})  # of no interval of its own
