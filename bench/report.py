@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import curves, methods, results, roofline, scaling, tables, training, weights
+from bench import curves, methods, published, results, roofline, scaling, tables, training, weights
 from bench.gpu import report as gpu
 
 README = results.ROOT / "bench" / "README.md"
@@ -32,6 +32,7 @@ KEPT = {  # what fills the part of the README marked so
     "methods": partial(_of_each, "methods", methods.text),
     "scaling": partial(_of_each, "scaling", scaling.text),
     "training": training.text,
+    "published": partial(_of_each, "tables", published.text),
     "curves": curves.text,
     "gpu": gpu.text,
 }

@@ -25,7 +25,7 @@ from engine.tables.results import protocol
 
 FOLDER = results.FOLDER / "training"
 # Of the machine that trained, not of what was trained.
-_LOCAL = {"data", "cache", "run", "device", "threads", "prefetch", "log_every", "fresh"}
+LOCAL = {"data", "cache", "run", "device", "threads", "prefetch", "log_every", "fresh"}
 
 
 def record(run: Path, other: Path | None = None, commit: str | None = None) -> dict:
@@ -54,7 +54,7 @@ def _beginning(*runs: Path) -> list[dict]:
         for name in configs[0].keys() | configs[1].keys()
         if configs[0].get(name) != configs[1].get(name)
     }
-    if odd := odd - _LOCAL - {"backend"}:
+    if odd := odd - LOCAL - {"backend"}:
         raise UserError(f"{runs[1]} is of another training: {', '.join(sorted(odd))} differ")
     logs = [[row for row in _log(run) if _is_interval(row)] for run in runs]
     return [
@@ -94,7 +94,7 @@ def machine(config: dict) -> dict:
 
 def settings(config: dict) -> dict:
     """Those of what was trained, without paths."""
-    return {name: value for name, value in config.items() if name not in _LOCAL}
+    return {name: value for name, value in config.items() if name not in LOCAL}
 
 
 def task(data: str, config: dict) -> list[str]:
