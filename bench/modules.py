@@ -142,11 +142,18 @@ SHORT = ROWS[2:3]
 
 
 class Ours:
-    def __init__(self, row: ModuleRow, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        row: ModuleRow,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        capture: bool | str = "auto",
+    ):
         self.row = row
-        network, self.batch, criterion = _made(row, dtype)
-        self.learner = Learner(network, criterion, steps=STEPS, rate=RATE, memory=row.memory)
-        self.learner = self.learner.to(dtype)
+        network, batch, criterion = _made(row, dtype)
+        options = {"steps": STEPS, "rate": RATE, "memory": row.memory, "capture": capture}
+        self.learner = Learner(network, criterion, **options).to(device, dtype)
+        self.batch = batch.to(device)
         self.optimizer = torch.optim.Adam(self.learner.parameters(), 1e-4)
 
     def backward(self) -> Tensor:
@@ -171,9 +178,15 @@ class Ours:
 
 
 class Plain(Ours):
-    def __init__(self, row: ModuleRow, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        row: ModuleRow,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
         self.row = row
-        network, self.batch, criterion = _made(row, dtype)
+        network, batch, criterion = _made(row, dtype)
+        self.batch = batch.to(device)
         learner = Learner(network, criterion, steps=STEPS, rate=RATE).to(dtype)
         if isinstance(network, ResNet12):
             model, network = network, TorchResNet12(network).to(dtype)
@@ -183,7 +196,8 @@ class Plain(Ours):
                 network.get_parameter(name).data = value[0].clone()
         else:
             names, affine = [*learner.adapted_names], [*learner.model.affine]
-        self.learner = PlainModule(network, criterion, names, affine, learner.rates.detach())
+        rates = learner.rates.detach()
+        self.learner = PlainModule(network, criterion, names, affine, rates).to(device)
         self.optimizer = torch.optim.Adam(self.learner.parameters(), 1e-4)
 
     def backward(self) -> Tensor:

@@ -78,9 +78,11 @@ def test_a_dry_run_goes_through_every_part_and_continues(
     assert len(judged) > 8 and all(item["repeats"] for item in judged)
     assert all(part["within"] for item in judged for part in item["parts"].values())
     played = {name for (part, _), i in items.items() for name in i.get("rounds", ())}
-    assert played == {"ours, fp32", "ours, fp32, eager", "loop", "vmap"}
+    networks = {"ours", "ours, launched anew"}
+    assert played == {"ours, fp32", "ours, fp32, eager", "loop", "vmap"} | networks
     page = (tmp_path / "dry.md").read_text()
-    for title in ("Outer iterations", "Ops and passes", "Errors of meta-gradients", "Left out"):
+    titles = "Outer iterations", "Networks of one's own", "Ops and passes"
+    for title in (*titles, "Errors of meta-gradients", "Left out"):
         assert f"## {title}\n" in page
 
     del run["parts"]["kernels"]["update-mini-plain"]

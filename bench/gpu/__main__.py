@@ -24,7 +24,7 @@ from engine.runs.interrupt import Interrupt, answered
 # where does the time go; then everything else.
 PARTS = (
     "environment", "compile", "passes", "bits", "alone", "profile", "kernels", "gradients", "ops",
-    "tune", "iterations", "peers", "memory", "training",
+    "tune", "iterations", "networks", "peers", "memory", "training",
 )  # fmt: skip
 INSTALL = """\
 The CUDA and native modules, built before it where there is no network:

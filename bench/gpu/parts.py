@@ -17,6 +17,7 @@ HOMES = {
     "ops": ("rates", "items"),
     "tune": ("tuning", "items"),
     "iterations": ("iterations", "items"),
+    "networks": ("networks", "items"),
     "peers": ("iterations", "peers"),
     "memory": ("iterations", "memory"),
     "training": ("training", "items"),

@@ -194,6 +194,17 @@ def _played(run: dict) -> list[dict]:
     return [item for p in ("alone", "iterations", "peers") for item in found_of(run, p).values()]
 
 
+def networks(run: dict) -> str:
+    """Milliseconds an iteration of networks of one's own, and ours replayed against the others."""
+    found = found_of(run, "networks").values()
+    names = list(dict.fromkeys(name for item in found for name in item["rounds"]))
+    body = [
+        [item["case"], *(_milliseconds([item], n, "ours") for n in names), str(item["graphs"])]
+        for item in found
+    ]
+    return table(["ms an iteration", *names, "graphs"], body) if body else ""
+
+
 def _name(row: Row) -> str:
     return f"{row.case}, {row.tasks} tasks, {row.loss}, {row.order} order"
 
@@ -210,11 +221,11 @@ def speed_up(items: list[dict], other: str, ours: str = "ours, tf32") -> float |
     return median(both[0][other]) / median(both[0][ours]) if both else None
 
 
-def _milliseconds(items: list[dict], name: str) -> str:
+def _milliseconds(items: list[dict], name: str, ours: str = "ours, tf32") -> str:
     seconds = seconds_of(items, name)
     if seconds is None:
         return "–"
-    ratio = None if name.startswith("ours") else speed_up(items, name)
+    ratio = None if name.startswith("ours") else speed_up(items, name, ours)
     return f"{1e3 * seconds:,.2f}" + (f" ({ratio:.1f}×)" if ratio else "")
 
 
@@ -291,6 +302,7 @@ def not_done(run: dict) -> str:
 ALL: dict[str, Callable[[dict], str]] = {
     "Verdict": verdict,
     "Outer iterations": iterations,
+    "Networks of one's own": networks,
     "Training": training,
     "Memory": memory,
     "Ops and passes": rates,
