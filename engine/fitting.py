@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine import unroll
+from engine.adapted import evaluating
 from engine.config import Config
 from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, say
@@ -74,6 +75,8 @@ def fit(
     parts["test"] = _maker(test, learner) if test is not None else parts["val"]
     if metric == "accuracy":
         require_classes(each(parts["val"](0).target_y)[0])
+    if not learner.training:  # of parts alone it is their owner's choice
+        learner.train()
     cfg = _configuration(learner, preset, parts["train"](0).tasks, settings)
     problem = _Own(learner, parts, metric, name)
     folder = Path(run or Path("runs") / f"{name}-{preset}-seed{cfg.seed}").expanduser()
@@ -174,7 +177,16 @@ class _Own:
         self.bound = ("threads",) if own and bound_to_threads(self.own_model, self.first) else ()
         kinds = [(n, list(p.shape), str(p.dtype)) for n, p in learner.state_dict().items()]
         text = repr((name, metric, kinds, learner.adapted_names, learner.steps))
-        self.identity = hashlib.sha256(text.encode()).hexdigest()[:32]
+        digest = hashlib.sha256(text.encode())
+        for values in self._frozen() if own else ():
+            digest.update(values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        self.identity = digest.hexdigest()[:32]
+
+    def _frozen(self) -> list[Tensor]:
+        """What no checkpoint holds, but for buffers, which a pass may change."""
+        model = self.own_model
+        learned = model.shapes | model.outer
+        return [p for n, p in model.module.named_parameters() if n not in learned and p.numel()]
 
     def preparation(self, cfg: Config) -> None:
         return None
@@ -254,12 +266,8 @@ class _Own:
             of_steps = [self._of_tasks(answer, some.target_y) for answer in each_step]
             return rows, [*map(list, zip(*of_steps, strict=True))]
 
-        training = self.learner.training
-        self.learner.eval()
-        try:
+        with evaluating(self.learner):
             found = ranks.current().spread(range(0, cfg.eval_tasks, size), of_episode)
-        finally:
-            self.learner.train(training)
         between()
         rows = [sum(of_state, []) for of_state in zip(*(rows for rows, _ in found), strict=True)]
         steps = [task for _, tasks in found for task in tasks]

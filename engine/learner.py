@@ -13,7 +13,6 @@ differentiated twice behind their back.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,21 +23,23 @@ from torch import Tensor, nn
 
 import kernels
 from engine import meta, unroll
-from engine.episodes import Episode, Values
+from engine.adapted import Adapted, evaluating, one_task
+from engine.episodes import Episode, Values, mapped
 from engine.errors import UserError
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
-from engine.models.module import Module
+from engine.models.module import BY_ROWS, Module
 from engine.models.resnet12 import ResNet12
 from engine.runtime.replay import Replays
 from engine.runtime.workers import over_blocks
 from engine.scores import METRICS, Score, measured, score
 from engine.tasks import Tasks
-from engine.told import check_images, check_lengths, checked, is_samples, shown
+from engine.told import check_images, check_lengths, checked
 
 RATES = ("learned", "fixed", "per-parameter")
 ROWS = ("per-step", "shared")
 STATISTICS = ("batch", "running")
+PROTOCOLS = ("transductive", "inductive")
 _MOMENTUM = 0.1  # of running statistics, torch's
 
 
@@ -52,7 +53,8 @@ class Learner(nn.Module):
     """MAML++ (Antoniou et al. 2018) around any module and loss.
 
     module: called with the inputs of one task [N, ...] (by keyword if these are a dict), or an
-        `engine.Backbone` or `engine.ResNet12`, with passes of their own.
+        `engine.Backbone` or `engine.ResNet12`, with passes of their own. A batch norm of it that is
+        in evaluation mode in training keeps its statistics.
     loss: of (output, y), one number a task.
     rate, rates: the initial inner rate, and what becomes of it: "learned" a tensor and step (LSLR),
         "fixed", or "per-parameter", learned and without steps (Meta-SGD).
@@ -119,13 +121,17 @@ class Learner(nn.Module):
             start = self._values(rows, rate)
             for name in self.model.affine:  # the rows stand for these
                 module.get_parameter(name).requires_grad_(False)
+                setattr(module.get_submodule(name.rpartition(".")[0]), BY_ROWS, True)
+            self._rows_of: dict[int, tuple[int, Tensor]] = {}  # version and value of each of these
+            if isinstance(loss, nn.Module):
+                self.loss = loss
         self.norm = nn.Parameter(start.norm)
         width = (1, sum(self.model.sizes)) if rates == "per-parameter" else start.rates.shape
         self.rates = nn.Parameter(start.rates.new_full(width, rate), rates != "fixed")
-        kind = {"dtype": start.theta.dtype, "device": start.theta.device}
-        shape = rows, self.model.stat_width
-        self.register_buffer("running_mean", torch.zeros(shape, **kind))
-        self.register_buffer("running_var", torch.ones(shape, **kind))
+        mean, var = self._moments(start.theta)
+        self.register_buffer("running_mean", mean.repeat(rows, 1))
+        self.register_buffer("running_var", var.repeat(rows, 1))
+        self._check_rows()
 
     def _values(self, rows: int, rate: float) -> Params:
         """From what the module has now."""
@@ -134,6 +140,16 @@ class Learner(nn.Module):
         affine = [p.detach().flatten() for p in self._own(self.model.affine)]
         row = torch.cat([theta.new_empty(0), *affine])
         return Params(theta, row.repeat(rows, 1), theta.new_full((self.steps, len(inner)), rate))
+
+    def _moments(self, like: Tensor) -> Moments:  # [S]
+        """Where running statistics begin: as the module has them."""
+        if self._fused:
+            zeros = like.new_zeros(self.model.stat_width)
+            return Moments(zeros, zeros + 1)
+        norms = [self.module.get_submodule(name) for name in self.model.tracked]
+        pairs = zip(*((norm.running_mean, norm.running_var) for norm in norms), strict=True)
+        nothing = like.new_zeros(0)
+        return Moments(*(torch.cat(each) for each in pairs)) if norms else Moments(nothing, nothing)
 
     def _own(self, names: Iterable[str]) -> list[nn.Parameter]:
         return [self.module.get_parameter(name) for name in names]
@@ -155,7 +171,35 @@ class Learner(nn.Module):
     def checked(self, episode: Any) -> Episode:
         """The same. Raises UserError when it is no episode, or does not fit."""
         self._check_fields(**vars(checked(episode)))
+        self._check_rows()
         return episode
+
+    def _check_rows(self) -> None:
+        """Of a module that was loaded into, whose gains are not read any more."""
+        if self._fused:
+            return
+        for name, p in zip(self.model.affine, self._own(self.model.affine), strict=True):
+            version, value = self._rows_of.get(id(p), (None, None))  # of a copy none is known
+            if version not in (None, p._version) and not torch.equal(p, value):
+                raise UserError(
+                    f"{name} of the module was changed, which the rows of learner.norm stand for: "
+                    "load into the learner, or load before it is made"
+                )
+            if version != p._version:
+                self._rows_of[id(p)] = p._version, p.detach().clone()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Learner:
+        """Moved and cast, rows and all."""
+        self._forget_rows()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._forget_rows()
+        super()._load_from_state_dict(*args)
+
+    def _forget_rows(self) -> None:
+        if not self._fused:
+            self._rows_of.clear()
 
     def _check_fields(self, **fields: Values) -> None:
         if self._fused:
@@ -175,6 +219,7 @@ class Learner(nn.Module):
         weights = [0.0] * (self.steps - 1) + [1.0] if weights is None else list(weights)
         _check("order", order, order in (1, 2), "1 or 2")
         self.checked(episode)
+        _check_constant(**vars(episode), weights=weights)
         if len(weights) != self.steps or not any(weights):
             raise UserError(
                 f"weights are {weights}: give {self.steps}, one for each inner step, some not 0"
@@ -228,20 +273,22 @@ class Learner(nn.Module):
         UserError when they do not fit it, or its parameters are no longer finite."""
         steps = self.steps if steps is None else steps
         _check_steps(steps)
-        one, labels = _one("x", x), _one("y", y)
+        one, labels = one_task("x", x), one_task("y", y)
         check_lengths("x", one, "y", labels, 1)
         self._check_fields(x=one, y=labels)
+        self._check_rows()
         running = self.norm_statistics == "running"
         given = self.running() if running else None
-        for step in unroll.inner_loop(self.model, self.params(), one, labels, steps, given):
-            theta, row = step.adapted, step.row
+        with self.model.during(Episode(one, labels, one, labels), False):
+            for step in unroll.inner_loop(self.model, self.params(), one, labels, steps, given):
+                theta, row = step.adapted, step.row.clone()
         if not theta.isfinite().all():
             raise UserError(
                 f"the parameters are not finite after {steps} inner steps (the loss before the "
                 f"last was {step.support.loss.item():.4g}): give fewer, a lower rate or other x, y"
             )
         if running:
-            statistics = Moments(*(unroll.at_step(m, steps - 1) for m in given))
+            statistics = Moments(*(unroll.at_step(m, steps - 1).clone() for m in given))
         else:
             _, statistics = self.model.prepare(one, 1).predict(theta, row)
         return Adapted(self, theta, row, statistics)
@@ -268,14 +315,11 @@ class Learner(nn.Module):
             raise UserError("tasks are one Episode: give a list of some, or Tasks")
         if isinstance(tasks, Tasks) and tasks.length is None:
             raise UserError("tasks do not end: give Tasks a length, the number of their episodes")
-        found, training = [], self.training
-        self.eval()
-        try:
+        found = []
+        with evaluating(self):
             for episode in tasks:
                 predictions = self.predict(episode, steps=steps, protocol=protocol)
                 found += measured(predictions, episode.target_y, metric, self.criterion)
-        finally:
-            self.train(training)
         if not found:
             raise UserError("there is no task to evaluate: give one or more")
         return score(torch.tensor(found, dtype=torch.float64))
@@ -291,6 +335,7 @@ class Learner(nn.Module):
         """Adapts to each task and answers its targets."""
         steps = self.steps if steps is None else steps
         _check_steps(steps)
+        _check("protocol", protocol, protocol in PROTOCOLS, f"one of {', '.join(PROTOCOLS)}")
         self.checked(episode)
         params, running = self.params(), self.running()
         blocks = over_blocks(
@@ -307,56 +352,6 @@ class Learner(nn.Module):
             self.model,
         )
         return unroll.joined(blocks)
-
-
-class Adapted:
-    """A network adapted to one task."""
-
-    def __init__(self, learner: Learner, theta: Tensor, row: Tensor, statistics: Moments):
-        self._learner, self._theta, self._row = learner, theta, row
-        self._statistics = statistics
-
-    @torch.inference_mode()
-    def __call__(self, x: Any) -> Any:
-        """Predictions for x [M, ...], each by itself: batch norm uses the support set's statistics,
-        or running ones."""
-        one = _one("x", x)
-        self._learner._check_fields(x=one)
-        inputs = self._learner.model.prepare(one, 1)
-        predictions, _ = inputs.predict(self._theta, self._row, self._statistics)
-        return predictions[0]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The values that the inner loop has changed, by name."""
-        model = self._learner.model
-        if not isinstance(model, Module):
-            parts = (weight[0] for weight in model.weights(self._theta))
-        else:
-            parts = self._theta[0].split(model.sizes)
-            parts = (p.view(s) for p, s in zip(parts, model.shapes.values(), strict=True))
-        return {n: p.clone() for n, p in zip(model.shapes, parts, strict=True)}
-
-    def module(self) -> nn.Module:
-        """A copy of the learner's module with the adapted values, batch norm's row and statistics,
-        in evaluation mode. Raises UserError of a Backbone, which has none.
-        """
-        model = self._learner.model
-        if not isinstance(model, Module):
-            kind = type(model).__name__
-            raise UserError(f"a {kind} is no nn.Module; call the adapted value itself")
-        made = copy.deepcopy(self._learner.module).eval()
-        row = self._row.split([shape.numel() for shape in model.outer.values()])
-        outer = {n: p.view(s) for (n, s), p in zip(model.outer.items(), row, strict=True)}
-        with torch.no_grad():
-            for name, value in {**self.state_dict(), **outer}.items():
-                made.get_parameter(name).copy_(value)
-            widths = list(model.tracked.values())
-            parts = (m.flatten().split(widths) for m in self._statistics)
-            for name, mean, var in zip(model.tracked, *parts, strict=True):
-                norm = made.get_submodule(name)
-                norm.running_mean.copy_(mean)
-                norm.running_var.copy_(var)
-        return made
 
 
 class _Meta(torch.autograd.Function):
@@ -385,12 +380,12 @@ class _Meta(torch.autograd.Function):
         ctx.save_for_backward(rows, rate, *parts)
         nothing = found.loss.new_full((tasks,), torch.nan)
         per_step = torch.stack([nothing if s is None else s for s in found.per_step], 1)
-        ctx.mark_non_differentiable(per_step)
-        if isinstance(found.logits, Tensor):
-            predictions = found.logits.clone()
-            ctx.mark_non_differentiable(predictions)
+        predictions = found.logits
+        if isinstance(predictions, Tensor):
+            predictions = predictions.clone()
+            ctx.mark_non_differentiable(per_step, predictions)  # a second call would replace this
         else:
-            predictions = found.logits
+            ctx.mark_non_differentiable(per_step)
         return found.loss / tasks, predictions, per_step
 
     @staticmethod
@@ -400,14 +395,16 @@ class _Meta(torch.autograd.Function):
             return None, None, None, None, *(scale * g for g in ctx.saved_tensors)
 
 
-def _one(name: str, values: Any) -> Values:
-    """As of an episode of one task."""
-    if not is_samples(values, 1):
-        found = f"of shape {list(values.shape)}" if isinstance(values, Tensor) else shown(values)
-        raise UserError(f"{name} is {found}: give a tensor [samples, ...] or a dict of tensors")
-    if isinstance(values, dict):
-        return {name: tensor.unsqueeze(0) for name, tensor in values.items()}
-    return values.unsqueeze(0)
+def _check_constant(**fields: Any) -> None:
+    """Of what gradients do not go back to."""
+    for name, values in fields.items():
+        found: list[Tensor] = []
+        mapped(found.append, values)
+        if any(tensor.requires_grad for tensor in found):
+            raise UserError(
+                f"{name} requires grad, and no gradient goes back to it: give it detached, or make "
+                "what it comes from a part of the module"
+            )
 
 
 def _check_steps(steps: Any) -> None:

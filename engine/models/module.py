@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -26,16 +26,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, listed
 from engine.models.attention import composed_attention
-from engine.models.interface import Moments, Params, Pass
-from engine.models.randomness import draws, is_random, random_state, set_random_state
-from engine.models.skeleton import Skeleton, contents
+from engine.models.interface import Moments, Params
+from engine.models.module_passes import Batch, aligned
+from engine.models.probe import Findings, findings, layers, stands_alone
+from engine.models.skeleton import Skeleton, attributes, contents
+from engine.models.suitable import require_alike, require_some, require_whole
 from engine.told import fitting, kind
 
 ADAPT = ("all", "head", "body")
+LEAVES = ("weight", "bias")
+BY_ROWS = "_gains_by_rows"  # marks a batch norm whose gains a Learner has in rows of its own
 MEMORY = ("fast", "low")
 _LARGE = 200_000  # parameters, or values of a task's inputs
 _TINY = 20_000  # parameters; below, a call of torch costs more than its arithmetic
-_LINE = 64  # bytes, to which torch aligns
 
 
 class Module:
@@ -67,9 +70,11 @@ class Module:
             raise UserError(
                 f"vectorize is {vectorize!r}: choose True, False, 'auto' or a number of tasks"
             )
+        require_whole(module, criterion)
         norms = {n: m for n, m in module.named_modules() if isinstance(m, _BatchNorm)}
-        affine = {_at(n, leaf) for n in norms for leaf in ("weight", "bias")}
-        learned = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        affine = {_at(n, leaf) for n in norms for leaf in LEAVES}
+        by_rows = {_at(n, leaf) for n in norms if hasattr(norms[n], BY_ROWS) for leaf in LEAVES}
+        learned = {n: p for n, p in module.named_parameters() if p.requires_grad or n in by_rows}
         wanted = (
             adapt if callable(adapt) else _adapted(adapt, [n for n in learned if n not in affine])
         )
@@ -78,15 +83,18 @@ class Module:
         left = {n: s for n, s in shapes.items() if not wanted(n)}
         self.affine = {n: s for n, s in left.items() if n in affine}
         self.shared = {n: s for n, s in left.items() if n not in affine}
-        _require_some(self.shapes, module, adapt)
-        _require_alike([learned[n] for n in shapes])
+        require_some(self.shapes, module, adapt)
+        require_alike([learned[n] for n in shapes])
         self.sizes = tuple(math.prod(shape) for shape in self.shapes.values())
+        others = {n: p for n, p in module.named_parameters() if n not in affine}
+        self._learned = {n: p.requires_grad for n, p in others.items()}
         self.tracked = {n: m.num_features for n, m in norms.items() if m.track_running_stats}
         self.module, self.criterion = module, criterion
         self.memory, self.vectorize = memory, vectorize
+        self._still: set[str] = set()  # batch norms that their owner has in evaluation mode
         self._skeleton = Skeleton(module)
         self._vmap_fails = False
-        self._drawn: dict[bool, bool] = {}  # whether a pass did, in training and not
+        self._probed: dict[tuple[bool, ...], Findings] = {}  # by the modes of the module's parts
 
     @property
     def outer(self) -> dict[str, torch.Size]:
@@ -100,20 +108,28 @@ class Module:
     spreads = False  # torch's sums depend on how many threads share them
 
     def parallel(self, episode: Episode) -> bool:
-        """Random numbers come from one generator: tasks then go one after the other. So do large
-        ones: their operations find work for all cores, and hold one task's memory.
+        """Not where passes draw random numbers or write, as these would come in any order, or where
+        threads cannot have copies of the module. Large tasks go one after the other, too: their
+        operations find work for all cores, and hold one task's memory.
         """
         inputs = each(episode.target_x)[0]
         sets = inputs.values() if isinstance(inputs, dict) else [inputs]
         most = max(sum(self.sizes), *(values.numel() for values in sets))
-        return not self.random and most < _LARGE
+        return most < _LARGE and self._skeleton.copied and not any(self._found[:3])
 
     @property
     def random(self) -> bool:
         """Whether a pass draws random numbers."""
-        training = self.module.training
-        layers = training and any(map(is_random, self.module.modules()))
-        return layers or self._drawn.get(training, False)
+        return self._found.random
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a pass done again is the same, and changes nothing."""
+        return not (self._found.foreign or self._found.writes)
+
+    @property
+    def _found(self) -> Findings:
+        return self._probed.get(_modes(self.module)) or layers(self.module)
 
     def tied(self, gradient: Params) -> Params:
         """Only batch norm's gains and biases have a row a step."""
@@ -136,13 +152,50 @@ class Module:
         turned for some would be met by the others by chance.
         """
         self._follow()
-        self._find_random(each(episode.support_x)[0])
-        return composed_attention() if self._composed(keeps) else nullcontext()
+        self._require_as_made()
+        if self.module.training:
+            self._still = {n for n in self.tracked if not self.module.get_submodule(n).training}
+        if _modes(self.module) not in self._probed:
+            self._probe(each(episode.support_x)[0], each(episode.support_y)[0])
+        if keeps and self.memory == "low" and not self.repeats:
+            does = "draws random numbers of its own" if self._found.foreign else "writes to buffers"
+            raise UserError(
+                f"memory is 'low', which does a pass again, and the module {does}: give 'fast'"
+            )
+        return composed_attention() if self.composed(keeps) else nullcontext()
+
+    def _require_as_made(self) -> None:
+        now = {n: p.requires_grad for n, p in self.module.named_parameters()}
+        if changed := [n for n, learned in self._learned.items() if now.get(n) is not learned]:
+            raise UserError(
+                f"{listed(changed, 5)} of the module are not as they were when the Learner was "
+                "made (requires_grad, or the name): make another Learner"
+            )
 
     def _follow(self) -> None:
         """The module may have changed, as by a schedule of dropout or a hook."""
         if self._skeleton.follow():
-            self._drawn.clear()
+            self._probed.clear()
+
+    def _probe(self, x: Any, y: Any) -> None:
+        """Once for each of the module's modes: `F.dropout` is no layer that could be seen, and may
+        be for evaluation too.
+        """
+
+        with torch.inference_mode(False):
+            x, y = mapped(torch.clone, (x, y))
+
+        def call(net: nn.Module, tensors: dict[str, Tensor]) -> tuple[Any, Tensor]:
+            output = self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
+            return output, self._loss(output, y)
+
+        with self._skeleton.lent() as net:
+            before = [*attributes(net)]
+            found = findings(net, lambda tensors: call(net, tensors))
+            unchanged = all(map(is_, before, attributes(net)))
+            if self._skeleton.copied and not (unchanged and stands_alone(net, call)):
+                self._skeleton.copied = False
+        self._probed[_modes(self.module)] = found
 
     def identity(self) -> tuple:
         """What a pass depends on beside what it is given: the attributes of network and loss, and
@@ -153,17 +206,6 @@ class Module:
         kept = tuple((t.data_ptr(), t.shape, t.dtype, t.requires_grad) for t in others)
         return self._skeleton.version, kept, *map(contents, parts)
 
-    def _find_random(self, x: Any) -> None:
-        """By a pass of one task, once: `F.dropout` is no layer that could be seen, and may be for
-        evaluation too.
-        """
-        training = self.module.training
-        if training in self._drawn or self.random:
-            return
-        with torch.no_grad():
-            like = next(self.module.parameters())
-            self._drawn[training] = draws(lambda: self._run(x, self._skeleton.own()), like)
-
     def _run(self, x: Any, call: Callable) -> Any:
         """The module's call with one task's inputs."""
         args, named = ((), x) if isinstance(x, dict) else ((x,), {})
@@ -172,7 +214,7 @@ class Module:
         with fitting(type(self.module).__name__, named or {"x": x}, cure):
             return call(*args, **named)
 
-    def _composed(self, twice: bool) -> bool:
+    def composed(self, twice: bool) -> bool:
         """Also where vmap then fails, so that the first pass is as all others."""
         return twice or self._prefers_vmap
 
@@ -183,16 +225,19 @@ class Module:
     def _prefers_vmap(self) -> bool:
         if self.vectorize != "auto":
             return self.vectorize is not False
+        found = self._found
+        if found.masks or found.writes:
+            return False
         # vmap and a loop draw random numbers in different orders
-        small = sum(self.sizes) < _TINY and not self.random
+        small = sum(self.sizes) < _TINY and not found.random
         return small or self._device.type == "cuda"
 
     def bessel(self, x: Values, like: Tensor) -> Tensor:
         return torch.ones_like(like[0])  # torch's running variance is unbiased already
 
-    def prepare(self, x: Values, passes: int) -> _Batch:
+    def prepare(self, x: Values, passes: int) -> Batch:
         self._follow()
-        return _Batch(self, mapped(_aligned, x))
+        return Batch(self, mapped(aligned, x))
 
     def task(
         self,
@@ -202,17 +247,21 @@ class Module:
         given: Moments | None = None,  # [S] each
     ) -> tuple[Any, Tensor, Tensor]:  # output, batch mean and unbiased variance [S]
         """A forward pass of one task."""
-        skeleton, widths = self._skeleton.own(), list(self.tracked.values())
-        tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        tensors |= _split(theta, self.shapes) | _split(row, self.outer)
+        widths, names = (
+            list(self.tracked.values()),
+            [n for n in self.tracked if n not in self._still],
+        )
         start = given or theta.new_zeros(2, sum(widths)).unbind()
-        for name, mean, var in zip(self.tracked, *(s.split(widths) for s in start), strict=True):
-            norm = skeleton.get_submodule(name)  # momentum 1: the batch's own statistic
-            norm.momentum, norm.training = 1.0, given is None
-            tensors[_at(name, "running_mean")] = mean if given else mean.clone()
-            tensors[_at(name, "running_var")] = var if given else var.clone()
-            tensors[_at(name, "num_batches_tracked")] = theta.new_zeros(())
-        output = self._run(x, lambda *a, **k: functional_call(skeleton, tensors, a, k))
+        with self._skeleton.lent() as net, _normalising(net, names, given is None):
+            tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+            tensors |= _split(theta, self.shapes) | _split(row, self.outer)
+            parts = zip(self.tracked, *(s.split(widths) for s in start), strict=True)
+            for name, mean, var in parts:
+                if name in names:
+                    tensors[_at(name, "running_mean")] = mean if given else mean.clone()
+                    tensors[_at(name, "running_var")] = var if given else var.clone()
+                    tensors[_at(name, "num_batches_tracked")] = theta.new_zeros(())
+            output = self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
         moments = (
             torch.cat([theta.new_empty(0), *(tensors[_at(n, kind)] for n in self.tracked)])
             for kind in ("running_mean", "running_var")
@@ -270,84 +319,6 @@ class Module:
         return loss
 
 
-@contextmanager
-def _recording(composed: bool) -> Iterator[None]:
-    """The unroll runs in inference mode."""
-    attention = composed_attention() if composed else nullcontext()
-    with torch.inference_mode(False), torch.enable_grad(), attention:
-        yield
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Inputs of each task."""
-
-    model: Module
-    x: Values
-
-    def predict(self, theta, row, statistics=None):
-        with _recording(self.model._composed(twice=False)), torch.no_grad():
-            return self.model.predict(theta.clone(), row.clone(), self.x, _plain(statistics))
-
-    def loss_and_gradient(self, theta, row, labels, statistics=None, keep=False):
-        graph = keep and self.model.memory == "fast"
-        again = keep and not graph and self.model.random
-        state = random_state(theta) if again else None
-        point = _Point(self, theta, row, labels, _plain(statistics), state)
-        (loss, output, moments), leaves, gradients = point.differentiated(twice=graph)
-        kept = _Graph(leaves, gradients) if graph else point if keep else None
-        results = (loss.detach(), mapped(Tensor.detach, output), *(g.detach() for g in gradients))
-        return Pass(*results, moments, kept)
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """A kept graph: the gradients and what they are functions of."""
-
-    leaves: list[Tensor]
-    gradients: tuple[Tensor, ...]
-
-    def tangent(self, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """The Hessian is symmetric: the product with it is the gradient's pullback."""
-        along = direction.clone()  # not of inference mode
-        with _recording(composed=True):
-            return torch.autograd.grad(
-                self.gradients[0], self.leaves, along, materialize_grads=True
-            )
-
-
-@dataclass(frozen=True)
-class _Point:
-    """Where a pass is, to be done anew."""
-
-    batch: _Batch
-    theta: Tensor
-    row: Tensor
-    labels: Values
-    statistics: Moments | None
-    random: list[Tensor] | None  # the generators, so that dropout repeats itself
-
-    def differentiated(self, twice: bool):
-        """Tasks are independent: the gradient of the summed losses is each task's own."""
-        with _recording(self.batch.model._composed(twice)):
-            rows = self.row.expand(len(self.theta), -1)
-            leaves = [t.clone().requires_grad_() for t in (self.theta, rows)]
-            result = self.batch.model.loss(*leaves, self.batch.x, self.labels, self.statistics)
-            _require_derivative(result[0])
-            gradients = torch.autograd.grad(
-                result[0].sum(), leaves, create_graph=twice, materialize_grads=True
-            )
-        return result, leaves, gradients
-
-    def tangent(self, direction: Tensor) -> tuple[Tensor, Tensor]:
-        devices = [self.theta.device] if self.theta.is_cuda else []
-        with torch.random.fork_rng(devices, enabled=self.random is not None):
-            if self.random is not None:
-                set_random_state(self.random, self.theta)
-            _, leaves, gradients = self.differentiated(twice=True)
-            return _Graph(leaves, gradients).tangent(direction)
-
-
 def _stacked(results: list | tuple, x: Values) -> tuple[Tensor, Values, Moments]:
     """Of the results of all tasks: losses [T], outputs [T, ...] or each task's, moments [T, S]."""
     if isinstance(results, tuple):  # vmap's
@@ -361,59 +332,35 @@ def _stacked(results: list | tuple, x: Values) -> tuple[Tensor, Values, Moments]
     return torch.stack(losses), output, Moments(*map(torch.stack, moments))
 
 
-def _aligned(x: Tensor) -> Tensor:
-    """At an address as new tensors have: libraries' sums may depend on it, and a slice's depends on
-    which tasks are before it.
+@contextmanager
+def _normalising(net: nn.Module, names: list[str], by_batch: bool) -> Iterator[None]:
+    """Batch norms of these names by the batch, whose own statistics they then hold, or by those
+    that they are given.
     """
-    if x.data_ptr() % _LINE == 0:
-        return x
-    with torch.inference_mode(False):
-        return x.clone()
+    norms = [net.get_submodule(name) for name in names]
+    before = [(norm.momentum, norm.training) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.training = 1.0, by_batch
+    try:
+        yield
+    finally:
+        for norm, state in zip(norms, before, strict=True):
+            norm.momentum, norm.training = state
 
 
-def _plain(statistics: Moments | None) -> Moments | None:
-    """Not of inference mode, so that autograd may keep them."""
-    return None if statistics is None else Moments(*(m.clone() for m in statistics))
+def _modes(module: nn.Module) -> tuple[bool, ...]:
+    """But of batch norms, which passes turn."""
+    return tuple(m.training for m in module.modules() if not isinstance(m, _BatchNorm))
 
 
 def _adapted(adapt: str, names: list[str]) -> Callable[[str], bool]:
     """The test of a parameter's name for the words of ADAPT."""
-    head = names[-1].rpartition(".")[0] if names else ""
-    in_head = {name for name in names if name.rpartition(".")[0] == head}
+    layers = {name: name.split(".parametrizations.")[0].rpartition(".")[0] for name in names}
+    layers |= {n: n.split(".parametrizations.")[0] for n in names if ".parametrizations." in n}
+    head = layers[names[-1]] if names else ""
+    in_head = {name for name in names if layers[name] == head}
     chosen = {"all": {*names}, "head": in_head, "body": {*names} - in_head}[adapt]
     return chosen.__contains__
-
-
-def _require_some(adapted: dict, module: nn.Module, adapt: Any) -> None:
-    if adapted:
-        return
-    names = [name for name, _ in module.named_parameters()]
-    learned = [name for name, p in module.named_parameters() if p.requires_grad]
-    kind = type(module).__name__
-    if not names:
-        why = "it has none"
-    elif not learned:
-        why = f"each of {listed(names, 5)} is frozen (requires_grad=False)"
-    else:
-        why = f"adapt={adapt!r} leaves {listed(learned, 5)} to the outer loop"
-    raise UserError(f"no parameter of {kind} is adapted by the inner loop: {why}; adapt some")
-
-
-def _require_derivative(loss: Tensor) -> None:
-    if not loss.requires_grad:
-        raise UserError(
-            f"the loss of a task, {loss[0].item():.4g}, does not depend on the parameters for "
-            "autograd: give one without argmax, detach, item or no_grad in it or in the network"
-        )
-
-
-def _require_alike(parameters: list[Tensor]) -> None:
-    kinds = sorted({f"{p.dtype} on {p.device}" for p in parameters})
-    if len(kinds) > 1:
-        raise UserError(
-            f"the parameters are {' and '.join(kinds)}: they lie in one buffer, of one dtype and "
-            "device; move the module, or freeze those that differ"
-        )
 
 
 def _at(module: str, leaf: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -40,12 +40,3 @@ def is_random(layer: nn.Module) -> bool:
     """Dropout, or a layer with some inside, as attention and recurrent ones."""
     found = getattr(layer, "p", 0) if "drop" in type(layer).__name__.lower() else 0
     return any(isinstance(p, float) and p > 0 for p in (found, getattr(layer, "dropout", 0)))
-
-
-def draws(function: Callable[[], object], like: Tensor) -> bool:
-    """Whether it draws any, there where the tensor is; the generators are then as before."""
-    with torch.random.fork_rng([like.device] * like.is_cuda):
-        before = random_state(like)
-        function()
-        pairs = zip(before, random_state(like), strict=True)
-        return not all(torch.equal(a, b) for a, b in pairs)

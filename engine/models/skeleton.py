@@ -1,45 +1,71 @@
-"""A module's copies, one a thread, into which `functional_call` puts tensors for a while."""
+"""A module that threads call at once, each with tensors of its own in it."""
 
 from __future__ import annotations
 
 import copy
 import threading
+import types
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from operator import is_
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _local = threading.local()
-_TENSORS = {"_parameters", "_buffers"}  # given with each call
-_COPIED = _TENSORS | {"_modules", "_non_persistent_buffers_set"}
+_EMPTY = types.CellType()
+_STRUCTURE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 
 
 class Skeleton:
-    """The copies have what the module has: attributes that hold no module are shared with it, and
-    where one is another than it was, or a module, the copies are made anew (`follow`).
+    """`functional_call` puts tensors into a module for a while, so each thread has a copy, made
+    anew where the module has changed.
+
+    A copy would be another one where an attribute that is no submodule holds a module, or a hook
+    sees what passes: then it is the module itself (not `copied`), and threads wait for each other.
     """
 
     def __init__(self, module: nn.Module):
         self.module, self.version = module, 0
-        self._seen = [*_attributes(module)]
+        self._seen = [*attributes(module)]
+        self.copied = _is_plain(module)
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict:
+        return {"module": self.module}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
 
     def follow(self) -> bool:
         """Whether something has changed since the last call."""
-        now = [*_attributes(self.module)]
+        now = [*attributes(self.module)]
         if len(now) == len(self._seen) and all(map(is_, now, self._seen)):
             return False
         self._seen, self.version = now, self.version + 1
+        self.copied = _is_plain(self.module)
         return True
 
-    def own(self) -> nn.Module:
-        """This thread's copy, in the mode of the module."""
+    @contextmanager
+    def lent(self) -> Iterator[nn.Module]:
+        """A copy in the modes of the module, or the module, for the caller alone."""
+        made = self._copy() if self.copied else None
+        with self._lock if made is None else nullcontext():
+            yield self.module if made is None else made
+
+    def _copy(self) -> nn.Module | None:
+        """This thread's; None of a module that cannot be copied."""
         copies = _local.__dict__.setdefault("copies", weakref.WeakKeyDictionary())
         version, made = copies.get(self, (None, None))
         if version != self.version:
-            version, made = self.version, copy.deepcopy(self.module, _shared(self.module))
-            copies[self] = version, made
+            try:
+                made = copy.deepcopy(self.module, _shared(self.module))
+            except Exception:  # whatever its attributes raise
+                self.copied = False
+                return None
+            copies[self] = self.version, made
         for own, theirs in zip(made.modules(), self.module.modules(), strict=True):
             own.training = theirs.training
         return made
@@ -53,7 +79,7 @@ def contents(module: nn.Module) -> tuple:
         _content(value)
         for part in module.modules()
         for name, value in vars(part).items()
-        if name not in _TENSORS
+        if name not in ("_parameters", "_buffers")
     )
 
 
@@ -65,25 +91,49 @@ def _content(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else id(value)
 
 
-def _attributes(module: nn.Module) -> Iterator[Any]:
+def attributes(module: nn.Module) -> Iterator[Any]:
     for part in module.modules():
         yield from (value for name, value in vars(part).items() if name != "training")
-        yield from (*part._modules.values(), *part._parameters, *part._buffers)
+        for each in (part._modules, part._parameters, part._buffers):
+            yield from (*each, *each.values())
 
 
 def _shared(module: nn.Module) -> dict[int, Any]:
-    """What deepcopy is to leave as it is, by identity."""
-    return {
-        id(value): value
+    """What deepcopy is to leave as it is, by identity: a change in place is then seen."""
+    return {id(value): value for value in _others(module)}
+
+
+def _others(module: nn.Module) -> Iterator[Any]:
+    for part in module.modules():
+        yield from (value for name, value in vars(part).items() if name not in _STRUCTURE)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    hooks = (
+        value
         for part in module.modules()
         for name, value in vars(part).items()
-        if name not in _COPIED and not _holds_module(value)
-    }
+        if name.endswith("_hooks")
+    )
+    return not any(hooks) and not any(map(_holds_module, _others(module)))
 
 
-def _holds_module(value: Any) -> bool:
-    if isinstance(value, nn.Module) or isinstance(getattr(value, "__self__", None), nn.Module):
-        return True
+def _holds_module(value: Any, depth: int = 4) -> bool:
+    """As far as it can be seen; `Module` asks the copy itself, too."""
+    if isinstance(value, nn.Module) or not depth:
+        return isinstance(value, nn.Module)
     if isinstance(value, dict):
-        value = [*value, *value.values()]
-    return isinstance(value, list | tuple | set) and any(map(_holds_module, value))
+        parts = [*value, *value.values()]
+    elif isinstance(value, list | tuple | set):
+        parts = value
+    elif isinstance(value, partial):
+        parts = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, weakref.ref):
+        parts = [value()]
+    elif isinstance(value, Tensor | type | types.ModuleType):
+        return False
+    else:
+        cells = (cell for cell in getattr(value, "__closure__", None) or () if cell != _EMPTY)
+        parts = [getattr(value, "__self__", None), *(cell.cell_contents for cell in cells)]
+        parts += getattr(value, "__dict__", {}).values()
+    return any(_holds_module(part, depth - 1) for part in parts)

@@ -31,9 +31,10 @@ class Replays:
     holds the graph to what the call has computed without.
 
     A graph repeats what the captured call did on the device. Tensors are copied to where it finds
-    them, so they may change, and so may a buffer in place; another attribute of the module makes it
-    another kind. A network that draws random numbers, and tasks that differ in their numbers of
-    samples, are called as they are.
+    them, so they may change, and so may a buffer in place; another attribute of the module or of a
+    loss that is one makes it another kind. What a function closes over is not seen: where that
+    changes, `capture` is to be off. A network that draws random numbers or writes to buffers, and
+    tasks that differ in their numbers of samples, are called as they are.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,11 @@ class Replays:
 
     def __reduce__(self) -> tuple:
         return Replays, ()
+
+    @property
+    def graphs(self) -> int:
+        """How many there are."""
+        return sum(map(bool, self._kinds.values()))
 
     def call(self, differentiate: Differentiate, model: Model, *operands: Any) -> MetaGradient:
         """As `differentiate`, whose operands are those of `engine.unroll.adjoint`."""
@@ -66,18 +72,13 @@ class Replays:
     def _captured(
         self, differentiate: Differentiate, model: Model, given: Operands, found: MetaGradient
     ) -> _Replay | bool:
-        if sum(map(bool, self._kinds.values())) >= MOST:
+        if self.graphs >= MOST:
             say(f"no more than {MOST} CUDA graphs of a network: other shapes are launched anew")
             return False
-        buffers = [*model.module.buffers()] if isinstance(model, Module) else []
-        before = [buffer.clone() for buffer in buffers]
         made = _Replay(differentiate, model, given)
-        again = made(given) if made.is_graph else None
-        for buffer, value in zip(buffers, before, strict=True):  # a pass may write to them
-            buffer.copy_(value)
-        if again is None:  # why was said
+        if not made.is_graph:  # why was said
             return False
-        if apart := _apart(again, found):
+        if apart := _apart(made(given), found):
             say(f"no CUDA graph, kernels are launched one by one: {apart}")
             return False
         return made
@@ -123,7 +124,8 @@ class _Replay:
 def _capturable(model: Model, given: Operands) -> bool:
     ragged = any(isinstance(values, list) for values in vars(given.episode).values())
     numbers = not any(isinstance(weight, Tensor) for weight in given.weights)
-    return on_device(given.params.theta) and numbers and not (ragged or model.random)
+    repeats = not isinstance(model, Module) or model.repeats
+    return on_device(given.params.theta) and numbers and repeats and not (ragged or model.random)
 
 
 def on_device(like: Tensor) -> bool:

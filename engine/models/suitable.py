@@ -1,0 +1,70 @@
+"""Modules and losses that cannot be learned to adapt, each refused in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from engine.errors import UserError, listed
+from kernels.nn import PerStepBatchNorm1d, PerStepBatchNorm2d
+
+
+def require_whole(module: nn.Module, criterion: Callable) -> None:
+    """Raises UserError of what would be learned by halves."""
+    if lazy := [name for name, p in module.named_parameters() if is_lazy(p)]:
+        raise UserError(
+            f"the module's {listed(lazy, 5)} have no shape yet: call it once on some inputs before"
+        )
+    for name, part in module.named_modules():
+        if isinstance(part, DistributedDataParallel):
+            raise UserError(
+                f"the module has DistributedDataParallel ({name or 'itself'}), which does not see "
+                "gradients of an inner loop: give what it wraps, and wrap the Learner"
+            )
+        if isinstance(part, PerStepBatchNorm1d | PerStepBatchNorm2d):
+            raise UserError(
+                f"the module has PerStepBatchNorm ({name or 'itself'}), whose rows a Learner has "
+                "itself: give torch's BatchNorm"
+            )
+    own = [*criterion.named_parameters()] if isinstance(criterion, nn.Module) else []
+    if learned := [name for name, p in own if p.requires_grad]:
+        raise UserError(
+            f"the loss has parameters of its own ({listed(learned, 5)}), which nothing learns: "
+            "freeze them by requires_grad_(False), or make them the module's"
+        )
+
+
+def require_some(adapted: dict, module: nn.Module, adapt: Any) -> None:
+    if adapted:
+        return
+    names = [name for name, _ in module.named_parameters()]
+    learned = [name for name, p in module.named_parameters() if p.requires_grad]
+    kind = type(module).__name__
+    if not names:
+        why = "it has none"
+    elif not learned:
+        why = f"each of {listed(names, 5)} is frozen (requires_grad=False)"
+    else:
+        why = f"adapt={adapt!r} leaves {listed(learned, 5)} to the outer loop"
+    raise UserError(f"no parameter of {kind} is adapted by the inner loop: {why}; adapt some")
+
+
+def require_derivative(loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise UserError(
+            f"the loss of a task, {loss[0].item():.4g}, does not depend on the parameters for "
+            "autograd: give one without argmax, detach, item or no_grad in it or in the network"
+        )
+
+
+def require_alike(parameters: list[Tensor]) -> None:
+    kinds = sorted({f"{p.dtype} on {p.device}" for p in parameters})
+    if len(kinds) > 1:
+        raise UserError(
+            f"the parameters are {' and '.join(kinds)}: they lie in one buffer, of one dtype and "
+            "device; move the module, or freeze those that differ"
+        )
