@@ -90,6 +90,13 @@ RUN = {
             "mini JAX": {"left_out": "the package jax is not installed"},
             "last alone": played(LAST, ours_tf32=2.0) | {"absent": {"ours, bf16": "no graph"}},
         },
+        "networks": {
+            "ResNet": {
+                "case": "ResNet, MSL",
+                "rounds": {"ours": [0.002], "ours, launched anew": [0.01], "loop": [0.05]},
+                "graphs": 1,
+            },
+        },
         "memory": {
             "mini": {
                 "row": vars(MINI),
@@ -118,6 +125,11 @@ def test_a_page_says_where_it_was_measured_and_what_is_possible_there():
     assert "tf32 product 400.0 TFLOP/s, copy of memory 4.00 TB/s.\n" in page
     dry = sections.machine(RUN | {"device": "cpu", "quick": True})
     assert "2025-01-03, a quick run, a dry run: " in dry
+
+
+def test_networks_of_one_s_own_are_by_turns_with_the_loop():
+    assert ["ResNet, MSL", "2.00", "10.00", "50.00 (25.0×)", "1"] in cells(sections.networks(RUN))
+    assert sections.networks({"parts": {}}) == ""
 
 
 def test_errors_are_judged_by_their_budgets_and_bits():

@@ -45,6 +45,7 @@ def text() -> str:
 
 def _shown(path: Path, run: dict) -> str:
     page = path.with_suffix(".md").relative_to(FOLDER.parents[2]).as_posix()
-    tables = [make(run) for make in (sections.verdict, sections.iterations, sections.training)]
+    shown = sections.verdict, sections.iterations, sections.networks, sections.training
+    tables = [make(run) for make in shown]
     rest = f"Errors, launches, rates, memory and what was left out: [{page}]({page}).\n"
     return "\n".join([sections.machine(run), *filter(None, tables), rest])
