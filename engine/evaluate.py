@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from engine import weights
 from engine.commandline import Parser, add_flags, parse
 from engine.config import Config
-from engine.errors import UserError, listed, say
+from engine.errors import Diverged, UserError, listed, say
 from engine.files import output, write
 from engine.methods import METHODS
 from engine.runs.interrupt import Interrupt, answered
@@ -99,7 +99,13 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
         members = restore(meta.layout(trained), saved, device)
         if cfg.ways != trained.ways:
             members = {n: with_ways(state, trained, cfg) for n, state in members.items()}
-        found = predictions(cfg, [*members.values()], dataset, part, cfg.eval_tasks)
+        try:
+            found = predictions(cfg, [*members.values()], dataset, part, cfg.eval_tasks)
+        except Diverged as error:
+            raise UserError(
+                f"{path}: {error}; give other --eval-steps or --norm-statistics, or a network that "
+                "was trained to its end"
+            ) from None
         result = summary(cfg, [*members], dataset, part, found)
         say(*test_table(result))
         if any(files.values()) and team.first:

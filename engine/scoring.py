@@ -13,7 +13,7 @@ import kernels
 from engine.config import Config
 from engine.data import Dataset
 from engine.episodes import Episode, EpisodeSampler, Values
-from engine.errors import silenced
+from engine.errors import Diverged, silenced
 from engine.meta import State
 from engine.methods import METHODS
 from engine.methods.loops import loop
@@ -32,6 +32,7 @@ BATCH = 16  # tasks drawn at once
 # One validation task in so many is predicted after every step. Of the paper's tasks, with many more
 # targets than support images, such a one takes up to three times as long.
 STEP_SHARE = 30
+_NONE = -1  # in the place of a class where the logits are not finite
 
 
 class Predictions(NamedTuple):
@@ -60,7 +61,7 @@ def evaluate(
     *,
     between: Callable[[], None] = lambda: None,
 ) -> tuple[list[Score], Score]:
-    """Each state's score, and that of their ensemble, by their ``predictions``."""
+    """Each state's score, and that of their ensemble, by their ``predictions``, which raise."""
     found = predictions(cfg, states, dataset, part, tasks, between=between)
     *single, ensemble = map(score, found.accuracies())
     return single, ensemble
@@ -78,7 +79,7 @@ def predictions(
     """Of each state, and last of their ensemble (mean of the logits), on the same tasks.
 
     ``part``: train, val or test. ``between`` is called before each batch of tasks; it may
-    raise to stop.
+    raise to stop. Raises Diverged where logits are not finite, which answer nothing.
     """
     predict = prediction(cfg, network(cfg))
 
@@ -88,23 +89,24 @@ def predictions(
         return torch.cat([logits, logits.mean(0, keepdim=True)])
 
     fixed = _Tasks(cfg, dataset, part, states[0].params.theta.device)
-    return _collected(fixed.answers(members, cfg.no_graph), tasks, part, between)
+    return _collected(cfg, fixed.answers(members, cfg.no_graph), tasks, part, between)
 
 
 def validate(
     cfg: Config, state: State, dataset: Dataset, *, between: Callable[[], None] = lambda: None
 ) -> tuple[Score, StepAccuracy]:
     """The score on the validation tasks, and the accuracy after each inner step on the first of
-    them: so few that the predictions after every step add about a tenth to the time.
+    them: so few that the predictions after every step add about a tenth to the time. Raises
+    Diverged as ``predictions``.
     """
     predict, part = prediction(cfg, network(cfg)), "val"
     fixed = _Tasks(cfg, dataset, part, state.params.theta.device)
     last = fixed.answers(lambda episode: predict(state, episode).unsqueeze(0), cfg.no_graph)
     # A graph is captured by running it a few times: for so few tasks that would be the most of it.
     each = fixed.answers(lambda episode: predict(state, episode, every=True), no_graph=True)
-    (row,) = _collected(last, cfg.eval_tasks, part, between).accuracies()
+    (row,) = _collected(cfg, last, cfg.eval_tasks, part, between).accuracies()
     first = max(1, cfg.eval_tasks // STEP_SHARE)
-    by_step = _collected(each, first, part, between).accuracies().mean(1)
+    by_step = _collected(cfg, each, first, part, between).accuracies().mean(1)
     return score(row), StepAccuracy(by_step.tolist(), first)
 
 
@@ -135,22 +137,36 @@ def with_ways(state: State, trained: Config, cfg: Config) -> State:
 
 
 def _collected(
-    answers: Answers, tasks: int, label: str, between: Callable[[], None]
+    cfg: Config, answers: Answers, tasks: int, part: str, between: Callable[[], None]
 ) -> Predictions:
-    bar = tqdm(total=tasks, desc=label, leave=False, disable=silenced() or None)
+    bar = tqdm(total=tasks, desc=part, leave=False, disable=silenced() or None)
 
     def batch(first: int) -> tuple[Tensor, Tensor]:
         between()
         with kernels.only_kernels():
             logits, labels = answers(first, min(BATCH, tasks - first))
             bar.update(len(labels))
-            return logits.argmax(-1).cpu(), labels.cpu()
+            finite = logits.amax(-1).isfinite()
+            return torch.where(finite, logits.argmax(-1), _NONE).cpu(), labels.cpu()
 
     with bar:
         found = ranks.current().spread(range(0, tasks, BATCH), batch)
     between()
     predicted, right = zip(*found, strict=True)
-    return Predictions(torch.cat(predicted, dim=1), torch.cat(right))
+    made = Predictions(torch.cat(predicted, dim=1), torch.cat(right))
+    if lost := int((made.predicted == _NONE).any(-1).any(0).sum()):
+        steps = _steps(cfg)
+        after = f"after {steps} inner steps, " if steps else ""
+        raise Diverged(
+            f"the logits of {lost} of {tasks} {part} tasks are not finite ({after}with "
+            f"{cfg.norm_statistics} statistics)"
+        )
+    return made
+
+
+def _steps(cfg: Config) -> int:
+    """Of the inner loop in evaluation; 0: the method has none."""
+    return 0 if METHODS[cfg.method].closed_form else cfg.eval_steps or cfg.steps
 
 
 class _Tasks:
@@ -229,7 +245,7 @@ def summary(
         "shots": cfg.shots,
         "targets": cfg.eval_targets or cfg.targets,
         "tasks": cfg.eval_tasks,
-        "steps": 0 if METHODS[cfg.method].closed_form else cfg.eval_steps or cfg.steps,
+        "steps": _steps(cfg),
         "protocol": cfg.protocol,
         "norm_statistics": cfg.norm_statistics,
         "best": {"epoch": epochs[0], **shown(best)},

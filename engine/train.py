@@ -138,11 +138,7 @@ def account(run: Run, finished: list[Finished], report: Report) -> None:
     cfg = run.cfg
     for iteration, metrics, seconds in finished:
         if metrics.nonfinite:
-            raise Diverged(
-                f"iteration {iteration}: {metrics.nonfinite} is not finite; the last "
-                f"good checkpoint is kept in {run.folder}; start over with --fresh and a lower "
-                "--lr or --inner-rate, or with --clamp"
-            )
+            raise _diverged(run, f"iteration {iteration}: {metrics.nonfinite} is not finite")
         for meter in (run.interval, run.whole):
             meter.add(metrics.loss, metrics.accuracy, seconds)
         report.progress(iteration, run.interval)
@@ -155,6 +151,13 @@ def account(run: Run, finished: list[Finished], report: Report) -> None:
             run.interval = Meter()
 
 
+def _diverged(run: Run, what: str) -> Diverged:
+    return Diverged(
+        f"{what}; the last good checkpoint is kept in {run.folder}; start over with --fresh and a "
+        "lower --lr or --inner-rate, or with --clamp"
+    )
+
+
 def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
     """Scores the epoch on the fixed validation tasks and takes it into the best."""
     from engine.runtime import ranks
@@ -162,7 +165,10 @@ def validate(run: Run, report: Report, interrupt: Interrupt) -> None:
 
     cfg, iteration, whole = run.cfg, run.state.iteration, run.whole
     team = ranks.current()
-    score, by_step = run.problem.validate(cfg, run.state, partial(team.check, interrupt))
+    try:
+        score, by_step = run.problem.validate(cfg, run.state, partial(team.check, interrupt))
+    except Diverged as error:
+        raise _diverged(run, f"epoch {run.epoch + 1}: {error}") from None
     run.rank(score.accuracy)
     rates = dict(zip(run.problem.names(cfg), run.problem.rates(cfg, run.state), strict=True))
     peak = memory(run.state.params.theta.device, peak=True)
@@ -189,7 +195,10 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
         say("already finished", *table)
         return
     run.refuse_lost()
-    result, details = run.problem.test(run.cfg, run.members(), partial(team.check, interrupt))
+    try:
+        result, details = run.problem.test(run.cfg, run.members(), partial(team.check, interrupt))
+    except Diverged as error:
+        raise _diverged(run, f"final test: {error}") from None
     if team.first:
         if details is not None:
             checkpoint.write_atomic(run.folder / checkpoint.DETAILS, as_json(details).encode())

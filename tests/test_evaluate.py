@@ -7,14 +7,15 @@ import re
 import pytest
 import torch
 
-from engine import evaluate, meta, scoring
+from engine import evaluate, meta, scoring, train
 from engine.config import Config
+from engine.errors import Diverged
 from engine.runs import checkpoint
 from engine.runs.packed import pack
 from engine.runs.problem import load_dataset
 from engine.runs.saved import load_best, own_data, restore
 from engine.runtime.machine import machine
-from tests.tiny import make_images
+from tests.tiny import flags, make_images, one_line
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +164,62 @@ def test_a_run_without_a_validated_epoch(finished, tmp_path, capsys):
     found.best = []
     checkpoint.save(tmp_path / "latest.pt", found)
     refused([tmp_path], capsys, "no validated epoch", "latest.pt")
+
+
+NAN = torch.tensor(float("nan"))
+
+
+def test_logits_that_are_not_finite_are_no_accuracy(members):
+    cfg, dataset, states = members
+    cfg, state = dataclasses.replace(cfg, norm_statistics="running"), next(iter(states.values()))
+    broken = state._replace(params=state.params._replace(rates=state.params.rates * 1e30))
+    with pytest.raises(Diverged, match="logits of 5 of 5 test tasks are not .*2 inner steps"):
+        scoring.predictions(cfg, [state, broken], dataset, "test", 5)
+    with pytest.raises(Diverged, match="of 4 of 4 val tasks"):
+        scoring.validate(cfg, broken, dataset)
+
+
+def test_what_has_diverged_is_refused_by_evaluate(finished, images, tmp_path, capsys):
+    found = checkpoint.load(finished / "latest.pt")
+    found.state["params"]["rates"] *= 1e30
+    checkpoint.save(tmp_path / "broken.pt", found)
+    argv = tmp_path / "broken.pt", "--data", images, "--norm-statistics", "running"
+    words = "broken.pt: the logits of 4 of 4 test tasks", "2 inner steps, with running statistics"
+    refused(argv, capsys, *words, "--eval-steps")
+
+
+@pytest.mark.parametrize(("part", "where"), [("val", "epoch 1: "), ("test", "final test: ")])
+def test_a_training_ends_where_its_evaluation_is_not_finite(
+    images, tmp_path, monkeypatch, capsys, part, where
+):
+    collected = scoring._collected
+
+    def broken(cfg, answers, tasks, of, between):
+        def nan(*which):
+            logits, labels = answers(*which)
+            return logits * NAN if of == part else logits, labels
+
+        return collected(cfg, nan, tasks, of, between)
+
+    monkeypatch.setattr(scoring, "_collected", broken)
+    run = tmp_path / "run"
+    assert train.main(flags(images, run, "--epochs", 1)) == 3
+    one_line(capsys.readouterr().err, where, f"4 of 4 {part} tasks are not finite", "--fresh")
+    assert checkpoint.load(run / "latest.pt").epoch == (part == "test")
+    assert not (run / "result.json").exists()
+
+
+def test_a_protocol_that_nobody_asked_for_costs_no_test(images, tmp_path, monkeypatch, capsys):
+    evaluated = scoring.evaluate
+
+    def inductive(cfg, states, *rest, **named):
+        assert cfg.protocol == "inductive"
+        broken = [s._replace(params=s.params._replace(theta=s.params.theta * NAN)) for s in states]
+        return evaluated(cfg, broken, *rest, **named)
+
+    monkeypatch.setattr(scoring, "evaluate", inductive)
+    run = tmp_path / "run"
+    assert train.main(flags(images, run, "--epochs", 1)) == 0
+    said = "no inductive test: the logits of 4 of 4 test tasks are not finite"
+    assert said in capsys.readouterr().out
+    assert json.loads((run / "details.json").read_text())["other"] is None

@@ -4,7 +4,7 @@ It is what ``breakdown`` tells of the test, and beside:
 
 ``other``: the best model under the other protocol, transductive or inductive, on the same tasks:
 its ``protocol``, ``accuracy`` and ``interval``; None where that makes no difference (running
-statistics normalise).
+statistics normalise), or where its logits are not finite, which is said.
 
 ``tasks``: of the first test tasks, what was shown and answered, in the order of ``task_classes``:
 ``support``, the first pictures of each class, and ``targets``, the first of each class with their
@@ -28,6 +28,7 @@ from engine.breakdown import breakdown
 from engine.config import Config
 from engine.data import Dataset
 from engine.episodes import EpisodeSampler
+from engine.errors import Diverged, say
 from engine.meta import State
 from engine.scoring import TASK_SEED, Predictions
 
@@ -58,7 +59,13 @@ def _other(
     if cfg.other_protocol is None:
         return None
     cfg = replace(cfg, protocol=cfg.other_protocol)
-    (score, *_), _ = scoring.evaluate(cfg, [best], dataset, part, cfg.eval_tasks, between=between)
+    try:
+        (score, *_), _ = scoring.evaluate(
+            cfg, [best], dataset, part, cfg.eval_tasks, between=between
+        )
+    except Diverged as error:  # of what nobody asked for: the test itself stands
+        say(f"no {cfg.protocol} test: {error}")
+        return None
     return {"protocol": cfg.protocol, **scoring.shown(score)}
 
 
