@@ -149,6 +149,59 @@ def test_seeds_of_one_configuration_are_together(tmp_path):
     assert "<dt>ways</dt><dd>2</dd>" in table and "<dt>seed</dt>" not in table
 
 
+def identified(folder: Path, identity: str, data: str = reported.DATA) -> Path:
+    result = reported.result(0, 5) | {"identity": identity, "data": data}
+    (folder / "result.json").write_text(json.dumps(result))
+    write_log(folder, [row | {"data": data} for row in reported.rows(0, 5)])
+    return folder
+
+
+def in_groups(*folders: Path) -> list[tuple[str, list[str]]]:
+    groups = grouped(read(folders))
+    return [(group.name, [run.name for run in group.runs]) for group in groups]
+
+
+def test_runs_that_began_with_other_weights_are_apart(tmp_path):
+    sources = {"a": None, "b": "/x/one/run", "c": "/x/two/run", "d": "/x/one/run/", "e": None}
+    runs = {
+        name: make_run(tmp_path / name, seed, epochs=1, init=source)
+        for seed, (name, source) in enumerate(sources.items())
+    }
+    assert in_groups(*runs.values()) == [
+        ("initial weights random", ["a", "e"]),
+        ("initial weights of one/run", ["b", "d"]),
+        ("initial weights of two/run", ["c"]),
+    ]
+    assert in_groups(runs["b"]) == [("maml++, 2-way 1-shot, initial weights of run", ["b"])]
+    assert in_groups(runs["a"]) == [("maml++, 2-way 1-shot", ["a"])]
+    page_words = settings(grouped(read([*runs.values()])))
+    assert '<td data-head="setting">initial weights</td>' in page_words
+    assert "/x/" not in page_words
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    (reported.DATA, "pictures"), ("own", "network and data"),
+])  # fmt: skip
+def test_runs_of_other_content_under_one_name_are_apart(tmp_path, data, words):
+    first, second, third = (
+        identified(make_run(tmp_path / name, seed, epochs=1), identity, data)
+        for seed, (name, identity) in enumerate(
+            {"a": "1" * 32, "b": "2" * 32, "c": "1" * 32}.items()
+        )
+    )
+    untested = make_run(tmp_path / "d", 3, epochs=1)
+    write_log(untested, [row | {"data": data} for row in reported.rows(0, 1)])
+    (untested / "result.json").unlink()
+    apart = [(f"{words} {'1' * 12}", ["a", "c"]), (f"{words} {'2' * 12}", ["b"])]
+    assert in_groups(first, second, third) == apart
+    # one that is not tested yet is of the group that it is like, if there is but one
+    ((_, together),) = in_groups(first, third, untested)
+    assert together == ["a", "c", "d"]
+    assert in_groups(first, second, third, untested) == [
+        *apart, (f"{words} not tested yet", ["d"]),
+    ]  # fmt: skip
+
+
 def test_figures_are_quoted_for_data_that_bears_the_name_alone(tmp_path):
     given = dict(dataset="omniglot", ways=20, method="protonet")
     folder = make_run(tmp_path / "run", epochs=1, **given)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from engine.config import Config
 from engine.errors import printable
-from engine.report.recorded import Recorded
+from engine.report.recorded import Recorded, last_parts
 
 # Okabe and Ito's, which the colour-blind tell apart; without yellow, which paper does not show.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555", "#7b3294")
 
 
+_WEIGHTS = "initial weights"
+_DIGITS = 12  # of an identity that are shown
 _OF_PICTURES = ("data", "task", "network")  # groups of settings of the engine's own network
 
 
@@ -35,21 +38,38 @@ class Group:
 
 def grouped(runs: list[Recorded]) -> list[Group]:
     """In the order of their first runs; the runs of a group by their seeds."""
-    found: dict[str, list[Recorded]] = {}
-    for run in runs:
-        found.setdefault(json.dumps(deciding(run)), []).append(run)
-    alike = [sorted(of, key=lambda run: run.cfg.seed) for of in found.values()]
-    every = [deciding(of[0]) for of in alike]
+    found: dict[str, tuple[dict[str, Any], list[Recorded]]] = {}
+    for run, settings in zip(runs, deciding(runs), strict=True):
+        found.setdefault(json.dumps(settings), (settings, []))[1].append(run)
+    every, alike = zip(*found.values(), strict=True)
     names = _names([{"preset": of[0].cfg.preset} | s for of, s in zip(alike, every, strict=True)])
     return [
-        Group(name, COLOURS[i % len(COLOURS)], of, settings)
+        Group(name, COLOURS[i % len(COLOURS)], sorted(of, key=lambda run: run.cfg.seed), settings)
         for i, (name, of, settings) in enumerate(zip(names, alike, every, strict=True))
     ]
 
 
-def deciding(run: Recorded) -> dict[str, Any]:
-    """The settings that decide what a run learns, but for its seed; of a script's own network and
-    tasks those that mean something."""
+def deciding(runs: list[Recorded]) -> list[dict[str, Any]]:
+    """What decides what each run learns, but for its seed, and of which content its data are: by
+    name, as much of a path as tells it from others."""
+    sources = [*dict.fromkeys(Path(run.cfg.init) for run in runs if run.cfg.init)]
+    weights = dict(zip(sources, (f"of {name}" for name in last_parts(sources)), strict=True))
+    every, known = [_settings(run) for run in runs], {}
+    for run, settings in zip(runs, every, strict=True):
+        source = run.cfg.init and weights[Path(run.cfg.init)]
+        settings[_WEIGHTS] = source or "random"
+        known.setdefault(json.dumps(settings), set()).add(run.identity)
+    # A run that is not tested yet is taken for one of those that it is like, if these are of one.
+    alike = [known[json.dumps(settings)] - {None} for settings in every]
+    for run, settings, found in zip(runs, every, alike, strict=True):
+        identity = run.identity or (min(found) if len(found) == 1 else None)
+        content = "network and data" if run.own else "pictures"
+        settings[content] = identity[:_DIGITS] if identity else "not tested yet"
+    return every
+
+
+def _settings(run: Recorded) -> dict[str, Any]:
+    """Of a script's own network and tasks those that mean something."""
     kept = [f for f in fields(Config) if not f.metadata["free"] and f.name != "seed"]
     if run.own:
         kept = [f for f in kept if f.metadata["group"] not in _OF_PICTURES]
@@ -68,7 +88,8 @@ def _names(every: list[dict[str, Any]]) -> list[str]:
     if len(every) == 1:
         (one,) = every
         task = f", {one['ways']}-way {one['shots']}-shot" if "ways" in one else ""
-        return [one["method"] + task]
+        weights = f", {_told(_WEIGHTS, one[_WEIGHTS])}" if one[_WEIGHTS] != "random" else ""
+        return [printable(one["method"] + task + weights)]
     different, chosen = differing(every), []
 
     def parted(names: list[str]) -> int:

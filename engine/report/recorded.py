@@ -48,6 +48,11 @@ class Recorded:
         return self.cfg.dataset == "folder" and not self.data.startswith("folder:")
 
     @property
+    def identity(self) -> str | None:
+        """Of the content of the data, of `own` of the network, too; None before the test."""
+        return (self.result or {}).get("identity")
+
+    @property
     def best(self) -> int | None:
         """The epoch best on validation so far, of those that the log has."""
         if not self.epochs:
@@ -81,7 +86,7 @@ def read(folders: Sequence[Path]) -> list[Recorded]:
     for at, folder in enumerate(resolved):
         if folder in resolved[:at]:
             raise UserError(f"{folders[at]} is given twice: name each run once")
-    runs = [_run(*each) for each in zip(folders, resolved, _names(resolved), strict=True)]
+    runs = [_run(*each) for each in zip(folders, resolved, last_parts(resolved), strict=True)]
     for given, run in zip(folders, runs, strict=True):
         if run.epochs and run.by_loss != runs[0].by_loss:
             raise UserError(
@@ -91,8 +96,8 @@ def read(folders: Sequence[Path]) -> list[Recorded]:
     return runs
 
 
-def _names(folders: list[Path]) -> list[str]:
-    """The last parts of the paths, as many of each as no other ends with."""
+def last_parts(folders: list[Path]) -> list[str]:
+    """Of the paths as many of each as no other ends with."""
 
     def last(folder: Path, count: int) -> str:
         return "/".join(folder.parts[-count:])
@@ -226,7 +231,8 @@ def _is_result(result: dict[str, Any]) -> bool:
     value = "loss" if result.get("metric") == "loss" else "accuracy"
     numbers = [of[name] for of in (best, ensemble) for name in (value, "interval")]
     counts = [result["tasks"], result["steps"], best["epoch"], *ensemble["epochs"]]
-    names = result["data"], result["split"], result["protocol"], result["norm_statistics"]
+    names = [result[name] for name in ("data", "split", "protocol", "norm_statistics")]
+    names.append(result.get("identity", ""))
     return (
         _numbers(numbers)
         and all(type(count) is int for count in counts)
