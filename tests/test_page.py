@@ -142,11 +142,36 @@ def test_seeds_of_one_configuration_are_together(tmp_path):
     }
     groups = grouped(read([make_run(tmp_path / n, **given) for n, given in places.items()]))
     names = [(group.name, [run.name for run in group.runs]) for group in groups]
-    assert names == [("preset maml++", ["a", "c"]), ("preset maml", ["d", "b"])]
+    assert names == [("maml++", ["a", "c"]), ("maml", ["d", "b"])]
     assert len({group.colour for group in groups}) == 2
     table = settings(groups)
     assert '<td data-head="setting">msl_epochs</td>' in table
     assert "<dt>ways</dt><dd>2</dd>" in table and "<dt>seed</dt>" not in table
+
+
+def test_a_run_is_called_by_what_was_trained(tmp_path):
+    kinds = {
+        "a": dict(preset="maml"),
+        "b": dict(preset="htym-2019"),
+        "c": dict(method="protonet"),
+        "d": dict(preset="maml", method="protonet"),
+    }
+    runs = {n: make_run(tmp_path / n, epochs=1, **given) for n, given in kinds.items()}
+    alone = [in_groups(run)[0][0] for run in runs.values()]
+    task = ", 2-way 1-shot"
+    assert alone == ["maml" + task, "htym-2019" + task, "protonet" + task, "protonet" + task]
+    assert [name for name, _ in in_groups(runs["a"], runs["b"], runs["c"])] == [
+        "maml", "htym-2019", "protonet",
+    ]  # fmt: skip
+    assert [name for name, _ in in_groups(runs["c"], runs["d"])] == [
+        "preset maml++", "preset maml",
+    ]  # fmt: skip
+    same = dict(preset="maml", epochs=1)
+    by_preset = make_run(tmp_path / "e", norm_gains="fixed", **same)
+    by_method = make_run(tmp_path / "f", method="maml", **same)
+    assert [name for name, _ in in_groups(by_preset, by_method)] == [
+        "--method maml++", "--method maml",
+    ]  # fmt: skip
 
 
 def identified(folder: Path, identity: str, data: str = reported.DATA) -> Path:

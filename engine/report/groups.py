@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.config import Config
 from engine.errors import printable
+from engine.presets import METHOD
 from engine.report.recorded import Recorded, last_parts
 
 # Okabe and Ito's, which the colour-blind tell apart; without yellow, which paper does not show.
@@ -42,7 +43,7 @@ def grouped(runs: list[Recorded]) -> list[Group]:
     for run, settings in zip(runs, deciding(runs), strict=True):
         found.setdefault(json.dumps(settings), (settings, []))[1].append(run)
     every, alike = zip(*found.values(), strict=True)
-    names = _names([{"preset": of[0].cfg.preset} | s for of, s in zip(alike, every, strict=True)])
+    names = _names([_named(of[0].cfg.preset, s) for of, s in zip(alike, every, strict=True)])
     return [
         Group(name, COLOURS[i % len(COLOURS)], sorted(of, key=lambda run: run.cfg.seed), settings)
         for i, (name, of, settings) in enumerate(zip(names, alike, every, strict=True))
@@ -81,6 +82,14 @@ def differing(every: list[dict[str, Any]]) -> list[str]:
     first = "method", "preset", "data", "ways", "shots"
     names = dict.fromkeys([*first, *(name for settings in every for name in settings)])
     return [name for name in names if len({repr(s.get(name)) for s in every}) > 1]
+
+
+def _named(preset: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings to call a group by. Many presets have the method maml++, and are told by their own
+    names: the one of plain MAML is that with its tricks at their neutral values."""
+    method = settings["method"]
+    told = preset if method == METHOD else method
+    return {"preset": preset} | settings | {"method": told, "--method": method}
 
 
 def _names(every: list[dict[str, Any]]) -> list[str]:
