@@ -241,11 +241,22 @@ def finished(member: Member) -> str | None:
         saved = read_json(member.folder / CONFIG)
         if cfg.precision == "auto":  # config.json has what that stood for
             cfg = replace(cfg, precision=saved["precision"])
-        if cfg.differences(saved):
+        if cfg.differences(saved) or _began_otherwise(member, saved):
             return None
         result = read_json(member.folder / RESULT)
         return f"best {percent(result['best'])}, ensemble {percent(result['ensemble'])}"
     return None
+
+
+def _began_otherwise(member: Member, saved: dict[str, Any]) -> bool:
+    """Of a run with this config.json, whether its --init was another."""
+    if member.cfg.init in (None, saved.get("init")):
+        return False
+    from engine.runs import checkpoint
+    from engine.runs.beginning import otherwise
+
+    origin = checkpoint.load(member.folder / LATEST).origin
+    return otherwise(member.cfg.init, member.folder, origin) is not None
 
 
 def status(members: list[Member]) -> list[str]:
@@ -265,6 +276,7 @@ def state(member: Member) -> tuple[str, str]:
     if not os.path.lexists(member.folder):
         return "not begun", ""
     from engine.runs import checkpoint, locks
+    from engine.runs.beginning import otherwise
     from engine.runs.run import differing
 
     try:
@@ -276,6 +288,8 @@ def state(member: Member) -> tuple[str, str]:
             return "damaged", f"{listed(files)} without {LATEST}"
         saved = checkpoint.load(member.folder / LATEST)
         different, _ = differing(member.cfg, saved)
+        began = otherwise(member.cfg.init, member.folder, saved.origin)
+        different += [f"init: began {began} -> {member.cfg.init}"] * bool(began)
     except UserError as error:
         return "damaged", str(error)
     if different:

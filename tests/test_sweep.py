@@ -15,6 +15,7 @@ import torch
 from engine import settings, sweep, train
 from engine.config import Config
 from engine.runs import checkpoint, locks
+from engine.runs.interrupt import Interrupt
 from engine.runs.log import Report
 from engine.settings import resolve
 from engine.sweep import expand
@@ -322,6 +323,23 @@ def test_a_signal_at_the_end_of_a_run_stops_the_sweep_all_the_same(written, monk
 def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+
+def test_a_run_that_began_with_other_weights_is_not_finished(written, finished, tmp_path):
+    other, copy = sorted(finished.glob("epoch-*.pt"))[0], tmp_path / "copy.pt"
+    shutil.copy(finished / "latest.pt", copy)
+    flags = base(finished.parent / "tiny") | {"init": str(finished / "latest.pt")}
+    parts = {"runs": str(tmp_path / "runs"), "base": flags}
+    (member,) = expand(written(parts))
+    train.train(member.cfg, Interrupt())
+    for init, words in (
+        (finished / "latest.pt", "finished   best"),
+        (copy, "finished   best"),
+        (other, "other      has other settings than the sweep: init: began with the weights of"),
+    ):
+        (member,) = expand(written(parts | {"base": flags | {"init": str(init)}}))
+        line, _ = sweep.status([member])
+        assert words in line and bool(sweep.finished(member)) == ("finished" in words)
 
 
 def test_the_status_tells_every_state_and_changes_nothing(written, finished, tmp_path):

@@ -194,3 +194,30 @@ def test_a_run_does_not_begin_from_itself_or_twice(images, run, finished, capsys
     argv = flags(images, run, "--init", run / "latest.pt", "--fresh")
     refused(argv, capsys, "--init is", "--fresh", "another --run")
     assert (run / "latest.pt").exists()
+
+
+def named(run: Path) -> str:
+    return json.loads((run / "config.json").read_text())["init"]
+
+
+def test_weights_other_than_it_began_with_are_refused(images, finished, tmp_path, cut_at, capsys):
+    first = str(shutil.copy(finished / "latest.pt", tmp_path / "first.pt"))
+    other, run = sorted(finished.glob("epoch-*.pt"))[0], tmp_path / "run"
+    cut_at(6)
+    with pytest.raises(Cut):
+        train.main(flags(images, run, "--init", first))
+    words = "began with the weights of", "first.pt", "--fresh"
+    refused(flags(images, run, "--init", other), capsys, other.name, *words)
+    refused(flags(images, run, "--init", "does/not/exist"), capsys, "does/not/exist", *words)
+    assert named(run) == first
+    copy = str(shutil.copy(first, tmp_path / "copy.pt"))  # the same under another name
+    assert train.main(flags(images, run, "--init", copy)) == 0 and named(run) == first
+    assert train.main(flags(images, run)) == 0 and named(run) == first
+    refused(flags(images, run, "--init", other), capsys, other.name, *words)
+    refused(flags(images, run, "--init", other, "--epochs", 4), capsys, other.name, *words)
+    assert train.main(flags(images, run, "--epochs", 4)) == 0 and named(run) == first
+    assert checkpoint.load(run / "latest.pt").epoch == 4
+    (run / "config.json").unlink()  # which alone has the name
+    refused(flags(images, run, "--init", other), capsys, other.name, "of another")
+    assert train.main(flags(images, run, "--init", copy, "--epochs", 4)) == 0
+    assert named(run) == copy

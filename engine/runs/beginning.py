@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from engine.meta import State
 from engine.methods import METHODS, beside
 from engine.methods.rates import HEAD
 from engine.models import network
+from engine.runs import checkpoint
 from engine.runs.saved import load_trained, restore
 
 # What the shapes and the meaning of all but the classifier follow from.
@@ -98,6 +100,39 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
         ),
         origin,
     )
+
+
+def named(folder: Path) -> str | None:
+    """What the run in a folder began with, as its config.json has it; None where that names
+    nothing or cannot be read."""
+    with contextlib.suppress(OSError, ValueError, UserError):
+        found = checkpoint.read_json(folder / checkpoint.CONFIG)
+        return Config.from_dict(found).init if isinstance(found, dict) else None
+    return None
+
+
+def otherwise(init: str | None, folder: Path, origin: dict[str, Any] | None) -> str | None:
+    """How the run in a folder began, in words, if not with what ``init`` names; None where it did,
+    or ``init`` is None. The same place is not read again: it may be gone, or trained on."""
+    if init is None:
+        return None
+    if origin is None:
+        return "without it"
+    first = named(folder)
+    if first is not None and _place(first) == _place(init):
+        return None
+    with contextlib.suppress(UserError):  # what cannot be read is other than what was
+        source = load_trained(_place(init))[0]
+        like = meta.layout(Config.from_dict(source.config))
+        (given,) = restore(like, [source], torch.device("cpu")).values()
+        if _digest(given) == origin.get("weights"):
+            return None
+    return f"with the weights of {first or 'another'}"
+
+
+def _place(init: str) -> Path:
+    """A link's own, and not where it leads: that may change."""
+    return Path(init).expanduser().absolute()
 
 
 def _digest(state: State) -> str:

@@ -17,7 +17,7 @@ from engine.config import SCHEDULE, Config
 from engine.errors import UserError, listed, say
 from engine.meta import State
 from engine.runs import checkpoint
-from engine.runs.beginning import Beginning, beginning
+from engine.runs.beginning import Beginning, beginning, named, otherwise
 from engine.runs.checkpoint import Checkpoint, epoch_file
 from engine.runs.log import Meter
 from engine.runs.packed import pack, unpack
@@ -61,10 +61,13 @@ class Run:
     ) -> Run:
         """Continues the run in ``folder``, or starts one there, from ``begun`` if that is given.
 
-        Raises UserError when its checkpoint is damaged, of other data or of another configuration.
+        Raises UserError when its checkpoint is damaged, of other data or of another configuration,
+        or when it began with other weights than those of ``cfg.init``, if that is given.
         """
         latest = folder / checkpoint.LATEST
+        init = cfg.init
         if latest.exists():
+            init = named(folder) or init  # the first one is what the run began with
             run = cls._continued(cfg, folder, problem, checkpoint.load(latest), device)
         elif orphans := checkpoint.files(folder):
             raise UserError(
@@ -77,7 +80,7 @@ class Run:
             run = cls(cfg, folder, problem, begun.state, origin=begun.origin)
             run._settle(device)
             run.save()
-        checkpoint.write_json(folder / checkpoint.CONFIG, cfg.to_dict())
+        checkpoint.write_json(folder / checkpoint.CONFIG, replace(cfg, init=init).to_dict())
         run._remove_fallen()  # left by a run that was killed between two files
         return run
 
@@ -137,10 +140,10 @@ class Run:
                 f"{folder} was trained on {saved.data_name} ({saved.data_identity:.12}), the "
                 f"data now is {problem.name} ({problem.identity:.12}); {_CURE}"
             )
-        if cfg.init and saved.origin is None:
+        if began := otherwise(cfg.init, folder, saved.origin):
             raise UserError(
-                f"--init is {cfg.init}, and {folder} is of a run that began without it: leave it "
-                f"out to continue that, or {_CURE}"
+                f"--init is {cfg.init}, and {folder} is of a run that began {began}: leave it out "
+                f"to continue that, or {_CURE}"
             )
         longer = _refuse_other(cfg, folder, saved, problem.bound)
         state = unpack(problem.layout(cfg), saved.state, device)
