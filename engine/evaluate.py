@@ -82,7 +82,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     from engine.breakdown import breakdown
     from engine.runs.log import test_table
     from engine.runs.problem import load_dataset
-    from engine.runs.saved import load_trained, restore
+    from engine.runs.saved import load_trained, preparation, restore
     from engine.runtime import ranks
     from engine.runtime.machine import machine, settled
     from engine.scoring import predictions, summary, with_ways
@@ -93,7 +93,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     with ranks.joined() as team, machine(cfg) as device:
         cfg = settled(cfg, device, saved[0].precisions or {})
         with team.node_by_node():
-            dataset = load_dataset(cfg, part)
+            dataset = load_dataset(cfg, part, preparation=preparation(saved[0]))
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
         say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
         members = restore(meta.layout(trained), saved, device)

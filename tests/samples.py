@@ -15,8 +15,14 @@ from PIL import Image
 
 from engine.data import Dataset
 from engine.data.bank import ClassBank
+from engine.data.preparation import Preparation
 
 SPLITS = ("train", "val", "test")
+
+
+def decode(data: bytes, where: str, size: int, channels: int) -> np.ndarray:
+    """uint8 [size, size, channels] of the image in a file, as pictures in folders are read."""
+    return Preparation.of("folder", size, channels).decode(data, where)
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:

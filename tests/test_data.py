@@ -13,10 +13,10 @@ from PIL import Image
 
 from engine.data import Dataset, bank, load
 from engine.data.bank import ClassSource, Content, read_bank, write_bank
-from engine.data.images import decode
+from engine.data.preparation import Preparation
 from engine.errors import UserError
 from engine.runs.locks import lock
-from tests.samples import encoded, tree_files, write_files, write_zip
+from tests.samples import decode, encoded, tree_files, write_files, write_zip
 
 
 def load_folder(path: Path, cache: Path, size: int = 12, channels: int = 3) -> Dataset:
@@ -314,3 +314,31 @@ def test_natural_images_of_the_shared_archive(data_dir, cache):
     assert {split: len(c) for split, c in counts.items()} == {"train": 64, "val": 16, "test": 20}
     assert [int(c.sum()) for c in counts.values()] == [5755, 1240, 1247]
     assert min(int(c.min()) for c in counts.values()) == 31
+
+
+def test_images_are_read_as_a_network_of_another_kind_saw_its_own(tmp_path):
+    """Of files and of arrays, beside the usual ones in one cache."""
+    rng, splits = np.random.default_rng(0), ("train", "val", "test")
+    inked = np.where(rng.random((3, 2, 5, 20, 20, 1)) < 0.3, 40, 230).astype(np.uint8)
+    usual, ink = (Preparation.of(kind, 12, 1) for kind in ("folder", "omniglot"))
+    files, arrays = tmp_path / "files", tmp_path / "arrays"
+    arrays.mkdir()
+    for split, classes in zip(splits, inked, strict=True):
+        for c, images in enumerate(classes):
+            place = files / split / f"{split}{c}"
+            place.mkdir(parents=True)
+            for n, image in enumerate(images):
+                (place / f"{n}.png").write_bytes(encoded(image[..., 0]))
+        np.savez(arrays / f"{split}.npz", images=classes.reshape(10, 20, 20, 1),
+                 labels=np.repeat([f"{split}{c}" for c in range(2)], 5))  # fmt: skip
+    for place in (files, arrays):
+        for seen in (usual, ink, usual):
+            data = load("folder", place, image_size=12, channels=1, cache=tmp_path / "cache",
+                        preparation=seen)  # fmt: skip
+            expected = [
+                seen.array(Image.fromarray(i[..., 0])) for i in inked[2].reshape(10, 20, 20, 1)
+            ]
+            assert np.array_equal(data.banks["test"].images.numpy(), np.stack(expected))
+            assert (data.scale, data.mean, data.std) == (seen.scale, seen.mean, seen.std)
+            assert (data.banks["test"].images.unique().tolist() == [0, 1]) == seen.binary
+    assert len([*(tmp_path / "cache").glob("*.bank")]) == 4

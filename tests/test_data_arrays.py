@@ -17,17 +17,19 @@ from engine.data.arrays import split_of
 from engine.data.arrays.npz import read_npz
 from engine.data.bank import Content
 from engine.data.layout import split_named
+from engine.data.preparation import Preparation
 from engine.data.tree import FolderTree
 from engine.errors import UserError
 from tests.samples import SPLITS, encoded, mini_split, write_pickles
 
 SIDE = 12
+SEEN = Preparation.of("folder", SIDE, 3)
 NAMES = {split: [f"n{s}{c}" for c in range(3)] for s, split in enumerate(SPLITS)}
 
 
 def found(path: Path, size: int = SIDE, channels: int = 3) -> tuple[dict, Content]:
     """Split → class → images, and the rest."""
-    content = arrays.find(FolderTree(path), size, channels)
+    content = arrays.find(FolderTree(path), Preparation.of("folder", size, channels))
     read = {}
     for split, classes in content.splits():
         read[split] = {source.name: source.read() for source in classes}
@@ -372,11 +374,11 @@ def test_val_may_be_absent_and_further_files_are_noted(tmp_path):
 
 
 def test_other_folders_are_none_of_this(tmp_path):
-    assert arrays.find(FolderTree(tmp_path), SIDE, 3) is None
+    assert arrays.find(FolderTree(tmp_path), SEEN) is None
     (tmp_path / "latest.pkl").write_bytes(b"")
     (tmp_path / "train.csv").write_bytes(b"")
     (tmp_path / "train_labels.pkl").write_bytes(b"")
-    assert arrays.find(FolderTree(tmp_path), SIDE, 3) is None
+    assert arrays.find(FolderTree(tmp_path), SEEN) is None
 
 
 def test_missing_and_doubled_files_are_all_named(tmp_path):
@@ -395,7 +397,7 @@ def test_missing_and_doubled_files_are_all_named(tmp_path):
 def test_one_split_is_read_at_a_time(tmp_path):
     save(tmp_path, FORMS["arrays of rows"])
     (tmp_path / "val.pkl").write_bytes(b"broken")
-    splits = arrays.find(FolderTree(tmp_path), SIDE, 3).splits()
+    splits = arrays.find(FolderTree(tmp_path), SEEN).splits()
     assert next(splits)[0] == "train"
     with pytest.raises(UserError, match=r"val\.pkl is truncated or no pickle"):
         next(splits)
@@ -639,7 +641,7 @@ def test_files_inside_a_zip_are_read(kind, tmp_path):
             archive.write(file, f"tiered/{file.name}")
     tree = ZipTree(tmp_path / "all.zip")
     with tree.archive:
-        content = arrays.find(tree, SIDE, 3)
+        content = arrays.find(tree, SEEN)
         read = {split: [c.read() for c in classes] for split, classes in content.splits()}
     for split in SPLITS:
         assert np.array_equal(np.concatenate(read[split]), images(split))

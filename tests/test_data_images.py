@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.data import images
-from engine.data.images import Unreadable, decode, is_image
+from engine.data import images, preparation
+from engine.data.images import Unreadable, is_image
 from engine.errors import UserError
-from tests.samples import encoded
+from tests.samples import decode, encoded
 
 SIDE = 40
 RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)
@@ -203,7 +203,7 @@ def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
             running -= 1
         return result
 
-    monkeypatch.setattr(images, "to_array", counted)
+    monkeypatch.setattr(preparation, "to_array", counted)
     content = saved(Image.fromarray((RAMP * 255).astype(np.uint8)))
     made = images.all_of(lambda n: decode(content, n, 8, 1), map(str, range(40)))
     assert made.shape == (40, 8, 8, 1) and most == 1

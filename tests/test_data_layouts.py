@@ -19,6 +19,7 @@ from PIL import Image
 from engine.data import Dataset, load
 from engine.data import __main__ as command
 from engine.data.layout import split_named
+from engine.data.preparation import Preparation
 from engine.data.recognise import recognise
 from engine.data.tree import open_tree
 from engine.errors import UserError
@@ -353,7 +354,7 @@ def test_no_tree_loses_an_image_without_a_word(tmp_path_factory, paths, windows)
     archive = tmp_path_factory.mktemp("fuzz") / "x.zip"
     write_zip(archive, {slash.join(path): image for path in paths})
     try:
-        content = recognise(open_tree(archive), 8, 3)
+        content = recognise(open_tree(archive), Preparation.of("folder", 8, 3))
         if content is None:
             return
         used = sum(source.count for _, sources in content.splits() for source in sources)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.data import load, mini
+from engine.data.preparation import Preparation
 from engine.data.recognise import recognise
 from engine.data.tree import open_tree
 from engine.errors import UserError
@@ -235,7 +236,7 @@ def test_the_split_files_of_ravi_are_understood(data_dir):
     with pytest.raises(
         UserError, match=r"lacks 60,000 images: n0153282900000005\.jpg of class n01"
     ):
-        recognise(open_tree(tables), 84, 3)
+        recognise(open_tree(tables), Preparation.of("mini", 84, 3))
     labels = {split: _labels(tables / f"{split}.csv") for split in SPLITS}
     assert mini.is_mini(labels)
     labels["val"]["n01855672"] -= 1

@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 
 from engine.data import load, omniglot
+from engine.data.preparation import Preparation
 from engine.errors import UserError
 from tests.samples import encoded, write_zip
+
+SEEN = Preparation.of("omniglot", 28, 1)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +118,7 @@ def test_incomplete_and_wrong_drawings_are_explained(tmp_path, source, cache):
     ):
         archive_of(tmp_path, change)
         with pytest.raises(UserError, match=message):
-            content = omniglot.open_source(tmp_path, 28, 1, "background", 0).content()
+            content = omniglot.open_source(tmp_path, SEEN, "background", 0).content()
             {split: [c.read() for c in classes[:1]] for split, classes in content.splits()}
 
 
@@ -126,8 +129,17 @@ def test_other_data_is_not_omniglot(tmp_path, cache):
 
 
 def test_other_sizes_and_channels(source):
-    picture = omniglot.open_source(source, 20, 3, "paper", 0)
+    picture = omniglot.open_source(source, Preparation.of("omniglot", 20, 3), "paper", 0)
     _, classes = next(iter(picture.content().splits()))
     images = classes[0].read()
     assert images.shape == (20, 20, 20, 3)
     assert np.array_equal(images[..., 0], images[..., 2])
+
+
+def test_a_drawing_is_read_as_a_network_of_pictures_sees_it():
+    pixels = np.random.default_rng(0).random((105, 105)) < 0.7
+    drawing = encoded(pixels)
+    seen = Preparation.of("folder", 28, 3)
+    assert np.array_equal(omniglot._decode(drawing, "x", seen), seen.decode(drawing, "x"))
+    ink = omniglot._decode(drawing, "x", SEEN)
+    assert np.array_equal(ink, SEEN.decode(drawing, "x")) and set(np.unique(ink)) == {0, 1}

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
-from engine import evaluate, meta, scoring, train
+from engine import FewShotClassifier, evaluate, meta, scoring, train
 from engine.config import Config
+from engine.episodes import EpisodeSampler
 from engine.errors import Diverged
 from engine.runs import checkpoint
 from engine.runs.packed import pack
@@ -164,6 +166,32 @@ def test_a_run_without_a_validated_epoch(finished, tmp_path, capsys):
     found.best = []
     checkpoint.save(tmp_path / "latest.pt", found)
     refused([tmp_path], capsys, "no validated epoch", "latest.pt")
+
+
+def test_pictures_are_prepared_as_those_that_the_network_was_trained_on(tmp_path, capsys):
+    """Drawings in folders by a network of Omniglot: what the classifier answers of the files."""
+    cfg = Config.of("maml++", "omniglot", filters=4, steps=2, ways=3, eval_tasks=20)
+    content = checkpoint.Checkpoint(
+        cfg.to_dict(), "omniglot", "", pack(meta.init_state(cfg)), 1, [], {}, torch.get_rng_state()
+    )
+    checkpoint.save(tmp_path / "drawings.pt", content)
+    images, details = make_images(tmp_path / "drawn"), tmp_path / "details.json"
+    argv = "--dataset", "folder", "--data", images, "--cache", tmp_path / "cache", "--threads", 1
+    argv += "--protocol", "inductive", "--device", "cpu", "--json", details
+    assert evaluate.main([*map(str, (tmp_path / "drawings.pt", *argv))]) == 0, capsys.readouterr()
+    found = json.loads(details.read_text())
+    cfg = Config.from_dict(found["config"])
+    data = load_dataset(cfg)
+    sampler = EpisodeSampler.of(cfg, data, "test", scoring.TASK_SEED)
+    files = [
+        file for name in found["classes"] for file in sorted((images / "test" / name).iterdir())
+    ]
+    classifier = FewShotClassifier.load(tmp_path / "drawings.pt", threads=1)
+    hits = []
+    for support, targets in np.moveaxis(sampler.draw(0, 20).rows, 2, 1):
+        fitted = classifier.fit([files[row] for row in support], range(3))
+        hits.append(np.mean(fitted.predict([files[row] for row in targets]) == np.arange(3)))
+    assert hits == pytest.approx(found["best"]["by_task"]) and len({*hits}) > 1
 
 
 NAN = torch.tensor(float("nan"))

@@ -9,11 +9,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from engine.data import omniglot
-from engine.data.images import Unreadable, decode
+from engine.data.images import Unreadable
 from engine.data.pictures import asked, labelled, prepared
 from engine.data.preparation import Preparation
 from engine.errors import UserError
-from tests.samples import encoded, write_files, write_zip
+from tests.samples import decode, encoded, write_files, write_zip
 
 RGB, GREY = Preparation.of("folder", 12, 3), Preparation.of("folder", 12, 1)
 INK = Preparation.of("omniglot", 28, 1)

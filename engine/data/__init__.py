@@ -54,6 +54,7 @@ def load(
     cache: str | Path | None = None,
     split_ratio: str | None = None,
     skip_small: bool = False,
+    preparation: Preparation | None = None,
 ) -> Dataset:
     """The data set at ``path`` (None: ``default_path``), decoded into a cached class bank.
 
@@ -61,6 +62,8 @@ def load(
     ``64/16/20``) and ``seed`` divide the classes of data without splits. When mini has no path and
     nothing lies at its default, the result is the stand-in, with its ``notice``; ``strict`` makes
     that an error. A class all of whose images are left out is one, too, unless ``skip_small``.
+    ``preparation``, of this size and channels: how images become what a network sees, if not as its
+    kind of data has it.
     Raises UserError when data is missing, incomplete or broken, or the cache (None: $MAMLPP_CACHE
     or ~/.cache/mamlpp) cannot be written.
     """
@@ -73,7 +76,12 @@ def load(
     check("cache", cache, PATH)
     check("data", path, PATH)
     place = _existing(dataset, path)
+    usual = Preparation.of(dataset, image_size, channels)
+    seen = preparation or usual
+    assert (seen.size, seen.channels) == (image_size, channels), seen
     options = {"size": image_size, "channels": channels}
+    if seen.binary != usual.binary:
+        options["binary"] = seen.binary
 
     def accept(content: Content) -> None:
         if content.empty and not skip_small:
@@ -85,25 +93,24 @@ def load(
     if place is None:
         if strict:
             raise UserError(f"--strict-data: no data at {default_path(dataset)}; {mini.WAYS}")
-        source, notice = standin.open_source(image_size, channels), standin.NOTICE
+        source, notice = standin.open_source(seen), standin.NOTICE
     elif dataset == "omniglot":
-        source, notice = omniglot.open_source(place, image_size, channels, split, seed), None
+        source, notice = omniglot.open_source(place, seen, split, seed), None
         options |= {"split": split, "seed": seed}
     else:
         ways = mini.WAYS if dataset == "mini" else f"known are {recognise.FORMS}"
-        source = recognise.open_source(place, image_size, channels, split_ratio, seed, ways)
+        source = recognise.open_source(place, seen, split_ratio, seed, ways)
         options |= {"ratio": split_ratio, "seed": seed}
         notice = None
     folder = Path(cache).expanduser()
     label = standin.NAME if place is None else dataset
     bank = open_bank(source, folder, label, options, accept)
-    return _dataset(dataset, place, bank, channels, notice)
+    return _dataset(dataset, place, bank, seen, notice)
 
 
 def _dataset(
-    kind: str, place: Path | None, bank: Bank, channels: int, notice: str | None
+    kind: str, place: Path | None, bank: Bank, seen: Preparation, notice: str | None
 ) -> Dataset:
-    seen = Preparation.of(kind, 1, channels)
     scale, mean, std = seen.scale, seen.mean, seen.std
     digest = json.dumps([bank.digest, scale, mean, std]).encode()
     identity = hashlib.sha256(digest).hexdigest()[:32]

@@ -93,11 +93,6 @@ def all_of(read: Callable[[T], np.ndarray], items: Iterable[T]) -> np.ndarray:
     return np.stack(results)
 
 
-def decode(data: bytes, where: str, size: int, channels: int) -> np.ndarray:
-    """An image as uint8 [size, size, channels], by Lanczos if its size differs (not cropped)."""
-    return decoded(data, where, lambda image: to_array(image, size, channels))
-
-
 def decoded(data: bytes, where: str, make: Callable[[Image.Image], T]) -> T:
     """What ``make`` makes of the image of 8 bits in a file. Raises Unreadable as ``opened``."""
     with opened(data, where) as image:
@@ -152,7 +147,8 @@ def as_shown(image: Image.Image, channels: int) -> Image.Image:
 
 
 def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """uint8 [size, size, channels] of an image of 8 bits."""
+    """uint8 [size, size, channels] of an image of 8 bits, by Lanczos if its size differs (not
+    cropped)."""
     image = as_shown(image, channels)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.LANCZOS)

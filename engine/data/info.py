@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.data import mini, omniglot
 from engine.data.bank import ClassSource, Content
 from engine.data.images import is_image, opened
+from engine.data.preparation import Preparation
 from engine.data.recognise import FORMS, recognise
 from engine.data.tree import Tree
 from engine.errors import UserError, listed
@@ -29,7 +30,7 @@ def describe(path: Path) -> list[str]:
         parts = {part: [len(drawings) for drawings in found[part].values()] for part in found}
         lines += [_counts(part, counts) for part, counts in parts.items()]
         return [*lines, _command("omniglot", path)]
-    content = recognise(among[0], mini.SIDE, 3)
+    content = recognise(among[0], Preparation.of("folder", mini.SIDE, 3))
     if content is None:
         raise UserError(f"{path}: nothing recognised. Known are Omniglot and {FORMS}")
     return _described(path, among[0], content)

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from engine.data.bank import ClassSource, Content, Splits
 from engine.data.images import is_image
 from engine.data.tree import FolderTree, Tree
 from engine.errors import UserError, listed
+
+if TYPE_CHECKING:
+    from engine.data.preparation import Preparation
 
 SPLITS = ("train", "val", "test")
 ALL = "all"  # the one part of data without splits
@@ -125,8 +129,7 @@ def tree_content(
     tree: Tree,
     kind: str,
     found: tuple[Classes, list[str], list[str]],
-    size: int,
-    channels: int,
+    seen: Preparation,
 ) -> Content:
     """Raises UserError when a class is in two splits or under two names."""
     classes, notes, empty = found
@@ -137,7 +140,7 @@ def tree_content(
 
     def sources(part: str) -> list[ClassSource]:
         return [
-            ClassSource(label, len(names), lambda names=names: tree.images(names, size, channels))
+            ClassSource(label, len(names), lambda names=names: tree.images(names, seen))
             for label, names in sorted(classes[part].items())
         ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,9 @@ from engine.data.layout import SPLITS
 from engine.data.mini import digest
 from engine.data.tree import Tree, open_tree
 from engine.errors import UserError, listed
+
+if TYPE_CHECKING:
+    from engine.data.preparation import Preparation
 
 SETS = {"background": 964, "evaluation": 659}  # characters
 DRAWINGS = 20
@@ -63,7 +67,7 @@ def find(path: Path, among: list[Tree]) -> Characters | None:
     return found
 
 
-def open_source(path: Path, size: int, channels: int, split: str, seed: int) -> Source:
+def open_source(path: Path, seen: Preparation, split: str, seed: int) -> Source:
     among = trees(path)
 
     def content() -> Content:
@@ -78,7 +82,7 @@ def open_source(path: Path, size: int, channels: int, split: str, seed: int) -> 
         def splits() -> Splits:
             drawings = found["background"] | found["evaluation"]
             for name, labels in split_names(found, split, seed).items():
-                yield name, [_class(label, drawings[label], size, channels) for label in labels]
+                yield name, [_class(label, drawings[label], seen) for label in labels]
 
         return Content("Omniglot", splits, SPLITS)
 
@@ -112,21 +116,23 @@ def split_names(found: Characters, split: str, seed: int) -> dict[str, list[str]
     }
 
 
-def _class(name: str, drawings: list[tuple[Tree, str]], size: int, channels: int) -> ClassSource:
+def _class(name: str, drawings: list[tuple[Tree, str]], seen: Preparation) -> ClassSource:
     def read() -> np.ndarray:
-        grey = all_of(lambda d: _decode(d[0].read(d[1]), d[0].where(d[1]), size), drawings)
-        return np.repeat(grey[..., None], channels, axis=-1)
+        return all_of(lambda d: _decode(d[0].read(d[1]), d[0].where(d[1]), seen), drawings)
 
     return ClassSource(name, len(drawings), read)
 
 
-def _decode(data: bytes, where: str, size: int) -> np.ndarray:
+def _decode(data: bytes, where: str, seen: Preparation) -> np.ndarray:
     with opened(data, where, ("PNG",), _HINT) as file:
-        image = np.asarray(file.convert("1"))
-    if image.shape != (_SIDE, _SIDE):
-        shape = "x".join(map(str, image.shape[::-1]))
+        image = file.convert("1")
+    if image.size != (_SIDE, _SIDE):
+        shape = "x".join(map(str, image.size))
         raise Unreadable([f"{where} is {shape}, but Omniglot is {_SIDE}x{_SIDE}"], _HINT)
-    return _nearest(image.astype(np.uint8), size)
+    if not seen.binary:
+        return seen.array(image)
+    ink = _nearest(np.asarray(image).astype(np.uint8), seen.size)
+    return np.repeat(ink[..., None], seen.channels, axis=-1)
 
 
 def _nearest(image: np.ndarray, size: int) -> np.ndarray:

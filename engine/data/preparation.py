@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from engine.data import omniglot
-from engine.data.images import decoded, to_array
+from engine.data.images import decoded, fit, to_array
 from engine.errors import UserError
 
 _RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation over ImageNet
@@ -67,6 +67,15 @@ class Preparation:
         if not self.binary:
             return to_array(image, self.size, self.channels)
         return np.repeat(omniglot.drawing(image, self.size)[..., None], self.channels, axis=-1)
+
+    def fit(
+        self,
+        images: np.ndarray,  # uint8 [N, H, W, 1 or 3]
+    ) -> np.ndarray:  # uint8 [N, size, size, channels]
+        if not self.binary:
+            return fit(images, self.size, self.channels)
+        grey = images.shape[-1] == 1
+        return np.stack([self.array(Image.fromarray(i[..., 0] if grey else i)) for i in images])
 
     def seen(
         self,

@@ -11,14 +11,16 @@ reordered sums), and a random stream that is frozen: the images are the same on 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from engine.data.bank import ClassSource, Content, Source, Splits
-from engine.data.images import fit
 from kernels.pools import each
 from kernels.threads import cores
+
+if TYPE_CHECKING:
+    from engine.data.preparation import Preparation
 
 VERSION = 1  # raise it when any image changes
 CLASSES = {"train": 64, "val": 16, "test": 20}
@@ -60,19 +62,19 @@ class _Kind(NamedTuple):
     colours: np.ndarray  # [2, 3]
 
 
-def open_source(size: int, channels: int) -> Source:
+def open_source(seen: Preparation) -> Source:
     def splits() -> Splits:
         first = 0
         for split, classes in CLASSES.items():
-            yield split, [_class(first + c, size, channels) for c in range(classes)]
+            yield split, [_class(first + c, seen) for c in range(classes)]
             first += classes
 
     kind = f"generated stand-in, version {VERSION}"
     return Source(NAME, [VERSION, IMAGES, _SEED], lambda: Content(kind, splits, tuple(CLASSES)))
 
 
-def _class(number: int, size: int, channels: int) -> ClassSource:
-    return ClassSource(f"kind{number:03d}", IMAGES, lambda: fit(draw(number), size, channels))
+def _class(number: int, seen: Preparation) -> ClassSource:
+    return ClassSource(f"kind{number:03d}", IMAGES, lambda: seen.fit(draw(number)))
 
 
 def draw(number: int) -> np.ndarray:

@@ -10,12 +10,15 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from engine.data.images import Unreadable, all_of, decode
+from engine.data.images import Unreadable, all_of
 from engine.errors import UserError, explained
+
+if TYPE_CHECKING:
+    from engine.data.preparation import Preparation
 
 LARGEST_FILE = 1 << 28  # bytes; a larger "image" is a mistake or a decompression bomb
 _MOST_VISITS = 1000  # of one folder, by links to it: more is a tangle without end
@@ -57,9 +60,9 @@ class Tree:
     def where(self, name: str) -> str:
         return f"{self.path}/{name}"
 
-    def images(self, names: Iterable[str], size: int, channels: int) -> np.ndarray:
+    def images(self, names: Iterable[str], seen: Preparation) -> np.ndarray:
         """uint8 [len(names), size, size, channels]. Raises Unreadable with all that are broken."""
-        return all_of(lambda n: decode(self.read(n), self.where(n), size, channels), names)
+        return all_of(lambda n: seen.decode(self.read(n), self.where(n)), names)
 
 
 class FolderTree(Tree):

@@ -14,7 +14,7 @@ from engine.data.preparation import Preparation
 from engine.errors import UserError
 from engine.runs import adapted, checkpoint
 from engine.runs.adapted import Adapted, Classifier, Member
-from engine.runs.saved import load_trained, restore
+from engine.runs.saved import load_trained, preparation, restore
 
 
 class Learned(NamedTuple):
@@ -46,12 +46,8 @@ def learned_from(source: Any, ensemble: bool) -> Learned:
     first = saved[0]
     cfg = Config.from_dict(first.config)
     states = restore(meta.layout(cfg), saved, torch.device("cpu")).values()
-    if first.preparation is None:
-        prepared = Preparation.of(cfg.dataset, cfg.image_size, cfg.channels)
-    else:
-        prepared = Preparation.from_dict(first.preparation, cfg.image_size, cfg.channels)
     members = [Member(state.params, state.running) for state in states]
-    return Learned(cfg, first.data_name, first.precisions or {}, prepared, members)
+    return Learned(cfg, first.data_name, first.precisions or {}, preparation(first), members)
 
 
 def _of_classifier(saved: Classifier) -> Learned:

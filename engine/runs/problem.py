@@ -116,8 +116,9 @@ class Pictures(NamedTuple):
         return Tested(result, more)
 
 
-def load_dataset(cfg: Config, *parts: str) -> Dataset:
-    """The data, its notice shown; its parts checked, so that none fails only when it is needed."""
+def load_dataset(cfg: Config, *parts: str, preparation: Preparation | None = None) -> Dataset:
+    """The data, its notice shown; its parts checked, so that none fails only when it is needed.
+    ``preparation``: that of a network which was trained on another kind of data."""
     dataset = data.load(
         cfg.dataset,
         cfg.data,
@@ -129,6 +130,7 @@ def load_dataset(cfg: Config, *parts: str) -> Dataset:
         cache=cfg.cache,
         split_ratio=cfg.split_ratio,
         skip_small=cfg.skip_small_classes,
+        preparation=preparation,
     )
     if dataset.notice:
         say("", *dataset.notice.splitlines(), "")

@@ -10,6 +10,7 @@ import torch
 
 from engine import weights
 from engine.config import SCHEDULE, Config
+from engine.data.preparation import Preparation
 from engine.errors import UserError, explained, listed, nearest
 from engine.meta import State
 from engine.runs import checkpoint
@@ -107,6 +108,14 @@ def own_data(path: Path, trained: Config) -> dict[str, str]:
             if there.data is not None and not trained.differences(found, besides=SCHEDULE):
                 return {"data": there.data}
     return {}
+
+
+def preparation(saved: Checkpoint) -> Preparation:
+    """How the network of a checkpoint saw its pictures."""
+    cfg = Config.from_dict(saved.config)
+    if saved.preparation is None:
+        return Preparation.of(cfg.dataset, cfg.image_size, cfg.channels)
+    return Preparation.from_dict(saved.preparation, cfg.image_size, cfg.channels)
 
 
 def restore(like: State, saved: list[Checkpoint], device: torch.device) -> dict[int, State]:

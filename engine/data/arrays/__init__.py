@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.data.arrays.npz import read_npz
 from engine.data.arrays.pickles import read_pickle
@@ -17,6 +17,9 @@ from engine.data.bank import ClassSource, Content
 from engine.data.layout import SPLITS, require_disjoint, split_named
 from engine.data.tree import Tree
 from engine.errors import UserError, listed
+
+if TYPE_CHECKING:
+    from engine.data.preparation import Preparation
 
 SUFFIXES = (".pkl", ".pickle", ".npz")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -37,11 +40,11 @@ def split_of(stem: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def find(tree: Tree, size: int, channels: int) -> Content | None:
+def find(tree: Tree, seen: Preparation) -> Content | None:
     """What pickles and npz archives there are; None if the name of none names a split. Reading
     them adds to the notes.
 
-    Images come as uint8 [size, size, channels]. Raises UserError when train or test is missing, or
+    Images come as ``seen`` makes them. Raises UserError when train or test is missing, or
     a split has several files.
     """
     notes: list[str] = []
@@ -54,7 +57,7 @@ def find(tree: Tree, size: int, channels: int) -> Content | None:
     kind = " and ".join(sorted(ends, reverse=True))
     if any(split.labels for split in files.values()):
         kind += ", images and labels apart (as tiered-ImageNet)"
-    splits = lambda: _Reader(tree, files, notes).splits(size, channels)  # noqa: E731
+    splits = lambda: _Reader(tree, files, notes).splits(seen)  # noqa: E731
     return Content(kind, splits, tuple(files), notes)
 
 
@@ -106,7 +109,7 @@ class _Reader:
         self.first: dict[str, tuple[str, str]] = {}  # of require_disjoint
         self.form: dict[str, str] = {}  # of the images → the first file with it
 
-    def splits(self, size: int, channels: int) -> Iterator[tuple[str, list[ClassSource]]]:
+    def splits(self, seen: Preparation) -> Iterator[tuple[str, list[ClassSource]]]:
         """Raises UserError when all files have been looked at, with what is wrong in each."""
         problems = []
         for split in self.files:
@@ -116,7 +119,7 @@ class _Reader:
                 problems += [str(error)] if str(error) not in problems else []
                 continue
             sources = [
-                ClassSource(name, len(rows), partial(images.take, rows, size, channels))
+                ClassSource(name, len(rows), partial(images.take, rows, seen))
                 for name, (images, rows) in classes.items()
             ]
             del classes

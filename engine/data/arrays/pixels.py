@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.data.images import all_of, decode, fit
+from engine.data.images import all_of
 from engine.errors import UserError, listed
+
+if TYPE_CHECKING:
+    from engine.data.preparation import Preparation
 
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")  # how PNG, JPEG and WebP begin
 _AGAIN = "get the file again"
@@ -34,17 +37,17 @@ class Images:
             return None
         return f"{'x'.join(map(str, self.values.shape[1:]))} up to {255 // self.scale}"
 
-    def take(self, rows: np.ndarray, size: int, channels: int) -> np.ndarray:
+    def take(self, rows: np.ndarray, seen: Preparation) -> np.ndarray:
         """uint8 [len(rows), size, size, channels]."""
         if not isinstance(self.values, np.ndarray):
-            return all_of(lambda row: self._decoded(row, size, channels), rows.tolist())
+            return all_of(lambda row: self._decoded(row, seen), rows.tolist())
         images = self.values[rows]
         if images.dtype != np.uint8 or self.scale != 1:
             images = np.rint(images.astype(np.float32) * np.float32(self.scale)).astype(np.uint8)
-        return fit(images, size, channels)
+        return seen.fit(images)
 
-    def _decoded(self, row: int, size: int, channels: int) -> np.ndarray:
-        return decode(bytes(self.values[row]), f"{self.where}, image {row}", size, channels)
+    def _decoded(self, row: int, seen: Preparation) -> np.ndarray:
+        return seen.decode(bytes(self.values[row]), f"{self.where}, image {row}")
 
 
 def is_encoded(value: Any) -> bool:
