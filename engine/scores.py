@@ -50,4 +50,9 @@ def _accuracy(predictions: Any, y: Any) -> Tensor:  # [M, ways], [M]
             f"accuracy is of outputs [samples, classes] and y [samples], and the network answers "
             f"{shown(predictions)} where y is {shown(y)}: give another metric"
         )
+    if not predictions.amax(-1).isfinite().all():  # argmax would take the first class
+        raise UserError(
+            "a task's outputs are NaN or infinite: the inner loop went astray; give fewer steps, a "
+            "lower rate or other tasks"
+        )
     return (predictions.argmax(-1) == y).double().mean()

@@ -257,6 +257,14 @@ def test_adapted_answers_without_dropout():
     assert torch.equal(adapted(given.target_x[0]), adapted(given.target_x[0]))
 
 
+def test_outputs_that_are_not_numbers_are_no_answers():
+    made = learner(mlp())
+    with torch.no_grad():
+        made.module[0].weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="a task's outputs are NaN or infinite"):
+        made.evaluate([episode()])
+
+
 def test_a_protocol_is_one_of_two():
     with pytest.raises(UserError, match="protocol is 'indutcive': give one of transductive, induc"):
         learner(mlp()).evaluate([episode()], protocol="indutcive")
