@@ -217,6 +217,8 @@ class Dot(Batched):
     @staticmethod
     def backward(ctx, dy_dot):
         """⟨w, ẏ⟩ is the derivative of ⟨w, y⟩ along the directions."""
+        if dy_dot is None:
+            return padded(ctx)
         call, tensors = ctx.call, ctx.saved_tensors
         _, *d_inputs = GradDot.apply(call, dy_dot, None, *tensors)
         dots = tensors[-call.inputs :]

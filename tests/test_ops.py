@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import kernels
 from kernels import cases, dispatch, reference
@@ -185,6 +185,33 @@ def test_a_third_derivative_raises_and_is_never_wrong(op: str, backend, constant
     second = torch.autograd.grad(scalar, inputs, create_graph=True, materialize_grads=True)
     with pytest.raises(RuntimeError, match=f"{op}: the third derivative is not implemented"):
         sum(s.pow(2).sum() for s in second).backward()
+
+
+class Cut(torch.autograd.Function):
+    """The value as it is, of which no gradient comes back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, dx):
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # of torch's own
+@TWICE
+def test_a_tangent_without_a_gradient_adds_nothing(op: str, backend) -> None:
+    f, inputs = third_derivatives()[op]
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    expected = torch.autograd.grad(f(*inputs).sum(), inputs)
+    with forward_ad.dual_level():
+        y, y_dot = forward_ad.unpack_dual(
+            f(*(forward_ad.make_dual(t, torch.ones_like(t)) for t in inputs))
+        )
+        actual = torch.autograd.grad(y.sum() + Cut.apply(y_dot).sum(), inputs)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-12, atol=0)
 
 
 @on_all("norm_act")
