@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.batched import transformed
+
 __all__ = ["LSLR", "PerStepBatchNorm1d", "PerStepBatchNorm2d", "at_step"]
 
 
@@ -92,10 +94,13 @@ class _PerStepBatchNorm(nn.Module):
         rows = [None if b is None else b[k] for b in (*buffers, self.weight, self.bias)]
         by_batch = self.training or rows[0] is rows[1] is None
         moments = rows[:2]
-        if tracking:  # in memory of their own, which `vmap` would copy otherwise, and then lose
+        # In memory of their own where a later step of training would write to what the gradient
+        # reads, and under `vmap`, which copies what is written to, and then loses it.
+        apart = tracking and transformed()
+        if apart or not tracking:
             moments = [None if row is None else row.clone() for row in moments]
         y = F.batch_norm(x, *moments, *rows[2:], by_batch, momentum or 0.0, self.eps)
-        if tracking:
+        if apart:
             for row, moment in zip(rows[:2], moments, strict=True):
                 if row is not None:
                     row.copy_(moment)
@@ -198,10 +203,13 @@ class LSLR(nn.Module):
                 raise ValueError(f"LSLR.update: grads has {strange[0]!r}, which is not in {where}")
         rates = self.rates[min(step, len(self.rates) - 1)].unbind()
         rates = dict(zip(self.names, rates, strict=True))
-        return {
-            name: value if grads.get(name) is None else value - rates[name] * grads[name]
-            for name, value in params.items()
-        }
+
+        def updated(name: str, value: Tensor) -> Tensor:
+            if (gradient := grads.get(name)) is None:
+                return value
+            return value - rates[name].to(value.dtype) * gradient
+
+        return {name: updated(name, value) for name, value in params.items()}
 
     def extra_repr(self) -> str:
         return f"steps={len(self.rates)}, parameters={len(self.names)}"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, grad_and_value, stack_module_state, vmap
+from torch.utils.checkpoint import checkpoint
 
 from kernels.nn import LSLR, PerStepBatchNorm1d, PerStepBatchNorm2d, at_step
 from tests.ops import assert_close, randn
@@ -119,6 +120,30 @@ def test_at_step_sets_at_once_and_in_a_with_gives_back() -> None:
         at_step(nn.Linear(1, 1), 0)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_checkpoint_tracks_as_torchs_batch_norm_does(momentum, reentrant: bool) -> None:
+    ours = PerStepBatchNorm2d(3, momentum=momentum, steps=1, dtype=torch.float64)
+    theirs = nn.BatchNorm2d(3, momentum=momentum, dtype=torch.float64)
+    for shift in (0, 10):
+        x = (shift + randn(shift, 4, 3, 2, 2)).requires_grad_()
+        for module in (ours, theirs):
+            checkpoint(module, x, use_reentrant=reentrant).sum().backward()
+    assert equal(ours, theirs, 0)
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_training_after_evaluation_does_not_change_its_gradient(later: int) -> None:
+    ours = randomized(PerStepBatchNorm2d(3, steps=2, dtype=torch.float64)).eval()
+    x = randn(0, 4, 3, 2, 2).requires_grad_()
+    expected = torch.autograd.grad(ours(x).pow(2).sum(), x)
+    y = ours(x).pow(2).sum()
+    with at_step(ours.train(), later):
+        ours(3 * x.detach() + 1)
+    assert torch.equal(torch.autograd.grad(y, x)[0], expected[0])
+    assert ours.num_batches_tracked.tolist() == [1 - later, later]
+
+
 def test_what_does_not_fit_is_named() -> None:
     for steps in (0, 1.5, True):
         with pytest.raises(ValueError, match=f"PerStepBatchNorm1d: steps must be .* got {steps}"):
@@ -171,6 +196,15 @@ def test_lslr_is_plain_sgd_with_a_rate_a_tensor_and_step_to_second_order() -> No
         expected = params["0.weight"] - lslr.rates[row, 0] * grads["0.weight"]
         assert torch.equal(new["0.weight"], expected)
         assert all(new[name] is params[name] for name in params if name != "0.weight")
+
+
+def test_a_rate_changes_no_dtype_also_not_of_a_single_number() -> None:
+    params = {"a": torch.ones(2, dtype=torch.float64), "b": torch.tensor(1.0), "c": torch.ones(2)}
+    lslr = LSLR(params, 1, 0.5)
+    assert lslr.rates.dtype == torch.float64
+    new = lslr.update(params, params, 0)
+    assert [t.dtype for t in new.values()] == [torch.float64, torch.float32, torch.float32]
+    assert [t.tolist() for t in new.values()] == [[0.5, 0.5], 0.5, [0.5, 0.5]]
 
 
 class _Calls(nn.Module):
