@@ -191,11 +191,12 @@ template <class T>
 void adam(ptrdiff_t n, int threads, uintptr_t param, uintptr_t first, uintptr_t second,
           uintptr_t grad, double clamp, double beta1, double beta2, double rate, double correction,
           double eps, uintptr_t param_out, uintptr_t first_out, uintptr_t second_out) {
-    const AdamStep<T> step{at<const T>(param, 0), at<const T>(first, 0), at<const T>(second, 0),
-                           at<const T>(grad, 0),  static_cast<T>(clamp), static_cast<T>(beta1),
-                           static_cast<T>(beta2), static_cast<T>(rate),  static_cast<T>(correction),
-                           static_cast<T>(eps),   at<T>(param_out, 0),   at<T>(first_out, 0),
-                           at<T>(second_out, 0)};
+    const AdamStep<T> step{
+        at<const T>(param, 0),      at<const T>(first, 0),     at<const T>(second, 0),
+        at<const T>(grad, 0),       static_cast<T>(clamp),     static_cast<T>(1 - beta1),
+        static_cast<T>(beta2),      static_cast<T>(1 - beta2), static_cast<T>(rate),
+        static_cast<T>(correction), static_cast<T>(eps),       at<T>(param_out, 0),
+        at<T>(first_out, 0),        at<T>(second_out, 0)};
     for_tasks(1, useful(threads, n),
               [&](int, Team& team, int) { cpu_ops<T>().adam(step, n, team); });
 }

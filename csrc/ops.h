@@ -196,10 +196,10 @@ template <class T> struct UpdateBwd {
 // One step of Adam (Kingma and Ba 2015, algorithm 1) over flat buffers.
 template <class T> struct AdamStep {
     const T *param, *first, *second, *grad;
-    T clamp; // bound on each entry of grad
-    T beta1, beta2;
-    T rate;       // lr / (1 − beta1ᵗ)
-    T correction; // 1 / √(1 − beta2ᵗ)
+    T clamp;                 // bound on each entry of grad
+    T fresh1, beta2, fresh2; // 1 − beta1, beta2, 1 − beta2
+    T rate;                  // lr / (1 − beta1ᵗ)
+    T correction;            // 1 / √(1 − beta2ᵗ)
     T eps;
     T *param_out, *first_out, *second_out;
 };

@@ -24,3 +24,15 @@ def test_tensors_give_what_numbers_give(name: str, dtype: torch.dtype, clamp: fl
     for a, b, e in zip(ours, numbers, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=torch.finfo(dtype).eps, atol=0)
         torch.testing.assert_close(a, e.to(dtype))
+
+
+@pytest.mark.parametrize("name", ["native", "plain"])
+def test_moments_close_to_1_are_of_the_beta_that_was_given(name: str) -> None:
+    """1 − beta of a beta rounded to float32 is off by up to 2⁻²⁵."""
+    backend, zero, one = dispatch.space(name), torch.zeros(8), torch.ones(8)
+    if refused := backend.refuses(zero.device, zero.dtype):
+        pytest.skip(refused)
+    for beta1, beta2 in ((0.9, 0.999), (0.999, 0.99999)):
+        _, first, second = backend.update.adam(zero, zero, zero, one, 1.0, 1.0, beta1, beta2)
+        for found, beta in ((first, beta1), (second, beta2)):
+            assert (found.double() / (1 - beta) - 1).abs().max() < 1e-7

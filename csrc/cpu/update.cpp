@@ -111,8 +111,8 @@ template <class T> void adam(const AdamStep<T>& a, ptrdiff_t n, Team& team) {
         for (ptrdiff_t i = from; i < to; ++i) {
             T g = a.grad[i];
             g = g > a.clamp ? a.clamp : g < -a.clamp ? -a.clamp : g;
-            const T m = a.first[i] + (1 - a.beta1) * (g - a.first[i]);
-            const T v = a.beta2 * a.second[i] + (1 - a.beta2) * g * g;
+            const T m = a.first[i] + a.fresh1 * (g - a.first[i]);
+            const T v = a.beta2 * a.second[i] + a.fresh2 * g * g;
             a.first_out[i] = m;
             a.second_out[i] = v;
             a.param_out[i] = a.param[i] - a.rate * m / (root(v) * a.correction + a.eps);

@@ -304,8 +304,9 @@ template <class T> Results<T> run_adam(ptrdiff_t n, int threads) {
     std::vector<T> moved = unwritten<T>(n), m = moved, v = moved;
     AdamStep<T> step{};
     step.param = param.data(), step.first = first.data(), step.second = second.data();
-    step.grad = grad.data(), step.clamp = 1.5, step.beta1 = 0.875, step.beta2 = 0.96875;
-    step.rate = 0.125, step.correction = 2, step.eps = 0.0078125;
+    step.grad = grad.data(), step.clamp = 1.5;
+    step.fresh1 = 0.125, step.beta2 = 0.96875, step.fresh2 = 0.03125, step.rate = 0.125;
+    step.correction = 2, step.eps = 0.0078125;
     step.param_out = moved.data(), step.first_out = m.data(), step.second_out = v.data();
     for_tasks(1, threads, [&](int, Team& team, int) { cpu_ops<T>().adam(step, n, team); });
     return {moved, m, v, param, first, second, grad};
