@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -55,6 +56,7 @@ struct Held {
     const Made made;
     const uint64_t images; // their number, which no others have
     const uintptr_t theta; // of a pass: the task's parameters; of images 0
+    std::mutex writing;    // of a pullback, which works in what the pass kept: one at a time
 };
 using Blocks = std::vector<std::shared_ptr<Held>>;
 
@@ -186,6 +188,7 @@ void pullback(const Net& net, int n, int threads, const Blocks& images, const Bl
     check_kept<T>(images, kept, {net, n, sizeof(T), isa()}, theta_of, "embed", "pullback");
     Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
+        const std::lock_guard<std::mutex> alone(kept[t]->writing);
         const PullbackTask<T> task{images[t]->block.data(),
                                    theta_of(t),
                                    at<const T>(d_features, static_cast<ptrdiff_t>(t) * n * width),

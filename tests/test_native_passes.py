@@ -2,6 +2,7 @@
 instruction set, in float32 by an error budget.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import pytest
@@ -14,6 +15,7 @@ from engine.models.backbone import Backbone
 from engine.models.interface import Moments
 from kernels import native
 from kernels.native import passes
+from tests.ops import randn
 from tests.passes import (
     Problem,
     Results,
@@ -89,6 +91,22 @@ def test_features_are_written_in_full_and_are_the_same_bits_on_any_threads(threa
     assert all(map(torch.equal, runs[0], runs[1])) and all(map(torch.equal, runs[0], runs[2]))
     head = made.model.sizes[-2:]
     assert not runs[0].gradient[:, -sum(head) :].any()
+
+
+def test_pullbacks_of_the_same_at_the_same_time_give_the_same_bits() -> None:
+    """Each works in what the pass kept."""
+    made = problem(Backbone(3, 28, 16, 3, 5), 10, 2).to(torch.float32)
+    images = passes.prepare(made.model.net, made.x)
+    found = passes.embed(images, made.theta, made.row, None, True)
+    directions = [randn(i, *found.features.shape, dtype=torch.float32) for i in range(2)]
+    expected = [passes.pullback(found.kept, d) for d in directions]
+
+    def again(i: int) -> bool:
+        pulled = (passes.pullback(found.kept, directions[i]) for _ in range(50))
+        return all(all(map(torch.equal, p, expected[i])) for p in pulled)
+
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as callers:
+        assert all(callers.map(again, range(2)))
 
 
 def test_what_a_pullback_does_not_take_is_refused() -> None:
