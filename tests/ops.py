@@ -90,3 +90,18 @@ def largest_error(ours, plains, exact) -> tuple[float, float]:
         if e is not None and e.norm():
             errors.append(tuple(((t - e).norm() / e.norm()).item() for t in (a, p)))
     return tuple(map(max, zip(*errors, strict=True)))
+
+
+def with_infinite_sums(norm_act, pooled: bool) -> list[Tensor]:
+    """dz, and with the direction y_dot and dz_dot, all finite, by given statistics and gradients
+    whose sums with x̂ leave float32.
+    """
+    z = randn(0, 2, 3, 5, 6, 6, dtype=torch.float32)
+    z[0, 0, 1, 2, 2] = 1e36
+    gain, bias, mean, var = 1 + randn(1, 4, 2, 5, dtype=torch.float32).square()
+    y, saved = norm_act.fwd(z, gain, bias, EPS, 0.01, pooled, (mean, var))
+    dy = torch.full_like(y, 1e3)
+    y_dot, tangent = norm_act.tan_fwd(saved, gain, torch.ones_like(z), gain)
+    dz, dgain, _ = norm_act.bwd(saved, gain, dy)
+    assert dgain[0, 1] == torch.inf
+    return [dz, y_dot, norm_act.tan_bwd(saved, tangent, gain, dy, dy, gain)[0]]

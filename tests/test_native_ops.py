@@ -18,6 +18,7 @@ from tests.ops import (
     norm_results,
     randn,
     update_results,
+    with_infinite_sums,
 )
 
 pytestmark = pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
@@ -66,6 +67,13 @@ def test_norm_act_is_that_of_plain(size, slope: float, pooled: bool, given: bool
     for ours, expected in pairs:
         # One value is its own mean: what is left of it is rounding, times 1/√ε.
         assert_close(ours, expected, 1e-10 if size[1] * size[4] > 1 or given else 1e-7)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_what_goes_through_given_statistics_is_0_whatever_the_sums(pooled: bool, isa) -> None:
+    ours, expected = (with_infinite_sums(b.norm_act, pooled) for b in (native, plain))
+    for a, e in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("tasks", [1, 3])

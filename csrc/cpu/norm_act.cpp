@@ -68,11 +68,11 @@ void norm_act_bwd(const NormShape& shape, const NormSaved<T>& saved, const NormB
     op.merge(1);
     op.store_sum(0, task.dbias);
     op.store_sum(1, task.dgain);
-    const T part = op.per_value(saved.given);
+    const T part = op.per_value();
     for (int c = 0; c < op.g.pitch; ++c) {
         v.b0[c] = v.gain[c] * v.rstd[c];
-        v.b2[c] = -v.b0[c] * v.rstd[c] * op.sum(1)[c] * part;
-        v.b4[c] = -v.b0[c] * op.sum(0)[c] * part;
+        v.b2[c] = saved.given ? 0 : -v.b0[c] * v.rstd[c] * op.sum(1)[c] * part;
+        v.b4[c] = saved.given ? 0 : -v.b0[c] * op.sum(0)[c] * part;
     }
     each(team, op.n, [&](int i, int worker) {
         const NormScratch<T> room = op.room(worker);
@@ -111,8 +111,8 @@ void norm_act_tan_fwd(const NormShape& shape, const NormSaved<T>& saved, const N
         op.merge(0);
         op.merge(1);
         for (int c = 0; c < op.channels; ++c) {
-            task.mean_dot[c] = v.mean_dot[c] = op.sum(0)[c] * op.per_value(false);
-            task.q[c] = v.q[c] = op.sum(1)[c] * op.per_value(false) * v.rstd[c];
+            task.mean_dot[c] = v.mean_dot[c] = op.sum(0)[c] * op.per_value();
+            task.q[c] = v.q[c] = op.sum(1)[c] * op.per_value() * v.rstd[c];
         }
     }
     each(team, op.n, [&](int i, int worker) {
@@ -161,7 +161,7 @@ void norm_act_tan_bwd(const NormShape& shape, const NormSaved<T>& saved, const N
         op.merge(which);
     op.store_sum(2, task.dbias_dot);
     op.store_sum(3, task.dgain_dot);
-    op.dot_coefficients(op.per_value(saved.given));
+    op.dot_coefficients(saved.given);
     each(team, op.n, [&](int i, int worker) {
         const NormScratch<T> room = op.room(worker);
         bend_both(i, room);

@@ -146,8 +146,8 @@ template <class T> struct Norm {
         return v.shares + (static_cast<ptrdiff_t>(image) * image_sums + which) * g.pitch;
     }
     T* sum(int which) const { return v.sums + which * g.pitch; }
-    T per_value(bool given) const { // 1 / the values behind a statistic that depends on them
-        return given ? 0 : static_cast<T>(1 / (static_cast<double>(n) * dense));
+    T per_value() const { // 1 / the values behind a statistic of the batch
+        return static_cast<T>(1 / (static_cast<double>(n) * dense));
     }
 
     // A vector of the tensor [channels] with zeros behind it; null: zeros
@@ -204,18 +204,21 @@ template <class T> struct Norm {
         load(task.given_mean ? task.given_mean : task.mean, v.centre);
         load(task.rstd, v.rstd);
     }
-    // dz_dot = b₀S(δ_dot) + b₁S(δ) + b₂(z − μ) + b₃(z_dot − μ_dot) + b₄
-    void dot_coefficients(T share_of_one) const {
+    // dz_dot = b₀S(δ_dot) + b₁S(δ) + b₂(z − μ) + b₃(z_dot − μ_dot) + b₄, of given statistics the
+    // first two alone: their sums may be infinite
+    void dot_coefficients(bool given) const {
+        const T part = per_value();
         const T *s1 = sum(0), *s2 = sum(1), *s1_dot = sum(2), *s2_dot = sum(3);
         for (int c = 0; c < g.pitch; ++c) {
             const T r = v.rstd[c], scale = v.gain[c] * r;
             const T scale_dot = v.gain_dot[c] * r - scale * r * v.q[c];
             v.b0[c] = scale;
             v.b1[c] = scale_dot;
-            v.b3[c] = -scale * r * s2[c] * share_of_one;
+            v.b3[c] = given ? 0 : -scale * r * s2[c] * part;
             v.b2[c] =
-                -r * ((scale_dot * s2[c] + scale * s2_dot[c]) * share_of_one + v.b3[c] * v.q[c]);
-            v.b4[c] = -(scale_dot * s1[c] + scale * s1_dot[c]) * share_of_one;
+                given ? 0
+                      : -r * ((scale_dot * s2[c] + scale * s2_dot[c]) * part + v.b3[c] * v.q[c]);
+            v.b4[c] = given ? 0 : -(scale_dot * s1[c] + scale * s1_dot[c]) * part;
         }
     }
     void build_dot(const T* delta, const T* delta_dot, const T* z, const T* z_dot,

@@ -64,17 +64,19 @@ void merge_sums(const Plan<T>& plan, const T* shares, int s, T* s1, T* s2, T* no
     }
 }
 
-// How dz follows from δ and z: dz = a₀S(δ) + a₁(z − μ) + a₂, a₀ = gain·r.
+// How dz follows from δ and z: dz = a₀S(δ) + a₁(z − μ) + a₂, a₀ = gain·r. Of given statistics the
+// first alone: the sums behind the others may be infinite.
 template <class T>
 void dz_coefficients(const Plan<T>& plan, const Kept<T>& kept, int s, const Shares<T>& shares) {
     const StageKept<T>& k = kept.stages[s];
     const T count =
         static_cast<T>(plan.n * plan.stages[s].window.dense * plan.stages[s].window.dense);
-    const T share = kept.given[0] != 0 ? 0 : 1 / count;
+    const bool given = kept.given[0] != 0;
+    const T share = 1 / count;
     for (int c = 0; c < plan.pitch; ++c) {
         shares.a0[c] = k.gain[c] * k.rstd[c];
-        shares.a1[c] = -shares.a0[c] * k.rstd[c] * k.s2[c] * share;
-        shares.a2[c] = -shares.a0[c] * k.s1[c] * share;
+        shares.a1[c] = given ? 0 : -shares.a0[c] * k.rstd[c] * k.s2[c] * share;
+        shares.a2[c] = given ? 0 : -shares.a0[c] * k.s1[c] * share;
     }
 }
 

@@ -54,12 +54,12 @@ template <class T> struct Tangent {
     void merge_products(int s) const {
         const ptrdiff_t stride = 2 * static_cast<ptrdiff_t>(plan.pitch);
         const int side = plan.stages[s].window.dense;
-        const T share = given() ? 0 : 1 / static_cast<T>(plan.n * side * side);
+        const T share = 1 / static_cast<T>(plan.n * side * side);
         add_shares(shares.sums, plan.n, stride, plan.pitch, shares.mean_dot);
         add_shares(shares.sums + plan.pitch, plan.n, stride, plan.pitch, shares.q);
         for (int c = 0; c < plan.pitch; ++c) {
-            shares.mean_dot[c] *= share;
-            shares.q[c] *= share * kept.stages[s].rstd[c];
+            shares.mean_dot[c] = given() ? 0 : shares.mean_dot[c] * share;
+            shares.q[c] = given() ? 0 : shares.q[c] * (share * kept.stages[s].rstd[c]);
         }
     }
 
@@ -159,14 +159,15 @@ template <class T> struct Tangent {
     void coefficients(int s) const {
         const StageKept<T>& k = kept.stages[s];
         const int side = plan.stages[s].window.dense;
-        const T share = given() ? 0 : 1 / static_cast<T>(plan.n * side * side);
+        const T share = 1 / static_cast<T>(plan.n * side * side);
         const T* q = statistic(s, 1);
         dz_coefficients(plan, kept, s, shares);
         for (int c = 0; c < plan.pitch; ++c) {
             const T rq = k.rstd[c] * q[c], a0 = shares.a0[c];
             shares.b1[c] = -rq * a0;
-            shares.b2[c] = -2 * rq * shares.a1[c] - a0 * k.rstd[c] * shares.s2_dot[c] * share;
-            shares.b4[c] = -rq * shares.a2[c] - a0 * shares.s1_dot[c] * share;
+            shares.b2[c] =
+                given() ? 0 : -2 * rq * shares.a1[c] - a0 * k.rstd[c] * shares.s2_dot[c] * share;
+            shares.b4[c] = given() ? 0 : -rq * shares.a2[c] - a0 * shares.s1_dot[c] * share;
         }
     }
 

@@ -69,7 +69,8 @@ template <class T> struct Gradients {
     Tiling g;
     int tasks;
     const double* part;
-    double per_value; // 1 / the values behind a statistic, 0 for one that was given
+    double per_value; // 1 / the values behind a statistic of the batch
+    bool given;       // constants instead, whose sums may be infinite
     Rows<const T> gain, rstd;
     Rows<T> dgain, dbias;
     T* coef;
@@ -86,8 +87,8 @@ template <class T> struct Gradients {
                 const double r = row_of(rstd, task)[c], scale = row_of(gain, task)[c] * r;
                 T* const to = coefficients_of(coef, g, task, c);
                 to[1 * g.channels] = static_cast<T>(scale);
-                to[2 * g.channels] = static_cast<T>(-scale * r * s[1] * per_value);
-                to[4 * g.channels] = static_cast<T>(-scale * s[0] * per_value);
+                to[2 * g.channels] = given ? 0 : static_cast<T>(-scale * r * s[1] * per_value);
+                to[4 * g.channels] = given ? 0 : static_cast<T>(-scale * s[0] * per_value);
             });
     }
 };
@@ -100,6 +101,7 @@ template <class T> struct GradientDots {
     int tasks;
     const double* part;
     double per_value;
+    bool given;
     Rows<const T> gain, rstd, gain_dot, q;
     Rows<T> dgain_dot, dbias_dot;
     T* coef;
@@ -123,15 +125,16 @@ template <class T> struct GradientDots {
                 T* const to = coefficients_of(coef, g, task, c);
                 to[0 * g.channels] = static_cast<T>(scale);
                 to[1 * g.channels] = static_cast<T>(scale_dot);
-                to[2 * g.channels] = static_cast<T>(on_x_hat * r);
-                to[3 * g.channels] = static_cast<T>(on_z_dot);
-                to[4 * g.channels] = static_cast<T>(-(scale_dot * s[0] + scale * s[2]) * per_value);
+                to[2 * g.channels] = given ? 0 : static_cast<T>(on_x_hat * r);
+                to[3 * g.channels] = given ? 0 : static_cast<T>(on_z_dot);
+                to[4 * g.channels] =
+                    given ? 0 : static_cast<T>(-(scale_dot * s[0] + scale * s[2]) * per_value);
             });
     }
 };
 
-template <class T> double per_value(const NormShape& s, const NormSaved<T>& saved) {
-    return saved.given ? 0 : 1 / static_cast<double>(squares(s.n, s.side));
+inline double per_value(const NormShape& s) {
+    return 1 / static_cast<double>(squares(s.n, s.side));
 }
 
 template <class T, class Queue>
@@ -152,7 +155,7 @@ void norm_act_bwd_on(const NormShape& s, int tasks, const NormSaved<T>& saved, c
                       {},
                       {},
                       work.part});
-        queue(Gradients<T>{g, tasks, work.part, per_value(s, saved), saved.gain, saved.rstd,
+        queue(Gradients<T>{g, tasks, work.part, per_value(s), saved.given, saved.gain, saved.rstd,
                            f.dgain, f.dbias, work.coef});
         queue(build<T, V>(s, tasks, saved, f.dy, work.coef, f.dz));
     });
@@ -168,8 +171,8 @@ void norm_act_tan_bwd_on(const NormShape& s, int tasks, const NormSaved<T>& save
         const Tiling g = summed<V>(s, windows_of(s).pooled, Program::batch);
         queue(Program{g, tasks, static_cast<T>(s.slope), saved.gain, saved.bias, saved.x_hat, f.dy,
                       f.dy_dot, f.x_hat_dot, work.part});
-        queue(GradientDots<T>{g, tasks, work.part, per_value(s, saved), saved.gain, saved.rstd,
-                              f.gain_dot, f.q, f.dgain_dot, f.dbias_dot, work.coef});
+        queue(GradientDots<T>{g, tasks, work.part, per_value(s), saved.given, saved.gain,
+                              saved.rstd, f.gain_dot, f.q, f.dgain_dot, f.dbias_dot, work.coef});
         Build<T, V> last = build<T, V>(s, tasks, saved, f.dy, work.coef, f.dz_dot);
         last.dy_dot = f.dy_dot;
         last.z_dot = f.z_dot;

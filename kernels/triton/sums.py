@@ -2,7 +2,8 @@
 
 A kernel that holds a tile of z, or of δ, in registers leaves its part [2, F]. The merges are one
 program a task and block of filters; they also leave the coefficients that the operands of
-`kernels.triton.operands` are built with.
+`kernels.triton.operands` are built with. GIVEN statistics are constants: what goes through them is
+0, whatever the sums are.
 """
 
 import triton
@@ -137,10 +138,15 @@ def bwd_sums_kernel(
     tl.store(d_bias + task * out_step + f, s1, mask=real)
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)
     a0 = tl.load(gain + task * gain_step + f, mask=real, other=0.0) * r
-    share = 0.0 if GIVEN else 1.0 / pixels
+    a1 = tl.zeros((BF,), tl.float32)
+    a2 = tl.zeros((BF,), tl.float32)
+    if not GIVEN:
+        share = 1.0 / pixels
+        a1 = -a0 * r * s2 * share
+        a2 = -a0 * s1 * share
     tl.store(row_of(coef, 0, task, f, filters), a0, mask=real)
-    tl.store(row_of(coef, 1, task, f, filters), -a0 * r * s2 * share, mask=real)
-    tl.store(row_of(coef, 2, task, f, filters), -a0 * s1 * share, mask=real)
+    tl.store(row_of(coef, 1, task, f, filters), a1, mask=real)
+    tl.store(row_of(coef, 2, task, f, filters), a2, mask=real)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -153,11 +159,15 @@ def tan_fwd_sums_kernel(
     """μ_dot and q = mean(x̂·z_dot)."""
     task = tl.program_id(0)
     f = tl.program_id(1) * BF + tl.arange(0, BF)
-    first, second = merged(part, task, tiles, f, filters, BT)
-    share = 0.0 if GIVEN else 1.0 / pixels
-    r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)
-    tl.store(row_of(coef, 7, task, f, filters), first * share, mask=f < filters)
-    tl.store(q + task * filters + f, second * r * share, mask=f < filters)
+    mean_dot = tl.zeros((BF,), tl.float32)
+    slope = tl.zeros((BF,), tl.float32)
+    if not GIVEN:
+        first, second = merged(part, task, tiles, f, filters, BT)
+        share = 1.0 / pixels
+        mean_dot = first * share
+        slope = second * tl.load(rstd + task * filters + f, mask=f < filters, other=0.0) * share
+    tl.store(row_of(coef, 7, task, f, filters), mean_dot, mask=f < filters)
+    tl.store(q + task * filters + f, slope, mask=f < filters)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -183,7 +193,7 @@ def tan_bwd_sums_kernel(
     a0 = tl.load(row_of(coef, 0, task, f, filters), mask=real, other=0.0)
     a1 = tl.load(row_of(coef, 1, task, f, filters), mask=real, other=0.0)
     a2 = tl.load(row_of(coef, 2, task, f, filters), mask=real, other=0.0)
-    share = 0.0 if GIVEN else 1.0 / pixels
+    share = 1.0 / pixels
     b1 = -rq * a0
     b2 = -2 * rq * a1 - a0 * r * s2_dot * share
     b4 = -rq * a2 - a0 * s1_dot * share
@@ -194,6 +204,9 @@ def tan_bwd_sums_kernel(
         b1 += a0_dot
         b2 -= a0_dot * r * s2 * share
         b4 -= a0_dot * s1 * share
+    if GIVEN:
+        b2 = tl.zeros((BF,), tl.float32)
+        b4 = tl.zeros((BF,), tl.float32)
     tl.store(row_of(coef, 4, task, f, filters), b1, mask=real)
     tl.store(row_of(coef, 5, task, f, filters), b2, mask=real)
     tl.store(row_of(coef, 6, task, f, filters), b4, mask=real)

@@ -11,7 +11,7 @@ from torch import Tensor
 import kernels
 from kernels import cases, plain, triton
 from tests.derivatives import to_second_order
-from tests.ops import EPS, conv_results, norm_results, randn, update_results
+from tests.ops import EPS, conv_results, norm_results, randn, update_results, with_infinite_sums
 from tests.test_elsewhere import CASES
 from tests.test_ops import conv, errors, norm_act, second_derivatives, update, value_and_gradients
 from tests.ways import WAYS
@@ -114,6 +114,14 @@ def test_public_ops_trust_no_layout(op: str, way: str) -> None:
     found = WAYS[way](case.make(kernels), inputs)
     for ours, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, for what is infinite
+@pytest.mark.parametrize("pooled", [False, True])
+def test_what_goes_through_given_statistics_is_0_whatever_the_sums(pooled: bool) -> None:
+    ours, expected = (with_infinite_sums(b.norm_act, pooled) for b in (triton, plain))
+    for a, e in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("clamp", [0.0, 0.5])
