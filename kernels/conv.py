@@ -50,11 +50,11 @@ def task_conv2d(
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"task_conv2d: {name} must be an int ≥ {least}, got {value!r}")
-    smallest = min(x.shape[3:]) + 2 * padding
-    if max(weight.shape[3:]) > smallest:
+    padded_sides = [side + 2 * padding for side in x.shape[3:]]
+    if any(k > side for k, side in zip(weight.shape[3:], padded_sides, strict=True)):
         raise ValueError(
-            f"task_conv2d: the kernel {list(weight.shape[3:])} is larger than the padded image, "
-            f"{smallest} at its shorter side"
+            f"task_conv2d: the kernel {list(weight.shape[3:])} is larger than the padded image "
+            f"{padded_sides}"
         )
     check_alike("task_conv2d", x=x, weight=weight)
     if library.traced(x, weight):

@@ -87,6 +87,11 @@ def elsewhere(*inputs: torch.Tensor) -> object:
         (pooled, ones((1, 1, 2, 4, 4), (3, 3), (3, 3)), r"must both be \[K, 2\]"),
         (at_step_3, ones((1, 1, 2, 4, 4), (3, 2), (3, 2)), "step 3 is outside 0…2"),
         (kernels.task_conv2d, ones((1, 1, 2, 2, 2), (1, 1, 2, 7, 7)), "larger than the padded"),
+        (
+            kernels.task_conv2d,
+            ones((1, 1, 2, 9, 2), (1, 1, 2, 3, 5)),
+            r"kernel \[3, 5\] is larger than the padded image \[11, 4\]",
+        ),
         (mixed, ones((1, 1, 2, 4, 4), (1, 1, 2, 3, 3)), "one dtype and device"),
         (sloped_down, ones((1, 1, 2, 4, 4), (3, 2), (3, 2)), "negative_slope -0.5 is below 0"),
         (at_rows, ones((1, 1, 2, 4, 4), (3, 2), (3, 2)), r"steps \[4\] reach outside 0…2"),

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import kernels
 from kernels import cases, dispatch, reference
+from tests.ops import randn
 
 SMALL = pytest.mark.parametrize("case", cases.SMALL, ids=lambda c: c.name)
 REAL = pytest.mark.parametrize("case", cases.REAL, ids=lambda c: c.name)
@@ -83,6 +84,13 @@ def check(make, inputs: tuple) -> None:
 @SMALL
 def test_conv_to_second_order(backend, case) -> None:
     check(lambda ops: conv(ops, case), cases.conv_inputs(case))
+
+
+def test_each_side_of_a_filter_is_held_against_the_image_s_own() -> None:
+    check(
+        lambda ops: lambda x, w: ops.task_conv2d(x, w, padding=0),
+        (randn(0, 2, 1, 2, 8, 3), randn(1, 2, 3, 2, 5, 1)),
+    )
 
 
 # Triton has 3×3 filters alone.
