@@ -2,6 +2,7 @@
 errors.
 """
 
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -17,14 +18,21 @@ COUNTED = 2**31 - 1  # of which C and Triton count values in an int
 LARGEST_NUMBER = 1e30  # of eps and slope: float32, with room to compute
 
 
-def expect(op: str, like, **operands: tuple[Tensor | None, tuple[int, ...]]) -> None:
-    """ValueError unless every operand given is dense, and has its shape, and the dtype and device
-    of `like`.
+def expect(
+    op: str,
+    like,
+    optional: Collection[str] = (),  # operands that may be None
+    **operands: tuple[Tensor | None, tuple[int, ...]],
+) -> None:
+    """ValueError unless every operand is there and dense, and has its shape, and the dtype and
+    device of `like`.
     """
     dtype, device = like.dtype, like.device
     for name, (tensor, shape) in operands.items():
         if tensor is None:
-            continue
+            if name in optional:
+                continue
+            raise ValueError(f"{op}: {name} must be {dtype} {list(shape)} on {device}, got None")
         if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device:
             raise ValueError(
                 f"{op}: {name} must be {dtype} {list(shape)} on {device}, got "
@@ -90,7 +98,7 @@ def norm_act_refusal(backend: str, z_shape) -> str | None:
 
 def norm_act_operands(
     backend: str, z: Tensor, gain: Tensor, bias: Tensor, statistics: tuple | None, pooled: bool
-) -> dict[str, tuple[Tensor | None, tuple[int, ...]]]:
+) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
     """Those per channel and their shape, for `expect`, after `z` was found to fit."""
     reason = norm_act_refusal(backend, z.shape)
     if reason:
@@ -101,8 +109,9 @@ def norm_act_operands(
             f"{backend} norm_act: z must have no empty axis and images of at least "
             f"{1 + pooled}×{1 + pooled}, got {list(z.shape)}"
         )
-    mean, variance = (None, None) if statistics is None else statistics
-    operands = {"mean": mean, "variance": variance, "gain": gain, "bias": bias}
+    operands = {"gain": gain, "bias": bias}
+    if statistics is not None:
+        operands["mean"], operands["variance"] = statistics
     return {name: (tensor, (t, c)) for name, tensor in operands.items()}
 
 

@@ -2,7 +2,7 @@
 next. They trust both, so that every operand has been through `kernels.plain.layout` before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import NamedTuple
 
@@ -58,17 +58,18 @@ def expect(
     device: str,
     op: str,
     like,
+    optional: Collection[str] = (),  # operands that may be None
     **operands: tuple[Tensor | None, tuple[int, ...]],
 ) -> None:
-    """ValueError unless every operand given has its shape, and the dtype and device of `like`,
-    which the backend has to know.
+    """ValueError unless every operand is there and has its shape, and the dtype and device of
+    `like`, which the backend has to know.
     """
     if like.device.type != device or like.dtype not in DTYPES:
         raise ValueError(
             f"{backend} {op} takes float32 and float64 on {WHERE[device]}, got {like.dtype} on "
             f"{like.device}; convert the input or use the plain backend"
         )
-    checks.expect(f"{backend} {op}", like, **operands)
+    checks.expect(f"{backend} {op}", like, optional, **operands)
 
 
 def update_rows(backend: str, like: Tensor, sizes: tuple[int, ...] | None) -> tuple[int, int]:
@@ -90,6 +91,14 @@ def flat(
     width = rows[1] if sizes is None else len(sizes)
     vectors = {name: (v, (width,)) for name, v in per_segment.items()}
     return vectors | {name: (m, rows) for name, m in matrices.items()}
+
+
+def left_out(grad: Tensor | None, rates_dot: Tensor | None) -> tuple[str, ...]:
+    """Operands of θ − rates·grad − rates_dot·grad_dot that may be None, as θ may and what belongs
+    to a term that misses one of these.
+    """
+    of_grad = ("grad", "rates") if grad is None else ()
+    return "theta", *of_grad, *(("grad_dot", "rates_dot") if rates_dot is None else ())
 
 
 def expect_winners(
@@ -139,7 +148,8 @@ class Saved(NamedTuple):
         """
         t, n, c, *_ = self.z.shape
         rows = {name: (getattr(self, name), (t, c)) for name in ("bias", "centre", "rstd")}
-        checks.expect(op, self.z, x_hat=(self.x_hat, self.small), **rows)
+        optional = ("x_hat",) if self.winners is None else ()
+        checks.expect(op, self.z, optional, x_hat=(self.x_hat, self.small), **rows)
         dtype, shape, lay_out = winners
         expect_winners(op, self.winners, self.z, dtype, shape)
         bias, centre, rstd = map(vectors, (self.bias, self.centre, self.rstd))

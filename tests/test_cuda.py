@@ -291,6 +291,11 @@ X, G = torch.ones(2, 1, 3, 4, 4), torch.ones(2, 3)
             lambda: cuda.update.adam(G, G, G, G, torch.ones(1), 1.0, 0.9, 0.9),
             "rate and correction must be numbers",
         ),
+        (lambda: cuda.norm_act.fwd(X, None, G, EPS, 0.0, True, None), "gain must be .* got None"),
+        (lambda: cuda.norm_act.fwd(X, G, G, EPS, 0.0, True, (G, None)), "variance .* got None"),
+        (lambda: cuda.update.fwd(G, G, None, None), "rates must be a tensor, got NoneType"),
+        (lambda: cuda.update.tan_fwd(G, None, None, G, None, None), "rates must be .* got None"),
+        (lambda: cuda.update.adam(G, G, G, None, 1.0, 1.0, 0.9, 0.9), "grad must be .* got None"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_it_is_read(call, message: str, emulation) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kernels import native, plain
 from kernels.net import Net
+from kernels.plain.lstm import SIZES as LSTM_SIZES
+from kernels.tensors import Tangent
 from tests.ops import (
     EPS,
     assert_close,
@@ -206,6 +208,36 @@ def test_winners_of_another_instruction_set_are_refused() -> None:
 
 
 X, W, G = torch.ones(2, 1, 3, 4, 4), torch.ones(2, 5, 3, 3, 3), torch.ones(2, 3)
+W1, R, T = W[..., :1, :1], torch.ones(1), (3,)
+OWN, LOSS = torch.ones(sum(LSTM_SIZES)), torch.ones(2)
+MISSING = [
+    (lambda: native.conv.bwd(None, X, W, 1, 1), r"dz must be .* \[2, 1, 5, 4, 4\] .* got None"),
+    (lambda: native.conv.bwd(None, X, W1, 1, 0), r"dz must be .* \[2, 1, 5, 4, 4\] .* got None"),
+    (lambda: native.norm_act.fwd(X, None, G, EPS, 0.0, True, None), "gain must be .* got None"),
+    (lambda: native.norm_act.fwd(X, G, G, EPS, 0.0, True, (G, None)), "variance .* got None"),
+    (lambda: native.norm_act.fwd(X, G, G, EPS, 0.0, True, (None, G)), "mean must .* got None"),
+    (lambda: native.norm_act.bwd(saved(), G, None), "dy must be .* got None"),
+    (lambda: native.norm_act.tan_fwd(saved(), None, X), "gain must be .* got None"),
+    (lambda: native.norm_act.tan_bwd(saved(), NO_DOT, G, None, X), "dy must be .* got None"),
+    (lambda: native.norm_act.bwd(saved()._replace(bias=None), G, X), "bias must be .* got None"),
+    (lambda: native.update.fwd(G, G, None, T), "rates must be a tensor, got NoneType"),
+    (lambda: native.update.fwd(None, G, R, T), "theta must be a tensor, got NoneType"),
+    (lambda: native.update.bwd(G, None, R, T), "grad must be a tensor, got NoneType"),
+    (lambda: native.update.tan_fwd(G, None, None, G, None, T), "rates must be .* got None"),
+    (lambda: native.update.tan_fwd(None, R, G, G, R, T), "grad_dot must be .* got None"),
+    (lambda: native.update.adam(G, None, G, G, 1.0, 1.0, 0.9, 0.9), "first must be .* got None"),
+    (lambda: native.update.adam(G, G, None, G, 1.0, 1.0, 0.9, 0.9), "second must be .* got None"),
+    (lambda: native.update.adam(G, G, G, None, 1.0, 1.0, 0.9, 0.9), "grad must be .* got None"),
+    (lambda: native.lstm.fwd(None, LOSS, G, G, None), "own must be .* got None"),
+    (lambda: native.lstm.fwd(OWN, None, G, G, None), "loss must be .* got None"),
+    (lambda: native.lstm.bwd(None, [LOSS], [G], G[0], G), "own must be .* got None"),
+    (lambda: native.lstm.bwd(OWN, [LOSS], [None], G[0], G), "gradient must be .* got None"),
+]
+NO_DOT = Tangent(None, None, None, None)
+
+
+def saved():
+    return native.norm_act.fwd(X, G, G, EPS, 0.01, False, None)[1]
 
 
 @pytest.mark.parametrize(
@@ -234,11 +266,20 @@ X, W, G = torch.ones(2, 1, 3, 4, 4), torch.ones(2, 5, 3, 3, 3), torch.ones(2, 3)
         (lambda: native.update.bwd(G, G[:1], None, None), "grad must be"),
         (lambda: native.update.fwd(G, G, torch.ones(2), (4, -1)), "sizes must not be negative"),
         (lambda: native.update.bwd(G, G, torch.ones(1, dtype=torch.float64), (3,)), "rates must"),
+        *MISSING,
     ],
 )
 def test_what_does_not_fit_is_refused_before_it_is_read(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_gradient_that_tasks_share_is_not_written_over() -> None:
+    gain = randn(2, 2, 5)
+    kept = native.norm_act.fwd(randn(0, 2, 3, 5, 4, 4), gain, gain, EPS, 0.01, False, None)[1]
+    dy = randn(1, 1, 3, 4, 4, 5).permute(0, 1, 4, 2, 3).expand(2, -1, -1, -1, -1)
+    expected = native.norm_act.bwd(kept, gain, dy.clone())
+    assert all(map(torch.equal, native.norm_act.bwd(kept, gain, dy, spent=True), expected))
 
 
 def test_gradients_that_do_not_fit_what_was_saved_are_refused() -> None:

@@ -16,6 +16,7 @@ from kernels.plain.layout import empty_images, vectors
 from kernels.tensors import Saved, Tangent, matrix
 
 SCOPE = checks.NORM_ACT_SCOPE
+ALONG = "z_dot", "gain_dot", "bias_dot", "dy_dot"  # directions, of which each may be None: 0
 
 
 def refusal(z_shape) -> str | None:
@@ -72,7 +73,7 @@ def tan_fwd(
         return None, Tangent(None, None, None, None)
     rows, small = saved.rstd.shape, saved.x_hat.shape[:4]
     dots = {"z_dot": (z_dot, saved.z.shape), "gain_dot": (gain_dot, rows)}
-    saved, gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
+    saved, gain = _checked(saved, gain, ALONG, bias_dot=(bias_dot, rows), **dots)
     z_dot, gain_dot, bias_dot = images(z_dot), vectors(gain_dot), vectors(bias_dot)
     mean_dot = q = x_hat_dot = None
     if z_dot is not None:
@@ -95,7 +96,7 @@ def tan_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:  # directions of dz, dgain, dbias
     small = saved.x_hat.shape
     dots = {"dy_dot": (dy_dot, small), "gain_dot": (gain_dot, saved.rstd.shape)}
-    saved, gain = _checked(saved, gain, dy=(dy, small), **dots)
+    saved, gain = _checked(saved, gain, ALONG, dy=(dy, small), **dots)
     dy, dy_dot, gain_dot = images(dy), images(dy_dot), vectors(gain_dot)
     results = _gradients(saved)
     operands = map(matrix, (*tangent, dy, dy_dot, gain_dot, *results))
@@ -103,9 +104,11 @@ def tan_bwd(
     return results
 
 
-def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> tuple[Saved, Tensor]:
+def _checked(
+    saved: Saved, gain: Tensor, optional: tuple[str, ...] = (), **operands: tuple
+) -> tuple[Saved, Tensor]:
     """What was saved and `gain` as the module reads them, after all operands were found to fit."""
-    expect("norm_act", saved.z, gain=(gain, saved.rstd.shape), **operands)
+    expect("norm_act", saved.z, optional, gain=(gain, saved.rstd.shape), **operands)
     saved = saved.laid_out("cuda norm_act", images, (torch.uint8, saved.x_hat.shape, images))
     return saved, vectors(gain)
 

@@ -1,5 +1,6 @@
 """What the CUDA functions are called with, beside `kernels.tensors`."""
 
+from collections.abc import Collection
 from functools import cache
 
 import torch
@@ -19,9 +20,14 @@ def ops(dtype: torch.dtype):
     return cuda.module.float32 if dtype == torch.float32 else cuda.module.float64
 
 
-def expect(op: str, like: Tensor, **operands: tuple[Tensor | None, tuple[int, ...]]) -> None:
+def expect(
+    op: str,
+    like: Tensor,
+    optional: Collection[str] = (),
+    **operands: tuple[Tensor | None, tuple[int, ...]],
+) -> None:
     """ValueError unless all operands fit `like`, which is on a GPU."""
-    expect_at("cuda", DEVICE, op, like, **operands)
+    expect_at("cuda", DEVICE, op, like, optional, **operands)
 
 
 def stream(like: Tensor) -> tuple[int, int]:

@@ -82,7 +82,7 @@ def _gradients(
     held = []
     for a, b, dz in products:
         a, b = a if need[1] else None, b if need[0] else None
-        expect("conv", x, x=(a, x.shape), w=(b, w.shape), dz=(dz, z_shape))
+        expect("conv", x, ("x", "w"), x=(a, x.shape), w=(b, w.shape), dz=(dz, z_shape))
         held.append(tuple(map(images, (a, b, dz))))
     dx = empty_images(x, t, *x.shape[1:4]) if need[0] else None
     dw = empty_images(x, t, *w.shape[1:4]) if need[1] else None

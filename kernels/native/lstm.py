@@ -28,7 +28,7 @@ def fwd(
     block = ops(c.dtype).lstm_block
     shape = tasks, -(-count // block), sum(MEMORY), block
     operands = {"own": (own, (sum(SIZES),)), "loss": (loss, (tasks,)), "memory": (memory, shape)}
-    expect("lstm", c, gradient=(gradient, (tasks, count)), **operands)
+    expect("lstm", c, ("memory",), gradient=(gradient, (tasks, count)), **operands)
     own, loss, gradient, c = whole(own), whole(loss), vectors(gradient), vectors(c)
     memory = whole(memory)
     new_c = torch.empty((tasks, count), dtype=c.dtype, device=c.device)

@@ -18,6 +18,7 @@ from kernels.tensors import Saved, Tangent, matrix
 from kernels.threads import threads
 
 SCOPE = checks.NORM_ACT_SCOPE
+ALONG = "z_dot", "gain_dot", "bias_dot", "dy_dot"  # directions, of which each may be None: 0
 
 
 def refusal(z_shape) -> str | None:
@@ -60,7 +61,8 @@ def bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:  # dz, dgain [T, C], dbias [T, C]
     saved, gain = _checked(saved, gain, dy=(dy, saved.small))
     dy = images(dy)
-    in_place = spent and saved.winners is None  # an image's dy is read before its dz is written
+    # An image's dy is read before its dz is written, unless tasks share it.
+    in_place = spent and saved.winners is None and dy.stride(0) != 0
     results = _gradients(saved, dy if in_place else None)
     operands = map(matrix, (dy, *results))
     _call("norm_act_bwd", saved, gain, *operands)
@@ -78,7 +80,7 @@ def tan_fwd(
         return None, Tangent(None, None, None, None)
     rows = saved.rstd.shape
     dots = {"z_dot": (z_dot, saved.z.shape), "gain_dot": (gain_dot, rows)}
-    saved, gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
+    saved, gain = _checked(saved, gain, ALONG, bias_dot=(bias_dot, rows), **dots)
     z_dot, gain_dot, bias_dot = images(z_dot), vectors(gain_dot), vectors(bias_dot)
     y_dot = empty_images(saved.z, *saved.small[:4])
     tangent = Tangent(
@@ -106,7 +108,7 @@ def tan_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:  # directions of dz, dgain, dbias
     small = saved.small
     dots = {"dy_dot": (dy_dot, small), "gain_dot": (gain_dot, saved.rstd.shape)}
-    saved, gain = _checked(saved, gain, dy=(dy, small), **dots)
+    saved, gain = _checked(saved, gain, ALONG, dy=(dy, small), **dots)
     dy, dy_dot, gain_dot = images(dy), images(dy_dot), vectors(gain_dot)
     results = _gradients(saved)
     operands = map(matrix, (*tangent, dy, dy_dot, gain_dot, *results))
@@ -114,10 +116,12 @@ def tan_bwd(
     return results
 
 
-def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> tuple[Saved, Tensor]:
+def _checked(
+    saved: Saved, gain: Tensor, optional: tuple[str, ...] = (), **operands: tuple
+) -> tuple[Saved, Tensor]:
     """What was saved and `gain` as the module reads them, after all operands were found to fit."""
     t, n, c = saved.z.shape[:3]
-    expect("norm_act", saved.z, gain=(gain, (t, c)), **operands)
+    expect("norm_act", saved.z, optional, gain=(gain, (t, c)), **operands)
     words = ops(saved.z.dtype).winner_words(saved.shape)
     if saved.winners is not None and saved.winners.shape[2] != words:
         raise ValueError(

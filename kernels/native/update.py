@@ -8,9 +8,10 @@ import math
 import torch
 from torch import Tensor
 
+from kernels import checks
 from kernels.native.tensors import expect, ops
 from kernels.plain.layout import vectors, whole
-from kernels.tensors import address, flat, matrix, update_rows
+from kernels.tensors import address, flat, left_out, matrix, update_rows
 from kernels.threads import threads
 
 
@@ -20,6 +21,7 @@ def fwd(
     rates: Tensor,  # [L]
     sizes: tuple[int, ...] | None,
 ) -> Tensor:  # [T, P]
+    checks.tensors("native update", theta=theta, grad=grad, rates=rates)
     return _descend(theta, rates, grad, None, None, sizes)
 
 
@@ -29,6 +31,7 @@ def bwd(
     rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
     sizes: tuple[int, ...] | None,
 ) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
+    checks.tensors("native update", d_theta=d_theta, grad=grad)
     return _gradients(d_theta, grad, rates, sizes)
 
 
@@ -82,7 +85,8 @@ def _descend(
     grad_dot: Tensor | None,
     sizes: tuple[int, ...] | None,
 ) -> Tensor:
-    """theta − rates·grad − rates_dot·grad_dot, without a term that misses an operand."""
+    """theta − rates·grad − rates_dot·grad_dot, without what misses `grad` or `rates_dot`."""
+    optional = left_out(grad, rates_dot)
     if grad is None:
         rates = None
     if rates_dot is None:
@@ -91,7 +95,7 @@ def _descend(
     rows = update_rows("native", like, sizes)
     per_segment = {"rates": rates, "rates_dot": rates_dot}
     matrices = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
-    expect("update", like, **flat(rows, sizes, per_segment, **matrices))
+    expect("update", like, optional, **flat(rows, sizes, per_segment, **matrices))
     theta, grad, grad_dot = map(vectors, (theta, grad, grad_dot))
     rates, rates_dot = whole(rates), whole(rates_dot)
     out = torch.empty(rows, dtype=like.dtype, device=like.device)
@@ -118,7 +122,7 @@ def _gradients(
     """
     rows = update_rows("native", d_theta, sizes)
     operands = flat(rows, sizes, {"rates": rates}, d_theta=d_theta, grad=grad)
-    expect("update", d_theta, **operands)
+    expect("update", d_theta, ("grad", "rates"), **operands)
     d_theta, grad = vectors(d_theta), vectors(grad)
     rates = whole(rates)
     d_grad = (

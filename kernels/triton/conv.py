@@ -108,7 +108,7 @@ def _gradients(
     """
     shape = _checked(x, w, stride, padding)
     for a, b, dz in products:
-        expect("conv", x, x=(a, x.shape), w=(b, w.shape), dz=(dz, shape))
+        expect("conv", x, ("x", "w"), x=(a, x.shape), w=(b, w.shape), dz=(dz, shape))
     sizes = *x.shape[:4], *shape[2:4]
     products = [(a, b, channels_last(dz)) for a, b, dz in products]
     into_x = [(images(b), dz) for _, b, dz in products if need[0] and b is not None]

@@ -33,6 +33,7 @@ from kernels.triton.sums import (
 from kernels.triton.tensors import countable, expect
 
 SCOPE = checks.NORM_ACT_SCOPE
+ALONG = "z_dot", "gain_dot", "bias_dot", "dy_dot"  # directions, of which each may be None: 0
 TILE = 32  # pixels of a program
 
 
@@ -122,7 +123,7 @@ def tan_fwd(
         return None, Tangent(None, None, None, None)
     rows = saved.rstd.shape
     dots = {"z_dot": (z_dot, saved.z.shape), "gain_dot": (gain_dot, rows)}
-    saved, gain = _checked(saved, gain, bias_dot=(bias_dot, rows), **dots)
+    saved, gain = _checked(saved, gain, ALONG, bias_dot=(bias_dot, rows), **dots)
     tangent = Tangent(None, None, None, None)
     if z_dot is not None:
         tangent = _normalised_dot(saved, channels_last(z_dot))
@@ -150,7 +151,7 @@ def tan_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:  # directions of dz, dgain, dbias
     small = saved.x_hat.shape
     dots = {"dy_dot": (dy_dot, small), "gain_dot": (gain_dot, saved.rstd.shape)}
-    saved, gain = _checked(saved, gain, dy=(dy, small), **dots)
+    saved, gain = _checked(saved, gain, ALONG, dy=(dy, small), **dots)
     if tangent.z_dot is None:
         tangent = _normalised_dot(saved, torch.zeros_like(saved.z))
     coef = tangent.coef.clone()
@@ -230,7 +231,9 @@ def _dz(saved: Saved, coef: Tensor, delta: Tensor, dual: tuple | None = None) ->
     return out
 
 
-def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> tuple[Saved, Tensor]:
+def _checked(
+    saved: Saved, gain: Tensor, optional: tuple[str, ...] = (), **operands: tuple
+) -> tuple[Saved, Tensor]:
     """What was saved and `gain` as the kernels read them, after all operands were found to fit.
     Autograd kept it, whose hooks may give back another layout, or something else.
     """
@@ -242,7 +245,7 @@ def _checked(saved: Saved, gain: Tensor, **operands: tuple) -> tuple[Saved, Tens
         "rstd": (saved.rstd, (t, c)),
         "bias": (saved.bias, (t, c)),
     }
-    expect("norm_act", saved.z, gain=(gain, (t, c)), **kept, **operands)
+    expect("norm_act", saved.z, optional, gain=(gain, (t, c)), **kept, **operands)
     shape = t, n, small, small, c
     expect_winners("triton norm_act", saved.winners, saved.z, torch.uint8, shape)
     saved = saved._replace(

@@ -1,6 +1,7 @@
 """Tensors as the kernels take them: they trust the addresses, so that shapes are checked here."""
 
 import math
+from collections.abc import Collection
 
 from torch import Tensor
 
@@ -8,13 +9,18 @@ from kernels import checks
 from kernels.triton import refuses
 
 
-def expect(op: str, like: Tensor, **operands: tuple[Tensor | None, tuple[int, ...]]) -> None:
-    """ValueError unless the kernels run where `like` is, and every operand given has its shape, and
-    the dtype and device of `like`.
+def expect(
+    op: str,
+    like: Tensor,
+    optional: Collection[str] = (),  # operands that may be None
+    **operands: tuple[Tensor | None, tuple[int, ...]],
+) -> None:
+    """ValueError unless the kernels run where `like` is, and every operand is there and has its
+    shape, and the dtype and device of `like`.
     """
     if reason := refuses(like.device, like.dtype):
         raise ValueError(f"{reason}; convert the input or use the plain backend")
-    checks.expect(f"triton {op}", like, **operands)
+    checks.expect(f"triton {op}", like, optional, **operands)
 
 
 def countable(op: str, *shapes: tuple[int, ...]) -> None:

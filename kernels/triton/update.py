@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import checks
 from kernels.plain.layout import vectors, whole
-from kernels.tensors import flat, pieces, update_rows
+from kernels.tensors import flat, left_out, pieces, update_rows
 from kernels.triton.launch import COUNTS
 from kernels.triton.rows import new_rows
 from kernels.triton.tensors import expect
@@ -113,6 +114,7 @@ def fwd(
     rates: Tensor,  # [L]
     sizes: tuple[int, ...] | None,
 ) -> Tensor:  # [T, P]
+    checks.tensors("triton update", theta=theta, grad=grad, rates=rates)
     return _descend(theta, rates, grad, None, None, sizes)
 
 
@@ -122,6 +124,7 @@ def bwd(
     rates: Tensor | None,  # [L]; None: the gradient of g is not wanted
     sizes: tuple[int, ...] | None,
 ) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
+    checks.tensors("triton update", d_theta=d_theta, grad=grad)
     return _gradients(d_theta, grad, rates, sizes)
 
 
@@ -167,12 +170,13 @@ def _descend(
     grad_dot: Tensor | None,
     sizes: tuple[int, ...] | None,
 ) -> Tensor:
-    """theta − rates·grad − rates_dot·grad_dot, without a term that misses an operand."""
+    """theta − rates·grad − rates_dot·grad_dot, without what misses `grad` or `rates_dot`."""
+    optional = left_out(grad, rates_dot)
     rates = None if grad is None else rates
     grad_dot = None if rates_dot is None else grad_dot
     like = grad if grad is not None else grad_dot
     rows = {"theta": theta, "grad": grad, "grad_dot": grad_dot}
-    _expect(like, sizes, rows, {"rates": rates, "rates_dot": rates_dot})
+    _expect(like, sizes, optional, rows, {"rates": rates, "rates_dot": rates_dot})
     table, _ = pieces(sizes or like.shape[1:], PIECE, like.device)
     out = new_rows(like, *like.shape)
     theta, grad, grad_dot = operands = [vectors(x) for x in rows.values()]
@@ -193,7 +197,7 @@ def _gradients(
     """−d_theta·rates, and −Σ d_theta·grad of each task's segments, or −d_theta∘grad; `None` for
     what misses an operand.
     """
-    _expect(d_theta, sizes, {"d_theta": d_theta, "grad": grad}, {"rates": rates})
+    _expect(d_theta, sizes, ("grad", "rates"), {"d_theta": d_theta, "grad": grad}, {"rates": rates})
     if grad is rates is None:
         return None, None
     (table, first), tasks = pieces(sizes or d_theta.shape[1:], PIECE, d_theta.device), len(d_theta)
@@ -215,8 +219,14 @@ def _gradients(
     return d_grad, d_rates
 
 
-def _expect(like: Tensor, sizes: tuple[int, ...] | None, matrices: dict, vectors: dict) -> None:
+def _expect(
+    like: Tensor,
+    sizes: tuple[int, ...] | None,
+    optional: tuple[str, ...],
+    matrices: dict,
+    vectors: dict,
+) -> None:
     rows = update_rows("triton", like, sizes)
     if 0 in rows:
         raise ValueError(f"triton update: nothing to update, {list(rows)} tasks and parameters")
-    expect("update", like, **flat(rows, sizes, vectors, **matrices))
+    expect("update", like, optional, **flat(rows, sizes, vectors, **matrices))

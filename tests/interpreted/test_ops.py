@@ -225,6 +225,12 @@ HUGE = torch.ones(1, 1, 1, 1, 1).expand(2**11, 2**11, 2**3, 8, 8)
         (lambda: triton.update.fwd(G, G, torch.ones(2), (4, -1)), "sizes must not be negative"),
         (lambda: triton.update.bwd(G, G, torch.ones(1, dtype=torch.float64), (3,)), "rates must"),
         (lambda: triton.update.fwd(G[:0], G[:0], torch.ones(1), (3,)), r"nothing to update"),
+        (lambda: triton.conv.bwd(None, X, W, 1, 1), "dz must be .* got None"),
+        (lambda: triton.norm_act.fwd(X, None, G, EPS, 0.0, True, None), "gain must be .* got None"),
+        (lambda: triton.norm_act.fwd(X, G, G, EPS, 0.0, True, (G, None)), "variance .* got None"),
+        (lambda: triton.update.fwd(G, G, None, (3,)), "rates must be a tensor, got NoneType"),
+        (lambda: triton.update.tan_fwd(G, None, None, G, None, (3,)), "rates must be .* got None"),
+        (lambda: triton.update.adam(G, G, G, None, 1.0, 1.0, 0.9, 0.9), "grad must be .* got None"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_it_is_read(call, message: str) -> None:
