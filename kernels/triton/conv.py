@@ -18,7 +18,7 @@ from kernels.triton.conv_kernels import (
 )
 from kernels.triton.launch import Geometry, block, config
 from kernels.triton.splits import Parts, Segment
-from kernels.triton.tensors import countable, expect
+from kernels.triton.tensors import countable, expect, near
 
 SCOPE = checks.CONV_SCOPE
 
@@ -86,7 +86,7 @@ def _value(products: tuple, x: Tensor, w: Tensor, stride: int, padding: int) -> 
         expect("conv", x, x=(a, x.shape), w=(b, w.shape))
     (t, n, c, side, _), (_, _, f, out_side, _) = x.shape, shape
     (x, w_dot), (x_dot, w) = products[0], products[-1]
-    x, x_dot, w, w_dot = channels_last(x), channels_last(x_dot), images(w), images(w_dot)
+    x, x_dot, w, w_dot = channels_last(x), channels_last(x_dot), _filters(w), _filters(w_dot)
     z = empty_images(x, *shape[:4])
     dual = len(products) == 2
     blocks = config(Geometry("conv_fwd", n, out_side, c, f, _precision(), dual), z.device)
@@ -111,7 +111,7 @@ def _gradients(
         expect("conv", x, ("x", "w"), x=(a, x.shape), w=(b, w.shape), dz=(dz, shape))
     sizes = *x.shape[:4], *shape[2:4]
     products = [(a, b, channels_last(dz)) for a, b, dz in products]
-    into_x = [(images(b), dz) for _, b, dz in products if need[0] and b is not None]
+    into_x = [(_filters(b), dz) for _, b, dz in products if need[0] and b is not None]
     into_w = [(channels_last(a), dz) for a, _, dz in products if need[1] and a is not None]
     return (
         _dgrad(into_x, sizes, stride) if into_x else None,
@@ -151,6 +151,11 @@ def _wgrad(products: list[tuple[Tensor, Tensor]], sizes: tuple[int, ...], stride
     )  # fmt: skip
     parts.add(dw, f * 9 * c)
     return dw
+
+
+def _filters(w: Tensor) -> Tensor:
+    """[T, F, C, 3, 3] as the kernels read them"""
+    return near(images(w))
 
 
 def _turned(w: Tensor) -> Tensor:  # [T, F, C, 3, 3], laid out as images → [T, 1, C, 9, F]

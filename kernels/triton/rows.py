@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.plain.layout import solid
+from kernels.triton.tensors import near
 
 ALIGNMENT = 16  # values: the divisibility that Triton tells from
 
@@ -19,11 +20,11 @@ def new_rows(like: Tensor, tasks: int, width: int) -> Tensor:
 
 
 def aligned(rows: Tensor) -> Tensor:  # [T, P]
-    """The same rows, copied if they are not aligned; one that all tasks share stays one."""
+    """The same rows, copied if not aligned or too far apart; one that all tasks share stays one."""
     rows = solid(rows)
     step, unit = rows.stride()
     if unit == 1 and step % ALIGNMENT == 0:
-        return rows
+        return near(rows)
     if step == 0:
         return aligned(rows[:1]).expand(rows.shape)
     return new_rows(rows, *rows.shape).copy_(rows)

@@ -23,11 +23,23 @@ def expect(
     checks.expect(f"triton {op}", like, optional, **operands)
 
 
+LARGEST = 2**31  # values that 32-bit numbers, as the kernels use, reach the end of
+
+
+def near(rows: Tensor | None) -> Tensor | None:  # [T, ...]
+    """`rows`, copied in the same order of axes where a task begins further off than the kernels
+    count.
+    """
+    if rows is None or (len(rows) - 1) * rows.stride(0) + rows[:1].numel() <= LARGEST:
+        return rows
+    return rows.clone()
+
+
 def countable(op: str, *shapes: tuple[int, ...]) -> None:
-    """ValueError for tensors that 32-bit numbers, as the kernels use, do not reach the end of."""
+    """ValueError for tensors that the kernels do not reach the end of."""
     largest = max(shapes, key=math.prod)
-    if math.prod(largest) >= 2**31:
+    if math.prod(largest) >= LARGEST:
         raise ValueError(
             f"triton {op}: {list(largest)} are {math.prod(largest)} values, its kernels count to "
-            f"{2**31 - 1}; use fewer tasks or images in a call"
+            f"{LARGEST - 1}; use fewer tasks or images in a call"
         )

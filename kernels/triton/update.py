@@ -12,7 +12,7 @@ from kernels.plain.layout import vectors, whole
 from kernels.tensors import flat, left_out, pieces, update_rows
 from kernels.triton.launch import COUNTS
 from kernels.triton.rows import new_rows
-from kernels.triton.tensors import expect
+from kernels.triton.tensors import countable, expect, near
 
 PIECE = 1024  # values of one segment that a program updates
 
@@ -153,6 +153,7 @@ def adam(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = param.shape
     expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
+    countable("update", shape)
     scales = (s if isinstance(s, Tensor) else param.new_full((), s) for s in (rate, correction))
     results = tuple(torch.empty(shape, dtype=param.dtype, device=param.device) for _ in range(3))
     adam_kernel[(triton.cdiv(param.numel(), PIECE),)](
@@ -179,7 +180,7 @@ def _descend(
     _expect(like, sizes, optional, rows, {"rates": rates, "rates_dot": rates_dot})
     table, _ = pieces(sizes or like.shape[1:], PIECE, like.device)
     out = new_rows(like, *like.shape)
-    theta, grad, grad_dot = operands = [vectors(x) for x in rows.values()]
+    theta, grad, grad_dot = operands = [near(vectors(x)) for x in rows.values()]
     rates, rates_dot = whole(rates), whole(rates_dot)
     operands = [like if x is None else x for x in operands]
     descend_kernel[(len(table), len(like))](
@@ -201,7 +202,7 @@ def _gradients(
     if grad is rates is None:
         return None, None
     (table, first), tasks = pieces(sizes or d_theta.shape[1:], PIECE, d_theta.device), len(d_theta)
-    d_theta, grad = vectors(d_theta), vectors(grad)
+    d_theta, grad = near(vectors(d_theta)), near(vectors(grad))
     shape, options = d_theta.shape, {"dtype": d_theta.dtype, "device": d_theta.device}
     d_grad = None if rates is None else new_rows(d_theta, *shape)
     each = sizes is None
@@ -230,3 +231,4 @@ def _expect(
     if 0 in rows:
         raise ValueError(f"triton update: nothing to update, {list(rows)} tasks and parameters")
     expect("update", like, optional, **flat(rows, sizes, vectors, **matrices))
+    countable("update", rows)

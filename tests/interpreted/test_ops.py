@@ -10,6 +10,7 @@ from torch import Tensor
 
 import kernels
 from kernels import cases, plain, triton
+from kernels.triton.rows import aligned
 from tests.derivatives import to_second_order
 from tests.ops import EPS, conv_results, norm_results, randn, update_results, with_infinite_sums
 from tests.test_elsewhere import CASES
@@ -124,6 +125,24 @@ def test_what_goes_through_given_statistics_is_0_whatever_the_sums(pooled: bool)
         torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-3)
 
 
+def test_tasks_further_apart_than_32_bits_count(tmp_path) -> None:
+    """In a file that is a hole but for what is written."""
+    far = torch.from_file(str(tmp_path / "far"), shared=True, size=5 * 2**29).view(5, -1)
+    theta, w = far[:, :8], far[:, 64 : 64 + 2 * 9 * 3].view(5, 2, 3, 3, 3).permute(0, 1, 4, 2, 3)
+    theta.copy_(randn(0, 5, 8))
+    w.copy_(randn(1, *w.shape))
+    grad, rates, sizes = randn(2, 5, 8).float(), torch.tensor([0.5, 0.25]), (3, 5)
+    x, dz = randn(3, 5, 1, 3, 3, 3).float(), randn(4, 5, 1, 2, 3, 3).float()
+    for run, operands in (
+        (lambda t: triton.update.fwd(t, grad, rates, sizes), theta),
+        (lambda t: triton.update.bwd(t, grad, rates, sizes)[0], theta),
+        (lambda t: triton.conv.fwd(x, t, 1, 1), w),
+        (lambda t: triton.conv.bwd(dz, x, t, 1, 1)[0], w),
+        (aligned, theta),
+    ):
+        assert torch.equal(run(operands), run(operands.clone()))
+
+
 @pytest.mark.parametrize("clamp", [0.0, 0.5])
 def test_adam(clamp: float) -> None:
     tensors = [randn(i, 3, 700) for i in range(4)]
@@ -225,6 +244,10 @@ HUGE = torch.ones(1, 1, 1, 1, 1).expand(2**11, 2**11, 2**3, 8, 8)
         (lambda: triton.update.fwd(G, G, torch.ones(2), (4, -1)), "sizes must not be negative"),
         (lambda: triton.update.bwd(G, G, torch.ones(1, dtype=torch.float64), (3,)), "rates must"),
         (lambda: triton.update.fwd(G[:0], G[:0], torch.ones(1), (3,)), r"nothing to update"),
+        (lambda: triton.update.fwd(*G[:1, :1].expand(2, 2**11, 2**20), torch.ones(1), (2**20,)),
+         "its kernels count to 2147483647"),
+        (lambda: triton.update.adam(*G[:1, :1].expand(4, 2**31), 1.0, 1.0, 0.9, 0.9),
+         "its kernels count to 2147483647"),
         (lambda: triton.conv.bwd(None, X, W, 1, 1), "dz must be .* got None"),
         (lambda: triton.norm_act.fwd(X, None, G, EPS, 0.0, True, None), "gain must be .* got None"),
         (lambda: triton.norm_act.fwd(X, G, G, EPS, 0.0, True, (G, None)), "variance .* got None"),
