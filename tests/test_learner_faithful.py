@@ -194,6 +194,45 @@ def test_random_numbers_of_its_own_are_not_drawn_again(draw):
     learner(Drawing(draw).double())(episode())  # one task after the other
 
 
+class Counting(nn.Module):
+    """Says to its loss what it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.passes = nn.Linear(3, 2), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        self.norms = self.a.weight.square().sum()
+        return self.a(x)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_a_forward_sets_is_the_module_s(threads):
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    net, given = Counting().double(), episode()
+    made = learner(net, loss=lambda output, y: F.cross_entropy(output, y) + net.norms)
+    output, before = made(given, WEIGHTS), net.passes
+    fixed = mlp()[0].weight.new_tensor(0.0)
+    made(given, WEIGHTS)
+    assert net.passes - before == 2 * (2 + 2)  # tasks, support and target passes of two steps
+    version = made.model._skeleton.version
+    made(given, WEIGHTS)
+    assert made.model._skeleton.version == version  # and it is not probed again
+    plain = nn.Sequential(copy.deepcopy(net.a))
+    total = fixed
+    for x, y, target_x, target_y in zip(*vars(given).values(), strict=True):
+        w, b = plain[0].weight, plain[0].bias
+        for _ in range(2):
+            inner = F.cross_entropy(F.linear(x, w, b), y) + w.square().sum()
+            gradients = torch.autograd.grad(inner, (w, b))
+            w, b = w - 0.1 * gradients[0], b - 0.1 * gradients[1]
+            outer = F.cross_entropy(F.linear(target_x, w, b), target_y) + w.square().sum()
+            total = total + 0.5 * outer.detach() / 2
+    torch.testing.assert_close(output.loss, total)
+
+
 def test_modes_of_parts_count():
     net = mlp(nn.Dropout(0.5)).eval()
     model = Module(net, F.cross_entropy)

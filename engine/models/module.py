@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from operator import is_
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from engine.models.attention import composed_attention
 from engine.models.interface import Moments, Params
 from engine.models.module_passes import Batch, aligned
 from engine.models.probe import Findings, findings, layers, stands_alone
-from engine.models.skeleton import Skeleton, attributes, contents
+from engine.models.skeleton import Skeleton, attributes, changed, contents
 from engine.models.suitable import require_alike, require_some, require_whole
 from engine.told import fitting, kind
 
@@ -128,6 +127,11 @@ class Module:
         return not (self._found.foreign or self._found.writes)
 
     @property
+    def computes(self) -> bool:
+        """Whether a pass does nothing that a graph of its launches would not."""
+        return self.repeats and not self.random and not self._skeleton.set_by_passes
+
+    @property
     def _found(self) -> Findings:
         return self._probed.get(_modes(self.module)) or layers(self.module)
 
@@ -181,21 +185,24 @@ class Module:
         """Once for each of the module's modes: `F.dropout` is no layer that could be seen, and may
         be for evaluation too.
         """
-
         with torch.inference_mode(False):
             x, y = mapped(torch.clone, (x, y))
 
-        def call(net: nn.Module, tensors: dict[str, Tensor]) -> tuple[Any, Tensor]:
-            output = self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
+        def call(net: nn.Module, tensors: dict[str, Tensor]) -> Any:
+            return self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
+
+        def with_loss(tensors: dict[str, Tensor]) -> tuple[Any, Tensor]:
+            output = call(net, tensors)
             return output, self._loss(output, y)
 
-        with self._skeleton.lent() as net:
-            before = [*attributes(net)]
-            found = findings(net, lambda tensors: call(net, tensors))
-            unchanged = all(map(is_, before, attributes(net)))
-            if self._skeleton.copied and not (unchanged and stands_alone(net, call)):
-                self._skeleton.copied = False
-        self._probed[_modes(self.module)] = found
+        skeleton = self._skeleton
+        with skeleton.lent() as net:
+            before = attributes(net)
+            alone = stands_alone(net, call)
+            skeleton.set_by_passes |= changed(before, attributes(net))
+        skeleton.copied = skeleton.copied and alone and not skeleton.set_by_passes
+        with skeleton.lent() as net:
+            self._probed[_modes(self.module)] = findings(net, with_loss)
 
     def identity(self) -> tuple:
         """What a pass depends on beside what it is given: the attributes of network and loss, and
@@ -226,7 +233,7 @@ class Module:
         if self.vectorize != "auto":
             return self.vectorize is not False
         found = self._found
-        if found.masks or found.writes:
+        if found.masks or found.writes or self._skeleton.set_by_passes:
             return False
         # vmap and a loop draw random numbers in different orders
         small = sum(self.sizes) < _TINY and not found.random
@@ -247,10 +254,8 @@ class Module:
         given: Moments | None = None,  # [S] each
     ) -> tuple[Any, Tensor, Tensor]:  # output, batch mean and unbiased variance [S]
         """A forward pass of one task."""
-        widths, names = (
-            list(self.tracked.values()),
-            [n for n in self.tracked if n not in self._still],
-        )
+        widths = list(self.tracked.values())
+        names = [name for name in self.tracked if name not in self._still]
         start = given or theta.new_zeros(2, sum(widths)).unbind()
         with self._skeleton.lent() as net, _normalising(net, names, given is None):
             tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 _local = threading.local()
 _EMPTY = types.CellType()
+Key = tuple[int, str]  # which part of a module, which of its attributes
 _STRUCTURE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 
 
@@ -29,7 +30,8 @@ class Skeleton:
 
     def __init__(self, module: nn.Module):
         self.module, self.version = module, 0
-        self._seen = [*attributes(module)]
+        self.set_by_passes: set[Key] = set()  # attributes, which then tell of no other module
+        self._seen = attributes(module)
         self.copied = _is_plain(module)
         self._lock = threading.Lock()
 
@@ -41,8 +43,8 @@ class Skeleton:
 
     def follow(self) -> bool:
         """Whether something has changed since the last call."""
-        now = [*attributes(self.module)]
-        if len(now) == len(self._seen) and all(map(is_, now, self._seen)):
+        now = attributes(self.module)
+        if not changed(self._seen, now) - self.set_by_passes:
             return False
         self._seen, self.version = now, self.version + 1
         self.copied = _is_plain(self.module)
@@ -91,11 +93,21 @@ def _content(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else id(value)
 
 
-def attributes(module: nn.Module) -> Iterator[Any]:
-    for part in module.modules():
-        yield from (value for name, value in vars(part).items() if name != "training")
-        for each in (part._modules, part._parameters, part._buffers):
-            yield from (*each, *each.values())
+def attributes(module: nn.Module) -> dict[Key, Any]:
+    """Of it and its parts, but for their modes; parameters and buffers too."""
+    found: dict[Key, Any] = {}
+    for i, part in enumerate(module.modules()):
+        for of in (vars(part), part._modules, part._parameters, part._buffers):
+            found.update(((i, name), value) for name, value in of.items())
+        del found[i, "training"]
+    return found
+
+
+def changed(before: dict[Key, Any], after: dict[Key, Any]) -> set[Key]:
+    """Attributes that are another object, or not on both sides."""
+    if before.keys() == after.keys() and all(map(is_, before.values(), after.values())):
+        return set()
+    return {k for k in before | after if before.get(k, _EMPTY) is not after.get(k, _EMPTY)}
 
 
 def _shared(module: nn.Module) -> dict[int, Any]:

@@ -33,8 +33,8 @@ class Replays:
     A graph repeats what the captured call did on the device. Tensors are copied to where it finds
     them, so they may change, and so may a buffer in place; another attribute of the module or of a
     loss that is one makes it another kind. What a function closes over is not seen: where that
-    changes, `capture` is to be off. A network that draws random numbers or writes to buffers, and
-    tasks that differ in their numbers of samples, are called as they are.
+    changes, `capture` is to be off. A network that draws random numbers, writes to buffers or sets
+    attributes, and tasks that differ in their numbers of samples, are called as they are.
     """
 
     def __init__(self) -> None:
@@ -124,8 +124,8 @@ class _Replay:
 def _capturable(model: Model, given: Operands) -> bool:
     ragged = any(isinstance(values, list) for values in vars(given.episode).values())
     numbers = not any(isinstance(weight, Tensor) for weight in given.weights)
-    repeats = not isinstance(model, Module) or model.repeats
-    return on_device(given.params.theta) and numbers and repeats and not (ragged or model.random)
+    plain = model.computes if isinstance(model, Module) else not model.random
+    return on_device(given.params.theta) and numbers and plain and not ragged
 
 
 def on_device(like: Tensor) -> bool:
