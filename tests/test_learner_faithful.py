@@ -233,6 +233,17 @@ def test_what_a_forward_sets_is_the_module_s(threads):
     torch.testing.assert_close(output.loss, total)
 
 
+def test_labels_in_a_list_are_each_task_s_own():
+    given = episode(6)  # as many tasks as samples
+    made = engine.Episode(given.support_x, given.support_y, given.target_x, [*given.target_y])
+
+    def loss(output: Tensor, y: list[Tensor] | Tensor) -> Tensor:
+        return F.cross_entropy(output, torch.stack([*y]))
+
+    by_list, by_tensor = (learner(mlp(), loss=loss)(e, WEIGHTS).loss for e in (made, given))
+    torch.testing.assert_close(by_list, by_tensor)
+
+
 def test_modes_of_parts_count():
     net = mlp(nn.Dropout(0.5)).eval()
     model = Module(net, F.cross_entropy)

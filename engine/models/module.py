@@ -298,7 +298,7 @@ class Module:
         rows = row.expand(len(theta), -1)
         given = [m.expand(len(theta), -1) for m in statistics or ()]
         values = [x] if labels is None else [x, labels]
-        if self._at_once(x):
+        if self._at_once(x) and not isinstance(labels, list):
             if self.vectorize != "auto":
                 return vmap(one, randomness="different")(theta, rows, *values, *given)
             try:
