@@ -122,6 +122,8 @@ def _labels(dataset: Sequence) -> np.ndarray:
     given = getattr(dataset, "targets", None)
     if given is None:
         given = [dataset[i][1] for i in range(len(dataset))]
+    elif (change := getattr(dataset, "target_transform", None)) is not None:  # as torchvision's
+        given = [change(y) for y in given]
     labels = np.asarray([y.item() if isinstance(y, Tensor) else y for y in given])
     if labels.shape != (len(dataset),):
         raise UserError(

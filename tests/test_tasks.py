@@ -40,9 +40,19 @@ class Pairs(Dataset):
         return X[i].numpy(), LABELS[i]
 
 
+class Changed(Pairs):
+    """As torchvision's: what lies there, and what a pair has of it."""
+
+    targets = [*range(40)]
+
+    def target_transform(self, y: int) -> str:
+        return LABELS[y]
+
+
 @pytest.mark.parametrize(
     "data",
     [
+        Changed(),
         (X, LABELS),
         (X.numpy(), np.array(LABELS)),
         TensorDataset(X, torch.tensor([ord(c) for c in LABELS])),
