@@ -35,11 +35,12 @@ class Skeleton:
         self.copied = _is_plain(module)
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict:
-        return {"module": self.module}
+    def __getstate__(self) -> tuple:
+        return self.module, self.copied, self.set_by_passes
 
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+    def __setstate__(self, state: tuple) -> None:
+        self.__init__(state[0])
+        self.copied, self.set_by_passes = state[1:]
 
     def follow(self) -> bool:
         """Whether something has changed since the last call."""
