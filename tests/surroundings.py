@@ -158,7 +158,7 @@ def in_a_larger_tensor(op, inputs):
 
 def in_a_thread(op, inputs):
     """Which has not the caller's context variables, and so is told of its choice of backend."""
-    results, request = [], dispatch._request()
+    results, request = [], dispatch.choice()
 
     def run():
         with kernels.use(request):

@@ -126,7 +126,7 @@ def test_a_drawing_of_omniglot_is_what_it_is_in_training(data_dir):
         contents = [archive.read(name) for name in names]
     assert len(contents) > 30
     for content in contents:
-        expected = omniglot._decode(content, "x", 28)
+        expected = omniglot._decode(content, "x", INK)[..., 0]
         assert np.array_equal(INK.decode(content, "x")[..., 0], expected)
         assert np.array_equal(prepared(expected[None], INK)[0, ..., 0], expected)
         assert np.array_equal(prepared(expected[None] / 1.0, INK)[0, ..., 0], expected)
