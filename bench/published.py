@@ -39,6 +39,11 @@ def record(folder: Path, commit: str | None) -> dict:
     }
 
 
+def keep(folder: Path, commit: str | None) -> Path:
+    found = record(folder, commit)
+    return results.save(found, FOLDER / f"{found['table']['table']}.json")
+
+
 def text(run: dict) -> str:
     """The page, its title one of a section's parts."""
     machine = run["machine"]
@@ -52,15 +57,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--commit", metavar="REV")
     given = parser.parse_args(arguments)
-    try:
-        kept = record(given.folder, given.commit)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    path = FOLDER / f"{kept['table']['table']}.json"
-    results.save(kept, path)
-    print(f"saved in {path}")
-    return 0
+    return results.kept(lambda: keep(given.folder, given.commit))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -43,13 +45,25 @@ def path_of(run: dict) -> Path:
     return FOLDER / f"{kind}-{date}-{run['commit'][:8]}.json"
 
 
-def save(run: dict, path: Path) -> None:
+def save(run: dict, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 def load(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def kept(make: Callable[[], Path]) -> int:
+    """The exit code of a command line that keeps a file: says where, or why not."""
+    try:
+        path = make()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"saved in {path}")
+    return 0
 
 
 def commit(name: str) -> str:

@@ -205,13 +205,7 @@ def main(arguments: list[str]) -> int:
     if missing:
         print(f"error: {run} has no {', '.join(missing)}; give a finished run", file=sys.stderr)
         return 2
-    try:
-        results.save(record(run, given.other, given.commit), path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"saved in {path}")
-    return 0
+    return results.kept(lambda: results.save(record(run, given.other, given.commit), path))
 
 
 if __name__ == "__main__":

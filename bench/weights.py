@@ -15,7 +15,6 @@ import torch
 
 from bench import results, tables, training
 from engine import weights
-from engine.errors import UserError
 from engine.runs import checkpoint
 from engine.runs.saved import load_trained
 from engine.tables.results import protocol
@@ -57,13 +56,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         print("usage: python -m bench.weights RUN_FOLDER NAME", file=sys.stderr)
         return 2
-    try:
-        path = ship(Path(arguments[0]), arguments[1])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"saved in {path}")
-    return 0
+    return results.kept(lambda: ship(Path(arguments[0]), arguments[1]))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
     python -m engine.adapt RUN SUPPORT/ -o pets.pt
 
 RUN is a run folder (its best epoch), a checkpoint, or the name of a network that comes with the
-package. SUPPORT is a folder, zip or tar archive of
-``<class>/<image>``.
+package. SUPPORT is a folder, zip or tar archive of ``<class>/<image>``.
 """
 
 from __future__ import annotations
