@@ -90,6 +90,14 @@ def test_a_padding_index_is_masked_in_every_task(functional):
     agrees(model, engine.Episode(ids[0], y[0], ids[1], y[1]))
 
 
+@pytest.mark.parametrize("vectorize", [True, 2])
+def test_a_padding_index_is_refused_where_tasks_are_to_run_at_once(vectorize):
+    ids, y = torch.ones(2, 3, 6, 4, dtype=torch.int64), torch.arange(36).view(2, 3, 6) % 2
+    made = learner(Words(False), vectorize=vectorize)
+    with pytest.raises(UserError, match=f"vectorize is {vectorize}, and an embedding has"):
+        made(engine.Episode(ids[0], y[0], ids[1], y[1]))
+
+
 class Holder:
     def __init__(self, layer: nn.Module):
         self.layer = layer

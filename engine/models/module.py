@@ -161,6 +161,11 @@ class Module:
             self._still = {n for n in self.tracked if not self.module.get_submodule(n).training}
         if _modes(self.module) not in self._probed:
             self._probe(each(episode.support_x)[0], each(episode.support_y)[0])
+        if self._found.masks and self.vectorize not in ("auto", False):
+            raise UserError(
+                f"vectorize is {self.vectorize}, and an embedding has a padding_idx, which torch's "
+                "vmap masks for one task alone: give 'auto' or False"
+            )
         if keeps and self.memory == "low" and not self.repeats:
             does = "draws random numbers of its own" if self._found.foreign else "writes to buffers"
             raise UserError(
