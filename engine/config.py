@@ -26,6 +26,7 @@ PRESET, DATASET = "maml++", "mini"  # when none is given
 DATASETS = ("omniglot", "mini", "folder")
 SPLITS = ("paper", "background")
 ROTATIONS = ("none", "classes", "augment")
+PROTOCOLS = ("transductive", "inductive")
 CHANNELS = (1, 3)
 # What a finished run that is trained on has anew: its length, and what follows from that.
 SCHEDULE = ("epochs", "msl_epochs", "first_order_epochs")
@@ -204,7 +205,7 @@ class Config:
     norm_statistics: str = _evaluation("what normalises in evaluation", ("batch", "running"))
     protocol: str = _evaluation(
         "normalise a target with the others (transductive) or without",
-        ("transductive", "inductive"),
+        PROTOCOLS,
     )
     eval_targets: int = _evaluation(
         "target images per class in evaluation, 0: as in training", ">= 0", default=0

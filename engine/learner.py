@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import kernels
 from engine import meta, unroll
 from engine.adapted import Adapted, evaluating, one_task
+from engine.config import PROTOCOLS
 from engine.episodes import Episode, Values, mapped
 from engine.errors import UserError
 from engine.models.backbone import Backbone
@@ -39,7 +40,6 @@ from engine.told import check_images, check_lengths, checked
 RATES = ("learned", "fixed", "per-parameter")
 ROWS = ("per-step", "shared")
 STATISTICS = ("batch", "running")
-PROTOCOLS = ("transductive", "inductive")
 _MOMENTUM = 0.1  # of running statistics, torch's
 
 
