@@ -54,6 +54,13 @@ def test_divergences_are_those_of_torch() -> None:
     torch.testing.assert_close(divergence(p, q), kl_divergence(*of))
 
 
+def test_an_image_unlike_all_others_is_far_from_every_class_and_no_overflow() -> None:
+    classes = Gaussian(torch.ones(3, 512), torch.ones(3, 512))
+    unlike = Gaussian(torch.zeros(512), torch.full((512,), -138.0))
+    apart = divergence(classes, unlike)
+    assert apart.isfinite().all() and (apart > 1e30).all()
+
+
 @pytest.mark.parametrize("dataset", ["folder", "omniglot"])
 def test_the_bound_of_the_neural_statistician(dataset) -> None:
     """As distributions of torch have it, by the same draws."""

@@ -13,6 +13,7 @@ from engine.models.whole import TaskNetwork
 
 _HALVINGS = 3  # of the encoder, and doublings of the decoder
 _LAYERS = 3  # of a residual block
+_MOST = 80.0  # exponent: where running statistics meet an image unlike all, float32 overflows
 
 
 class Gaussian(NamedTuple):
@@ -31,8 +32,8 @@ class Gaussian(NamedTuple):
 def divergence(p: Gaussian, q: Gaussian) -> Tensor:  # [...]
     """KL(p ‖ q) of the last axis."""
     ratio = p.logvar - q.logvar
-    apart = (p.mean - q.mean).square() / q.logvar.exp()
-    return 0.5 * (ratio.exp() + apart - 1 - ratio).sum(-1)
+    apart = (p.mean - q.mean).square() * (-q.logvar).clamp(max=_MOST).exp()
+    return 0.5 * (ratio.clamp(max=_MOST).exp() + apart - 1 - ratio).sum(-1)
 
 
 class Statistician(TaskNetwork):
