@@ -95,7 +95,7 @@ template <class T> Blocks prepare(const Net& net, int tasks, int n, int threads,
     Blocks images;
     for (int t = 0; t < tasks; ++t)
         images.push_back(std::make_shared<Held>(ops.images_bytes(net, n), made, 0, 0));
-    Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
+    Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net, n));
     const ptrdiff_t size = static_cast<ptrdiff_t>(n) * net.side * net.side * net.channels;
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
         ops.prepare(net, n, at<const T>(x, t * size), images[t]->block.data(), room.work(slot),
@@ -132,7 +132,7 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
         check_labels(at<const int64_t>(labels, 0), static_cast<ptrdiff_t>(tasks) * n, net.ways);
     const size_t bytes = ops.pass_bytes(net, n, keep);
     const bool large = bytes > large_pass;
-    Room room(large ? 1 : tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net),
+    Room room(large ? 1 : tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net, n),
               keep ? 0 : bytes);
     Blocks kept;
     for (int t = 0; keep && t < tasks; ++t)
@@ -186,7 +186,7 @@ void pullback(const Net& net, int n, int threads, const Blocks& images, const Bl
     const int tasks = static_cast<int>(images.size()), affine = 2 * net.stages * net.filters;
     const auto theta_of = [&](int t) { return at<const T>(theta, t * theta_stride); };
     check_kept<T>(images, kept, {net, n, sizeof(T), isa()}, theta_of, "embed", "pullback");
-    Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net));
+    Room room(tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net, n));
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
         const std::lock_guard<std::mutex> alone(kept[t]->writing);
         const PullbackTask<T> task{images[t]->block.data(),
@@ -207,7 +207,7 @@ void tangent(const Net& net, int n, int threads, const Blocks& images, const Blo
     const int tasks = static_cast<int>(images.size()), width = 2 * net.stages * net.filters;
     const auto theta_of = [&](int t) { return at<const T>(theta, t * theta_stride); };
     check_kept<T>(images, kept, {net, n, sizeof(T), isa()}, theta_of, "run", "tangent");
-    Room room(tasks, threads, ops.tangent_bytes(net, n), ops.scratch_bytes(net));
+    Room room(tasks, threads, ops.tangent_bytes(net, n), ops.scratch_bytes(net, n));
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
         const TangentTask<T> task{images[t]->block.data(),
                                   theta_of(t),

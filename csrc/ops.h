@@ -241,7 +241,7 @@ template <class T> struct PassOps {
     size_t (*pass_bytes)(const Net&, int n, bool keep);
     size_t (*work_bytes)(const Net&, int n);    // of a pass, beside what it keeps
     size_t (*tangent_bytes)(const Net&, int n); // of a tangent
-    size_t (*scratch_bytes)(const Net&);
+    size_t (*scratch_bytes)(const Net&, int n);
     void (*prepare)(const Net&, int n, const T* x, void* images, void* work, void* scratch, Team&);
     void (*pass)(const Net&, int n, const PassTask<T>&, void* work, void* scratch, Team&);
     void (*tangent)(const Net&, int n, const TangentTask<T>&, void* work, void* scratch, Team&);

@@ -33,8 +33,8 @@ template <class T> struct ConvPlan {
           n(s.n) {
         inward.pitch_in = padded<T>(s.channels);
         const Decides decides = what == ConvPart::value ? Decides::winners : Decides::nothing;
-        g = tiled(g, winograd<T>().most, decides);
-        inward = tiled(inward, winograd<T>().most, decides);
+        g = tiled(g, n, winograd<T>().most, decides);
+        inward = tiled(inward, n, winograd<T>().most, decides);
         by_rows = g.tile && g.channels == g.pitch_in && g.filters == g.pitch_out;
         parts = chunks(n);
         if (parts > few_parts && share() * static_cast<ptrdiff_t>(sizeof(T)) > many_bytes)

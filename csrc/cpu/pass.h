@@ -79,8 +79,8 @@ template <class T> struct Plan {
             Stage<T>& stage = stages[s];
             const int stride = net.pool ? 1 : 2;
             const Conv<T> g{channels, s ? pitch : channels, side, stride, net.filters, pitch};
-            stage.conv = tiled(g, winograd.most, decides);
-            stage.back = tiled(g, winograd.most, Decides::nothing);
+            stage.conv = tiled(g, images, winograd.most, decides);
+            stage.back = tiled(g, images, winograd.most, Decides::nothing);
             const int dense = stage.conv.out();
             stage.window = {dense, net.pool ? dense / 2 : dense, pitch, net.pool};
             stage.stem = s == 0 && net.pool;

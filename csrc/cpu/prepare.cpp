@@ -163,9 +163,9 @@ template <class T> size_t tangent_bytes(const Net& net, int n) {
     return carver.bytes();
 }
 
-template <class T> size_t scratch_bytes(const Net& net) {
+template <class T> size_t scratch_bytes(const Net& net, int n) {
     size_t bytes = 0;
-    Scratch<T>(Plan<T>(net, 1), nullptr, &bytes);
+    Scratch<T>(Plan<T>(net, n), nullptr, &bytes);
     return bytes;
 }
 

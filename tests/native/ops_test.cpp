@@ -410,7 +410,8 @@ void check_all() {
         check_conv({5, 3, 7, 6, stride});
         check_conv({13, 2, 4, 16, stride});
         check_conv({2, 16, 5, 17, stride});
-        check_conv({3, 16, 14, 24, stride}); // tiles that the edge cuts
+        check_conv({3, 16, 14, 24, stride});  // tiles that the edge cuts
+        check_conv({15, 16, 11, 24, stride}); // so many that 16 lanes take the large ones
         check_conv({1, 1, 1, 1, stride, 1});
         check_conv({13, 16, 4, 16, stride, 1});
         check_conv({2, 70, 10, 67, stride, 1}); // more than one sweep of channels and pixels

@@ -191,7 +191,7 @@ template <class T> Outputs<T> run(const Case& c, const Inputs<T>& in, int thread
     const std::vector<Exact> work = exact_blocks(threads, ops.work_bytes(net, c.n));
     const std::vector<Exact> dots = exact_blocks(threads, ops.tangent_bytes(net, c.n));
     const std::vector<Exact> scratch =
-        exact_blocks(threads, ops.scratch_bytes(net) * static_cast<size_t>(threads));
+        exact_blocks(threads, ops.scratch_bytes(net, c.n) * static_cast<size_t>(threads));
 
     for_tasks(c.tasks, threads, [&](int t, Team& team, int slot) {
         ops.prepare(net, c.n, in.x.data() + t * c.n * image, images[t].data(), work[slot].data(),
@@ -364,7 +364,8 @@ int main() {
     const Case wide[] = {
         // tiles in rows and sums of more than one, and what is left of them
         {net(1, 20, 48, 2, true), 3, 1, false},
-        {net(2, 14, 33, 2, true), 2, 2, true}, // Winograd's of 4×4 for gradients and tangents
+        {net(2, 14, 33, 2, true), 2, 2, true},   // Winograd's of 4×4 for gradients and tangents
+        {net(1, 14, 17, 2, true), 32, 1, false}, // the same by 16 lanes
         {net(1, 13, 80, 2, true), 2, 1, false},
     };
     for (const Case& c : cases)
