@@ -19,5 +19,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def bench_meta_iteration(row: Row, benchmark, record, request):
     full = request.config.option.full
     measured = take_turns(row, others(row, full), "iteration", BUDGET[full], benchmark)
-    work = flops.iteration(row.config()).all
-    record("meta", vars(row) | {"short": row in SHORT, "flops": work} | measured.result())
+    cfg = row.config()
+    work = {"flops": flops.iteration(cfg).all, "products": flops.performed(cfg)}
+    record("meta", vars(row) | {"short": row in SHORT} | work | measured.result())

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from engine.config import Config
 from engine.meta import loss_weights, second_order
 from engine.models.backbone import Backbone
+from kernels import native
 from kernels.cases import Case
 
 
@@ -61,6 +62,19 @@ def iteration(cfg: Config) -> Total:
         2 * support * macs.tangent * second_order(0, cfg),
         2 * targets * macs.gradient,
     )
+
+
+def performed(cfg: Config) -> float | None:
+    """Floating-point operations of the convolutions of one outer iteration of the first epoch, as
+    the native passes take them on this processor; None where there are none.
+    """
+    if native.module is None:
+        return None
+    net, weighted = Backbone.of(cfg).net, sum(map(bool, loss_weights(0, cfg)))
+    forward, backward, tangent = native.passes.products(net, cfg.ways * cfg.shots)
+    support = cfg.steps * (forward + backward + tangent * second_order(0, cfg))
+    targets = weighted * sum(native.passes.products(net, cfg.ways * cfg.targets)[:2])
+    return 2 * cfg.tasks * (support + targets)
 
 
 def evaluation(cfg: Config) -> Total:

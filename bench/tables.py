@@ -87,7 +87,7 @@ class Peaks(NamedTuple):
 
 _META = [
     "outer iteration", "order", "steps", "s", "s, loop", "speed-up", "GFLOP/s (of best)",
-    "s / floor", "peak", "peak, loop", "ratio",
+    "s / floor", "products", "peak", "peak, loop", "ratio",
 ]  # fmt: skip
 
 
@@ -116,10 +116,19 @@ def _iteration(row: dict, peaks: Peaks) -> list[str]:
         f"{seconds['loop'] / seconds['ours']:.2f}×",
         f"{rate / GIGA:,.0f}" + (f" ({100 * rate / peaks.compute:.0f} %)" if peaks.compute else ""),
         f"{peaks.matmul / rate:.2f}" if peaks.matmul else "–",
+        _products(row, peaks),
         f"{memory['ours'] / MIB:,.0f} MiB",
         f"{memory['loop'] / MIB:,.0f} MiB",
         f"{memory['ours'] / memory['loop']:.2f}",
     ]
+
+
+def _products(row: dict, peaks: Peaks) -> str:
+    """At the rate of multiply-adds in registers, and the share of the iteration."""
+    if not (products := row.get("products")) or not peaks.multiply_add:
+        return "–"
+    seconds = products / peaks.multiply_add
+    return f"{seconds:.3f} s ({100 * seconds / row['seconds']['ours']:.0f} %)"
 
 
 def _precisions(run: dict) -> Iterator[Section]:

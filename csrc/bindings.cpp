@@ -219,7 +219,13 @@ void tangent(const Net& net, int n, int threads, const Blocks& images, const Blo
     });
 }
 
+template <class T> py::tuple products(const Net& net, int n) {
+    const Products found = ops_of<T>(net).products(net, n);
+    return py::make_tuple(found.forward, found.backward, found.tangent);
+}
+
 template <class T> void bind(py::module_ m) {
+    m.def("products", &products<T>);
     m.def("prepare", &prepare<T>);
     m.def("pass_", &pass<T>);
     m.def("tangent", &tangent<T>);
@@ -247,7 +253,8 @@ py::dict features() {
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native kernels of mamlpp, free of torch.";
-    m.def("version", [] { return MAMLPP_VERSION; }, "Version of the package it was built from.");
+    m.def(
+        "version", [] { return MAMLPP_VERSION; }, "Version of the package it was built from.");
     m.def("cpu_features", &features,
           "Instruction sets that processor and operating system grant: name -> bool.");
     py::enum_<Isa>(m, "Isa")

@@ -233,6 +233,14 @@ template <class T> struct LstmSweep {
     Rows<T> d_own;                  // [lstm_numbers]
 };
 
+// Multiply-adds of the convolutions of a pass, as they are taken: by Winograd in its cells, and of
+// the filters that complete a vector.
+struct Products {
+    double forward = 0;
+    double backward = 0; // beside it, of a gradient
+    double tangent = 0;  // of both
+};
+
 // Whole passes, of one instruction set and precision. Every `bytes` is for n images of one task;
 // blocks are aligned to 64 bytes. `scratch` is scratch_bytes() for each worker of the team, one
 // behind the other.
@@ -242,6 +250,7 @@ template <class T> struct PassOps {
     size_t (*work_bytes)(const Net&, int n);    // of a pass, beside what it keeps
     size_t (*tangent_bytes)(const Net&, int n); // of a tangent
     size_t (*scratch_bytes)(const Net&, int n);
+    Products (*products)(const Net&, int n);
     void (*prepare)(const Net&, int n, const T* x, void* images, void* work, void* scratch, Team&);
     void (*pass)(const Net&, int n, const PassTask<T>&, void* work, void* scratch, Team&);
     void (*tangent)(const Net&, int n, const TangentTask<T>&, void* work, void* scratch, Team&);

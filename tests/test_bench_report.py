@@ -48,7 +48,7 @@ RUN = {
         {"name": "copy", "per_second": 20e9},
     ],
     "meta": [
-        iteration(),
+        iteration(products=120e9),
         iteration(
             algorithm="MAML",
             order="first",
@@ -118,9 +118,9 @@ def test_tables_say_where_it_was_measured_and_what_is_possible_there():
 def test_tables_say_what_was_measured():
     rows = cells(tables.text(RUN))
     plus = ["mini 5w1s, 2 tasks, MAML++, MSL", "second", "5", "2.000", "6.000", "3.00×"]
-    assert plus + ["200 (80 %)", "0.50", "512 MiB", "2,048 MiB", "0.25"] in rows
+    assert plus + ["200 (80 %)", "0.50", "1.000 s (50 %)", "512 MiB", "2,048 MiB", "0.25"] in rows
     plain = ["mini 5w1s, 1 task, MAML, last", "first", "1", "0.500", "0.250", "0.50×"]
-    assert plain + ["80 (32 %)", "1.25", "1,024 MiB", "1,024 MiB", "1.00"] in rows
+    assert plain + ["80 (32 %)", "1.25", "–", "1,024 MiB", "1,024 MiB", "1.00"] in rows
     assert ["conv mini-2", "2 × 5", "plain", "250.0 (100 %)", "–", "50.0 (20 %)"] in rows
     assert ["norm_act mini-2", "2 × 5", "plain", "–", "10.0 (50 %)", "–"] in rows
     evaluation = ["mini 5w1s, 16 tasks, 5 steps", "32.0", "8.0", "4.00×", "64 MiB", "128 MiB"]

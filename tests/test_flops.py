@@ -10,6 +10,7 @@ from bench.cases import Row, reduced
 from bench.flops import PARTS, Work
 from bench.implementations import TheLoop
 from engine.config import Config
+from kernels import native
 from kernels.cases import Case
 
 
@@ -84,6 +85,19 @@ def test_torch_counts_the_same_in_an_evaluation():
     with FlopCounterMode(display=False) as counter:
         loop.evaluation()
     assert counter.get_total_flops() == flops.evaluation(cfg).all
+
+
+@pytest.mark.skipif(native.module is None, reason="no native module to take products")
+def test_products_taken_directly_are_those_counted_and_by_winograd_fewer():
+    for order in ("first", "second"):
+        cfg = config("omniglot 20w1s", order=order, downsample="stride", filters=32)
+        passes = cfg.tasks * cfg.steps * cfg.ways * (3 + 6 * (order == "second") + 3)
+        assert cfg.targets == cfg.shots == 1
+        linear = 2 * passes * flops.layers(cfg)[-1]
+        assert flops.performed(cfg) == flops.iteration(cfg).all - linear
+    for case in ("mini 5w1s", "omniglot 20w1s"):
+        cfg = config(case)
+        assert 0.3 < flops.performed(cfg) / flops.iteration(cfg).all < 0.75
 
 
 def test_work_of_a_stage():

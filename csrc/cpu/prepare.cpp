@@ -169,6 +169,38 @@ template <class T> size_t scratch_bytes(const Net& net, int n) {
     return bytes;
 }
 
+// Of an image, for each filter and channel; the convolution is by Winograd or not.
+template <class T> double products_each(const Conv<T>& g) {
+    const double columns = g.tile ? tile_columns(g.side, g.tile) : g.out();
+    return (g.tile ? cells(g.tile) : taps) * columns * columns;
+}
+
+template <class T> Products products(const Net& net, int n) {
+    const Plan<T> plan(net, n), moved(net, n, Decides::nothing);
+    Products sum;
+    for (int s = 0; s < plan.count; ++s) {
+        const Stage<T>& stage = plan.stages[s];
+        const Conv<T>& g = stage.conv;
+        const double outward = static_cast<double>(n) * g.channels * g.pitch_out;
+        if (stage.stem) { // beyond its values, of the winners alone
+            const double dense = stage.window.dense, pooled = stage.window.pooled;
+            sum.forward += taps * dense * dense * outward;
+            sum.backward += taps * pooled * pooled * outward;
+            sum.tangent += 2 * taps * pooled * pooled * outward;
+            continue;
+        }
+        const double inward = static_cast<double>(n) * g.filters * g.pitch_in;
+        const bool wide = g.pitch_in % lanes<T> == 0; // see conv_wgrad
+        const double of_filters = products_each(stage.back) * (wide ? inward : outward);
+        const double of_inputs = s ? products_each(stage.back) * inward : 0;
+        sum.forward += products_each(g) * outward;
+        sum.backward += of_filters + of_inputs;
+        sum.tangent += (s ? 2 : 1) * (products_each(moved.stages[s].conv) * outward + of_filters) +
+                       2 * of_inputs;
+    }
+    return sum;
+}
+
 } // namespace
 
 template <class T>
@@ -214,9 +246,9 @@ void prepare(const Net& net, int n, const T* x, void* block, void* work, void* s
 }
 
 template <class T> const PassOps<T>& pass_ops() {
-    static constexpr PassOps<T> table{images_bytes<T>,  pass_bytes<T>,    work_bytes<T>,
-                                      tangent_bytes<T>, scratch_bytes<T>, prepare<T>,
-                                      pass<T>,          tangent<T>,       pullback<T>};
+    static constexpr PassOps<T> table{
+        images_bytes<T>, pass_bytes<T>, work_bytes<T>, tangent_bytes<T>, scratch_bytes<T>,
+        products<T>,     prepare<T>,    pass<T>,       tangent<T>,       pullback<T>};
     return table;
 }
 template const PassOps<float>& pass_ops<float>();

@@ -250,6 +250,14 @@ def tangent(
     return product, norm_product
 
 
+def products(net: Net, images: int) -> tuple[float, float, float]:
+    """Multiply-adds of the convolutions of so many images, as the instruction set in use takes
+    them in float32: by Winograd in its cells, and of filters that complete a vector. Of a forward
+    pass, of the backward one, and of the tangent of both.
+    """
+    return module.float32.products(_net(net), images)
+
+
 @cache
 def _net(net: Net):
     *sizes, precision = net
