@@ -18,7 +18,6 @@ from bench import results, training
 from engine.config import Config
 from engine.errors import UserError, listed
 from engine.files import CONFIG, LOG, RESULT
-from engine.tables import budget
 from engine.tables.page import DATA, PAGE, table_in
 
 FOLDER = results.FOLDER / "tables"
@@ -74,8 +73,6 @@ def unpack(name: str, folder: Path) -> Path:
         (made / LOG).write_text("".join(rows), encoding="utf-8")
         results.save(run["machine"], made / MACHINE)
         results.save(run["result"], made / RESULT)
-    if table["plan"]:
-        budget.keep(folder, budget.Plan(**table["plan"]))
     return folder
 
 

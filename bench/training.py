@@ -175,10 +175,11 @@ def thinned(curve: list, most: int = 10) -> list:
 def _method(config: dict) -> str:
     """With those of its own settings that are not the usual ones."""
     method = METHODS[config.get("method", METHOD)]
-    usual = Config.of(config["preset"], method=method.name)
-    own = {name: config[name] for name in method.only if name in config}
+    usual = Config.of(config["preset"], config["dataset"], method=method.name)
+    own = {name: config[name] for name in (*method.only, "filters") if name in config}
     odd = [f"{name} {value}" for name, value in own.items() if value != getattr(usual, name)]
-    return ", ".join([method.name, *odd])
+    preset = [f"preset {config['preset']}"] * (config["preset"] != Config.of().preset)
+    return ", ".join([method.name, *preset, *odd])
 
 
 def _row(run: dict) -> list[str]:

@@ -253,8 +253,7 @@ py::dict features() {
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native kernels of mamlpp, free of torch.";
-    m.def(
-        "version", [] { return MAMLPP_VERSION; }, "Version of the package it was built from.");
+    m.def("version", [] { return MAMLPP_VERSION; }, "Version of the package it was built from.");
     m.def("cpu_features", &features,
           "Instruction sets that processor and operating system grant: name -> bool.");
     py::enum_<Isa>(m, "Isa")

@@ -234,7 +234,7 @@ template <class T> struct LstmSweep {
 };
 
 // Multiply-adds of the convolutions of a pass, as they are taken: by Winograd in its cells, and of
-// the filters that complete a vector.
+// the filters that complete a vector; directly of all nine taps, also on the border.
 struct Products {
     double forward = 0;
     double backward = 0; // beside it, of a gradient

@@ -210,8 +210,9 @@ def _listed(found: list[Cell]) -> list[str]:
     for cell in found:
         quoted = f", quoted {cell.quoted.text}" if cell.quoted else ""
         alone = "" if cell.members else f": quoted alone, {cell.reason}"
+        alone = ": left out by --rows" if cell.left_out else alone
         lines += [f"# {cell.row.key}: {cell.label}{quoted}{alone}"]
-        lines += [member.command() for member in cell.members]
+        lines += [member.command() for member in cell.members if not cell.left_out]
     return lines
 
 

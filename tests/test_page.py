@@ -238,6 +238,21 @@ def test_figures_are_quoted_for_data_that_bears_the_name_alone(tmp_path):
     assert "Snell et al. 2017" in words and "quoted, not measured here" in words
 
 
+@pytest.mark.parametrize(
+    "given, row",
+    [
+        (dict(preset="finn-2017", method="maml"), "maml-original, mini 5-way 1-shot"),
+        (dict(steps=2), "maml++-2-steps, mini 5-way 1-shot"),
+        (dict(method="matching", context=3), "matching-context, mini 5-way 1-shot"),
+    ],
+)
+def test_the_figure_quoted_is_of_what_was_trained(given, row, tmp_path):
+    folder = make_run(tmp_path / "run", epochs=1, **given)
+    write_log(folder, [row | {"data": "mini"} for row in reported.rows(0, 1)])
+    words = published(grouped(read([folder])))
+    assert words.count("mini 5-way 1-shot") == 3 and words.count(row) == 1
+
+
 def test_names_that_runs_share_have_the_folders_above(tmp_path):
     folders = [make_run(tmp_path / place / "run", seed=0) for place in ("x", "y")]
     assert [run.name for run in read(folders)] == ["x/run", "y/run"]

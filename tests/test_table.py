@@ -70,6 +70,26 @@ def test_it_trains_its_rows_and_prints_them_beside_the_figures(images, tmp_path,
     assert (tmp_path / "table.md").read_text() == page
 
 
+def test_what_is_finished_is_shown_beside_the_rows_that_are_trained(images, tmp_path, capsys):
+    line = argv(images, tmp_path, *SHORT, "--seeds", "1")
+    assert table.main([*line, "--rows", "maml++-1-step"]) == 0
+    first = (tmp_path / "table.md").read_text()
+    (row,) = (line for line in first.splitlines() if line.startswith("| MAML++, 1 step "))
+    capsys.readouterr()
+    assert table.main([*line, "--rows", "maml++-2-steps", "--list"]) == 0
+    assert "maml++-1-step: MAML++, 1 step, 5-way 1-shot" in (out := capsys.readouterr().out)
+    assert out.count("python -m engine.train") == 1
+    assert table.main([*line, "--rows", "maml++-2-steps"]) == 0
+    assert "run 1 of 1: maml++-2-steps_5w1s_seed-0" in capsys.readouterr().out
+    page = (tmp_path / "table.md").read_text()
+    cells = [cell.strip() for cell in row.split("|")]
+    (again,) = (line for line in page.splitlines() if line.startswith("| MAML++, 1 step "))
+    assert [cell.strip() for cell in again.split("|")] == cells
+    assert page.count("| 1 of 1 |") == 2 and "Not finished" not in page
+    # a setting that only the rows that are trained may have
+    assert table.main([*line, "--rows", "matching-10", "--temperature", "5"]) == 2
+
+
 def test_the_ablation_trains_on_omniglot(data_dir, tmp_path):
     """Whose drawings no small stand-in has: to decode them takes the most of the time."""
     few = "--filters 2 --tasks 1 --eval-tasks 2 --epochs 3 --iterations 1 --seeds 1 --threads 1"

@@ -207,10 +207,14 @@ inline void output_rows(const T* cell, ptrdiff_t size, int side, int pitch, int 
 }
 
 // Calls strip(first, count, tiles) for some rows of tiles, row r being that of image r / (rows an
-// image), in strips of about one size.
-template <int m, class F> MAMLPP_INLINE void for_strips(int side, Span of_tiles, F strip) {
+// image), in strips of about one size; by 16 lanes, which wait for the second-level cache, two
+// pairs of operands share the room of one there.
+template <int m, class T, class F>
+MAMLPP_INLINE void for_strips(int side, Span of_tiles, int pairs, F strip) {
+    const int share = lanes<T> == 16 ? pairs : 1;
     const int rows = of_tiles.end - of_tiles.begin;
-    const int strips = (rows + strip_rows(side, m) - 1) / strip_rows(side, m);
+    const int most = (strip_rows(side, m) + share - 1) / share;
+    const int strips = (rows + most - 1) / most;
     for (int i = 0, first = of_tiles.begin; i < strips; ++i) {
         const int count = rows / strips + (i < rows % strips);
         strip(first, count, count * tile_columns(side, m));
@@ -241,7 +245,7 @@ inline void tiles_fwd(const Conv<T>& g, const Factors<T>* pairs, int count, Span
                     w_part = part_step<T>(m, w_cell);
     const ptrdiff_t out_cell = sum_step<T>(most_tiles(side, m), g.pitch_out);
     const ptrdiff_t z_row = static_cast<ptrdiff_t>(side) * g.pitch_out, in_row = g.in_row();
-    for_strips<m>(side, of_tiles, [&](int first, int strip, int count_of_tiles) {
+    for_strips<m, T>(side, of_tiles, count, [&](int first, int strip, int count_of_tiles) {
         for (int k = 0; k < count; ++k)
             store_rows<m, T>(count_of_tiles, g.pitch_in, operands<T>(tiles.x[k]), in_cell,
                              TileWalk<m, T>(pairs[k].image, side, g.pitch_in, first, span(side)),
@@ -283,7 +287,7 @@ inline void tiles_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, Span 
                     dz_part = part_step<T>(m, dz_cell);
     const ptrdiff_t in_row = g.in_row(), dz_row = g.dz_row(),
                     w_cell = sum_step<T>(g.filters, g.pitch_in);
-    for_strips<m>(side, of_tiles, [&](int first, int, int count_of_tiles) {
+    for_strips<m, T>(side, of_tiles, count, [&](int first, int, int count_of_tiles) {
         for (int k = 0; k < count; ++k) {
             store_across<m, T>(count_of_tiles, g.pitch_in, operands<T>(tiles.x[k]), x_cell,
                                TileWalk<m, T>(pairs[k].image, side, g.pitch_in, first, span(side)),

@@ -175,15 +175,20 @@ def settings(groups: list[Group]) -> str:
 
 def lowest(group: Group) -> str:
     """Classes with the lowest accuracy, where there are too many for a matrix."""
-    details = tested(group)[0]
-    classes = [entry for entry in details["best"]["by_class"] if entry["images"] >= _FEW]
-    text_before = f"<p>{len(details['classes'])} classes are too many for a matrix"
+    found: dict[str, tuple[float, int]] = {}  # right ones and images, of all runs
+    for details in tested(group):
+        for entry in details["best"]["by_class"]:
+            if images := entry["images"]:
+                right, before = found.get(entry["class"], (0.0, 0))
+                found[entry["class"]] = right + entry["accuracy"] * images, before + images
+    classes = [(right / n, name, n) for name, (right, n) in found.items() if n >= _FEW]
+    count = len(tested(group)[0]["classes"])
+    text_before = f"<p>{count} classes are too many for a matrix"
     if not classes:
         return f"{text_before}, and none was shown {_FEW} times.</p>"
-    classes.sort(key=lambda entry: entry["accuracy"])
     rows = [
-        [text(entry["class"]), f"{100 * entry['accuracy']:.1f} %", f"{entry['images']}"]
-        for entry in classes[:_LOWEST]
+        [text(name), f"{100 * accuracy:.1f} %", f"{images}"]
+        for accuracy, name, images in sorted(classes)[:_LOWEST]
     ]
     head = ["class", "accuracy", "images"]
     return f"{text_before}. Those with the lowest accuracy:</p>{table(head, rows)}"

@@ -68,7 +68,7 @@ def made(cells: list[Cell], asked: dict[str, Any], interrupt: Interrupt) -> Plan
     """Measures a run of each row and chooses the lengths. Raises UserError when the hours do not
     even suffice for three epochs of one iteration."""
     costs = {}
-    trained = [cell for cell in cells if cell.members]
+    trained = [cell for cell in cells if cell.members and not cell.left_out]
     for number, cell in enumerate(trained, 1):
         found = costs[cell.name] = measured(cell)
         say(
@@ -107,7 +107,8 @@ def chosen(costs: Iterable[Cost], seeds: int, hours: float) -> tuple[int, int] |
         iterations = int((seconds - evaluations) / an_iteration) // epochs
         few = evaluations <= SHARE * seconds or epochs == EPOCHS[-1]
         if few and iterations >= 1:
-            return epochs, min(iterations, max(cost.cfg.iterations for cost in costs))
+            whole = max(cost.whole[0] * cost.whole[1] for cost in costs)
+            return epochs, min(iterations, -(-whole // epochs))
     least = math.ceil((evaluations + epochs * an_iteration) / 3.6) / 1000
     raise UserError(
         f"--budget is {hours:g} hours: {seeds} seeds of {len(costs)} runs take at least "

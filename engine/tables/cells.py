@@ -11,7 +11,7 @@ from engine.commandline import FIELDS
 from engine.config import Config
 from engine.errors import UserError
 from engine.methods import METHODS
-from engine.sweep import Member
+from engine.sweep import Member, finished
 from engine.tables.quoted import Quoted, Task
 from engine.tables.rows import Row, Table
 
@@ -19,7 +19,7 @@ from engine.tables.rows import Row, Table
 DECIDED = (
     "preset method dataset ways shots steps downsample rates adapt context class_scores norm_gains "
     "norm_weights norm_stats msl_epochs first_order_epochs min_lr annealing halving_epochs "
-    "optimizer seed run fresh init"
+    "optimizer temperature seed run fresh init"
 ).split()
 
 
@@ -30,6 +30,7 @@ class Cell(NamedTuple):
     task: Task
     members: tuple[Member, ...]  # a run a seed; none where it is quoted alone
     reason: str = ""  # why it is
+    left_out: bool = False  # by --rows: shown as it is, and not trained
 
     @property
     def name(self) -> str:
@@ -52,7 +53,7 @@ def of(
     table: Table, folder: Path, seeds: int, given: Mapping[str, Any], rows: tuple[str, ...] = ()
 ) -> list[Cell]:
     """In the table's order. ``given``: settings of all runs; ``rows``: the keys of those that are
-    trained, all if empty.
+    trained, all if empty; of the others those with a finished run are shown.
 
     Raises UserError when these settings are not allowed in a row.
     """
@@ -65,9 +66,11 @@ def of(
 
 
 def members(cells: list[Cell]) -> list[Member]:
-    """One seed after the other, so that a stopped table has whole rows of fewer seeds."""
-    seeds = max((len(cell.members) for cell in cells), default=0)
-    return [cell.members[seed] for seed in range(seeds) for cell in cells if cell.members]
+    """Those to train, one seed after the other, so that a stopped table has whole rows of fewer
+    seeds."""
+    trained = [cell.members for cell in cells if not cell.left_out]
+    seeds = max(map(len, trained), default=0)
+    return [of_cell[seed] for seed in range(seeds) for of_cell in trained if of_cell]
 
 
 def _cell(
@@ -83,8 +86,7 @@ def _cell(
         return Cell(row, task, (), f"there is no method {row.method} here")
     if unknown := [name for name in row.settings if name not in FIELDS]:
         return Cell(row, task, (), f"there is no setting {' or '.join(unknown)} here")
-    if rows and row.key not in rows:
-        return Cell(row, task, (), "left out by --rows")
+    left_out = Cell(row, task, (), "left out by --rows") if rows and row.key not in rows else None
     own = row.settings | dict(
         zip(("dataset", "ways", "shots"), (table.dataset, *task), strict=True)
     )
@@ -95,9 +97,14 @@ def _cell(
     bare = Cell(row, task, ())
     try:
         own = own | given | _tricks(row, own, given)
-        return bare._replace(members=tuple(_member(bare, own, folder, s) for s in range(seeds)))
+        found = tuple(_member(bare, own, folder, seed) for seed in range(seeds))
     except UserError as error:
+        if left_out:
+            return left_out
         raise UserError(f"{bare.label}: {error}") from error
+    if left_out and not any(map(finished, found)):
+        return left_out
+    return bare._replace(members=found, left_out=left_out is not None)
 
 
 def _tricks(row: Row, own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

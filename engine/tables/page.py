@@ -31,7 +31,8 @@ _LEFT = (0, 1)  # columns of words
 _LEGEND = (
     "Accuracy in %. Ours: mean ± sample deviation over the seeds, of the epoch best on validation "
     "and of the mean logits of the best epochs; over tasks: half-width of the 95 % interval over "
-    "the test tasks, mean of the seeds', which are tested on the same tasks. Quoted figures were "
+    "the test tasks, mean of the seeds', which are tested on the same tasks; s/iteration: median "
+    "over the epochs. Quoted figures were "
     "not measured here, and their ± is what their source has."
 )
 
@@ -168,8 +169,9 @@ def _schedules(found: list[Found]) -> list[str]:
             cfg = each.cell.members[0].cfg
             text = (
                 f"{cfg.epochs * cfg.iterations:,} iterations in {cfg.epochs} epochs, "
-                f"{cfg.msl_epochs} with the multi-step loss, {cfg.first_order_epochs} of first "
-                "order"
+                f"{cfg.msl_epochs} with the multi-step loss"
+                f"{', its weights all equal' if cfg.msl_epochs == 1 else ''}, "
+                f"{cfg.first_order_epochs} of first order"
             )
             labels.setdefault(text, {})[each.cell.row.label] = None
     return [f"- {'; '.join(names)}: {text}" for text, names in labels.items()]
@@ -188,7 +190,7 @@ def _missing(found: list[Found]) -> list[str]:
         f"{member.name}: {run.state}"
         for each in found
         for member, run in zip(each.cell.members, each.runs, strict=True)
-        if not run.result
+        if not run.result and not each.cell.left_out
     ]
     notes = [f"Quoted alone: {'; '.join(alone)}."] if alone else []
     if open_runs:

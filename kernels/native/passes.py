@@ -255,6 +255,7 @@ def products(net: Net, images: int) -> tuple[float, float, float]:
     them in float32: by Winograd in its cells, and of filters that complete a vector. Of a forward
     pass, of the backward one, and of the tangent of both.
     """
+    checks.net_sizes("native", net, MOST_STAGES, LARGEST)
     return module.float32.products(_net(net), images)
 
 
