@@ -175,7 +175,7 @@ def thinned(curve: list, most: int = 10) -> list:
 def _method(config: dict) -> str:
     """With those of its own settings that are not the usual ones."""
     method = METHODS[config.get("method", METHOD)]
-    usual = Config.of(config["preset"], config["dataset"], method=method.name)
+    usual = Config.of(config["preset"], config.get("dataset", "mini"), method=method.name)
     own = {name: config[name] for name in (*method.only, "filters") if name in config}
     odd = [f"{name} {value}" for name, value in own.items() if value != getattr(usual, name)]
     preset = [f"preset {config['preset']}"] * (config["preset"] != Config.of().preset)

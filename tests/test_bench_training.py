@@ -115,4 +115,6 @@ def test_a_method_is_named_with_those_of_its_settings_that_are_not_usual():
     assert training._method(usual) == "matching"
     assert training._method(usual | {"temperature": 10.0}) == "matching, temperature 10.0"
     assert training._method(Config.of("maml++", method="reptile").to_dict()) == "reptile"
+    small = Config.of("finn-2017", "omniglot", method="maml", filters=32).to_dict()
+    assert training._method(small) == "maml, preset finn-2017, filters 32"
     assert training._method({"preset": "maml++"}) == "maml++"  # of a version without methods

@@ -247,8 +247,8 @@ def test_figures_are_quoted_for_data_that_bears_the_name_alone(tmp_path):
     ],
 )
 def test_the_figure_quoted_is_of_what_was_trained(given, row, tmp_path):
-    folder = make_run(tmp_path / "run", epochs=1, **given)
-    write_log(folder, [row | {"data": "mini"} for row in reported.rows(0, 1)])
+    folder = make_run(tmp_path / "run", epochs=1, **{"dataset": "mini", "ways": 5} | given)
+    write_log(folder, [entry | {"data": "mini"} for entry in reported.rows(0, 1)])
     words = published(grouped(read([folder])))
     assert words.count("mini 5-way 1-shot") == 3 and words.count(row) == 1
 

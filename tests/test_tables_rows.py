@@ -200,7 +200,9 @@ def test_the_steps_of_mini_imagenet():
 
 
 def test_matching_networks_of_mini_imagenet_are_those_with_context_embeddings(monkeypatch):
-    with_context, *_, plain = (row for row in rows.of("mini").rows if row.method == "matching")
+    of_matching = [row for row in rows.of("mini").rows if row.method == "matching"]
+    with_context, plain, warm = of_matching
+    assert warm.key == "matching-10" and warm.settings["temperature"] == 10
     assert with_context.settings["context"] == 3 and with_context.settings["class_scores"] == "sum"
     assert plain.key == "matching" and plain.quoted[5, 5].text == "51.09 ± 0.71"
     fields = {name: f for name, f in cells.FIELDS.items() if name != "context"}
