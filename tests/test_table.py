@@ -196,6 +196,7 @@ def test_timing_is_measured_by_turns_and_once(tmp_path, monkeypatch, capsys):
         ratio = row["maml++"]["seconds"] / row["maml"]["seconds"]
         assert f" {row['maml']['seconds']:.4f} | " in page and f" {ratio:.2f} | " in page
     assert "none are quoted" in page and "filters = 4" in page
+    assert f"by turns, on random images, measured {data[0]['date']}. Without table.json" in page
     monkeypatch.setattr(timing, "measured", None)
     assert table.main(line) == 0  # all are known
     assert (tmp_path / "table.md").read_text() == page

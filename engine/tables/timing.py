@@ -11,6 +11,7 @@ import contextlib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from engine.allowed import PATH
 from engine.commandline import FIELDS, flag
 from engine.config import Config
 from engine.episodes import EpisodeSampler
-from engine.errors import say
+from engine.errors import listed, say
 from engine.files import write
 from engine.runs.checkpoint import read_json
 from engine.runs.interrupt import Interrupt
@@ -88,7 +89,7 @@ def run(found: list[Case], folder: Path, interrupt: Interrupt) -> list[str]:
                 steps = case.configs[0].steps
                 plural = "s" * (steps > 1)
                 say(f"row {number} of {len(found)}: {case.label}, {steps} inner step{plural}")
-                row = key | measured(case, device, interrupt)
+                row = key | {"date": f"{date.today()}"} | measured(case, device, interrupt)
             rows.append(row)
             others = [row for row in known if row not in rows]  # of other machines and settings
             write(folder / DATA, json.dumps({"table": "timing", "rows": rows + others}, indent=1))
@@ -180,7 +181,9 @@ def page(rows: list[dict[str, Any]]) -> str:
     given = ", ".join(f"{name} = {value}" for name, value in where["given"].items())
     notes = [
         f"{where['machine']}, {where['threads']} thread{'s' * (where['threads'] > 1)}, torch "
-        f"{where['torch']}; medians of {ROUNDS} iterations by turns, on random images.",
+        f"{where['torch']}; medians of {ROUNDS} iterations by turns, on random images, measured "
+        f"{listed(sorted({row.get('date', 'before dates were kept') for row in rows}))}. Without "
+        f"{DATA} all are measured anew.",
         "MAML is in second order throughout, with the last step's loss. An iteration of MAML++ is "
         "the mean over its schedule, which counts derivative-order annealing: epochs of first "
         "order are cheaper, those of the multi-step loss dearer.",
