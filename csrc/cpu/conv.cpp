@@ -87,8 +87,10 @@ template <class T> struct ConvWork {
         Carver carver(block);
         const bool gradients = what == ConvPart::gradients;
         for (int k = 0; k < (what == ConvPart::value ? 1 : 2); ++k)
-            filters[k] = gradients ? take_bwd(winograd<T>(), carver, plan.inward)
-                                   : take_fwd(winograd<T>(), carver, plan.g);
+            filters[k] =
+                gradients
+                    ? packed_in(plan.inward, carver.take<T>(bwd_size(winograd<T>(), plan.inward)))
+                    : packed_in(plan.g, carver.take<T>(fwd_size(winograd<T>(), plan.g)));
         packing = carver.take<T>(packing_size(plan.inward));
         if (gradients)
             shares = carver.take<T>(plan.parts * plan.share());

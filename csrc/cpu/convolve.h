@@ -43,18 +43,21 @@ template <class T> class CellRoom {
     ptrdiff_t operands_ = 0, products_ = 0, sum_ = 0;
 };
 
+// Values of the filters as convolve_fwd and convolve_bwd read them, and these in a buffer of so
+// many.
 template <class T>
-Packed<T> take_packed(const Winograd<T>& by, Carver& carver, const Conv<T>& g, int rows,
-                      int pitch) {
-    if (g.tile)
-        return {nullptr, carver.take<T>(by.operands_size(g.tile, rows, pitch))};
-    return {carver.take<T>(static_cast<ptrdiff_t>(taps) * rows * pitch), nullptr};
+ptrdiff_t packed_size(const Winograd<T>& by, const Conv<T>& g, int rows, int pitch) {
+    return g.tile ? by.operands_size(g.tile, rows, pitch)
+                  : static_cast<ptrdiff_t>(taps) * rows * pitch;
 }
-template <class T> Packed<T> take_fwd(const Winograd<T>& by, Carver& carver, const Conv<T>& g) {
-    return take_packed(by, carver, g, g.channels, g.pitch_out);
+template <class T> ptrdiff_t fwd_size(const Winograd<T>& by, const Conv<T>& g) {
+    return packed_size(by, g, g.channels, g.pitch_out);
 }
-template <class T> Packed<T> take_bwd(const Winograd<T>& by, Carver& carver, const Conv<T>& g) {
-    return take_packed(by, carver, g, g.filters, g.pitch_in);
+template <class T> ptrdiff_t bwd_size(const Winograd<T>& by, const Conv<T>& g) {
+    return packed_size(by, g, g.filters, g.pitch_in);
+}
+template <class T> Packed<T> packed_in(const Conv<T>& g, T* buffer) {
+    return g.tile ? Packed<T>{nullptr, buffer} : Packed<T>{buffer, nullptr};
 }
 // Values of the buffer that the two below work in.
 template <class T> ptrdiff_t packing_size(const Conv<T>& g) {

@@ -22,8 +22,8 @@ void normalise_image(const Plan<T>& plan, const Images<T>& images, const Kept<T>
     if (stage.stem)
         stem_fwd(stage.window,
                  images.stem.images + image * stage.conv.channels * plane(stage.conv.side),
-                 stage.conv.channels, shares.filters_of[0].fwd.taps, k.gain, k.centre, k.rstd,
-                 x_hat, winners, scratch.row);
+                 stage.conv.channels, shares.packed.stem, k.gain, k.centre, k.rstd, x_hat, winners,
+                 scratch.row);
     else
         normalise(stage.window, k.z + image * stage.window.dense_image(), k.gain, k.centre, k.rstd,
                   x_hat, winners);
@@ -93,10 +93,9 @@ void load_parameters(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& 
                      const PassTask<T>& task) {
     const int filters = plan.filters();
     kept.given[0] = task.given_mean ? 1 : 0;
+    load_stem(plan, task.theta, shares.packed);
     for (int s = 0; s < plan.count; ++s) {
         const StageKept<T>& k = kept.stages[s];
-        load_filters(plan, s, task.theta, task.gradient != nullptr, shares.filters,
-                     shares.filters_of[s]);
         const T* affine = task.row + static_cast<ptrdiff_t>(s) * 2 * filters;
         for (int f = 0; f < plan.pitch; ++f) {
             k.gain[f] = f < filters ? affine[f] : 0;
@@ -112,13 +111,14 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
              Team& team) {
     const ptrdiff_t share_size = 2 * static_cast<ptrdiff_t>(plan.pitch);
     if (plan.stages[0].stem) {
-        stem_statistics(plan, images, kept, shares.filters_of[0].fwd.taps, task);
+        stem_statistics(plan, images, kept, shares.packed.stem, task);
         finish_rstd(plan, kept.stages[0], net.eps);
     }
     for (int s = plan.stages[0].stem ? 1 : 0; s < plan.count; ++s) {
         const Stage<T>& stage = plan.stages[s];
         const StageKept<T>& k = kept.stages[s];
         const int width = stage.window.dense;
+        const Packed<T> w = load_fwd(plan, s, task.theta, shares.filters, shares.packed);
         each(team, chunks(plan.n), [&](int chunk, int worker) {
             const Scratch<T> scratch = workers[worker];
             for_groups(stage.conv, plan.n, chunk, [&](int first, int size) {
@@ -127,7 +127,7 @@ void forward(const Net& net, const Plan<T>& plan, const Images<T>& images, const
                     build_input(plan, kept, s, first + i, scratch.x + i * stage.conv.in_image());
                 }
                 const T* x = s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
-                const Factors<T> pair{x, shares.filters_of[s].fwd};
+                const Factors<T> pair{x, w};
                 convolve_fwd(plan.winograd, stage.conv, &pair, 1, all_of(stage.conv, size),
                              scratch.cells_of, k.z + first * stage.window.dense_image(),
                              each_row<T>([&](int i, int y, const T* row) {
@@ -192,8 +192,8 @@ void head_backward(const Plan<T>& plan, const Kept<T>& kept, const Shares<T>& sh
 // From shares.dh to the gradient of all filters, gains and biases.
 template <class T>
 void backward(const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
-              const Shares<T>& shares, T* gradient, T* norm_gradient, const Workers<T>& workers,
-              Team& team) {
+              const Shares<T>& shares, const T* theta, T* gradient, T* norm_gradient,
+              const Workers<T>& workers, Team& team) {
     const int last = plan.count - 1;
     const ptrdiff_t pitch = plan.pitch;
     each(team, plan.n, [&](int image, int) {
@@ -219,6 +219,7 @@ void backward(const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
             break;
         }
         dz_coefficients(plan, kept, s, shares);
+        const Packed<T> w = load_bwd(plan, s, theta, shares.filters, shares.packed);
         const ptrdiff_t share = Shares<T>::filters_size(plan);
         each(team, parts, [&](int chunk, int worker) {
             const Scratch<T> scratch = workers[worker];
@@ -232,7 +233,7 @@ void backward(const Plan<T>& plan, const Images<T>& images, const Kept<T>& kept,
                     const StageKept<T>& below = kept.stages[s - 1];
                     const ptrdiff_t image = plan.stages[s - 1].window.pooled_image();
                     const int side = stage.conv.side;
-                    const Factors<T> pair{scratch.dz, shares.filters_of[s].bwd};
+                    const Factors<T> pair{scratch.dz, w};
                     convolve_bwd(plan.winograd, stage.back, &pair, 1, all_of(stage.back, size),
                                  scratch.cells_of, below.delta + first * image,
                                  each_row<T>([&](int i, int y, T* row) {
@@ -269,7 +270,8 @@ void pass(const Net& net, int n, const PassTask<T>& task, void* work, void* scra
     forward(net, plan, images, kept, shares, task, workers, team);
     if (task.gradient) {
         head_backward(plan, kept, shares, task);
-        backward(plan, images, kept, shares, task.gradient, task.norm_gradient, workers, team);
+        backward(plan, images, kept, shares, task.theta, task.gradient, task.norm_gradient, workers,
+                 team);
     }
 }
 
@@ -282,12 +284,11 @@ void pullback(const Net& net, int n, const PullbackTask<T>& task, void* work, vo
     Carver carver(work);
     const Shares<T> shares(plan, carver);
     const Workers<T> workers(plan, scratch);
-    for (int s = 0; s < plan.count; ++s)
-        load_filters(plan, s, task.theta, true, shares.filters, shares.filters_of[s]);
     const ptrdiff_t d = plan.head.d;
     std::copy_n(task.d_features, plan.head.n * d, shares.dh);
     std::fill_n(task.gradient + plan.theta_head, plan.head.ways * (d + 1), static_cast<T>(0));
-    backward(plan, images, kept, shares, task.gradient, task.norm_gradient, workers, team);
+    backward(plan, images, kept, shares, task.theta, task.gradient, task.norm_gradient, workers,
+             team);
 }
 
 template void pass(const Net&, int, const PassTask<float>&, void*, void*, Team&);

@@ -55,11 +55,6 @@ template <class T> inline const Winograd<T>& winograd_of(Precision precision) {
     return winograd<T>();
 }
 
-// A stage's filters in both orders, or packed for the stem.
-template <class T> struct Filters {
-    Packed<T> fwd, bwd;
-};
-
 template <class T> struct Plan {
     const Winograd<T>& winograd;
     Stage<T> stages[max_stages] = {};
@@ -95,12 +90,26 @@ template <class T> struct Plan {
     int filters() const { return stages[0].conv.filters; }
     bool mean_features() const { return !stages[0].window.pool; }
     int patch() const { return stages[0].conv.channels * taps; }
-    Filters<T> take_filters(Carver& carver, int i) const {
-        const Stage<T>& s = stages[i];
-        if (s.stem)
-            return {{carver.take<T>(static_cast<ptrdiff_t>(patch()) * pitch), nullptr}, {}};
-        const Packed<T> fwd = take_fwd(winograd, carver, s.conv);
-        return {fwd, i ? take_bwd(winograd, carver, s.back) : Packed<T>{}};
+};
+
+// Filters as they are read: the stem's, and room for another stage's in one order, which are packed
+// when it is their turn: so they are read while the cache has them.
+template <class T> struct Filters {
+    T* stem; // [patch][pitch]
+    T* room;
+
+    Filters(const Plan<T>& plan, Carver& carver) {
+        ptrdiff_t most = 0;
+        for (int i = 0; i < plan.count; ++i) {
+            const Stage<T>& s = plan.stages[i];
+            const ptrdiff_t fwd = s.stem ? 0 : fwd_size(plan.winograd, s.conv);
+            const ptrdiff_t bwd = i ? bwd_size(plan.winograd, s.back) : 0;
+            const ptrdiff_t larger = fwd > bwd ? fwd : bwd;
+            most = larger > most ? larger : most;
+        }
+        const ptrdiff_t patches = plan.stages[0].stem ? plan.patch() : 0;
+        stem = carver.take<T>(patches * plan.pitch);
+        room = carver.take<T>(most);
     }
 };
 
@@ -177,15 +186,13 @@ template <class T> struct Kept {
 // What a pass works with beside what it keeps: its filters, and of each sum a share for every image
 // or chunk.
 template <class T> struct Shares {
-    Filters<T> filters_of[max_stages];
+    Filters<T> packed;
     T* sums;    // [n][2][pitch]
     T* filters; // [chunks][filters · 9 · pitch, or channels · 9 · pitch for a first layer]
     T *a0, *a1, *a2, *b1, *b2, *b4, *mean_dot, *q, *s1_dot, *s2_dot; // [pitch]
     T* dh;                                                           // [n][d]
 
-    Shares(const Plan<T>& plan, Carver& carver) {
-        for (int i = 0; i < plan.count; ++i)
-            filters_of[i] = plan.take_filters(carver, i);
+    Shares(const Plan<T>& plan, Carver& carver) : packed(plan, carver) {
         sums = carver.take<T>(static_cast<ptrdiff_t>(plan.n) * 2 * plan.pitch);
         filters = carver.take<T>(chunks(plan.n) * filters_size(plan));
         T** const vectors[] = {&a0, &a1, &a2, &b1, &b2, &b4, &mean_dot, &q, &s1_dot, &s2_dot};
@@ -210,19 +217,18 @@ template <class T> struct PatchShares {
 template <class T> struct Dots {
     struct Stage {
         T *z, *x_hat, *delta;
-        Filters<T> filters;
     };
+    Filters<T> packed; // the direction's
     Stage stages[max_stages];
     T *h, *logits, *residual;
     T* statistics; // [stages][2][pitch] mean of z_dot and q
 
-    Dots(const Plan<T>& plan, Carver& carver) {
+    Dots(const Plan<T>& plan, Carver& carver) : packed(plan, carver) {
         for (int i = 0; i < plan.count; ++i) {
             const auto& s = plan.stages[i];
             stages[i].z = s.stem ? nullptr : carver.take<T>(plan.n * s.window.dense_image());
             stages[i].x_hat = carver.take<T>(plan.n * s.window.pooled_image());
             stages[i].delta = carver.take<T>(plan.n * s.window.pooled_image());
-            stages[i].filters = plan.take_filters(carver, i);
         }
         h = carver.take<T>(static_cast<ptrdiff_t>(plan.head.n) * plan.head.d);
         logits = carver.take<T>(plan.head.n * plan.head.ways);

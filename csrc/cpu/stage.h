@@ -15,21 +15,28 @@ inline void pack_stem(const T* theta, int filters, int channels, int pitch, T* w
                 w[f] = f < filters ? theta[(f * taps + t) * channels + c] : 0;
 }
 
-// A stage's filters for its convolutions, without `backward` for the value alone; `packed` is a
-// buffer of [9][channels or filters][pitch].
+template <class T> void load_stem(const Plan<T>& plan, const T* theta, const Filters<T>& to) {
+    if (plan.stages[0].stem)
+        pack_stem(theta, plan.filters(), plan.stages[0].conv.channels, plan.pitch, to.stem);
+}
+
+// A stage's filters for its value, and for the gradient of its inputs; `buffer` is one of
+// [9][channels or filters][pitch].
 template <class T>
-void load_filters(const Plan<T>& plan, int s, const T* theta, bool backward, T* packed,
-                  const Filters<T>& to) {
-    const Stage<T>& stage = plan.stages[s];
-    theta += stage.theta;
-    if (stage.stem) {
-        pack_stem(theta, plan.filters(), stage.conv.channels, plan.pitch, to.fwd.taps);
-        return;
-    }
-    const Conv<T>& g = stage.conv;
-    pack_fwd(plan.winograd, g, {0, g.channels}, theta, packed, to.fwd);
-    if (backward && s > 0)
-        pack_bwd(plan.winograd, stage.back, {0, g.filters}, theta, packed, to.bwd);
+Packed<T> load_fwd(const Plan<T>& plan, int s, const T* theta, T* buffer, const Filters<T>& to) {
+    const Conv<T>& g = plan.stages[s].conv;
+    const Packed<T> packed = packed_in(g, to.room);
+    pack_fwd(plan.winograd, g, {0, g.channels}, theta + plan.stages[s].theta, buffer, packed);
+    return packed;
+}
+template <class T>
+Packed<T> load_bwd(const Plan<T>& plan, int s, const T* theta, T* buffer, const Filters<T>& to) {
+    if (s == 0)
+        return {}; // images need none
+    const Conv<T>& g = plan.stages[s].back;
+    const Packed<T> packed = packed_in(g, to.room);
+    pack_bwd(plan.winograd, g, {0, g.filters}, theta + plan.stages[s].theta, buffer, packed);
+    return packed;
 }
 
 // Σ values·patch over the winners of all images, [patch][pitch]; `shares` is one of these a chunk.

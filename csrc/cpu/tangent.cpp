@@ -26,17 +26,10 @@ template <class T> struct Tangent {
         return images.stem.images + i * g.channels * plane(g.side);
     }
 
-    void load_both() const {
-        for (int s = 0; s < plan.count; ++s) {
-            load_filters(plan, s, task.theta, true, shares.filters, shares.filters_of[s]);
-            load_filters(plan, s, task.direction, true, shares.filters, dots.stages[s].filters);
-        }
-    }
-
     // shift and q of the stem; q is mean(x̂·z_dot) = r·wᵀG·w_dot.
     void stem_statistics() const {
         const int d = plan.patch(), filters = plan.filters();
-        const T* w_dot = dots.stages[0].filters.fwd.taps;
+        const T* w_dot = dots.packed.stem;
         for (int f = 0; f < plan.pitch; ++f) {
             double shift = 0, q = 0;
             for (int i = 0; f < filters && i < d; ++i) {
@@ -71,9 +64,8 @@ template <class T> struct Tangent {
         const T *mean_dot = statistic(s, 0), *q = statistic(s, 1);
         T* to = dots.stages[s].x_hat + at;
         if (stage.stem)
-            stem_dot(stage.window, stem_image(image), stage.conv.channels,
-                     dots.stages[s].filters.fwd.taps, k.x_hat + at, winners, k.rstd, mean_dot, q,
-                     to, scratch.row);
+            stem_dot(stage.window, stem_image(image), stage.conv.channels, dots.packed.stem,
+                     k.x_hat + at, winners, k.rstd, mean_dot, q, to, scratch.row);
         else
             normalise_dot(stage.window, dots.stages[s].z + image * stage.window.dense_image(),
                           k.x_hat + at, winners, k.rstd, mean_dot, q, to);
@@ -96,6 +88,10 @@ template <class T> struct Tangent {
             const Stage<T>& stage = plan.stages[s];
             const StageKept<T>& k = kept.stages[s];
             const int width = stage.window.dense;
+            Packed<T> w{}; // images have no direction
+            if (s > 0)
+                w = load_fwd(plan, s, task.theta, shares.filters, shares.packed);
+            const Packed<T> w_dot = load_fwd(plan, s, task.direction, shares.filters, dots.packed);
             each(team, chunks(plan.n), [&](int chunk, int worker) {
                 const Scratch<T> scratch = workers[worker];
                 for_groups(stage.conv, plan.n, chunk, [&](int first, int size) {
@@ -109,8 +105,7 @@ template <class T> struct Tangent {
                     }
                     const T* x =
                         s > 0 ? scratch.x : images.bordered + first * stage.conv.in_image();
-                    const Factors<T> pairs[2] = {{x, dots.stages[s].filters.fwd},
-                                                 {scratch.x_dot, shares.filters_of[s].fwd}};
+                    const Factors<T> pairs[2] = {{x, w_dot}, {scratch.x_dot, w}};
                     const ptrdiff_t at = first * stage.window.dense_image();
                     convolve_fwd(plan.winograd, stage.conv, pairs, s > 0 ? 2 : 1,
                                  all_of(stage.conv, size), scratch.cells_of, dots.stages[s].z + at,
@@ -205,7 +200,7 @@ template <class T> struct Tangent {
         const StemImages<T>& stem = images.stem;
         const int d = plan.patch(), filters = plan.filters(),
                   channels = plan.stages[0].conv.channels;
-        const T* w_dot = dots.stages[0].filters.fwd.taps;
+        const T* w_dot = dots.packed.stem;
         for (int f = 0; f < filters; ++f) {
             const double r = static_cast<double>(k.rstd[f]), gain = static_cast<double>(k.gain[f]);
             const double s1 = static_cast<double>(k.s1[f]), s2 = static_cast<double>(k.s2[f]);
@@ -235,7 +230,8 @@ template <class T> struct Tangent {
         }
     }
 
-    void backward_chunk(int s, int chunk, const Scratch<T>& scratch, T* share) const {
+    void backward_chunk(int s, int chunk, const Packed<T>& w, const Packed<T>& w_dot,
+                        const Scratch<T>& scratch, T* share) const {
         const Stage<T>& stage = plan.stages[s];
         for_groups(stage.conv, plan.n, chunk, [&](int first, int size) {
             for (int i = 0; i < size; ++i) {
@@ -244,8 +240,7 @@ template <class T> struct Tangent {
                 build_image(s, first + i, scratch.x_dot + in, scratch.dz_dot + out);
             }
             if (s > 0) {
-                const Factors<T> pairs[2] = {{scratch.dz_dot, shares.filters_of[s].bwd},
-                                             {scratch.dz, dots.stages[s].filters.bwd}};
+                const Factors<T> pairs[2] = {{scratch.dz_dot, w}, {scratch.dz, w_dot}};
                 const int side = stage.conv.side;
                 T* to = dots.stages[s - 1].delta + first * plan.stages[s - 1].window.pooled_image();
                 convolve_bwd(plan.winograd, stage.back, pairs, 2, all_of(stage.back, size),
@@ -280,9 +275,11 @@ template <class T> struct Tangent {
                 return;
             }
             coefficients(s);
+            const Packed<T> w = load_bwd(plan, s, task.theta, shares.filters, shares.packed);
+            const Packed<T> w_dot = load_bwd(plan, s, task.direction, shares.filters, dots.packed);
             const ptrdiff_t share = Shares<T>::filters_size(plan);
             each(team, parts, [&](int chunk, int worker) {
-                backward_chunk(s, chunk, workers[worker], shares.filters + chunk * share);
+                backward_chunk(s, chunk, w, w_dot, workers[worker], shares.filters + chunk * share);
             });
             store_filters(stage.conv, {0, stage.conv.filters}, shares.filters, parts, share,
                           task.product + stage.theta);
@@ -314,7 +311,7 @@ void tangent(const Net& net, int n, const TangentTask<T>& task, void* work, void
     const Dots<T> dots(plan, carver);
     const Workers<T> workers(plan, scratch);
     const Tangent<T> tangent{plan, images, kept, dots, shares, task, workers, team};
-    tangent.load_both();
+    load_stem(plan, task.direction, dots.packed);
     tangent.forward();
     tangent.head();
     tangent.backward();
