@@ -29,15 +29,11 @@ def record(folder: Path, commit: str | None) -> dict:
     if table_in(folder) is None:
         raise UserError(f"{folder} holds no {DATA}: give the folder of a table, runs/tables/NAME")
     table = results.load(folder / DATA)
-    described = results.describe(full=False)
-    names = "processor", "cores", "system", "torch"
-    machine = {name: described[name] for name in names}
-    machine |= {"commit": results.commit(commit or "HEAD")}
+    machine = results.machine() | {"commit": results.commit(commit or "HEAD")}
     for run in _runs(table):
         if run["result"]:
-            run["settings"]["precision"] = results.load(folder / run["folder"] / CONFIG)[
-                "precision"
-            ]
+            config = results.load(folder / run["folder"] / CONFIG)
+            run["settings"]["precision"] = config["precision"]
             path = folder / run["folder"] / MACHINE
             run["machine"] = results.load(path) if path.exists() else machine
     for settings in (

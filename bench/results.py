@@ -38,6 +38,12 @@ def describe(full: bool) -> dict:
     }
 
 
+def machine() -> dict:
+    """This one, as far as it matters to a training."""
+    described, names = describe(full=False), ("processor", "cores", "system", "torch")
+    return {name: described[name] for name in names}
+
+
 def path_of(run: dict) -> Path:
     """A name of its own for every run, so that none overwrites a committed one."""
     kind = "full" if "--full" in run["command"] else "short"

@@ -87,9 +87,7 @@ def read(run: Path) -> tuple[dict, list[dict], dict]:
 
 def machine(config: dict) -> dict:
     """This one, as far as it matters to a training."""
-    found = results.describe(full=False)
-    names = "processor", "cores", "system", "torch"
-    return {name: found[name] for name in names} | {"threads": config["threads"]}
+    return results.machine() | {"threads": config["threads"]}
 
 
 def settings(config: dict) -> dict:

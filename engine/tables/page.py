@@ -32,8 +32,7 @@ _LEGEND = (
     "Accuracy in %. Ours: mean ± sample deviation over the seeds, of the epoch best on validation "
     "and of the mean logits of the best epochs; over tasks: half-width of the 95 % interval over "
     "the test tasks, mean of the seeds', which are tested on the same tasks; s/iteration: median "
-    "over the epochs. Quoted figures were "
-    "not measured here, and their ± is what their source has."
+    "over the epochs. Quoted figures were not measured here, and their ± is what their source has."
 )
 
 
