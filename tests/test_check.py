@@ -1,5 +1,6 @@
 """The check of a machine: it passes what is right, and sees what is planted."""
 
+import os
 import re
 import subprocess
 import sys
@@ -37,6 +38,29 @@ def test_every_instruction_set_is_within_budget_and_the_limit_is_restored():
     for isa in {r.instructions for r in found if r.backend == "native"}:
         ran = {r.precision for r in found if r.instructions == isa and r.op == "passes"}
         assert ran == set(granted) if isa == before.name else "fp32" in ran
+
+
+SINGLE_OPS = """
+from torch import device
+from kernels.check import rows
+stages = [s for s in rows.FULL.stages if s.name in ("mini-1-support", "omniglot-3")]
+single = rows.Sizes({}, {}, stages, ())
+subjects = [s for s in rows.subjects(device("cpu"), every=True) if s.backend == "native"]
+print([(r.instructions, r.op, r.network, r.failed) for r in rows.rows(subjects, single) if r.failed])
+"""
+
+
+@built
+@pytest.mark.parametrize("most", ["SSE41", "AVX2", "AVX512_CORE"])
+def test_budgets_hold_on_every_processor(most: str):
+    """They are multiples of torch's own error, and its sums are other ones on another processor."""
+    out = subprocess.run(
+        [sys.executable, "-c", SINGLE_OPS],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": most},
+        capture_output=True,
+        text=True,
+    )
+    assert out.stdout == "[]\n", out.stdout + out.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,8 @@ namespace MAMLPP_ISA {
 
 namespace {
 
-// Bytes of filters that the pixels of a call sweep one after the other: they stay in the
-// first-level cache.
-constexpr int swept_bytes = 24 * 1024;
-constexpr int least_depth = 128; // of channels that are swept at once
+// Products of `multiply` in one running sum. Their filters stay in the first-level cache.
+constexpr int longest_sum = 64;
 
 // out[p][v] (+)= Σ_terms Σ_c in[p][c] · w[c][v] for P pixels and V vectors, in registers.
 template <class S, class T, int P, int V>
@@ -24,7 +22,7 @@ MAMLPP_INLINE void multiply_block(const Term<S>* terms, int count, ptrdiff_t at,
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
-            sum[p][v] = fresh ? Vec<T>::all(0) : Vec<T>::load(out + p * out_step + v * L);
+            sum[p][v] = Vec<T>::all(0);
     for (int t = 0; t < count; ++t) {
         const S* in = terms[t].in + at;
         const S* w = terms[t].w + w_at;
@@ -45,8 +43,10 @@ MAMLPP_INLINE void multiply_block(const Term<S>* terms, int count, ptrdiff_t at,
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v)
-            sum[p][v].store(out + p * out_step + v * L);
+        for (int v = 0; v < V; ++v) {
+            T* const to = out + p * out_step + v * L;
+            (fresh ? sum[p][v] : Vec<T>::load(to) + sum[p][v]).store(to);
+        }
 }
 
 // The block of `pixels` ≤ P, chosen at run time among all sizes down to 1.
@@ -63,20 +63,23 @@ template <class S, class T, int V>
 void multiply_row(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, ptrdiff_t w_at,
                   int channels, int pitch, T* out, ptrdiff_t out_step) {
     constexpr int most = register_rows[V];
-    constexpr int swept = swept_bytes / (V * lanes<T> * static_cast<int>(sizeof(T)));
     const int blocks = (pixels + most - 1) / most;
-    const int each = swept / (count ? count : 1); // a pixel may meet no tap at all
-    const int depth = each > least_depth ? each : least_depth;
-    for (int first = 0; first < channels; first += depth) {
-        const int deep = channels - first < depth ? channels - first : depth;
-        for (int b = 0, at = 0; b < blocks; ++b) {
-            const int size = pixels / blocks + (b < pixels % blocks);
-            multiply_pixels<S, T, most, V>(size, terms, count, at * in_step + first, in_step,
-                                           w_at + static_cast<ptrdiff_t>(first) * pitch, deep,
-                                           pitch, out + at * out_step, out_step, first == 0);
-            at += size;
+    const int sweeps = (channels + longest_sum - 1) / longest_sum;
+    const int depth = (channels + sweeps - 1) / sweeps, taken = longest_sum / depth;
+    bool fresh = true;
+    for (int c = 0; c < channels; c += depth)
+        for (int t = 0; t < count || fresh; t += taken) { // a pixel may meet no tap at all
+            const int deep = channels - c < depth ? channels - c : depth;
+            const int met = count - t < taken ? count - t : taken;
+            for (int b = 0, at = 0; b < blocks; ++b) {
+                const int size = pixels / blocks + (b < pixels % blocks);
+                multiply_pixels<S, T, most, V>(size, terms + t, met, at * in_step + c, in_step,
+                                               w_at + static_cast<ptrdiff_t>(c) * pitch, deep,
+                                               pitch, out + at * out_step, out_step, fresh);
+                at += size;
+            }
+            fresh = false;
         }
-    }
 }
 
 // sum[i][v] (+)= Σ_runs Σ_pixels scalars[i] · vectors[v] for R scalars and V vectors, in registers.
@@ -90,7 +93,7 @@ MAMLPP_INLINE void outer_block(const Run<S>* runs, int count, int pixels, ptrdif
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < V; ++v)
-            acc[r][v] = fresh ? Vec<T>::all(0) : Vec<T>::load(sum + r * sum_step + v * L);
+            acc[r][v] = Vec<T>::all(0);
     for (int k = 0; k < count; ++k) {
         const S* s = runs[k].scalars + s_at;
         const S* x = runs[k].vectors + v_at;
@@ -111,8 +114,10 @@ MAMLPP_INLINE void outer_block(const Run<S>* runs, int count, int pixels, ptrdif
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v)
-            acc[r][v].store(sum + r * sum_step + v * L);
+        for (int v = 0; v < V; ++v) {
+            T* const to = sum + r * sum_step + v * L;
+            (fresh ? acc[r][v] : Vec<T>::load(to) + acc[r][v]).store(to);
+        }
 }
 
 template <class S, class T, int R, int V, class... A>

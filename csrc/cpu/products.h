@@ -24,8 +24,9 @@ template <class S> struct Term {
     const S* w;
 };
 
-// out[p][:pitch] = Σ_terms Σ_c in[p·in_step + c] · w[c][:pitch]; by `panels`, w is the rows of one
-// panel behind those of the other, which long rows are read faster from.
+// out[p][:pitch] = Σ_terms Σ_c in[p·in_step + c] · w[c][:pitch], by sums of at most `longest_sum`
+// products, for the error of a sum grows with the root of its length; by `panels`, w is the rows of
+// one panel behind those of the other, which long rows are read faster from.
 template <class S, class T>
 void multiply(const Term<S>* terms, int count, int pixels, ptrdiff_t in_step, int channels,
               int pitch, T* out, ptrdiff_t out_step, bool panels = false);
@@ -36,7 +37,8 @@ template <class S> struct Run {
     const S* vectors;
 };
 
-// sum[i][:pitch] (+)= Σ_runs Σ_pixels scalars[p][i] · vectors[p][:pitch]; `fresh` starts from 0.
+// sum[i][:pitch] (+)= Σ_runs Σ_pixels scalars[p][i] · vectors[p][:pitch]; `fresh`: what is there
+// does not count. The products of a call are a sum of their own, as those of `multiply`.
 template <class S, class T>
 void outer(const Run<S>* runs, int count, int pixels, int scalars, ptrdiff_t s_step, int pitch,
            ptrdiff_t v_step, T* sum, ptrdiff_t sum_step, bool fresh);

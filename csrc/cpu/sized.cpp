@@ -13,8 +13,6 @@ namespace {
 // Values that `outer` sweeps at once: so many pixels of so many channels and filters, 40 KiB of
 // float.
 constexpr int sweep_pixels = 80, sweep_channels = 64;
-// Products in one running sum: a longer one would have a multiple of the rounding error.
-constexpr int longest_sum = 256;
 
 template <class T> struct SizedPlan {
     int n, channels, filters, stride, size;
@@ -68,8 +66,7 @@ template <class T> struct SizedWork {
 // One worker's: an image's operands with their borders, and a row of a result whose pixels are
 // whole vectors.
 template <class T> struct SizedScratch {
-    T *x[2], *dz[2], *row, *more;
-    T* panel; // [sweep_channels][sweep_channels], of a weight gradient
+    T *x[2], *dz[2], *row;
     Term<T>* terms;
 
     SizedScratch(const SizedPlan<T>& plan, void* block, size_t* bytes = nullptr) {
@@ -82,8 +79,6 @@ template <class T> struct SizedScratch {
         const ptrdiff_t in = static_cast<ptrdiff_t>(plan.columns) * plan.pitch_in;
         const ptrdiff_t out = static_cast<ptrdiff_t>(plan.out_columns) * plan.pitch_out;
         row = carver.take<T>(in > out ? in : out);
-        more = carver.take<T>(in > out ? in : out);
-        panel = carver.take<T>(sweep_channels * sweep_channels);
         terms = carver.take<Term<T>>(2 * plan.taps_of());
         if (bytes)
             *bytes = carver.bytes();
@@ -134,32 +129,6 @@ template <class T> const T* bordered_dz(const SizedPlan<T>& plan, const T* dz, i
 
 MAMLPP_INLINE int least(int a, int b) { return a < b ? a : b; }
 
-// `multiply` by sums of at most `longest_sum` products, of which the later ones go through `more`,
-// pixels of `pitch`.
-template <class T>
-void multiply_parts(const Term<T>* terms, int count, int pixels, ptrdiff_t in_step, int channels,
-                    int pitch, T* out, ptrdiff_t out_step, T* more) {
-    constexpr int L = lanes<T>;
-    const int deep = least(channels, longest_sum), most = longest_sum / deep;
-    bool fresh = true;
-    for (int c = 0; c < channels; c += deep)
-        for (int t = 0; fresh || t < count; t += most, fresh = false) {
-            Term<T> part[longest_sum];
-            const int size = least(most, count - t);
-            for (int i = 0; i < size; ++i)
-                part[i] = {terms[t + i].in + c, terms[t + i].w + static_cast<ptrdiff_t>(c) * pitch};
-            multiply(part, size, pixels, in_step, least(deep, channels - c), pitch,
-                     fresh ? out : more, fresh ? out_step : pitch);
-            for (int p = 0; !fresh && p < pixels; ++p) {
-                T* const to = out + p * out_step;
-                for (int v = 0; v < pitch; v += L)
-                    (Vec<T>::load(to + v) +
-                     Vec<T>::load(more + static_cast<ptrdiff_t>(p) * pitch + v))
-                        .store(to + v);
-            }
-        }
-}
-
 // z of one image: Σ_pairs conv(image, w), w packed [taps][channels][pitch_out]
 template <class T>
 void image_fwd(const SizedPlan<T>& plan, const Pair<T>* pairs, int count,
@@ -180,9 +149,9 @@ void image_fwd(const SizedPlan<T>& plan, const Pair<T>* pairs, int count,
                                        pairs[k].w + (r * size + s) * w_tap};
             }
         T* const to = z + static_cast<ptrdiff_t>(y) * plan.out_columns * plan.filters;
-        multiply_parts(room.terms, n, plan.out_columns,
-                       static_cast<ptrdiff_t>(plan.stride) * plan.channels, plan.channels,
-                       plan.pitch_out, exact ? to : room.row, plan.pitch_out, room.more);
+        multiply(room.terms, n, plan.out_columns,
+                 static_cast<ptrdiff_t>(plan.stride) * plan.channels, plan.channels, plan.pitch_out,
+                 exact ? to : room.row, plan.pitch_out);
         if (!exact)
             copy_pixels(room.row, plan.out_columns, plan.pitch_out, plan.filters, to);
     }
@@ -215,33 +184,19 @@ void image_dgrad(const SizedPlan<T>& plan, const Pair<T>* pairs, int count,
                                            pairs[k].w + (r * size + s) * w_tap};
                     }
                 }
-            multiply_parts(room.terms, n, (plan.columns - j + stride - 1) / stride, plan.pitch_out,
-                           plan.filters, plan.pitch_in,
-                           row + static_cast<ptrdiff_t>(j) * plan.pitch_in,
-                           static_cast<ptrdiff_t>(stride) * plan.pitch_in, room.more);
+            multiply(room.terms, n, (plan.columns - j + stride - 1) / stride, plan.pitch_out,
+                     plan.filters, plan.pitch_in, row + static_cast<ptrdiff_t>(j) * plan.pitch_in,
+                     static_cast<ptrdiff_t>(stride) * plan.pitch_in);
         }
         if (!exact)
             copy_pixels(room.row, plan.columns, plan.pitch_in, plan.channels, to);
     }
 }
 
-// sum[rows][columns] (+)= panel
-template <class T>
-void add_panel(const T* panel, int rows, int columns, int pitch, bool fresh, T* sum) {
-    constexpr int L = lanes<T>;
-    for (int i = 0; i < rows; ++i, panel += sweep_channels, sum += pitch)
-        for (int v = 0; v < columns; v += L) {
-            const Vec<T> part = Vec<T>::load(panel + v);
-            (fresh ? part : Vec<T>::load(sum + v) + part).store(sum + v);
-        }
-}
-
 // sum[taps][channels][pitch_out] (+)= Σ_pairs wgrad(x, dz) of one image. Of each pair, `image` is x
-// with its border and `w` is dz with its border. Each sweep is a sum of its own in `panel`: one
-// long one would have a multiple of the rounding error.
+// with its border and `w` is dz with its border.
 template <class T>
-void image_wgrad(const SizedPlan<T>& plan, const Pair<T>* pairs, int count, T* panel, T* sum,
-                 bool fresh) {
+void image_wgrad(const SizedPlan<T>& plan, const Pair<T>* pairs, int count, T* sum, bool fresh) {
     const int b = plan.border(), size = plan.size, columns = plan.out_columns;
     const int width = least(columns, sweep_pixels);
     const int height = sweep_pixels / width;
@@ -271,10 +226,9 @@ void image_wgrad(const SizedPlan<T>& plan, const Pair<T>* pairs, int count, T* p
                                 part[i] = {runs[i].scalars + c, runs[i].vectors + f};
                             const int scalars = least(plan.channels - c, sweep_channels);
                             const int vectors = least(plan.pitch_out - f, sweep_channels);
-                            outer(part, n, pixels, scalars, x_step, vectors, plan.pitch_out, panel,
-                                  sweep_channels, true);
-                            add_panel(panel, scalars, vectors, plan.pitch_out, fresh,
-                                      to + static_cast<ptrdiff_t>(c) * plan.pitch_out + f);
+                            outer(part, n, pixels, scalars, x_step, vectors, plan.pitch_out,
+                                  to + static_cast<ptrdiff_t>(c) * plan.pitch_out + f,
+                                  plan.pitch_out, fresh);
                         }
                 }
 }
@@ -360,8 +314,7 @@ void sized_bwd(const ConvShape& shape, const ConvTask<T>& task, void* block, voi
             if (task.dx)
                 image_dgrad(plan, inward, in, room, task.dx + i * plan.x_image());
             if (task.dw)
-                image_wgrad(plan, outward, out, room.panel, work.shares + part * plan.fwd_size(),
-                            i == first);
+                image_wgrad(plan, outward, out, work.shares + part * plan.fwd_size(), i == first);
         }
     });
     if (task.dw)
