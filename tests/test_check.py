@@ -46,7 +46,8 @@ from kernels.check import rows
 stages = [s for s in rows.FULL.stages if s.name in ("mini-1-support", "omniglot-3")]
 single = rows.Sizes({}, {}, stages, ())
 subjects = [s for s in rows.subjects(device("cpu"), every=True) if s.backend == "native"]
-print([(r.instructions, r.op, r.network, r.failed) for r in rows.rows(subjects, single) if r.failed])
+failed = [r for r in rows.rows(subjects, single) if r.failed]
+print([(r.instructions, r.op, r.network, r.failed) for r in failed])
 """
 
 
