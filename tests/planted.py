@@ -70,7 +70,8 @@ def _plant_in_passes(patch, functions, part: str, fault) -> None:
     def wrong_run(*arguments, **options):
         result = run(*arguments, **options)
         name = {"fwd": "logits", "bwd": "gradient"}[part]
-        return result._replace(**{name: fault(getattr(result, name))})
+        value = getattr(result, name)
+        return result if value is None else result._replace(**{name: fault(value)})
 
     if part == "tan":
         patch.setattr(functions, "tangent", lambda *a: first_changed(tangent(*a), fault))

@@ -273,6 +273,7 @@ def named(
     var: Tensor,
     product: Tensor,
     norm_product: Tensor,
+    alone: Tensor | None = None,  # logits without a gradient; None: the same
 ) -> Parts:
     """The gradient and its tangent layer by layer, the head's two tensors as one."""
     *filters, weight, bias = segments(net)
@@ -281,7 +282,8 @@ def named(
         dict(zip(layers, rows.split([*filters, weight + bias], 1), strict=True)) | {"norm": affine}
         for rows, affine in ((gradient, norm_gradient), (product, norm_product))
     ]
-    values = {"loss": loss, "logits": logits, "mean": mean, "variance": var}
+    alone = logits if alone is None else alone
+    values = {"loss": loss, "logits": logits, "alone": alone, "mean": mean, "variance": var}
     return dict(zip(PARTS, (values, *by_layer), strict=True))
 
 
@@ -296,4 +298,5 @@ def fused(backend, p: Problem, precision: str) -> Parts:
     """The same by a backend of whole passes, of a problem `in_single`."""
     images = backend.prepare(p.net._replace(precision=precision), p.x)
     *results, kept = backend.run(images, p.theta, p.row, p.labels, None, True)
-    return named(p.net, *results, *backend.tangent(kept, p.direction))
+    alone = backend.run(images, p.theta, p.row).logits
+    return named(p.net, *results, *backend.tangent(kept, p.direction), alone)
