@@ -159,7 +159,12 @@ class FewShotClassifier:
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of pictures whose label is right, weighted if weights are given."""
-        right = self.predict(X) == np.asarray(y)
+        labels, found = np.asarray(y), self.predict(X)
+        if labels.shape != found.shape:
+            raise UserError(
+                f"y is {list(labels.shape)}: give {len(found)} labels, one for each picture of X"
+            )
+        right = found == labels
         return float(np.average(right, weights=sample_weight))
 
     def save(self, path: str | os.PathLike) -> None:

@@ -175,6 +175,9 @@ def test_labels_of_any_kind_in_sorted_order(run, files, labels, classes, tmp_pat
     found = fitted.predict(asked)
     assert {*found.tolist()} <= {*classes}
     assert fitted.score(x, y) == np.mean(fitted.predict(x) == np.asarray(y))
+    for wrong in (np.asarray(y)[:, None], y[:1]):
+        with pytest.raises(UserError, match="one for each picture"):
+            fitted.score(x, wrong)
     fitted.save(tmp_path / "own.pt")
     back = FewShotClassifier.load(tmp_path / "own.pt")
     assert back.classes_.tolist() == classes and back.predict(asked).tolist() == found.tolist()

@@ -394,3 +394,17 @@ def test_pickles_in_an_archive_are_read(kind, tmp_path):
     assert read(file).identity == read(folder).identity
     assert read(file).notes == read(folder).notes
     assert "read by image_data and class_dict" in read(file).notes
+
+
+def test_folders_beside_that_of_the_data_are_none_of_its_splits(tmp_path):
+    for name in ("birds/train/wren", "birds/val/crow", "birds/test/robin", "birds_test/magpie"):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("L", (16, 16), 99 + i).save(tmp_path / name / f"{i}.png")
+    found = load("folder", tmp_path, image_size=16, channels=1)
+    assert {split: bank.names for split, bank in found.banks.items()} == {
+        "train": ("wren",),
+        "val": ("crow",),
+        "test": ("robin",),
+    }
+    assert any("birds_test" in note for note in found.notes)

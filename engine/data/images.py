@@ -32,6 +32,8 @@ _BROKEN = (  # what PIL raises on files that are not what they claim
     OSError,
     SyntaxError,
     ValueError,
+    RuntimeError,
+    AttributeError,
     EOFError,
     IndexError,
     KeyError,

@@ -51,9 +51,9 @@ def split_folders(tree: Tree) -> tuple[Classes, list[str], list[str]] | None:
     if root is None:
         return None
     classes: Classes = {}
-    stray, deeper, begin = [], 0, len(root) + bool(root)
+    stray, deeper, begin = [], 0, len(_below(root))
     for name in images:
-        inner = name[begin:].split("/") if name.startswith(root) else []
+        inner = name[begin:].split("/") if name.startswith(_below(root)) else []
         split = split_named(inner[0]) if len(inner) > 2 else None
         if split is None:
             stray.append(name)
@@ -62,7 +62,7 @@ def split_folders(tree: Tree) -> tuple[Classes, list[str], list[str]] | None:
         classes.setdefault(split, {}).setdefault(inner[1], []).append(name)
     empty = []
     for folder in tree.folders:
-        inner = folder[begin:].split("/") if folder.startswith(root) else []
+        inner = folder[begin:].split("/") if folder.startswith(_below(root)) else []
         split = split_named(inner[0]) if len(inner) == 2 else None
         if split and inner[1] not in classes.get(split, {}):
             empty.append(folder)
