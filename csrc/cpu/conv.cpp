@@ -86,11 +86,10 @@ template <class T> struct ConvWork {
     ConvWork(const ConvPlan<T>& plan, ConvPart what, void* block, size_t* bytes = nullptr) {
         Carver carver(block);
         const bool gradients = what == ConvPart::gradients;
+        const Conv<T>& g = gradients ? plan.inward : plan.g;
+        const ptrdiff_t size = gradients ? bwd_size(winograd<T>(), g) : fwd_size(winograd<T>(), g);
         for (int k = 0; k < (what == ConvPart::value ? 1 : 2); ++k)
-            filters[k] =
-                gradients
-                    ? packed_in(plan.inward, carver.take<T>(bwd_size(winograd<T>(), plan.inward)))
-                    : packed_in(plan.g, carver.take<T>(fwd_size(winograd<T>(), plan.g)));
+            filters[k] = packed_in(g, carver.take<T>(size));
         packing = carver.take<T>(packing_size(plan.inward));
         if (gradients)
             shares = carver.take<T>(plan.parts * plan.share());

@@ -39,7 +39,6 @@ _BROKEN = (  # what PIL raises on files that are not what they claim
     KeyError,
     TypeError,
     OverflowError,
-    NotImplementedError,
     struct.error,
     zlib.error,
 )
