@@ -8,7 +8,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from engine.errors import UserError, nearest
+from engine.errors import UserError, flag, nearest
 
 PATH = "a path"
 RATIO = "three shares, as 64/16/20"
@@ -39,27 +39,27 @@ _TYPES = {"int": int, "float": float, "bool": bool, "str": str, "str | None": st
 
 def check(name: str, value: Any, allowed: tuple | str | None) -> None:
     """Raises UserError when the field ``name`` may not have the value; ``allowed`` as of _flag."""
-    flag = "--" + name.replace("_", "-")
+    words = flag(name)
     if allowed == PATH:
-        _check_path(flag, value)
+        _check_path(words, value)
         return
     if allowed == RATIO:
         if value is not None and not re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", value):
-            raise UserError(f"{flag} is {value!r}: give {RATIO}, each 1 or more")
+            raise UserError(f"{words} is {value!r}: give {RATIO}, each 1 or more")
         return
     if allowed == WIDTHS:
         if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){3}", value):
-            raise UserError(f"{flag} is {value!r}: give {WIDTHS}")
+            raise UserError(f"{words} is {value!r}: give {WIDTHS}")
         return
     if isinstance(allowed, tuple) and value not in allowed:
         choices = [*map(str, allowed)]
         near = nearest(str(value), choices)
-        raise UserError(f"{flag} is {value!r}: {near}choose one of {', '.join(choices)}")
+        raise UserError(f"{words} is {value!r}: {near}choose one of {', '.join(choices)}")
     most = _SIZES.get(name, _LARGEST.get(type(value)))
     if most is not None and value > most:
-        raise UserError(f"{flag} is {value}: give a number up to {most}")
+        raise UserError(f"{words} is {value}: give a number up to {most}")
     if isinstance(allowed, str) and not (math.isfinite(value) and RANGES[allowed](value)):
-        raise UserError(f"{flag} is {value}: give a number {allowed}")
+        raise UserError(f"{words} is {value}: give a number {allowed}")
 
 
 def check_type(name: str, value: Any, type_name: str) -> None:

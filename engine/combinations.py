@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import UserError
+from engine.errors import UserError, flag
 from engine.methods import METHODS, those
 
 if TYPE_CHECKING:
@@ -20,13 +20,28 @@ OF_NETWORKS = {
 _OF_METHODS = {setting: method.name for method in METHODS.values() for setting in method.only}
 
 
-def refuse_of_another_network(cfg: Config, explicit: dict, usual: dict[str, Any]) -> None:
-    """What has no effect is not to be given, but for the usual value, which a file may have."""
-    for name in cfg.of_others:
+def without_effect(cfg: Config) -> dict[str, str]:
+    """Settings that change nothing of a run, and those by which they do not."""
+    found = dict.fromkeys(cfg.of_others, "network")
+    found |= dict.fromkeys(METHODS[cfg.method].ignored(vars(cfg)), "method")
+    if cfg.optimizer == "sgd":
+        found |= dict.fromkeys(("beta1", "beta2"), "optimizer")
+    if cfg.annealing != "halving":
+        found["halving_epochs"] = "annealing"
+    if cfg.min_lr == cfg.lr:
+        found |= dict.fromkeys(("annealing", "halving_epochs"), "min_lr")
+    return found
+
+
+def refuse_without_effect(cfg: Config, explicit: dict, usual: dict[str, Any]) -> None:
+    """They are not to be given, but for the usual value, which a file may have."""
+    for name, other in without_effect(cfg).items():
         if (value := explicit.get(name, usual[name])) != usual[name]:
+            none = f"{flag(other)} {getattr(cfg, other)}, which has none"
+            if other == "min_lr":
+                none = f"--min-lr equal to --lr, {cfg.lr}, so that nothing is annealed"
             raise UserError(
-                f"--{name} is {value} with --network {cfg.network}, which has none: leave it out, "
-                "or give another --network"
+                f"{flag(name)} is {value} with {none}: leave it out, or give another {flag(other)}"
             )
 
 
@@ -58,7 +73,7 @@ def _check_method(cfg: Config) -> None:
         value = getattr(cfg, name)
         if owner != cfg.method and value != cfg.__dataclass_fields__[name].default:
             raise UserError(
-                f"--{name.replace('_', '-')} is {value} with --method {cfg.method}, which has "
+                f"{flag(name)} is {value} with --method {cfg.method}, which has "
                 f"none: leave it out, or give --method {owner}"
             )
 

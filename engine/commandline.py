@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from engine.allowed import PATH, RATIO, WIDTHS, check
 from engine.config import DATASET, GROUPS, PRESET, Config
-from engine.errors import UserError, nearest, say
+from engine.errors import UserError, flag, nearest, say
 from engine.presets import of_method, preset_fields
 
 FIELDS: dict[str, Field] = {f.name: f for f in fields(Config)}
@@ -100,11 +100,6 @@ def add_flags(
         else:
             options |= {"metavar": _METAVARS[allowed]}
         parser.group(f.metadata["group"]).add_argument(flag(f.name), **options)
-
-
-def flag(name: str) -> str:
-    """Of a field."""
-    return "--" + name.replace("_", "-")
 
 
 def parse(parser: Parser, argv: list[str]) -> dict[str, Any]:

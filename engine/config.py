@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.allowed import PATH, RATIO, WIDTHS, check, check_type
-from engine.combinations import OF_NETWORKS, check_combinations, refuse_of_another_network
+from engine.combinations import (
+    OF_NETWORKS,
+    check_combinations,
+    refuse_without_effect,
+    without_effect,
+)
 from engine.errors import UserError, listed
 from engine.methods import METHODS
 from engine.presets import METHOD, PRESETS, RESNET12_SLOPE, preset_fields
@@ -269,10 +274,13 @@ class Config:
         """The preset for the data set, with explicit fields in place of its own."""
         check("preset", preset, PRESETS)
         check("dataset", dataset, DATASETS)
+        for name in explicit.keys() & cls.__dataclass_fields__.keys():
+            check_type(name, explicit[name], cls.__dataclass_fields__[name].type)
         values = {"preset": preset, "dataset": dataset}
         values |= preset_fields(preset, dataset, explicit)
         cfg = cls(**values | explicit)
-        refuse_of_another_network(cfg, explicit, {"widths": cls.widths} | values)
+        defaults = {f.name: f.default for f in fields(cls)}
+        refuse_without_effect(cfg, explicit, defaults | values)
         return cfg
 
     @classmethod
@@ -335,6 +343,7 @@ class Config:
         """
         saved = completed(saved)
         free = {f.name for f in fields(self) if f.metadata["free"]} - {*also} | {*besides}
+        free |= without_effect(self).keys()
         fixed = [f.name for f in fields(self) if f.name not in free]
         return [
             f"{name}: {saved[name]} -> {getattr(self, name)}"

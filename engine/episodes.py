@@ -19,7 +19,7 @@ from torch import Tensor
 
 from engine.config import ROTATIONS, Config, check
 from engine.data import Dataset
-from engine.errors import UserError, listed
+from engine.errors import UserError, flag, listed
 
 _LAST = np.uint64(2**64 - 1)
 _MANY = 1 << 12  # images of a class; of more, a draw looks at those alone that it takes
@@ -180,7 +180,7 @@ class EpisodeSampler:
             seed=seed,
             rotations=cfg.rotations,
             skip_small=cfg.skip_small_classes,
-            flags=tuple("--" + name.replace("_", "-") for name in own.values()),
+            flags=tuple(flag(name) for name in own.values()),
         )
 
     @property

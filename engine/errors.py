@@ -38,6 +38,11 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(map(printable, names[:most])) + more
 
 
+def flag(name: str) -> str:
+    """Of a setting."""
+    return "--" + name.replace("_", "-")
+
+
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     """``did you mean X? `` for the most similar of ``known``, or nothing where none is similar."""
     by_name = {name.lower(): name for name in known}

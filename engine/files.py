@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.allowed import PATH, check
-from engine.errors import UserError, explained
+from engine.errors import UserError, explained, listed
 from engine.runs import locks
 
 # The files of a run folder, beside the epochs.
@@ -95,3 +95,9 @@ def write(path: Path, text: str) -> None:
     old file intact, when it cannot."""
     with explained(f"cannot write {path}", "make room there, or name another file"):
         replace_file(path, text.encode("utf-8", "surrogateescape"))
+
+
+def trained_on(result: dict[str, Any]) -> str:
+    """Of a run's result.json; empty where it had its length from the beginning."""
+    earlier = result.get("earlier_epochs", [])  # of older versions nobody knows
+    return f"trained on after {listed(map(str, earlier))} epochs" if earlier else ""

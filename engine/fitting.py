@@ -11,17 +11,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine import unroll
+from engine import fingerprints, unroll
 from engine.adapted import evaluating
+from engine.allowed import PATH, check
 from engine.config import Config
 from engine.episodes import Episode, Values, each, mapped
-from engine.errors import UserError, say
+from engine.errors import UserError, listed, say
 from engine.learner import Learner
 from engine.meta import State
 from engine.methods.rates import by_tensor
@@ -42,7 +44,12 @@ from engine.told import checked
 from engine.train import final_test, train_epochs
 from kernels.threads import cores
 
-Make = Callable[[int], Episode]
+# Of the settings, those that a learner and its tasks do not say, or have no use for.
+SETTINGS = (
+    "epochs iterations optimizer lr min_lr annealing halving_epochs beta1 beta2 clamp max_norm "
+    "msl_epochs first_order_epochs task_reduction train_norm_statistics eval_steps eval_tasks "
+    "ensemble protocol seed threads prefetch log_every no_report fresh"
+).split()
 
 
 def fit(
@@ -60,25 +67,26 @@ def fit(
     """Trains, validates after every epoch, tests the best; the learner then has the best weights.
 
     tasks, val, test: `Tasks`, anything with `episode(i)`, or a function of i, so that an episode
-        can be made again; the number of tasks of episode 0 is that of all. test: by default val.
+        can be made again; all have as many tasks as episode 0. test: by default val.
     metric: "accuracy", or "loss", of which less is better.
-    name: of the data. A run continues with the same network, name and settings alone.
-    settings: of `engine.train`, as epochs, iterations, lr, min_lr, msl_epochs, first_order_epochs,
-        clamp, eval_tasks, ensemble, seed, log_every, threads, fresh; others by the preset.
+    name: of the data. A run continues with the same network, name, tasks, loss and settings alone;
+        tasks are compared by episode 0, a loss by its value on a fixed output.
+    settings: of `engine.train`, those in `engine.fitting.SETTINGS`; others by the preset.
 
     Raises UserError when a setting is not allowed, or the folder holds another run, and
     KeyboardInterrupt, with everything saved, on Ctrl-C.
     """
     if metric not in METRICS:
         raise UserError(f"metric is {metric!r}: choose one of {', '.join(METRICS)}")
-    parts = {"train": _maker(tasks, learner), "val": _maker(val, learner)}
-    parts["test"] = _maker(test, learner) if test is not None else parts["val"]
+    check("run", run, PATH)
+    parts = {"tasks": _Part("tasks", tasks, learner), "val": _Part("val", val, learner)}
+    parts["test"] = _Part("test", test, learner) if test is not None else parts["val"]
     if metric == "accuracy":
-        require_classes(each(parts["val"](0).target_y)[0])
+        require_classes(each(parts["val"].first.target_y)[0])
     if not learner.training:  # of parts alone it is their owner's choice
         learner.train()
-    cfg = _configuration(learner, preset, parts["train"](0).tasks, settings)
-    problem = _Own(learner, parts, metric, name)
+    cfg = _configuration(learner, preset, parts["tasks"].first.tasks, settings)
+    problem = _Own(learner, parts, metric, name, cfg)
     folder = Path(run or Path("runs") / f"{name}-{preset}-seed{cfg.seed}").expanduser()
     device = learner.norm.device
     low = isinstance(learner.model, Module) and learner.model.memory == "low"
@@ -120,10 +128,10 @@ def _configuration(learner: Learner, preset: str, tasks: int, settings: dict) ->
     }
     if both := sorted(given.keys() & settings.keys()):
         raise UserError(f"{', '.join(both)}: the learner or its tasks say it already; leave it out")
-    known = {name for name in Config.__dataclass_fields__}
-    if unknown := sorted(settings.keys() - known):
+    if unknown := sorted(settings.keys() - {*SETTINGS}):
         raise UserError(
-            f"{', '.join(unknown)}: no such setting; see python -m engine.train --help-all"
+            f"{', '.join(unknown)}: no such setting of engine.fit, which trains the learner as it "
+            f"was made; it has {', '.join(SETTINGS)}"
         )
     # the learner's loss is a mean over tasks; of the rest Config says what is allowed
     return Config.of(preset, "folder", **{"task_reduction": "mean"} | given | settings)
@@ -146,20 +154,36 @@ def _shared(cfg: Config, problem: _Own) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _maker(tasks: Any, learner: Learner) -> Make:
-    make = getattr(tasks, "episode", tasks)
-    if not callable(make):
-        raise UserError(
-            f"tasks are a {type(tasks).__name__}: give Tasks, something with episode(i), or a "
-            "function of i; a run that continues makes episode i again"
-        )
-    return lambda i: learner.checked(checked(make(i)).to(learner.norm.device))
+class _Part:
+    """Episodes, each checked, all of as many tasks."""
+
+    def __init__(self, name: str, tasks: Any, learner: Learner):
+        self._name, self._learner = name, learner
+        self._make = getattr(tasks, "episode", tasks)
+        if not callable(self._make):
+            raise UserError(
+                f"{name} are a {type(tasks).__name__}: give Tasks, something with episode(i), or a "
+                "function of i; a run that continues makes episode i again"
+            )
+        self.first = self._made(0)
+
+    def __call__(self, i: int) -> Episode:
+        episode, wanted = self._made(i), self.first.tasks
+        if episode.tasks != wanted:
+            raise UserError(
+                f"episode {i} of {self._name} has {episode.tasks} tasks, and episode 0 {wanted}: "
+                "give all the same number"
+            )
+        return episode
+
+    def _made(self, i: int) -> Episode:
+        return self._learner.checked(checked(self._make(i)).to(self._learner.norm.device))
 
 
 class _Source:
     """The tasks of a part: an iteration is an episode, or, for a fixed set, so many tasks are."""
 
-    def __init__(self, make: Make):
+    def __init__(self, make: _Part):
         self._make = make
 
     def episode(self, iteration: int, tasks: int, first_task: int = 0) -> Episode:
@@ -170,11 +194,13 @@ class _Source:
 class _Own:
     """A learner and its tasks as a run's `Problem`."""
 
-    def __init__(self, learner: Learner, parts: dict[str, Make], metric: str, name: str):
+    def __init__(
+        self, learner: Learner, parts: dict[str, _Part], metric: str, name: str, cfg: Config
+    ):
         self.learner, self.own_model, self.name = learner, learner.model, name
-        self._parts, self.metric, self.first = parts, metric, parts["train"](0)
+        self._parts, self.metric, self.first = parts, metric, parts["tasks"].first
+        self._cfg = cfg
         own = isinstance(self.own_model, Module)
-        self.bound = ("threads",) if own and bound_to_threads(self.own_model, self.first) else ()
         kinds = [(n, list(p.shape), str(p.dtype)) for n, p in learner.state_dict().items()]
         text = repr((name, metric, kinds, learner.adapted_names, learner.steps))
         digest = hashlib.sha256(text.encode())
@@ -187,6 +213,27 @@ class _Own:
         model = self.own_model
         learned = model.shapes | model.outer
         return [p for n, p in model.module.named_parameters() if n not in learned and p.numel()]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, fingerprints.Fingerprint]:
+        """What does not stay the same has none, which is said."""
+        found = {n: fingerprints.of_tasks(part) for n, part in self._parts.items()}
+        task = self.first.slice(0, 1)
+        with evaluating(self.learner):
+            answer = self._answers(self._cfg, self.state(), task, 0)
+        (output,), (y,) = each(answer), each(task.target_y)
+        found["loss"] = fingerprints.of_loss(self.learner.criterion, output, y)
+        changing = [n for n in self._parts if found[n] is None]
+        if changing:
+            say(
+                f"episode 0 of {listed(changing)} is another each time it is made: a run that is "
+                "stopped and continued will not be what one without a stop is"
+            )
+        return {n: value for n, value in found.items() if value is not None}
+
+    def bound(self, cfg: Config) -> tuple[str, ...]:
+        own = isinstance(self.own_model, Module)
+        return ("threads",) if own and bound_to_threads(self.own_model, self.first) else ()
 
     def preparation(self, cfg: Config) -> None:
         return None
@@ -210,7 +257,7 @@ class _Own:
         self.learner.load(state.params, state.running)
 
     def source(self, cfg: Config, part: str, seed: int) -> _Source:
-        return _Source(self._parts[part])
+        return _Source(self._parts["tasks" if part == "train" else part])
 
     def validate(
         self, cfg: Config, state: State, between: Callable[[], None]
@@ -251,7 +298,7 @@ class _Own:
     ) -> tuple[list[Tensor], list[float]]:
         """[states + 1][tasks] scores of each state and of their mean, more is better; and the first
         one's mean after every step, over so many tasks."""
-        size = self._parts[part](0).tasks
+        size = self._parts[part].first.tasks
 
         def of_episode(first: int) -> tuple[list[list[float]], list[list[float]]]:
             between()

@@ -3,7 +3,7 @@
     python -m engine.train --config FILE [--ways 20 ...]
 
 FILE is TOML or JSON, its keys the names of Config's fields; config.json of a run is such a file.
-A flag wins over the file, the file over the preset.
+A flag wins over the file, the file over the preset; `under` says what in the file follows a flag.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.commandline import FIELDS, Parser, add_flags, asks_for_help, default
 from engine.config import Config, completed
 from engine.errors import UserError, explained, nearest
 from engine.methods import METHODS
-from engine.presets import preset_fields
+from engine.presets import preset_fields, scale_epochs
 
 try:
     import tomllib
@@ -50,7 +50,7 @@ def resolve(argv: list[str]) -> Resolved:
     """
     given = parse(_parser(argv), argv)
     show, file = given.pop("show", False), given.pop("config", None)
-    written = {} if file is None else read(file)
+    written = {} if file is None else under(given, read(file), f"--config {file}")
     cfg = Config.of(**(written | given))
     preset = preset_fields(cfg.preset, cfg.dataset, written | given)
     method = METHODS[cfg.method].settings(vars(cfg))
@@ -99,6 +99,31 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def under(given: dict[str, Any], written: dict[str, Any], where: str) -> dict[str, Any]:
+    """Settings that ``where`` has, under others that win: of another length the schedule keeps its
+    shape, and without annealing there is none at another rate.
+
+    Raises UserError when nothing is left for another preset to say.
+    """
+    preset = written.get("preset")
+    if _whole(written) and given.get("preset", preset) != preset:
+        raise UserError(
+            f"--preset is {given['preset']} with {where}, which has every setting, as {preset} has "
+            "them: leave --preset out, and give what is to differ"
+        )
+    found = dict(written)
+    if {"epochs"} <= given.keys() & written.keys():
+        scale_epochs(found, given["epochs"])
+    if "lr" in given and "lr" in written and written.get("min_lr") == written["lr"]:
+        found["min_lr"] = given["lr"]
+    return found
+
+
+def _whole(values: dict[str, Any]) -> bool:
+    """Whether they have all fields that every version wrote."""
+    return {name for name, f in FIELDS.items() if f.metadata["neutral"] is MISSING} <= values.keys()
+
+
 def read(path: Path) -> dict[str, Any]:
     """The settings in a file, by name; a path or the like that is null is as if it were left out.
 
@@ -121,7 +146,7 @@ def typed(path: Path, values: dict[str, Any]) -> dict[str, Any]:
             check(name, value, FIELDS[name].metadata["allowed"])
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-    if {name for name, f in FIELDS.items() if f.metadata["neutral"] is MISSING} <= values.keys():
+    if _whole(values):
         values = completed(values)
     return {
         name: float(value) if FIELDS[name].type == "float" else value

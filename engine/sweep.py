@@ -28,18 +28,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from operator import or_
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.allowed import PATH, check, shown
-from engine.commandline import FIELDS, Parser, flag, parse
+from engine.commandline import FIELDS, Parser, parse
 from engine.config import Config
-from engine.errors import UserError, complain, explained, listed, nearest, printable, say
-from engine.files import CONFIG, LATEST, RESULT
+from engine.errors import UserError, complain, explained, flag, listed, nearest, printable, say
+from engine.files import CONFIG, LATEST, RESULT, read_json, trained_on
 from engine.runs.interrupt import MISTAKES, Interrupt, answered, failed
-from engine.settings import parsed, typed
+from engine.settings import parsed, typed, under
+
+if TYPE_CHECKING:
+    from engine.data import Dataset
 
 PARTS = {"runs": str, "seeds": list, "base": dict, "vary": dict, "extra": list}
 MOST = 10_000  # runs: a slip in a list is told, and not expanded
+# Settings that the content of the data follows from.
+_OF_DATA = (
+    "dataset data cache strict_data split split_ratio skip_small_classes image_size channels"
+).split()
 LONGEST = 200  # bytes of a folder's name; file systems take 255
 
 
@@ -101,6 +108,8 @@ def _asked(argv: list[str], interrupt: Interrupt) -> int:
     if "status" in given:
         say(*status(members))
         return 0
+    interrupt.phase = "unwind"
+    refuse_other_data(members)
     return run(members, interrupt)
 
 
@@ -177,8 +186,10 @@ def _settings(path: Path, where: str, values: Any) -> dict[str, Any]:
 
 def _member(path: Path, root: str, base: dict[str, Any], own: dict[str, Any]) -> Member:
     """Of the base and what is a run's own; None stands for a setting that is left out."""
-    settings = {name: value for name, value in (base | own).items() if value is not None}
     try:
+        given = {name: value for name, value in own.items() if value is not None}
+        base = under(given, base, "[base]")
+        settings = {name: value for name, value in base.items() if name not in own} | given
         cfg = Config.of(**settings)
     except UserError as error:
         raise UserError(f"{path}: {_told(own)}: {error}") from error
@@ -212,8 +223,8 @@ def run(
     codes: dict[str, int] = {}
     for number, member in enumerate(members, 1):
         head = f"run {number} of {len(members)}: {member.name}"
-        if scores := finished(member):
-            say(f"{head}, already finished: {scores}")
+        if result := finished(member):
+            say(f"{head}, already finished: {scores(result)}")
             continue
         say(head)
         try:
@@ -228,14 +239,47 @@ def run(
     return max(codes.values(), default=0)
 
 
-def finished(member: Member) -> str | None:
-    """What a run with these very settings was tested to; None when it is to be trained, or when
-    what it left cannot be read, which training tells."""
-    if not os.path.exists(member.folder / RESULT):
-        return None
-    from engine.runs.checkpoint import read_json
+def refuse_other_data(members: list[Member]) -> None:
+    """Raises UserError when a finished run is of other data than there are now, by their content.
+    Says so where these cannot be read; a run that needs them then fails by itself."""
+    from engine.runs.problem import load_dataset
+
+    found: dict[tuple, Dataset | None] = {}
+    for member in members:
+        if not (result := finished(member)) or "identity" not in result:
+            continue
+        key = tuple(getattr(member.cfg, name) for name in _OF_DATA)
+        if key not in found:
+            found[key] = None
+            try:
+                found[key] = load_dataset(member.cfg)
+            except UserError as error:
+                complain(f"whether finished runs are of the same data is not known: {error}")
+        now = found[key]
+        if now and now.identity != result["identity"]:
+            raise UserError(
+                f"{member.folder} was trained on {_data(result)}, the data now is {now.name} "
+                f"({now.identity:.12}): give that data, other --runs, or remove the folder"
+            )
+
+
+def _data(result: dict[str, Any]) -> str:
+    return f"{result['data']} ({result.get('identity', 'not known'):.12})"
+
+
+def scores(result: dict[str, Any]) -> str:
+    """What a finished run was tested to."""
     from engine.runs.log import percent
 
+    text = f"best {percent(result['best'])}, ensemble {percent(result['ensemble'])}"
+    return ", ".join(filter(None, [text, trained_on(result)]))
+
+
+def finished(member: Member) -> dict[str, Any] | None:
+    """The result of a run with these very settings; None when it is to be trained, or when what it
+    left cannot be read, which training tells."""
+    if not os.path.exists(member.folder / RESULT):
+        return None
     cfg, unreadable = member.cfg, (OSError, ValueError, LookupError, TypeError, OverflowError)
     with contextlib.suppress(*unreadable, AttributeError, UserError):
         saved = read_json(member.folder / CONFIG)
@@ -244,7 +288,8 @@ def finished(member: Member) -> str | None:
         if cfg.differences(saved) or _began_otherwise(member, saved):
             return None
         result = read_json(member.folder / RESULT)
-        return f"best {percent(result['best'])}, ensemble {percent(result['ensemble'])}"
+        if scores(result) and _data(result):
+            return result
     return None
 
 
@@ -265,14 +310,16 @@ def status(members: list[Member]) -> list[str]:
     width = max(len(member.name) for member in members)
     rows = zip(members, states, strict=True)
     lines = [f"{m.name:<{width}}  {word:<9}  {text}".rstrip() for m, (word, text) in rows]
-    done = sum(word == "finished" for word, _ in states)
-    return [*lines, f"{done} of {len(members)} finished; ± is the 95 % interval over tasks"]
+    results = list(filter(None, map(finished, members)))
+    done = f"{len(results)} of {len(members)} finished"
+    of = f", on {listed(sorted({*map(_data, results)}))}" if results else ""
+    return [*lines, f"{done}{of}; ± is the 95 % interval over tasks"]
 
 
 def state(member: Member) -> tuple[str, str]:
     """A word for how far a run is, and what is to be said of it."""
-    if scores := finished(member):
-        return "finished", scores
+    if result := finished(member):
+        return "finished", scores(result)
     if not os.path.lexists(member.folder):
         return "not begun", ""
     from engine.runs import checkpoint, locks
@@ -287,13 +334,15 @@ def state(member: Member) -> tuple[str, str]:
         if LATEST not in files:
             return "damaged", f"{listed(files)} without {LATEST}"
         saved = checkpoint.load(member.folder / LATEST)
-        different, _ = differing(member.cfg, saved)
+        different, longer = differing(member.cfg, saved)
         began = otherwise(member.cfg.init, member.folder, saved.origin)
         different += [f"init: began {began} -> {member.cfg.init}"] * bool(began)
     except UserError as error:
         return "damaged", str(error)
     if different:
         return "other", f"has other settings than the sweep: {'; '.join(different)}"
+    if longer:
+        return "shorter", f"finished {saved.epoch} epochs, to be trained on to {member.cfg.epochs}"
     done, total = saved.state.get("iteration"), member.cfg.epochs * member.cfg.iterations
     return word, f"at epoch {saved.epoch} of {member.cfg.epochs}, iteration {done} of {total}"
 

@@ -21,6 +21,7 @@ from engine.allowed import PATH, check
 from engine.commandline import FIELDS, Parser, add_flags, parse
 from engine.errors import UserError, explained, listed, nearest, say, silence
 from engine.runs.interrupt import Interrupt, answered
+from engine.sweep import Member
 from engine.tables import budget, cells, rows
 from engine.tables.budget import Plan
 from engine.tables.cells import DECIDED, Cell
@@ -144,6 +145,8 @@ def _run(
 
     given = asked["flags"] | (plan.given if plan else {})
     _make(folder, table.name)
+    sweep.refuse_other_data([member for cell in found for member in cell.members])
+    _refuse_shorter(members)
 
     def write() -> list[str]:
         return page.written(folder, table, found, given, plan)
@@ -151,6 +154,16 @@ def _run(
     code = sweep.run(members, interrupt, after=write)
     say("", *write(), "", f"saved in {folder / page.PAGE} and {page.DATA}")
     return code
+
+
+def _refuse_shorter(members: list[Member]) -> None:
+    for member in members:
+        word, text = sweep.state(member)
+        if word == "shorter":
+            raise UserError(
+                f"{member.folder} has {text}, by two schedules: the runs of a table have one; give "
+                "the length that they have, or other --runs"
+            )
 
 
 def _planned(

@@ -59,7 +59,7 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
 
     interrupt.phase = "unwind"
     with ranks.joined(interrupt) as team, machine(cfg) as device:
-        team.share(cfg.tasks)
+        _, own = team.share(cfg.tasks)
         with team.node_by_node():
             dataset = load_dataset(cfg, "train", "val", "test")
         folder = Path(cfg.run or default_run(cfg, dataset.name)).expanduser()
@@ -69,10 +69,12 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
             new = cfg.fresh or not (folder / LATEST).exists()
             return beginning(cfg, folder, device) if new else None
 
+        problem = Pictures(dataset)
+        if team.size > 1:
+            problem.require_shareable(cfg, own)
         # before anything is made or, by --fresh, removed
         begun = team.by_first(begin, told=False)
         with open_run(folder, cfg.fresh):
-            problem = Pictures(dataset)
             run = Run.shared(replace(cfg, fresh=False), folder, problem, device, begun)
             interrupt.phase = "finish"
             if run.epoch < cfg.epochs:
@@ -199,6 +201,7 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
         result, details = run.problem.test(run.cfg, run.members(), partial(team.check, interrupt))
     except Diverged as error:
         raise _diverged(run, f"final test: {error}") from None
+    result["earlier_epochs"] = run.lengths
     if team.first:
         if details is not None:
             checkpoint.write_atomic(run.folder / checkpoint.DETAILS, as_json(details).encode())

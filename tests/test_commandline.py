@@ -159,6 +159,24 @@ def test_the_configuration_of_a_run_is_a_file_of_settings(written):
     assert resolve(["--seed", "5", "--config", path]).cfg == dataclasses.replace(cfg, seed=5)
 
 
+@pytest.mark.parametrize("preset", ["maml++", "maml"])
+def test_a_file_under_flags_keeps_the_shape_of_its_schedule(preset, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(Config.of(preset, "omniglot", halving_epochs=20).to_dict()))
+
+    def asked(*argv: str) -> Config:
+        return resolve(["--config", str(path), *argv]).cfg
+
+    assert asked("--epochs", "30") == Config.of(preset, "omniglot", epochs=30)
+    assert asked("--epochs", "30", "--msl-epochs", "7").msl_epochs == 7
+    assert asked("--lr", "0.01") == Config.of(preset, "omniglot", lr=0.01)
+    assert asked("--preset", preset) == asked()
+    with pytest.raises(UserError, match="--preset is htym-2019 with --config .*config.json, which"):
+        asked("--preset", "htym-2019")
+    path.write_text('{"epochs": 100, "first_order_epochs": 40, "min_lr": 1e-4}')
+    assert asked("--epochs", "10") == Config.of(epochs=10, first_order_epochs=4, min_lr=1e-4)
+
+
 def test_that_of_an_older_version_has_neutral_values(written, monkeypatch):
     metadata = {**FIELDS["threads"].metadata, "neutral": 3}
     other = dataclasses.field(default=0, metadata=metadata)

@@ -191,6 +191,14 @@ def test_without_annealing_the_end_follows_the_learning_rate():
     ("--network resnet12 --filters 32", ["--filters is 32 with --network resnet12"]),
     ("--network resnet12 --stages 3", ["--stages is 3 with --network resnet12"]),
     ("--network resnet12 --downsample stride", ["--downsample is stride with --network res"]),
+    ("--method protonet --inner-rate 0.5", ["--inner-rate is 0.5 with --method protonet, which h"]),
+    ("--method memory --norm-eps 0.1", ["--norm-eps is 0.1 with --method memory"]),
+    ("--method metanet --norm-gains fixed", ["--norm-gains is fixed with --method metanet"]),
+    ("--method siamese --network own --protocol inductive", ["--protocol is inductive with --met"]),
+    ("--method reptile --first-order-epochs 0", ["--first-order-epochs is 0", "is --first-order"]),
+    ("--optimizer sgd --beta2 0.5", ["--beta2 is 0.5 with --optimizer sgd, which has none"]),
+    ("--halving-epochs 5", ["--halving-epochs is 5 with --annealing cosine, which has none"]),
+    ("--preset maml --annealing linear", ["--annealing is linear with --min-lr equal to --lr"]),
     ("--split background", ["--split background", "mini"]),
     ("--dataset omniglot --channels 3", ["--channels is 3", "give 1"]),
 ])  # fmt: skip
@@ -206,6 +214,7 @@ def test_mistakes_are_one_line_with_the_value_and_what_is_allowed(argv, words):
     ("ways", True, "ways is True, of type bool: it takes int"),
     ("ways", 5.0, "ways is 5.0, of type float: it takes int"),
     ("lr", "1", "lr is '1', of type str: it takes float"),
+    ("epochs", "3", "epochs is '3', of type str: it takes int"),
     ("lr", False, "lr is False, of type bool: it takes float"),
     ("fresh", 1, "fresh is 1, of type int: it takes bool"),
     ("data", [], r"data is \[\], of type list: it takes str . None"),
@@ -272,6 +281,12 @@ def test_differences_name_only_what_changes_the_result():
     assert other.differences(cfg.to_dict()) == []
     other = dataclasses.replace(cfg, lr=0.002, steps=3)
     assert other.differences(cfg.to_dict()) == ["steps: 5 -> 3", "lr: 0.001 -> 0.002"]
+
+
+def test_what_has_no_effect_is_no_difference():
+    cfg = Config.of(method="memory")
+    older = cfg.to_dict() | {"inner_rate": 0.5, "halving_epochs": 3}
+    assert cfg.differences(older) == [] and cfg.differences(older | {"seed": 1}) == ["seed: 1 -> 0"]
 
 
 def test_every_field_that_decides_the_result_is_printed():

@@ -190,12 +190,58 @@ def test_what_another_run_or_setting_says(tmp_path):
         fitted(mlp(), tmp_path / "run", lr=0.1, min_lr=1e-5)
     for settings, message in (
         ({"metric": "f1"}, "metric is 'f1': choose one of accuracy, loss"),
-        ({"learning_rate": 1}, "learning_rate: no such setting"),
+        ({"learning_rate": 1}, "learning_rate: no such setting of engine.fit, which trains"),
+        (
+            {"inner_rate": 0.1, "device": "cuda"},
+            "device, inner_rate: no such setting of engine.fit",
+        ),
+        ({"dataset": "mini"}, "dataset: no such setting of engine.fit"),
+        ({"epochs": "3"}, "epochs is '3', of type str"),
         ({"steps": 3}, "steps: the learner or its tasks say it already"),
         ({"epochs": 0}, "--epochs is 0"),
     ):
         with pytest.raises(UserError, match=message):
             fitted(mlp(), tmp_path / "new", **settings)
+    with pytest.raises(UserError, match="run is 5"):
+        engine.fit(mlp(), waves, val=waves, metric="loss", run=5)
     with pytest.raises(UserError, match="tasks are a list: give Tasks"):
         engine.fit(mlp(), [waves(0)], val=waves, run=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_goes_on_with_its_own_tasks_and_loss_alone(tmp_path):
+    folder = tmp_path / "run"
+
+    def again(loss=F.mse_loss, test=waves, tasks=waves, val=waves):
+        learner = Learner(mlp().module, loss, steps=2, rate=0.05)
+        options = SHORT | {"metric": "loss", "run": folder}
+        return engine.fit(learner, tasks, val=val, test=test, **options)
+
+    again()
+    before = (folder / "result.json").read_bytes()
+    for wrong, named in (
+        ({"loss": lambda output, y: 2 * F.mse_loss(output, y)}, "loss"),
+        ({"test": lambda i: waves(i + 5)}, "test"),
+        ({"tasks": lambda i: waves(i + 5), "val": lambda i: waves(i + 9)}, "tasks and another val"),
+    ):
+        with pytest.raises(UserError, match=f"is of a run with another {named}, by values on epis"):
+            again(**wrong)
+    again(loss=lambda output, y: ((output - y) ** 2).mean())  # the same by another name
+    assert (folder / "result.json").read_bytes() == before
+
+
+def test_tasks_that_change_are_told_and_each_episode_has_as_many(tmp_path, capsys):
+    def changing(i: int) -> Episode:
+        return waves(torch.randint(1000, ()).item())
+
+    engine.fit(mlp(), changing, val=waves, metric="loss", run=tmp_path / "run", **SHORT)
+    assert "episode 0 of tasks is another each time it is made" in capsys.readouterr().out
+
+    def fewer(i: int) -> Episode:
+        return waves(i).slice(0, 3 if i == 2 else 4)
+
+    for parts in ({"tasks": fewer, "val": waves}, {"tasks": waves, "val": fewer}):
+        name = next(name for name, part in parts.items() if part is fewer)
+        with pytest.raises(UserError, match=f"episode 2 of {name} has 3 tasks, and episode 0 4: g"):
+            options = SHORT | {"eval_tasks": 12, "run": tmp_path / name, "metric": "loss"}
+            engine.fit(mlp(), parts["tasks"], val=parts["val"], **options)

@@ -2,6 +2,7 @@
 they answer by, and siamese networks by the plain formula.
 """
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -16,7 +17,9 @@ from engine.methods.loops import loop
 from engine.models import network
 from engine.models.interface import Moments
 from engine.models.koch import Koch
+from engine.runs.problem import Pictures
 from engine.scoring import with_ways
+from engine.show import random_images
 from tests import plain_loop
 from tests.own_networks import OWN, alone, by_differences, config, problem
 from tests.test_adjoint import random_problem
@@ -173,3 +176,20 @@ def test_kochs_network_is_as_large_as_the_paper_has_it() -> None:
     assert sum(meta.layout(cfg).params.theta.shape) == 38_951_745
     with pytest.raises(UserError, match="--image-size is 64 with --network own: Koch's takes 65"):
         Koch(1, 64, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "why"),
+    [
+        ("statistician", {}, "draws random numbers"),
+        ("memory", {}, None),
+        ("memory", {"filters": 64, "image_size": 28}, "is large"),
+    ],
+)
+def test_tasks_that_all_threads_compute_are_shared_by_their_number_alone(name, sizes, why):
+    cfg = config(name, **sizes)
+    pictures = Pictures(random_images(cfg))
+    assert pictures.bound(cfg) == (("threads",) if why else ())
+    with pytest.raises(UserError, match=why) if why else contextlib.nullcontext():
+        pictures.require_shareable(cfg, 2)
+    pictures.require_shareable(dataclasses.replace(cfg, threads=1), 2)

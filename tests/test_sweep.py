@@ -264,10 +264,39 @@ def test_a_listed_line_trains_the_run_that_the_sweep_passes_by(written, images, 
     assert out.startswith("run 1 of 1: seed-0, already finished: ") and out.count("\n") == 1
     # trained on, as the same command with more epochs does
     path = written({"runs": str(images.parent / "a 'b'"), "base": short | {"epochs": 2}})
-    assert sweep.state(*expand(path)) == ("stopped", "at epoch 1 of 2, iteration 1 of 2")
+    assert sweep.state(*expand(path)) == ("shorter", "finished 1 epochs, to be trained on to 2")
     assert sweep.main([str(path)]) == 0
     assert "training on after 1 epochs" in capsys.readouterr().out
-    assert sweep.state(*expand(path))[0] == "finished"
+    word, told = sweep.state(*expand(path))
+    assert word == "finished" and told.endswith(", trained on after 1 epochs")
+
+
+def test_finished_runs_of_other_data_are_none_of_the_sweep(written, images, tmp_path, capsys):
+    short = base(images, "--epochs", 1, "--iterations", 1)
+    parts = {"runs": str(tmp_path / "runs"), "base": short}
+    assert sweep.main([str(written(parts))]) == 0
+    assert sweep.main([str(written(parts)), "--status"]) == 0
+    name = f"folder:{images.name} ("
+    assert f"\n1 of 1 finished, on {name}" in capsys.readouterr().out
+    moved = shutil.copytree(images, tmp_path / "moved")  # the same content
+    assert sweep.main([str(written(parts | {"base": short | {"data": str(moved)}}))]) == 0
+    assert "already finished" in capsys.readouterr().out
+    next(moved.rglob("*.png")).unlink()
+    changed = parts | {"base": short | {"data": str(moved)}, "seeds": [0, 1]}
+    assert sweep.main([str(written(changed))]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and f"seed-0 was trained on {name}" in err and err.count("\n") == 1
+    assert not (tmp_path / "runs" / "seed-1").exists()
+    shutil.rmtree(moved)
+    assert sweep.main([str(written(parts | {"base": short | {"data": str(moved)}}))]) == 0
+    out, err = capsys.readouterr()
+    assert "already finished" in out and "of the same data is not known: " in err
+
+
+def test_a_length_that_varies_scales_the_schedule_of_a_whole_base(written):
+    whole = Config.of("maml++", "omniglot").to_dict() | {"run": None}
+    members = expand(written({"base": whole, "vary": {"epochs": [15, 30]}}))
+    assert [member.cfg.first_order_epochs for member in members] == [5, 10]
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(written, images, tmp_path, capsys):
@@ -382,7 +411,8 @@ def test_the_status_tells_every_state_and_changes_nothing(written, finished, tmp
     wanted = [f"log-every-{n}_seed-0  {words}" for n, words in enumerate(wanted, 1)] + [
         "ways-5_seed-0       other      has other settings than the sweep: ways: 3 -> 5",
         f"ways-4_seed-0       damaged    cannot read run folder {members[9].folder}: Not a dir",
-        "1 of 10 finished; ± is the 95 % interval over tasks",
+        f"1 of 10 finished, on {result['data']} ({result['identity']:.12}); ± is the 95 % interval "
+        "over tasks",
     ]
     assert len(lines) == len(wanted)
     for line, words in zip(lines, wanted, strict=True):

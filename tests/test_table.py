@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 from statistics import fmean, stdev
 
@@ -68,6 +69,24 @@ def test_it_trains_its_rows_and_prints_them_beside_the_figures(images, tmp_path,
     assert table.main(line) == 0  # all is passed by, and the page is the same
     assert capsys.readouterr().out.count("already finished") == 6
     assert (tmp_path / "table.md").read_text() == page
+
+
+def test_its_runs_are_of_one_data_set_and_one_schedule(images, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    one = ["--rows", "maml++-1-step", "--seeds", "1"]
+    assert table.main(argv(images, runs, *SHORT, *one)) == 0
+    capsys.readouterr()
+    longer = argv(images, runs, "--epochs", "6", "--iterations", "2", *one)
+    assert table.main(longer) == 2
+    one_line(
+        capsys.readouterr().err, "has finished 3 epochs, to be trained on to 6, by two schedules"
+    )
+    other = shutil.copytree(images, tmp_path / "other")
+    next(other.rglob("*.png")).unlink()
+    two = ["--rows", "maml++-2-steps", "--seeds", "1"]
+    assert table.main(argv(images, runs, *SHORT, *two, "--data", str(other))) == 2
+    one_line(capsys.readouterr().err, "maml++-1-step_5w1s_seed-0 was trained on mini-like:")
+    assert not (runs / "maml++-2-steps_5w1s_seed-0").exists()
 
 
 def test_what_is_finished_is_shown_beside_the_rows_that_are_trained(images, tmp_path, capsys):

@@ -57,6 +57,11 @@ def test_hours_that_suffice_shorten_nothing_and_too_few_are_refused():
     assert chosen([SLOW, FAST], 3, 0.047) == (3, 1)
 
 
+def test_no_row_becomes_longer():
+    whole = SLOW.seconds(150, 500) + FAST.seconds(120, 500)
+    assert chosen([SLOW, FAST], 1, 0.999 * whole / 3600) == (150, 400)  # 60,000 as the shorter
+
+
 @pytest.fixture
 def measured(monkeypatch) -> list[str]:
     """The cells that were measured."""

@@ -154,6 +154,8 @@ def test_the_protocol_is_that_of_the_run(settings, more, wanted):
     told = results.protocol(cfg, result(0.5, 0.1, data="mini", tasks=1000))
     assert told.startswith("64/16/20; 1 target a class; batch statistics, transductive; 1,000 task")
     assert told.endswith("best of 30 epochs; ensemble of 2")
+    told = results.protocol(cfg, result(0.5, 0.1, data="mini", earlier_epochs=[5, 10]))
+    assert told.endswith("best of 30 epochs trained on after 5, 10 epochs; ensemble of 2")
 
 
 def test_seeds_of_different_data_have_no_mean():

@@ -52,9 +52,13 @@ def equal(a: Path, b: Path) -> None:
 
 def test_a_finished_run_is_trained_on_by_the_longer_schedule(images, run, capsys):
     before = (run / "log.jsonl").read_text()
+    straight = json.loads((run / "result.json").read_text())
+    assert straight["earlier_epochs"] == []
     assert evaluate.main([str(run), "--eval-tasks", "2"]) == 0
     assert train.main(flags(images, run, "--epochs", 6)) == 0
     out = capsys.readouterr().out
+    assert json.loads((run / "result.json").read_text())["earlier_epochs"] == [3]
+    assert "\ntrained on after 3 epochs\n" in out
     said = [line for line in out.splitlines() if line.startswith("training on after")]
     assert said == [
         "training on after 3 epochs by the schedule of 6 (epochs: 3 -> 6; "

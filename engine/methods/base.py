@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from engine.errors import UserError
+from engine.errors import UserError, flag
 
 if TYPE_CHECKING:  # the command line answers a wrong flag before torch is there
     from torch import Generator, Tensor
@@ -34,7 +34,10 @@ EMBEDDING = NEUTRAL | {
     "eval_steps": 0,
 }
 # The same of a network that is the method's own.
-OWN = EMBEDDING | {"network": "own"}
+OWN = EMBEDDING | {"network": "own", "norm_gains": "learned"}
+# What has no effect where there are no inner steps, and in such a network without batch norm.
+STEPS = ("inner_rate",)
+NORM = ("negative_slope", "norm_eps", "norm_momentum", "norm_statistics", "protocol")
 
 
 class Method(NamedTuple):
@@ -48,6 +51,8 @@ class Method(NamedTuple):
     usual: Mapping[str, Any]  # what else it takes, unless told otherwise
     presets: tuple[str, ...] = ("maml++", "maml")  # the protocols that it goes with
     only: tuple[str, ...] = ()  # settings that mean nothing to any other
+    # Settings that mean nothing to it.
+    without: tuple[str, ...] | Callable[[Mapping[str, Any]], tuple[str, ...]] = ()
     # What is wrong with its settings together, and what to do.
     wrong: Callable[[Mapping[str, Any]], str | None] | None = None
     # The classifier: "learned", a part of θ; "begun" by the support set, then adapted; "made" of it
@@ -80,6 +85,10 @@ class Method(NamedTuple):
         """All that it says, given the other settings."""
         return {n: _value(v, others) for n, v in {**self.usual, **self.fixed}.items()}
 
+    def ignored(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of those that have no effect."""
+        return _value(self.without, settings)
+
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raises UserError when these are not of this method."""
         if (preset := settings["preset"]) not in self.presets:
@@ -89,10 +98,9 @@ class Method(NamedTuple):
             )
         for name, value in self.fixed.items():
             if (has := settings[name]) != (wants := _value(value, settings)):
-                flag = "--" + name.replace("_", "-")
                 raise UserError(
-                    f"{flag} is {has} with --method {self.name}, which is {flag} {wants}: leave "
-                    "it out, or give another --method"
+                    f"{flag(name)} is {has} with --method {self.name}, which is {flag(name)} "
+                    f"{wants}: leave it out, or give another --method"
                 )
         if self.wrong and (why := self.wrong(settings)):
             raise UserError(why)

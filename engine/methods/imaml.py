@@ -24,6 +24,7 @@ test have one λ.
 Neutral value: with λ without end it is the gradient of the target loss at θ.
 """
 
+from engine.errors import flag
 from engine.methods.base import NEUTRAL, Method
 
 
@@ -36,7 +37,7 @@ def _loop(cfg, model):
 def _wrong(settings):
     for name in ("proximal", "cg_steps"):
         if not settings[name]:
-            return f"--{name.replace('_', '-')} is 0 with --method imaml: give more"
+            return f"{flag(name)} is 0 with --method imaml: give more"
     return None
 
 

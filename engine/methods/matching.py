@@ -26,7 +26,7 @@ Support and target are one batch for batch norm. `--train-ways` may differ from 
 Neutral value: at S = 1 on features of length 1, τ = 2, it is `protonet`.
 """
 
-from engine.methods.base import EMBEDDING, Method
+from engine.methods.base import EMBEDDING, STEPS, Method
 
 
 def _loop(cfg, model):
@@ -59,6 +59,7 @@ METHOD = Method(
     EMBEDDING,
     {"norm_statistics": "running"},
     only=("temperature", "class_scores", "context"),
+    without=STEPS,
     head="made",
     by_image=True,
     loop=_loop,

@@ -33,7 +33,7 @@ cosine.
 
 from functools import cache
 
-from engine.methods.base import OWN, Method
+from engine.methods.base import NORM, OWN, STEPS, Method
 
 
 def _model(cfg):
@@ -59,6 +59,7 @@ METHOD = Method(
     OWN,
     {"filters": 64, "norm_statistics": "running"},
     head="made",
+    without=STEPS + NORM,
     loop=_loop,
     model=_model,
 )

@@ -32,7 +32,7 @@ Neutral value: where d and m give 0 it is b with its slow weights, the same for 
 
 from functools import cache
 
-from engine.methods.base import OWN, Method
+from engine.methods.base import NORM, OWN, STEPS, Method
 
 
 def _model(cfg):
@@ -57,6 +57,7 @@ METHOD = Method(
     "metanet",
     {name: value for name, value in OWN.items() if name != "first_order_epochs"},
     {"filters": 64, "first_order_epochs": 0, "norm_statistics": "running"},
+    without=STEPS + NORM,
     loop=_loop,
     model=_model,
 )

@@ -22,7 +22,7 @@ splits and Q are the preset's.
 Neutral value: on features of length 1 with one support image a class it is `matching` at τ = 2.
 """
 
-from engine.methods.base import EMBEDDING, Method
+from engine.methods.base import EMBEDDING, STEPS, Method
 
 
 def _loop(cfg, model):
@@ -32,4 +32,11 @@ def _loop(cfg, model):
     return ClosedForm(Prototypes(), cfg.train_ways or cfg.ways, cfg.ways)
 
 
-METHOD = Method("protonet", EMBEDDING, {"norm_statistics": "running"}, head="made", loop=_loop)
+METHOD = Method(
+    "protonet",
+    EMBEDDING,
+    {"norm_statistics": "running"},
+    without=STEPS,
+    head="made",
+    loop=_loop,
+)

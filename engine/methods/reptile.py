@@ -69,11 +69,11 @@ METHOD = Method(
         "adapt": "all",
         "norm_gains": "learned",
         "msl_epochs": 0,
+        "first_order_epochs": lambda settings: settings["epochs"],
         "unroll": "adjoint",
     },
     NEUTRAL
     | {
-        "first_order_epochs": lambda settings: settings["epochs"],
         "train_shots": _by_data(10, 10, 15),
         "targets": 1,
         "tasks": 5,

@@ -28,11 +28,15 @@ Neutral value: with w = −1 and b = 0 its answer is the nearest support image b
 
 from functools import cache
 
-from engine.methods.base import OWN, Method
+from engine.methods.base import EMBEDDING, NORM, STEPS, Method
 
 
 def _network(settings):
     return "own" if _is_koch(settings) else "conv4"
+
+
+def _gains(settings):
+    return "learned" if _is_koch(settings) else settings.get("norm_gains", "learned")
 
 
 def _is_koch(settings):
@@ -67,12 +71,13 @@ def _loop(cfg, model):
 
 METHOD = Method(
     "siamese",
-    OWN | {"network": _network},
+    EMBEDDING | {"network": _network, "norm_gains": _gains},
     {
         "norm_statistics": "running",
         "image_size": lambda s: 105 if _is_koch(s) else s["image_size"],
         "filters": lambda s: 64 if _is_koch(s) else s["filters"],
     },
+    without=lambda s: STEPS + NORM * _is_koch(s),
     head="made",
     loop=_loop,
     model=_model,

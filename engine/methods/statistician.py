@@ -30,7 +30,7 @@ Neutral value: a target that is the only image of a class in the support set is 
 
 from functools import cache
 
-from engine.methods.base import OWN, Method
+from engine.methods.base import OWN, STEPS, Method
 
 SET = 5  # images, in training
 
@@ -62,6 +62,7 @@ METHOD = Method(
         "targets": lambda s: max(s["targets"], SET - s["shots"]),
         "eval_targets": lambda s: s.get("eval_targets") or s["targets"],
     },
+    without=(*STEPS, "negative_slope", "norm_eps"),
     head="made",
     loop=_loop,
     model=_model,

@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.config import Config
 from engine.errors import printable
+from engine.files import trained_on
 from engine.presets import METHOD
 from engine.report.recorded import Recorded, last_parts
 
@@ -74,7 +75,10 @@ def _settings(run: Recorded) -> dict[str, Any]:
     kept = [f for f in fields(Config) if not f.metadata["free"] and f.name != "seed"]
     if run.own:
         kept = [f for f in kept if f.metadata["group"] not in _OF_PICTURES]
-    return {"data": run.data} | {f.name: getattr(run.cfg, f.name) for f in kept}
+    settings = {"data": run.data} | {f.name: getattr(run.cfg, f.name) for f in kept}
+    if run.result and (earlier := trained_on(run.result)):
+        settings["schedule"] = earlier
+    return settings
 
 
 def differing(every: list[dict[str, Any]]) -> list[str]:

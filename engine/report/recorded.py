@@ -231,6 +231,7 @@ def _is_result(result: dict[str, Any]) -> bool:
     value = "loss" if result.get("metric") == "loss" else "accuracy"
     numbers = [of[name] for of in (best, ensemble) for name in (value, "interval")]
     counts = [result["tasks"], result["steps"], best["epoch"], *ensemble["epochs"]]
+    counts += result.get("earlier_epochs", [])
     names = [result[name] for name in ("data", "split", "protocol", "norm_statistics")]
     names.append(result.get("identity", ""))
     return (

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from engine import meta
+from engine.combinations import without_effect
 from engine.config import Config
 from engine.errors import UserError, say
 from engine.meta import State
@@ -21,8 +22,8 @@ from engine.runs.saved import load_trained, restore
 
 # What the shapes and the meaning of all but the classifier follow from.
 _NETWORK = (
-    "network channels filters stages downsample widths steps adapt norm_weights norm_gains "
-    "norm_stats"
+    "network channels filters stages downsample widths negative_slope norm_eps steps adapt "
+    "norm_weights norm_gains norm_stats"
 ).split()
 _OWN = "method", "image_size"  # where the network is the method's
 _HEAD = ("ways",)  # where a classifier is part of it, and not the last of its tensors
@@ -58,7 +59,7 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
     different = [
         f"{name}: {getattr(trained, name)} -> {getattr(cfg, name)}"
         for name in (*_NETWORK, *own)
-        if name not in cfg.of_others and getattr(trained, name) != getattr(cfg, name)
+        if name not in without_effect(cfg) and getattr(trained, name) != getattr(cfg, name)
     ]
     if (trained.rates == "per-parameter") != (cfg.rates == "per-parameter"):
         different.append(f"rates: {trained.rates} -> {cfg.rates}")

@@ -51,7 +51,7 @@ from engine.runtime import ranks
 
 # Of what ``save`` writes; raised whenever a field is added there, to Config, State or Params. All
 # since 1 are read: what an older file lacks takes its neutral value, a default of its class.
-FORMAT = 4
+FORMAT = 5
 BOARD, LOCK = "tensorboard", ".lock"
 Saved = TypeVar("Saved")
 
@@ -76,6 +76,9 @@ class Checkpoint:
     # How images become what the network sees; None in files from before: as its kind of data.
     preparation: dict[str, Any] | None = None
     own_network: str | None = None  # the class of one that engine.fit was given
+    # Of tasks and a loss that engine.fit was given.
+    fingerprints: dict[str, list[list[float]]] = field(default_factory=dict)
+    lengths: list[int] = field(default_factory=list)  # in epochs, before it was trained on
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:

@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from engine.errors import printable, say
+from engine.files import trained_on
 from engine.runs import checkpoint
 from kernels.pools import told
 
@@ -281,6 +282,7 @@ def test_table(result: dict[str, Any]) -> list[str]:
     task = f"{result['ways']}-way {result['shots']}-shot, " if "ways" in result else ""
     told = _loss if result.get("metric") == "loss" else percent
     return [
+        *filter(None, [trained_on(result)]),
         f"{result['data']}, {task}{result['tasks']} "
         f"{result['split']} tasks, {result['steps']} inner steps, {result['protocol']}, "
         f"{result['norm_statistics']} statistics; ± is the 95 % interval over tasks",

@@ -113,6 +113,14 @@ def _is_preparation(value: Any) -> bool:
     return bounded and type(value["binary"]) is bool and min(std) > 1 / _LARGEST
 
 
+def _is_fingerprints(value: Any) -> bool:
+    return _is_map(value, list) and all(
+        isinstance(entry, list) and len(entry) == 3 and all(type(v) is float for v in entry)
+        for entries in value.values()
+        for entry in entries
+    )
+
+
 # What each field must be; config by Config, state by ``unpack``.
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "config": (lambda v: isinstance(v, dict), "a dict of settings"),
@@ -133,5 +141,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is None or _is_preparation(v),
         "binary or not, and scale, mean and std as numbers",
     ),
+    "fingerprints": (_is_fingerprints, "numbers by name"),
+    "lengths": (lambda v: isinstance(v, list) and all(map(_is_count, v)), "a list of epochs"),
     "own_network": (lambda v: v is None or type(v) is str, "the name of a class"),
 }

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from engine import data, meta, scoring
 from engine.config import Config
 from engine.data import Dataset
 from engine.data.preparation import Preparation
-from engine.episodes import EpisodeSampler, Source
+from engine.episodes import Episode, EpisodeSampler, Source
 from engine.errors import UserError, say
+from engine.fingerprints import Fingerprint
 from engine.meta import State
 from engine.methods.rates import by_tensor
 from engine.models import network
 from engine.models.interface import Model
+from engine.models.module import Module
+from engine.models.shareable import bound_to_threads, require_shareable
 from engine.runs.details import details
 from engine.scoring import Score, StepAccuracy
 
@@ -36,7 +39,11 @@ class Problem(Protocol):
 
     metric: str  # accuracy, or loss: a score is then its negative
     own_model: Model | None  # where it is not the network of the configuration
-    bound: tuple[str, ...]  # settings that a run keeps, though they are free for others
+    # Of tasks and a loss that the identity knows nothing of.
+    fingerprints: Mapping[str, Fingerprint]
+
+    def bound(self, cfg: Config) -> tuple[str, ...]:
+        """Settings that a run keeps, though they are free for others."""
 
     def names(self, cfg: Config) -> tuple[str, ...]:
         """Of the adapted tensors."""
@@ -84,12 +91,26 @@ class Pictures(NamedTuple):
         return None
 
     @property
-    def bound(self) -> tuple[str, ...]:
-        return ()
+    def fingerprints(self) -> Mapping[str, Fingerprint]:
+        return {}
 
     def preparation(self, cfg: Config) -> Preparation:
         data, binary = self.dataset, cfg.dataset == "omniglot"
         return Preparation(cfg.image_size, cfg.channels, binary, data.scale, data.mean, data.std)
+
+    def bound(self, cfg: Config) -> tuple[str, ...]:
+        model = network(cfg)
+        many = isinstance(model, Module) and bound_to_threads(model, self._task(cfg))
+        return ("threads",) if many else ()
+
+    def require_shareable(self, cfg: Config, own: int) -> None:
+        """Raises UserError where the bits of tasks, so many a rank, depend on the number of
+        ranks."""
+        if isinstance(model := network(cfg), Module):
+            require_shareable(model, self._task(cfg), own, cfg.threads)
+
+    def _task(self, cfg: Config) -> Episode:
+        return self.source(cfg, "train", cfg.seed).episode(0, 1)
 
     def names(self, cfg: Config) -> tuple[str, ...]:
         return tuple(network(cfg).shapes)

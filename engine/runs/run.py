@@ -15,6 +15,7 @@ import kernels
 from engine import meta
 from engine.config import SCHEDULE, Config
 from engine.errors import UserError, listed, say
+from engine.fingerprints import alike
 from engine.meta import State
 from engine.runs import checkpoint
 from engine.runs.beginning import Beginning, beginning, named, otherwise
@@ -44,6 +45,7 @@ class Run:
     best: list[list] = dataclasses.field(default_factory=list)  # [epoch, accuracy], best first
     fallen: list[int] = dataclasses.field(default_factory=list)  # epochs whose files are to go
     origin: dict | None = None  # of the weights that --init brought
+    lengths: list[int] = dataclasses.field(default_factory=list)  # in epochs, before trained on
     interval: Meter = dataclasses.field(default_factory=Meter)  # since the last row of the log
     whole: Meter = dataclasses.field(default_factory=Meter)  # since the epoch began
 
@@ -112,12 +114,8 @@ class Run:
         meters = {name: Meter(**values) for name, values in saved.meters.items()}
         state = unpack(problem.layout(cfg), saved.state, device)
         run = cls(settled_cfg, folder, problem, state, cfg.precision, saved.precisions)
-        run.epoch, run.best, run.fallen, run.origin = (
-            saved.epoch,
-            saved.best,
-            saved.fallen,
-            saved.origin,
-        )
+        run.epoch, run.best, run.fallen = saved.epoch, saved.best, saved.fallen
+        run.origin, run.lengths = saved.origin, saved.lengths
         run.interval, run.whole = meters["interval"], meters["whole"]
         torch.set_rng_state(saved.rng)
         return run
@@ -145,7 +143,13 @@ class Run:
                 f"--init is {cfg.init}, and {folder} is of a run that began {began}: leave it out "
                 f"to continue that, or {_CURE}"
             )
-        longer = _refuse_other(cfg, folder, saved, problem.bound)
+        known, before = problem.fingerprints, saved.fingerprints
+        if other := [n for n in before if not alike(before[n], known.get(n, []))]:
+            raise UserError(
+                f"{folder} is of a run with another {' and another '.join(other)}, by values on "
+                f"episode 0: give the same, {_CURE}"
+            )
+        longer = _refuse_other(cfg, folder, saved, problem.bound(cfg))
         state = unpack(problem.layout(cfg), saved.state, device)
         if not 0 <= state.iteration - saved.epoch * cfg.iterations <= cfg.iterations:
             raise UserError(
@@ -155,6 +159,7 @@ class Run:
         meters = {name: _meter(folder, saved, name) for name in ("interval", "whole")}
         run = cls(cfg, folder, problem, state, epoch=saved.epoch, best=saved.best, **meters)
         run.fallen, run.origin, run.precisions = saved.fallen, saved.origin, saved.precisions
+        run.lengths = [*saved.lengths, *[saved.config["epochs"]] * longer]
         if saved.precisions is None:  # from before anything was measured
             with dispatch.following(dispatch.UNCHECKED):
                 best = kernels.fastest_precision(torch.empty(0, dtype=torch.float32, device=device))
@@ -232,6 +237,8 @@ class Run:
             fallen=self.fallen,
             origin=self.origin,
             preparation=prepared and prepared.to_dict(),
+            fingerprints=dict(self.problem.fingerprints),
+            lengths=self.lengths,
             own_network=None if own is None else type(getattr(own, "module", own)).__name__,
         )
 
@@ -243,7 +250,7 @@ def _facts(cfg: Config, problem: Problem, precision: str) -> dict[str, str]:
     for folder in (here, Path(kernels.__file__).parent):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
-    threads = cfg.threads if "threads" in problem.bound else 0
+    threads = cfg.threads if "threads" in problem.bound(cfg) else 0
     failed = sorted(map(" ".join, dispatch.findings().failures))
     return {
         "code": digest.hexdigest()[:12],

@@ -99,6 +99,7 @@ def chosen(costs: Iterable[Cost], seeds: int, hours: float) -> tuple[int, int] |
     Raises UserError when the hours are too few.
     """
     costs, seconds = list(costs), 3600 * hours
+    shortest = min(epochs * iterations for epochs, iterations in (cost.whole for cost in costs))
     if seeds * sum(cost.seconds(*cost.whole) for cost in costs) <= seconds:
         return None
     an_iteration = seeds * sum(cost.iteration for cost in costs)
@@ -107,8 +108,7 @@ def chosen(costs: Iterable[Cost], seeds: int, hours: float) -> tuple[int, int] |
         iterations = int((seconds - evaluations) / an_iteration) // epochs
         few = evaluations <= SHARE * seconds or epochs == EPOCHS[-1]
         if few and iterations >= 1:
-            whole = max(cost.whole[0] * cost.whole[1] for cost in costs)
-            return epochs, min(iterations, -(-whole // epochs))
+            return epochs, min(iterations, shortest // epochs)
     least = math.ceil((evaluations + epochs * an_iteration) / 3.6) / 1000
     raise UserError(
         f"--budget is {hours:g} hours: {seeds} seeds of {len(costs)} runs take at least "

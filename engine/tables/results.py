@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 from engine import sweep
 from engine.config import Config
 from engine.errors import UserError, listed
-from engine.files import LOG, RESULT
-from engine.runs.checkpoint import read_json
+from engine.files import LOG, trained_on
 from engine.sweep import Member
 from engine.tables.cells import Cell
 
@@ -43,10 +42,8 @@ def of(cell: Cell) -> list[Run]:
 
 
 def _run(member: Member) -> Run:
-    result, state = None, "finished"
-    if sweep.finished(member):
-        result = read_json(member.folder / RESULT)
-    else:
+    result, state = sweep.finished(member), "finished"
+    if result is None:
         state = " ".join(filter(None, sweep.state(member)))
     started = state != "not begun" and not state.startswith("other ")
     return Run(member.cfg.seed, state, result, _validations(member) if started else [])
@@ -105,10 +102,11 @@ def protocol(cfg: Config, result: dict[str, Any]) -> str:
     statistics = f"{result['norm_statistics']} statistics"
     if result["norm_statistics"] == "batch":  # by running ones no target depends on another
         statistics += f", {result['protocol']}"
+    epochs = f"{cfg.epochs} epochs", trained_on(result)
     return (
         f"{split}{turned[cfg.rotations]}; {result['targets']} "
         f"target{'s' * (result['targets'] > 1)} a class; {statistics}; "
-        f"{result['tasks']:,} tasks; best of {cfg.epochs} epochs; ensemble "
+        f"{result['tasks']:,} tasks; best of {' '.join(filter(None, epochs))}; ensemble "
         f"of {members}"
     )
 

@@ -20,10 +20,10 @@ import torch
 
 from engine import meta
 from engine.allowed import PATH
-from engine.commandline import FIELDS, flag
+from engine.commandline import FIELDS
 from engine.config import Config
 from engine.episodes import EpisodeSampler
-from engine.errors import listed, say
+from engine.errors import flag, listed, say
 from engine.files import write
 from engine.runs.checkpoint import read_json
 from engine.runs.interrupt import Interrupt
