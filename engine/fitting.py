@@ -78,6 +78,8 @@ def fit(
     """
     if metric not in METRICS:
         raise UserError(f"metric is {metric!r}: choose one of {', '.join(METRICS)}")
+    if not isinstance(run, str | Path | None):
+        raise UserError(f"run is {run!r}: give the path of a folder")
     check("run", run, PATH)
     parts = {"tasks": _Part("tasks", tasks, learner), "val": _Part("val", val, learner)}
     parts["test"] = _Part("test", test, learner) if test is not None else parts["val"]

@@ -102,7 +102,7 @@ TRAINED = {
     "fused": FEW,
     "autograd": (*FEW, "--unroll", "autograd"),
     "plain": (*FEW, "--backend", "plain"),
-    "reptile": (*FEW, "--method", "reptile", "--train-shots", 2, "--inner-batch", 4),
+    "reptile": (*FEW[:-2], "--method", "reptile", "--train-shots", 2, "--inner-batch", 4),
     "context": (*FEW[:-2], "--method", "matching", "--steps", 1, "--context", 2),
     "lstm": (*FEW[:-2], "--method", "lstm"),
     "imaml": (*FEW, "--method", "imaml", "--cg-steps", 2),

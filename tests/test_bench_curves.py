@@ -9,7 +9,7 @@ from bench import curves, report, results, tables
 from engine.runs.interrupt import Stopped
 from kernels import native
 from tests.test_bench_report import cells
-from tests.tiny import FLAGS, make_images
+from tests.tiny import FLAGS, RATE, make_images
 
 
 def run(seed: int, *accuracies: float, seconds: float = 1.0) -> dict:
@@ -91,7 +91,7 @@ def flags(tmp_path, monkeypatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(curves, "FOLDER", tmp_path / "kept")
     images, cache = make_images(tmp_path / "tiny"), tmp_path / "cache"
-    return ["tiny", *FLAGS, "--epochs", "2", "--data", str(images), "--cache", str(cache)]
+    return ["tiny", *FLAGS, *RATE, "--epochs", "2", "--data", str(images), "--cache", str(cache)]
 
 
 def test_it_continues_and_keeps_curve_test_and_time_of_every_run(

@@ -8,7 +8,7 @@ import pytest
 
 from engine import FewShotClassifier
 from engine.examples import own_folder, own_loop, own_network, sinusoid, text
-from tests.tiny import FLAGS, make_images
+from tests.tiny import FLAGS, RATE, make_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,7 +43,7 @@ def test_a_folder_end_to_end(tmp_path, monkeypatch, capsys):
             for n in images:
                 name = f"test{c}/{n}.png"
                 shutil.copy(folder / "test" / name, new / part / name)
-    arguments = folder, new / "support", new / "asked", *FLAGS[2:], "--iterations", "12"
+    arguments = folder, new / "support", new / "asked", *FLAGS[2:], *RATE, "--iterations", "12"
     answers = own_folder.main(*arguments, run=run)
     paths = sorted((new / "asked").glob("*/*.png"))
     assert list(answers) == paths and len(paths) == 12

@@ -222,9 +222,9 @@ def test_a_run_goes_on_with_its_own_tasks_and_loss_alone(tmp_path):
     for wrong, named in (
         ({"loss": lambda output, y: 2 * F.mse_loss(output, y)}, "loss"),
         ({"test": lambda i: waves(i + 5)}, "test"),
-        ({"tasks": lambda i: waves(i + 5), "val": lambda i: waves(i + 9)}, "tasks and another val"),
+        ({"tasks": lambda i: waves(i + 5), "val": lambda i: waves(i + 9)}, "tasks"),
     ):
-        with pytest.raises(UserError, match=f"is of a run with another {named}, by values on epis"):
+        with pytest.raises(UserError, match=f"is of a run with another {named}, by its values on"):
             again(**wrong)
     again(loss=lambda output, y: ((output - y) ** 2).mean())  # the same by another name
     assert (folder / "result.json").read_bytes() == before

@@ -43,7 +43,8 @@ def run(request, images):
     more = [*more, *(["--steps", 1, "--train-ways", 4] if METHODS[name].closed_form else [])]
     if METHODS[name].fixed.get("network") == "own":
         more = ["--steps", 1, "--stages", 4]  # which it has not: the usual number says nothing
-    argv = flags(images, folder, "--method", name, "--epochs", 2, "--inner-rate", 0.05, *more)
+    argv = flags(images, folder, "--method", name, "--epochs", 2, *more)
+    argv += ["--inner-rate", "0.05"] * ("--inner-rate" in argv)
     assert train.main(argv) == 0
     return name, folder, argv
 

@@ -15,12 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.methods import METHODS
+
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = (
     "--dataset folder --image-size 16 --filters 4 --stages 3 --steps 2 --tasks 2 --targets 2 "
-    "--ways 3 --inner-rate 0.4 --epochs 3 --iterations 4 --eval-tasks 4 "
+    "--ways 3 --epochs 3 --iterations 4 --eval-tasks 4 "
     "--ensemble 2 --log-every 1 --threads 1 --device cpu --no-report"
 ).split()
+RATE = "--inner-rate", "0.4"  # of methods that have one
 
 
 def make_images(folder: Path, seed: int = 0, classes: int = 6) -> Path:
@@ -39,17 +42,11 @@ def make_images(folder: Path, seed: int = 0, classes: int = 6) -> Path:
 
 def flags(images: Path, run: Path, *more: object) -> list[str]:
     """Of engine.train; a later flag wins over an earlier one."""
-    cache = images.parent / "cache"
-    return [
-        *FLAGS,
-        "--data",
-        str(images),
-        "--cache",
-        str(cache),
-        "--run",
-        str(run),
-        *map(str, more),
-    ]
+    more = [*map(str, more)]
+    method = METHODS[more[more.index("--method") + 1]] if "--method" in more else METHODS["maml++"]
+    rate = () if "inner_rate" in method.ignored({"network": "conv4"}) else RATE
+    places = {"--data": images, "--cache": images.parent / "cache", "--run": run}
+    return [*FLAGS, *rate, *(str(word) for place in places.items() for word in place), *more]
 
 
 def environment() -> dict[str, str]:

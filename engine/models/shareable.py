@@ -11,6 +11,7 @@ def bound_to_threads(model: Module, episode: Episode) -> bool:
     """Whether several threads compute one task, so that its bits depend on their number."""
     with model.during(episode, True):
         alone = model.parallel(episode) and model.task_block(episode, True) is not None
+        alone = alone and not model.random
         return next(model.module.parameters()).device.type == "cpu" and not alone
 
 

@@ -144,11 +144,12 @@ class Run:
                 f"to continue that, or {_CURE}"
             )
         known, before = problem.fingerprints, saved.fingerprints
-        if other := [n for n in before if not alike(before[n], known.get(n, []))]:
-            raise UserError(
-                f"{folder} is of a run with another {' and another '.join(other)}, by values on "
-                f"episode 0: give the same, {_CURE}"
-            )
+        for name in before:
+            if not alike(before[name], known.get(name, [])):
+                raise UserError(
+                    f"{folder} is of a run with another {name}, by its values on episode 0: give "
+                    f"the same, {_CURE}"
+                )
         longer = _refuse_other(cfg, folder, saved, problem.bound(cfg))
         state = unpack(problem.layout(cfg), saved.state, device)
         if not 0 <= state.iteration - saved.epoch * cfg.iterations <= cfg.iterations:
