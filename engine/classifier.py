@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from engine.allowed import check_type
+from engine.allowed import PATH, check, check_type
 from engine.config import Config
 from engine.data import pictures
 from engine.errors import UserError
@@ -31,6 +31,7 @@ from engine.runs.adapting import adapt, one_by_one, predictor, together
 from engine.runs.learned import Learned, learned_from
 from engine.runs.packed import pack
 from engine.runtime.machine import machine, settled
+from engine.tasks import refuse_missing
 
 
 class FewShotClassifier:
@@ -120,7 +121,8 @@ class FewShotClassifier:
     def fit_folder(self, path: str | os.PathLike) -> FewShotClassifier:
         """Adapts to the pictures of a folder, zip or tar archive of ``<class>/<image>``; what else
         is there is left out, and ``notes_`` says what, a line each."""
-        found = pictures.labelled(Path(path))
+        check("path", os.fspath(path), PATH)
+        found = pictures.labelled(Path(path).expanduser())
         self.fit(found.pictures, found.labels)
         self.notes_ = found.notes
         return self
@@ -154,6 +156,10 @@ class FewShotClassifier:
             ]
             logits = torch.stack(members).mean(0)
         logits = logits.cpu().numpy().astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise UserError(
+                "the network's answers are not finite: give a network that was trained to its end"
+            )
         odds = np.exp(logits - logits.max(1, keepdims=True))
         return odds / odds.sum(1, keepdims=True)
 
@@ -257,6 +263,7 @@ def _labels(y: Any, learned: Learned) -> tuple[np.ndarray, np.ndarray]:
     labels = np.asarray(y)
     if labels.ndim != 1:
         raise UserError(f"y is of shape {list(labels.shape)}: give one label a picture, [N]")
+    refuse_missing(labels)
     try:
         classes, places = np.unique(labels, return_inverse=True)
     except TypeError:

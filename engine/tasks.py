@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from engine import data as datasets
+from engine.allowed import check, check_type
 from engine.data.bank import ClassBank
 from engine.episodes import Episode, EpisodeSampler, Values
-from engine.errors import UserError, listed
+from engine.errors import UserError, listed, say
+
+_MISSING = ("None", "nan", "NaN", "NaT", "<NA>")  # as tables show a label that is not there
 
 
 class Tasks:
@@ -44,6 +47,8 @@ class Tasks:
         channels: int = 3,
         split_ratio: str | None = None,
     ):
+        check_type("tasks", tasks, "int")
+        check("tasks", tasks, ">= 1")
         self.tasks, self.length = tasks, length
         task = {"ways": ways, "shots": shots, "targets": targets, "seed": seed}
         self._samples, self._ways = (shots, targets), ways
@@ -56,7 +61,10 @@ class Tasks:
                 split_ratio=split_ratio,
             )
             self._sampler, self._take = EpisodeSampler(found, part, **task), None
+            self.notes = found.notes
+            say(*(f"{found.name}: {note}" for note in self.notes))
             return
+        self.notes = ()
         labels, self._take = _pairs(data)
         names, self._order, starts = _by_class(labels)
         # A bank of nothing: its rows are drawn, and are places in `order`.
@@ -72,6 +80,8 @@ class Tasks:
             i += 1
 
     def episode(self, i: int) -> Episode:
+        if i < 0:
+            raise UserError(f"episode {i}: they are counted from 0")
         if self._take is None:
             return self._sampler.episode(i, self.tasks)
         rows = self._order[self._sampler.draw(i, self.tasks).rows]  # [T, ways, shots + targets]
@@ -98,7 +108,7 @@ def _pairs(data: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Values]]:
         x, y = data
         x = {n: torch.as_tensor(v) for n, v in x.items()} if isinstance(x, dict) else x
         x = x if isinstance(x, dict) else torch.as_tensor(x)
-        labels = np.asarray(y)
+        labels = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
         lengths = {len(v) for v in (x.values() if isinstance(x, dict) else [x])} | {len(labels)}
         if labels.ndim != 1 or len(lengths) > 1:
             raise UserError(
@@ -145,8 +155,16 @@ def _batch(samples: list) -> Values:
     return torch.stack(tensors)
 
 
+def refuse_missing(labels: np.ndarray) -> None:
+    """Raises UserError where there is none, as tables have None or NaN."""
+    for place, label in enumerate(labels.tolist() if labels.dtype.kind in "fcmMO" else ()):
+        if not isinstance(label, str) and str(label) in _MISSING:
+            raise UserError(f"label {place} is {label}: give each sample one, or leave it out")
+
+
 def _by_class(labels: np.ndarray) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     """Names of the classes, the samples' places class by class, and where each class begins."""
+    refuse_missing(labels)
     names, codes = np.unique(labels, return_inverse=True)
     order = np.argsort(codes, kind="stable")
     starts = np.concatenate([[0], np.bincount(codes, minlength=len(names)).cumsum()])

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.allowed import PATH, check
-from engine.data.images import Unreadable
+from engine.data.images import Unreadable, suffixes
 from engine.data.shelf import locked, shelve
 from engine.errors import UserError, explained
 from engine.runs.locks import sync_folder
@@ -111,7 +111,7 @@ def open_bank(
     cannot be written, leaving nothing behind.
     """
     place = _digest([name, source.place, options])[:12]
-    path = folder / f"{name}-{place}-{_digest([FORMAT, source.key])[:20]}.bank"
+    path = folder / f"{name}-{place}-{_digest([FORMAT, suffixes(), source.key])[:20]}.bank"
     found = read_bank(path)
     if found is None:
         content = source.content()

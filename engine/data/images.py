@@ -27,7 +27,10 @@ T = TypeVar("T")
 _OTHERS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 _LARGEST_IMAGE = 1 << 26  # pixels
 _LARGE = 1 << 22  # pixels: of images with more, one is decoded at a time, and one
+# Fractions end at 1; what a resampling added beyond is cut off. Numbers up to 255 go beyond LEAST.
+FRACTION, LEAST = 1.1, 4.0
 _DENSEST = 900  # times the size of its file is no picture but a decompression bomb
+_FLAT = ("WEBP", "AVIF")  # to which a drawing of any size is a few bytes
 _BROKEN = (  # what PIL raises on files that are not what they claim
     OSError,
     SyntaxError,
@@ -120,7 +123,8 @@ def opened(
             shape = f"{image.width}x{image.height}"
             if pixels > _LARGEST_IMAGE:
                 raise Unreadable([f"{where} is {shape}: too large"], "shrink it first")
-            if pixels > _LARGE and _size(image) > _DENSEST * len(data):
+            dense = _size(image) > _DENSEST * len(data) and image.format not in _FLAT
+            if pixels > _LARGE and dense:
                 bomb = f"{where} is {shape} in {len(data):,} bytes: no picture but a bomb"
                 raise Unreadable([bomb], "remove it")
             yield image
@@ -158,9 +162,13 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 def eight_bits(image: Image.Image, where: str) -> Image.Image:
     """As ``decoded`` of an image that a program holds: of a file with 16 bits a colour Pillow has
-    read the upper 8. Raises Unreadable when its pixels cannot be read."""
+    read the upper 8. Raises Unreadable when its pixels cannot be read, or lie in the lower 8."""
     try:
+        raw = _raw_mode(image)
         image.load()
+        if _is_deep(raw) and _upper(image).max() < 1 << 7:
+            kind = f"{where} has 16 bits a colour, of which Pillow has read the upper 8, all dark"
+            raise Unreadable([kind], "give the path of its file, or save it with 8 bits")
         return _eight_bits(image, b"", where)
     except _BROKEN as error:
         raise Unreadable([f"{where} is not a whole image ({error})"]) from None
@@ -177,23 +185,40 @@ def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
 
 def _eight_bits(image: Image.Image, data: bytes, where: str) -> Image.Image:
     """The image itself, or one of 8 bits in the place of one that has more."""
+    raw = _raw_mode(image)
+    deep = image.mode == "F" or image.mode.startswith("I") or _is_deep(raw)
+    if deep and "transparency" in image.info:
+        kind = f"{where} has more than 8 bits and a colour that is transparent"
+        raise Unreadable([kind], "save it with 8 bits")
     if image.mode == "F":
         return _with_orientation(_from_float(np.asarray(image), where), image)
     if image.mode.startswith("I"):
         return _with_orientation(Image.fromarray(_scaled(np.asarray(image), where)), image)
-    raw = _raw_mode(image)
-    if ";16" not in raw:
-        return image
-    values = np.asarray(image).astype(np.int64) << 8  # Pillow reads the upper bytes alone
-    colours = 3 if image.mode.startswith("RGB") else 1
-    if values[..., :colours].max() >= 1 << 15:
-        return image  # all 16 bits are in use, and the upper 8 are there
+    if not _is_deep(raw) or _upper(image).max() >= 1 << 7:
+        return image  # of 16 bits all are in use, and the upper 8 are there
+    values = np.asarray(image).astype(np.int64) << 8
+    colours = _colours(image)
     values += _lower_bytes(image, raw, data, where)
     parts = [_scaled(values[..., :colours], where)]
     if values.shape[-1] > colours:
         parts.append(_scaled(values[..., colours:], where))
     deep = Image.fromarray(np.concatenate(parts, -1).astype(np.uint8), image.mode)
     return _with_orientation(deep, image)
+
+
+def _is_deep(raw: str) -> bool:
+    """Whether a file has 16 bits a colour: BGR;16 has them for all three."""
+    return ";16" in raw and not raw.startswith("BGR;")
+
+
+def _upper(image: Image.Image) -> np.ndarray:
+    """Of 16 bits a colour the upper 8, which are all that Pillow reads; without alpha."""
+    values = np.asarray(image)
+    return values[..., : _colours(image)] if values.ndim == 3 else values
+
+
+def _colours(image: Image.Image) -> int:
+    return 3 if image.mode.startswith("RGB") else 1
 
 
 def _with_orientation(image: Image.Image, source: Image.Image) -> Image.Image:
@@ -213,10 +238,11 @@ def _scaled(values: np.ndarray, where: str) -> np.ndarray:
 def _from_float(values: np.ndarray, where: str) -> Image.Image:
     """Of numbers from 0 to 1, or to 255."""
     low, high = float(values.min()), float(values.max())
-    if not 0 <= low <= high <= 255:
+    if not 0 <= low <= high <= 255 or FRACTION < high < LEAST:
         kind = f"{where} has values from {low:.4g} to {high:.4g}, neither 0 to 1 nor 0 to 255"
         raise Unreadable([kind], "save it with 8 bits")
-    return Image.fromarray(np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8))
+    scale = 255 if high <= FRACTION else 1
+    return Image.fromarray(np.rint(values * scale).clip(max=255).astype(np.uint8))
 
 
 def _raw_mode(image: Image.Image) -> str:

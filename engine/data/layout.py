@@ -52,12 +52,18 @@ def split_folders(tree: Tree) -> tuple[Classes, list[str], list[str]] | None:
         return None
     classes: Classes = {}
     stray, deeper, begin = [], 0, len(_below(root))
+    folders: dict[str, str] = {}  # of each split
     for name in images:
         inner = name[begin:].split("/") if name.startswith(_below(root)) else []
         split = split_named(inner[0]) if len(inner) > 2 else None
         if split is None:
             stray.append(name)
             continue
+        if (first := folders.setdefault(split, inner[0])) != inner[0]:
+            raise UserError(
+                f"{tree.path} has {_below(root)}{first} and {_below(root)}{inner[0]}, both {split} "
+                "by their names: bring the classes of both into one, or move one away"
+            )
         deeper += len(inner) > 3
         classes.setdefault(split, {}).setdefault(inner[1], []).append(name)
     empty = []
@@ -159,6 +165,11 @@ def odd(tree: Tree) -> list[str]:
     return [line for reason, names in tree.odd.items() for line in left_out(names, reason)]
 
 
+def normal(name: str) -> str:
+    """The same for names that differ in case or in the Unicode form of a letter."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
 def require_disjoint(
     path: Path | str,
     found: dict[str, Iterable[str]],
@@ -173,8 +184,7 @@ def require_disjoint(
     shared = []
     for split, names in found.items():
         for name in names:
-            one = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-            other, before = first.setdefault(one, (split, name))
+            other, before = first.setdefault(normal(name), (split, name))
             if other != split:
                 as_ = "" if name == before else f" as {name!r}"
                 shared.append(f"class {before!r} is in {other} and in {split}{as_}")
@@ -235,6 +245,17 @@ def divided(content: Content, path: Path, ratio: str | None, seed: int) -> Conte
     return content
 
 
+def _refuse_alike(path: Path, names: list[str]) -> None:
+    """Of what is one class to `require_disjoint`, a division would make two."""
+    first: dict[str, str] = {}
+    for name in names:
+        if (before := first.setdefault(normal(name), name)) != name:
+            raise UserError(
+                f"{path}: the classes {before!r} and {name!r} differ in the form of letters alone, "
+                "and one might train and the other test; make them one, or rename one"
+            )
+
+
 def _cut(
     content: Content,
     path: Path,
@@ -246,6 +267,7 @@ def _cut(
 
     def splits() -> Splits:
         for part, sources in content.splits():
+            _refuse_alike(path, [source.name for source in sources])
             of_part = shares.get(part) or shares[None]
             ends = np.cumsum([0, *of_part]) * len(sources) / sum(of_part)
             ends = np.floor(ends + 0.5).astype(int).tolist()

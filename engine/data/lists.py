@@ -6,10 +6,11 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Callable
 
 from engine.data.images import is_image
-from engine.data.layout import ALL, SPLITS, Classes, left_out, split_named
+from engine.data.layout import ALL, SPLITS, Classes, left_out, normal, split_named
 from engine.data.tree import Tree
 from engine.errors import UserError, listed
 
@@ -28,10 +29,20 @@ def csv_files(tree: Tree) -> Found | None:
 
     Raises UserError when images are missing, or of two classes or splits.
     """
-    tables = _tables(tree)
-    rows = {split: _rows(tree, table) for split, table in tables.items()}
-    if not any(rows.values()):
+    lists = [
+        (tables, {split: _rows(tree, table) for split, table in tables.items()})
+        for tables in _tables(tree)
+    ]
+    lists = [found for found in lists if any(found[1].values())]
+    if not lists:
         return None
+    if len(lists) > 1:
+        first = listed(next(iter(tables.values())) for tables, _ in lists)
+        raise UserError(
+            f"{tree.path} has several lists of the splits ({first}): keep one, and move the others "
+            "away"
+        )
+    tables, rows = lists[0]
     if strange := [tables[split] for split, found in rows.items() if found is None]:
         raise UserError(
             f"{tree.where(strange[0])} has no columns filename and label, as the other CSV files "
@@ -78,16 +89,22 @@ def csv_files(tree: Tree) -> Found | None:
     return classes, left_out(unused, "images that no CSV file names"), []
 
 
-def _tables(tree: Tree) -> dict[str, str]:
-    """Split → CSV file, of the folder that has most of them."""
+def _tables(tree: Tree) -> list[dict[str, str]]:
+    """Split → CSV file, of each folder that has most of them. Raises UserError when a folder has
+    two of one split."""
     found: dict[str, dict[str, str]] = {}
     for name in tree.names:
         folder, _, file = name.rpartition("/")
         stem, _, suffix = file.rpartition(".")
         if suffix.lower() == "csv" and (split := split_named(stem)):
-            found.setdefault(folder, {}).setdefault(split, name)
-    tables = max(found.values(), key=len, default={})
-    return {split: tables[split] for split in SPLITS if split in tables}
+            if (first := found.setdefault(folder, {}).setdefault(split, name)) != name:
+                raise UserError(
+                    f"{tree.path} has {first} and {name}, both a list of {split}: keep one, and "
+                    "move the other away"
+                )
+    most = max(map(len, found.values()), default=0)
+    whole = [tables for tables in found.values() if len(tables) == most]
+    return [{split: tables[split] for split in SPLITS if split in tables} for tables in whole]
 
 
 def _rows(tree: Tree, table: str) -> Rows | None:
@@ -148,7 +165,9 @@ def _columns(first: list[str]) -> tuple[int, int, bool] | None:
 def _locator(tree: Tree) -> Callable[[str, str, str], list[str]]:
     """File name and label of a row, and its split → where the image may be.
 
-    Either a file has that name, in the folder of its class if there is one, with whatever suffix.
+    Either a file has that name, in the folder of its class if there is one, with whatever suffix;
+    where both have folders, the last one of the row's is that of the file, or the file lies in one
+    of its class or split.
     Or the images have ImageNet's names (``n01532829_5.JPEG``): then the number that ends Ravi's
     name is the image's place, from 1, among all images of its class in the order of ImageNet's
     numbers.
@@ -158,7 +177,7 @@ def _locator(tree: Tree) -> Callable[[str, str, str], list[str]]:
     numbered: dict[str, dict[int, str]] = {}
     for name in filter(is_image, tree.names):
         *above, file = name.split("/")
-        folders.update(above)
+        folders.update(map(normal, above))
         by_stem.setdefault(_stem(file), []).append(name)
         if match := _NUMBERED.search(name):
             numbered.setdefault(match[1].lower(), {})[int(match[2])] = name
@@ -167,8 +186,16 @@ def _locator(tree: Tree) -> Callable[[str, str, str], list[str]]:
     def locate(file: str, label: str, split: str) -> list[str]:
         file = file.replace("\\", "/").strip("/").removeprefix("./")
         found = by_stem.get(_stem(file.rpartition("/")[2]), [])
-        if label in folders:
-            found = [name for name in found if label in name.split("/")]
+        if normal(label) in folders:
+            found = [name for name in found if normal(label) in map(normal, name.split("/"))]
+        above = file.split("/")[-2:-1]
+
+        def agrees(name: str) -> bool:
+            folder = "".join(name.split("/")[-2:-1])
+            own = normal(folder) in map(normal, [*above, label]) or split_named(folder) == split
+            return own or not (folder and above)
+
+        found = [name for name in found if agrees(name)]
         wishes: list[Callable[[str], bool]] = [
             lambda name: f"/{name}".endswith(f"/{file}"),
             lambda name: _stem(f"/{name}").endswith(_stem(f"/{file}")),
@@ -189,7 +216,7 @@ def _locator(tree: Tree) -> Callable[[str, str, str], list[str]]:
 
 def _stem(path: str) -> str:
     """Without its suffix, if that is an image's, whatever the case."""
-    return (path.rpartition(".")[0] if is_image(path) else path).casefold()
+    return normal(path.rpartition(".")[0] if is_image(path) else path)
 
 
 def cub(tree: Tree) -> Found | None:
@@ -207,9 +234,12 @@ def cub(tree: Tree) -> Found | None:
                 f"{tree.path} lacks {len(missing):,} images that {table} names: {listed(missing)}; "
                 "get it again"
             )
+        again = [path for path, count in Counter(paths).items() if count > 1]
+        paths = dict.fromkeys(paths)
         for path in paths:
             classes.setdefault(path.partition("/")[0], []).append(root + path)
         used = {root + path for path in paths}
         others = [name for name in tree.names if is_image(name) and name not in used]
-        return {ALL: classes}, left_out(others, f"images that {table} does not name"), []
+        notes = left_out(again, f"further lines of {table} for the same image")
+        return {ALL: classes}, notes + left_out(others, f"images that {table} does not name"), []
     return None

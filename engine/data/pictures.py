@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.data.images import Unreadable, all_of, eight_bits, is_image
+from engine.data.images import FRACTION, Unreadable, all_of, eight_bits, is_image
 from engine.data.layout import flat_folders, left_out, odd, split_folders
 from engine.data.preparation import Preparation
 from engine.data.tree import LARGEST_FILE, Tree, open_tree
@@ -57,11 +57,9 @@ def _several(x: Any, preparation: Preparation) -> list[Picture | Image.Image]:
     if isinstance(x, (str, os.PathLike, bytes, Image.Image)):
         raise UserError(f"X is one picture ({_kind(x)}): give a list of pictures, as [x]")
     if isinstance(x, torch.Tensor):
-        x = x.detach().cpu().numpy()
+        x = _as_array(x, "X")
     if isinstance(x, np.ndarray) and x.dtype.kind not in "OU":
-        return [
-            _from_array(a, preparation, f"X[{i}]") for i, a in enumerate(_stack(x, preparation))
-        ]
+        return [_from_array(a, f"X[{i}]") for i, a in enumerate(_stack(x, preparation))]
     if isinstance(x, np.ndarray):
         if x.ndim != 1 and x.shape[1:] != (1,):
             raise UserError(f"X is an array {list(x.shape)} of paths or objects: give a list")
@@ -70,10 +68,10 @@ def _several(x: Any, preparation: Preparation) -> list[Picture | Image.Image]:
         items = list(x)
     except TypeError:
         raise UserError(f"X is {_kind(x)}: give a list of paths, images or arrays") from None
-    return [_one(item, preparation, f"X[{i}]") for i, item in enumerate(items)]
+    return [_one(item, f"X[{i}]") for i, item in enumerate(items)]
 
 
-def _one(item: Any, preparation: Preparation, name: str) -> Picture | Image.Image:
+def _one(item: Any, name: str) -> Picture | Image.Image:
     if isinstance(item, Picture):
         return item
     if isinstance(item, (str, os.PathLike)):
@@ -81,7 +79,7 @@ def _one(item: Any, preparation: Preparation, name: str) -> Picture | Image.Imag
     if isinstance(item, Image.Image):
         return eight_bits(item, name)
     if isinstance(item, torch.Tensor):
-        item = item.detach().cpu().numpy()
+        item = _as_array(item, name)
     if not isinstance(item, np.ndarray):
         raise UserError(f"{name} is {_kind(item)}: give a path, a PIL image or an array")
     shape = item.shape
@@ -91,7 +89,14 @@ def _one(item: Any, preparation: Preparation, name: str) -> Picture | Image.Imag
         raise UserError(
             f"{name} is an array {list(shape)}: a picture is [H, W] or [H, W, 1, 3 or 4]"
         )
-    return _from_array(item if item.ndim == 3 else item[..., None], preparation, name)
+    return _from_array(item if item.ndim == 3 else item[..., None], name)
+
+
+def _as_array(tensor: torch.Tensor, name: str) -> np.ndarray:
+    if tensor.layout != torch.strided:
+        raise UserError(f"{name} is a sparse tensor: give {name}.to_dense()")
+    narrow = tensor.dtype in (torch.bfloat16, torch.float16)  # numpy has not the first
+    return (tensor.float() if narrow else tensor).detach().cpu().numpy()
 
 
 def _stack(x: np.ndarray, preparation: Preparation) -> np.ndarray:  # [N, H, W, C]
@@ -101,7 +106,7 @@ def _stack(x: np.ndarray, preparation: Preparation) -> np.ndarray:  # [N, H, W, 
         return x if shape[-1] in _COLOURS else np.moveaxis(x, 1, -1)
     if x.ndim == 4 and shape[-1] in _COLOURS:
         raise UserError(f"X is {list(shape)}: [N, H, W, C] or [N, C, H, W]? give PIL images")
-    if x.ndim == 2 or x.ndim == 3 and shape[-1] in (3, 4):
+    if x.ndim == 2 or x.ndim == 3 and shape[-1] in _COLOURS:
         raise UserError(f"X is {list(shape)}, which is one picture: give X[None]")
     if x.ndim == 3 and shape[0] in (3, 4) and preparation.channels == 3:
         both = f"one picture or {shape[0]} grey ones? give X[None], or X[..., None]"
@@ -114,22 +119,23 @@ def _stack(x: np.ndarray, preparation: Preparation) -> np.ndarray:  # [N, H, W, 
     )
 
 
-def _from_array(values: np.ndarray, preparation: Preparation, name: str) -> Image.Image:
-    """Of [H, W, C]: whole numbers from 0 to 255, or others from 0 to 1; of a drawing in ink and
-    paper whole numbers may be 0 and 1."""
+def _from_array(values: np.ndarray, name: str) -> Image.Image:
+    """Of [H, W, C]: whole numbers from 0 to 255, or 0 and 1 for black and white; others from 0 to
+    1, and what a resampling added beyond is cut off."""
     if not values.size:
         raise UserError(f"{name} is an array {list(values.shape)}: it has no pixels")
     kind = values.dtype.kind
     if kind not in "buif":
         raise UserError(f"{name} is of {values.dtype}: give whole numbers 0 to 255, or 0.0 to 1.0")
-    low, high, most = float(values.min()), float(values.max()), 1 if kind in "bf" else 255
+    most = {"b": 1, "f": FRACTION}.get(kind, 255)
+    low, high = float(values.min()), float(values.max())
     if not 0 <= low <= high <= most:
         raise UserError(
             f"{name} has values from {low:.4g} to {high:.4g} of {values.dtype}: give whole numbers "
             "0 to 255, or fractions 0.0 to 1.0, as they are before any normalisation"
         )
-    if kind in "bf" or preparation.binary and high <= 1:
-        values = np.rint(values * np.float64(255))
+    if kind in "bf" or high <= 1:
+        values = np.rint(values * np.float64(255)).clip(max=255)
     values = values.astype(np.uint8)
     return Image.fromarray(
         values[..., 0] if values.shape[-1] == 1 else np.ascontiguousarray(values)

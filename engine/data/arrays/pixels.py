@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.data.images import all_of
+from engine.data.images import FRACTION, LEAST, all_of
 from engine.errors import UserError, listed
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class Images:
             return all_of(lambda row: self._decoded(row, seen), rows.tolist())
         images = self.values[rows]
         if images.dtype != np.uint8 or self.scale != 1:
-            images = np.rint(images.astype(np.float32) * np.float32(self.scale)).astype(np.uint8)
+            images = np.rint(images.astype(np.float32) * np.float32(self.scale))
+            images = np.minimum(images, 255).astype(np.uint8)
         return seen.fit(images)
 
     def _decoded(self, row: int, seen: Preparation) -> np.ndarray:
@@ -105,10 +106,12 @@ def _channels_last(array: np.ndarray, where: str, note: Note) -> np.ndarray:
 
 
 def _in_range(array: np.ndarray, where: str, note: Note) -> Images:
-    """What was normalised by a mean and a deviation cannot be undone, so it is refused."""
+    """What was normalised by a mean and a deviation cannot be undone, so it is refused, and so are
+    fractions of which nobody can say whether they end at 1 or at 255."""
     with np.errstate(invalid="ignore"):
         low, high = float(array.min()), float(array.max())
-    if not 0 <= low <= high <= 255:  # nor is NaN
+    unclear = array.dtype.kind == "f" and FRACTION < high < LEAST
+    if not 0 <= low <= high <= 255 or unclear:  # nor is NaN
         raise UserError(
             f"{where}: the images are {array.dtype} from {low:g} to {high:g}, but must be from 0 "
             "to 255 or from 0 to 1; save them as they were before they were normalised"
@@ -121,7 +124,8 @@ def _in_range(array: np.ndarray, where: str, note: Note) -> Images:
 def set_scale(images: Iterable[Images], note: Note) -> None:
     """Images of which none goes beyond 1 were divided by 255, or are of black and white."""
     images = list(images)
-    if 0 < max(i.high for i in images) <= 1:
-        note("images are from 0 to 1: multiplied by 255")
+    if 0 < (high := max(i.high for i in images)) <= FRACTION:
+        over = f", and cut off there from {high:.7g}" if high > 1 else ""
+        note(f"images are from 0 to 1: multiplied by 255{over}")
         for i in images:
             i.scale = 255
