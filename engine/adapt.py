@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import weights
-from engine.commandline import Parser, add_flags, parse
+from engine.commandline import Parser, a_path, add_flags, parse
 from engine.errors import listed, say
 from engine.files import output
 from engine.runs.interrupt import Interrupt, answered
@@ -69,10 +69,10 @@ def _adapt(argv: list[str], interrupt: Interrupt) -> None:
         epilog="What is not given is as the run is evaluated.",
     )
     parser.add_argument(
-        "run", type=Path, metavar="RUN", help=f"run folder, checkpoint, {listed(weights.names())}"
+        "run", type=a_path, metavar="RUN", help=f"run folder, checkpoint, {listed(weights.names())}"
     )
     parser.add_argument(
-        "support", type=Path, metavar="SUPPORT", help="folder or archive of <class>/<image>"
+        "support", type=a_path, metavar="SUPPORT", help="folder or archive of <class>/<image>"
     )
     parser.add_argument(
         "-o",

@@ -41,7 +41,7 @@ def check(name: str, value: Any, allowed: tuple | str | None) -> None:
     """Raises UserError when the field ``name`` may not have the value; ``allowed`` as of _flag."""
     words = flag(name)
     if allowed == PATH:
-        _check_path(words, value)
+        check_path(words, value)
         return
     if allowed == RATIO:
         if value is not None and not re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", value):
@@ -81,17 +81,18 @@ def shown(value: Any) -> str:
         return "out of all bounds"
 
 
-def _check_path(flag: str, value: str | Path | None) -> None:
+def check_path(words: str, value: str | Path | None) -> None:
+    """Raises UserError when no file can have it; ``words`` say what it is of."""
     text = str(value or "")
     if value == "":  # pathlib would take the working directory
-        raise UserError(f"{flag} is empty: name a path, or leave it out")
+        raise UserError(f"{words} is empty: name a path, or leave it out")
     if "\0" in text:
-        raise UserError(f"{flag} is {text!r}: no path holds the character of code 0")
+        raise UserError(f"{words} is {text!r}: no path holds the character of code 0")
     try:
         Path(text).expanduser()
     except RuntimeError as error:
         user = Path(text).parts[0]
         raise UserError(
-            f"{flag} is {text}: there is no user {user[1:] or 'here'} whose home {user} could be; "
+            f"{words} is {text}: there is no user {user[1:] or 'here'} whose home {user} could be; "
             f"name the folder, or ./{text} for one of that name"
         ) from error

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Iterable
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.allowed import PATH, RATIO, WIDTHS, check
+from engine.allowed import PATH, RATIO, WIDTHS, check, check_path
 from engine.config import DATASET, GROUPS, PRESET, Config
 from engine.errors import UserError, flag, nearest, say
 from engine.presets import of_method, preset_fields
@@ -100,6 +101,15 @@ def add_flags(
         else:
             options |= {"metavar": _METAVARS[allowed]}
         parser.group(f.metadata["group"]).add_argument(flag(f.name), **options)
+
+
+def a_path(text: str) -> Path:
+    """An argument's, ``~`` expanded."""
+    try:
+        check_path("it", text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("it ")) from error
+    return Path(text).expanduser()
 
 
 def parse(parser: Parser, argv: list[str]) -> dict[str, Any]:

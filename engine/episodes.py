@@ -178,7 +178,7 @@ class EpisodeSampler:
             part,
             **{name: getattr(cfg, field) for name, field in own.items()},
             seed=seed,
-            rotations=cfg.rotations,
+            rotations="none" if evaluation and cfg.rotations == "augment" else cfg.rotations,
             skip_small=cfg.skip_small_classes,
             flags=tuple(flag(name) for name in own.values()),
         )

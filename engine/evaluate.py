@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import weights
-from engine.commandline import Parser, add_flags, parse
+from engine.commandline import Parser, a_path, add_flags, parse
 from engine.config import Config
 from engine.errors import Diverged, UserError, listed, say
 from engine.files import output, write
@@ -23,6 +23,8 @@ from engine.methods import METHODS
 from engine.runs.interrupt import Interrupt, answered
 
 if TYPE_CHECKING:
+    from engine.data import Dataset
+    from engine.data.preparation import Preparation
     from engine.runs.checkpoint import Checkpoint
 
 FLAGS = (
@@ -47,7 +49,7 @@ def _flags(argv: list[str]) -> dict[str, Any]:
     )
     parser.add_argument(
         "checkpoint",
-        type=Path,
+        type=a_path,
         metavar="CHECKPOINT",
         help=f"run folder, .pt file, {listed(weights.names())}",
     )
@@ -81,7 +83,6 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     from engine import meta
     from engine.breakdown import breakdown
     from engine.runs.log import test_table
-    from engine.runs.problem import load_dataset
     from engine.runs.saved import load_trained, preparation, restore
     from engine.runtime import ranks
     from engine.runtime.machine import machine, settled
@@ -93,7 +94,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     with ranks.joined() as team, machine(cfg) as device:
         cfg = settled(cfg, device, saved[0].precisions or {})
         with team.node_by_node():
-            dataset = load_dataset(cfg, part, preparation=preparation(saved[0]))
+            dataset = _data(cfg, part, "split_ratio" in explicit, preparation(saved[0]))
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
         say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
         members = restore(meta.layout(trained), saved, device)
@@ -111,6 +112,20 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
         if any(files.values()) and team.first:
             about = {"checkpoint": str(path), "trained_on": saved[0].data_name}
             _write(files, about | breakdown(cfg, dataset, part, found, result))
+
+
+def _data(cfg: Config, part: str, asked: bool, seen: Preparation) -> Dataset:
+    """Data that have splits of their own need none of the training's ``--split-ratio``."""
+    from engine.data.layout import OwnSplits
+    from engine.runs.problem import load_dataset
+
+    try:
+        return load_dataset(cfg, part, preparation=seen, evaluation=True)
+    except OwnSplits:
+        if asked:
+            raise
+        own = dataclasses.replace(cfg, split_ratio=None)
+        return load_dataset(own, part, preparation=seen, evaluation=True)
 
 
 def _configurations(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import weights
 from engine.adapt import LOOP, adapted, add_options, options
-from engine.commandline import Parser, add_flags
+from engine.commandline import Parser, a_path, add_flags
 from engine.errors import UserError, listed, say
 from engine.files import output, write
 from engine.runs.interrupt import Interrupt, answered
@@ -45,15 +45,19 @@ def _flags(argv: list[str]) -> dict[str, Any]:
     )
     parser.add_argument(
         "source",
-        type=Path,
+        type=a_path,
         metavar="RUN|FILE.pt",
         help=f"run folder, checkpoint, adapted network, {listed(weights.names())}",
     )
     parser.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGES", help="files, folders, zip or tar archives"
+        "images",
+        type=a_path,
+        nargs="+",
+        metavar="IMAGES",
+        help="files, folders, zip or tar archives",
     )
     parser.group("data").add_argument(
-        "--support", type=Path, metavar="PATH", help="adapt to these first: <class>/<image>"
+        "--support", type=a_path, metavar="PATH", help="adapt to these first: <class>/<image>"
     )
     parser.group("data").add_argument(
         "--skip-unreadable",

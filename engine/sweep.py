@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.allowed import PATH, check, shown
-from engine.commandline import FIELDS, Parser, parse
+from engine.commandline import FIELDS, Parser, a_path, parse
 from engine.config import Config
 from engine.errors import UserError, complain, explained, flag, listed, nearest, printable, say
 from engine.files import CONFIG, LATEST, RESULT, read_json, trained_on
@@ -94,7 +94,7 @@ def _asked(argv: list[str], interrupt: Interrupt) -> int:
         description=__doc__.split("\n\n")[0],
         epilog="engine/README.md has an example. The same command continues a stopped sweep.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="TOML or JSON")
+    parser.add_argument("file", type=a_path, metavar="FILE", help="TOML or JSON")
     parser.add_argument("--runs", metavar="PATH", help="folder of the run folders, not the file's")
     looks = parser.add_mutually_exclusive_group()
     text = "only print the command of each run, a line each: for GNU parallel, xargs, job arrays"

@@ -238,6 +238,27 @@ def test_black_and_white_is_0_and_255(kind, tmp_path):
     assert_found(tmp_path, pixels=lambda s: ink[s][..., None] * 255, size=28, channels=1)
 
 
+def test_fractions_a_little_above_1_are_fractions(tmp_path):
+    def once(split: str) -> dict:
+        values = images(split) / 255
+        values.flat[0] = {"train": 1.0000001, "val": 1.0, "test": 1.05}[split]
+        return {"images": values, "labels": np.repeat(NAMES[split], 4)}
+
+    def twice(split: str) -> dict:
+        return once(split) | {"images": once(split)["images"] * 2}
+
+    save(tmp_path, once)
+    content = found(tmp_path)[1]
+    assert "images are from 0 to 1: multiplied by 255, and cut off there from 1.05" in content.notes
+    for split, classes in content.splits():
+        pixels = np.concatenate([c.read() for c in classes])
+        assert pixels.max() == 255 and pixels.mean() > 50, split
+    save(
+        tmp_path, lambda split: {"images": bright(split) * 2, "labels": np.repeat(NAMES[split], 4)}
+    )
+    refused(tmp_path, "from 0 to 255 or from 0 to 1")
+
+
 def test_a_dark_class_is_not_brightened_alone(tmp_path):
     def dark(split: str) -> dict:
         return {name: images(split)[r] // (255 if name.endswith("0") else 1)

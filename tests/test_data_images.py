@@ -69,6 +69,18 @@ def test_what_cannot_be_read_in_full_is_not_guessed():
     floats = Image.fromarray((RAMP * 2000 - 1000).astype(np.float32))
     with pytest.raises(UserError, match="x has values from -1000 to 1000, neither"):
         decode(saved(floats, "TIFF"), "x", SIDE, 1)
+    floats = Image.fromarray((RAMP * 2).astype(np.float32))
+    with pytest.raises(UserError, match="x has values from 0 to 2, neither 0 to 1 nor 0 to 255"):
+        decode(saved(floats, "TIFF"), "x", SIDE, 1)
+    with pytest.raises(UserError, match="x has more than 8 bits and a colour that is transparent"):
+        clear = zlib.crc32(chunk := b"tRNS" + struct.pack(">H", 0))
+        deep = saved(Image.fromarray((RAMP * 4095).astype(np.uint16)))
+        at = deep.index(b"IDAT") - 4
+        chunk = struct.pack(">I", 2) + chunk + struct.pack(">I", clear)
+        decode(deep[:at] + chunk + deep[at:], "x", SIDE, 1)
+    dark = Image.open(io.BytesIO(png16(np.full((SIDE, SIDE, 3), 4095, np.uint16))))
+    with pytest.raises(UserError, match="X has 16 bits a colour, of which Pillow has read the upp"):
+        images.eight_bits(dark, "X")
     wide = Image.fromarray((RAMP * 1e6).astype(np.int32))
     with pytest.raises(UserError, match="x has values from 0 to 1000000, of more than 16 bits"):
         decode(saved(wide, "TIFF"), "x", SIDE, 1)
@@ -78,6 +90,24 @@ def test_what_cannot_be_read_in_full_is_not_guessed():
 def test_floats_are_from_0_to_1_or_to_255(top):
     made = decode(saved(Image.fromarray((RAMP * top).astype(np.float32)), "TIFF"), "", SIDE, 1)
     assert np.array_equal(made[..., 0], np.rint((RAMP * top).astype(np.float32) * (255 / top)))
+
+
+def test_what_a_resampling_added_beyond_1_is_white():
+    made = decode(saved(Image.fromarray((RAMP * 1.05).astype(np.float32)), "TIFF"), "", SIDE, 1)
+    assert np.array_equal(
+        made[..., 0], np.rint((RAMP * 1.05).astype(np.float32) * 255).clip(0, 255)
+    )
+
+
+def test_five_and_six_bits_a_colour_are_eight():
+    values = np.full((SIDE, SIDE), 15 << 11 | 31 << 5 | 15, "<u2")  # a dark grey
+    head = struct.pack("<IiiHHIIiiII", 40, SIDE, SIDE, 1, 16, 3, values.nbytes, 0, 0, 0, 0)
+    head += struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    start = 14 + len(head)
+    file = (
+        b"BM" + struct.pack("<IHHI", start + values.nbytes, 0, 0, start) + head + values.tobytes()
+    )
+    assert abs(decode(file, "x.bmp", SIDE, 3).astype(int) - 125).max() < 4
 
 
 def transparent(mode: str) -> bytes:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -251,3 +252,23 @@ def test_a_protocol_that_nobody_asked_for_costs_no_test(images, tmp_path, monkey
     said = "no inductive test: the logits of 4 of 4 test tasks are not finite"
     assert said in capsys.readouterr().out
     assert json.loads((run / "details.json").read_text())["other"] is None
+
+
+def test_the_training_s_classes_and_other_splits_are_evaluated_as_any(tmp_path, images, capsys):
+    flat = tmp_path / "flat"
+    for place in images.glob("*/*"):
+        shutil.copytree(place, flat / place.name)
+    more = ["--method", "protonet", "--train-ways", "8", "--rotations", "augment"]
+    more += ["--epochs", "1", "--steps", "1", "--split-ratio", "8/5/5"]
+    assert train.main(flags(flat, tmp_path / "run", *more)) == 0
+    assert evaluate.main([str(tmp_path / "run"), "--on", "train"]) == 0
+    assert "4 train tasks" in capsys.readouterr().out
+    cfg = Config.from_dict(json.loads((tmp_path / "run" / "config.json").read_text()))
+    sampler = EpisodeSampler.of(cfg, load_dataset(cfg), "train", 0)
+    assert sampler.ways == 3 and not sampler.draw(0, 20).turns.any()
+    assert evaluate.main([str(tmp_path / "run"), "--data", str(images)]) == 0
+    assert f"tested on folder:{images.name}, other data" in capsys.readouterr().out
+    assert (
+        evaluate.main([str(tmp_path / "run"), "--data", str(images), "--split-ratio", "8/5/5"]) == 2
+    )
+    assert "has its own train, val and test; leave it out" in capsys.readouterr().err

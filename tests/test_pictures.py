@@ -58,6 +58,17 @@ def test_grey_and_other_sizes_are_brought_to_the_network_s():
     assert np.array_equal(prepared(large, RGB), np.stack(expected))
 
 
+def test_what_a_resampling_added_is_cut_off_and_black_and_white_is_so_too():
+    ramp = np.linspace(0, 1, 144, dtype=np.float32).reshape(1, 12, 12)
+    for top in (1.0000001, 1.05):
+        made = prepared(np.minimum(ramp * 1.1, top), GREY)[0, ..., 0]
+        assert np.array_equal(made, np.rint(np.minimum(ramp[0] * 1.1, 1) * np.float32(255)))
+    ink = (noise(2, 12, 12) > 99).astype(np.uint8)
+    assert np.array_equal(prepared(ink, GREY), prepared(ink * 255, GREY))
+    half = torch.from_numpy(noise(2, 12, 12) / 255).bfloat16()
+    assert np.array_equal(prepared(half, GREY), prepared(half.float(), GREY))
+
+
 def test_alpha_orientation_and_depth_as_files_in_training(tmp_path):
     clear = noise(12, 12, 4)
     turned = io.BytesIO()
@@ -78,6 +89,8 @@ def test_alpha_orientation_and_depth_as_files_in_training(tmp_path):
         ("one.png", r"one picture \(a path\): give a list"),
         (Image.new("RGB", (3, 3)), r"one picture \(of type Image\)"),
         (np.zeros((12, 12, 3), np.uint8), r"\[12, 12, 3\], which is one picture: give X\[None\]"),
+        (np.zeros((12, 9, 1), np.uint8), r"\[12, 9, 1\], which is one picture: give X\[None\]"),
+        (torch.zeros(2, 9, 9).to_sparse(), r"X is a sparse tensor: give X.to_dense\(\)"),
         (np.zeros((3, 12, 12), np.uint8), r"\[3, 12, 12\]: one picture or 3 grey ones\?"),
         (np.zeros((12, 12), np.uint8), "one picture"),
         (np.zeros((2, 3, 9, 3), np.uint8), r"\[N, H, W, C\] or \[N, C, H, W\]\?"),

@@ -120,3 +120,26 @@ def test_the_public_names_are_imported_when_asked_for():
         assert getattr(engine, name).__name__ == name and name in dir(engine)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         getattr(engine, "nothing")  # noqa: B009
+
+
+def test_what_cannot_be_drawn_is_one_line(tmp_path):
+    x, many = np.zeros((4, 2), np.float32), {"ways": 2, "shots": 1, "targets": 1}
+    for y in (["a", None, "b", "b"], [0, float("nan"), 1, 1], np.array([1, np.nan, 2, 2])):
+        with pytest.raises(UserError, match="label 1 is (None|nan): give each sample one"):
+            Tasks((x, y), **many)
+    for tasks, words in (
+        (0, "tasks is 0: give a number >= 1"),
+        (2.5, "tasks is 2.5, of type float"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Tasks((x, [0, 0, 1, 1]), tasks=tasks, **many)
+    drawn = Tasks((x, torch.tensor([0.0, 0, 1, 1], requires_grad=True)), **many)
+    with pytest.raises(UserError, match="episode -1: they are counted from 0"):
+        drawn.episode(-1)
+
+
+def test_what_a_folder_leaves_out_is_told(tmp_path, capsys):
+    files = tree_files() | {"train/notes.doc": b"x"}
+    found = Tasks(write_files(tmp_path / "tree", files), ways=2, shots=1, targets=1, image_size=8)
+    assert "left out: 1 files that are no images by their names (train/notes.doc)" in found.notes
+    assert f"folder:tree: {found.notes[-1]}" in capsys.readouterr().out

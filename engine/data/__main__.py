@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from argparse import ArgumentTypeError
 from pathlib import Path
 
-from engine.commandline import Parser
+from engine.commandline import Parser, a_path
 from engine.data import default_path, shelf
 from engine.data.bank import default_cache
 from engine.data.fetch import FILES, LICENCES, fetch
@@ -29,28 +28,19 @@ def _parser() -> Parser:
     fetching = commands.add_parser("fetch", help="download, or continue a download")
     fetching.add_argument("dataset", choices=sorted(FILES))
     fetching.add_argument(
-        "--to", type=_path, default=None, help="folder (default: datasets/<dataset>)"
+        "--to", type=a_path, default=None, help="folder (default: datasets/<dataset>)"
     )
     info = commands.add_parser("info", help="say what lies at a path and how to train on it")
-    info.add_argument("path", type=_path)
+    info.add_argument("path", type=a_path)
     cache = commands.add_parser("cache", help="list the decoded data that is kept, or remove it")
     cache.add_argument("--clear", action="store_true", default=False, help="remove all of it")
     cache.add_argument(
         "--cache",
-        type=_path,
+        type=a_path,
         default=None,
         help="folder (default: $MAMLPP_CACHE or ~/.cache/mamlpp)",
     )
     return parser
-
-
-def _path(text: str) -> Path:
-    if not text:  # pathlib would take the working directory
-        raise ArgumentTypeError("is empty: name a path")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise ArgumentTypeError(f"is {text}: there is no such user; write it out") from None
 
 
 def _run(argv: list[str] | None, interrupt: Interrupt) -> None:

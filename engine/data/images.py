@@ -174,6 +174,11 @@ def eight_bits(image: Image.Image, where: str) -> Image.Image:
         raise Unreadable([f"{where} is not a whole image ({error})"]) from None
 
 
+def of_fractions(values: np.ndarray) -> np.ndarray:
+    """uint8 of numbers from 0 to 1; what lies beyond is cut off."""
+    return np.rint(values.astype(np.float32) * np.float32(255)).clip(max=255).astype(np.uint8)
+
+
 def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
     """uint8 [n, h, w, 1 or 3] to [n, size, size, channels]."""
     if images.shape[1:] == (size, size, channels):
@@ -241,8 +246,8 @@ def _from_float(values: np.ndarray, where: str) -> Image.Image:
     if not 0 <= low <= high <= 255 or FRACTION < high < LEAST:
         kind = f"{where} has values from {low:.4g} to {high:.4g}, neither 0 to 1 nor 0 to 255"
         raise Unreadable([kind], "save it with 8 bits")
-    scale = 255 if high <= FRACTION else 1
-    return Image.fromarray(np.rint(values * scale).clip(max=255).astype(np.uint8))
+    whole = of_fractions(values) if high <= FRACTION else np.rint(values).astype(np.uint8)
+    return Image.fromarray(whole)
 
 
 def _raw_mode(image: Image.Image) -> str:

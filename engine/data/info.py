@@ -8,11 +8,13 @@ from pathlib import Path
 from engine.data import mini, omniglot
 from engine.data.bank import ClassSource, Content
 from engine.data.images import is_image, opened
+from engine.data.layout import ALL, divided
 from engine.data.preparation import Preparation
 from engine.data.recognise import FORMS, recognise
 from engine.data.tree import Tree
 from engine.errors import UserError, listed
 
+RATIO = "64/16/20"  # that of mini-ImageNet
 _SAMPLE = 50  # images whose size is looked at
 
 
@@ -45,10 +47,15 @@ def _described(path: Path, tree: Tree, content: Content) -> list[str]:
         lines.append(f"  {len(content.empty)} classes without an image: {listed(content.empty)}")
     dataset = "mini" if mini.is_mini(classes) else "folder"
     more = " --skip-small-classes" if content.empty else ""
-    if "test" not in content.parts:
-        more += " --split-ratio 64/16/20"
+    ratio = RATIO if {*content.parts} in ({ALL}, {"train"}) else None
+    if ratio:
+        more += f" --split-ratio {ratio}"
     elif "val" not in content.parts:
         lines.append("  no val: some of the training classes will validate")
+    try:
+        list(divided(content, path, ratio, 0).splits())
+    except UserError as error:
+        return [*lines, f"not to be trained on as it is: {error}"]
     return [*lines, _command(dataset, path, more)]
 
 

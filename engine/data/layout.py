@@ -35,6 +35,10 @@ _PAPER = (64, 16, 20)  # mini-ImageNet's classes by split (Ravi & Larochelle 201
 Classes = dict[str, dict[str, list[str]]]  # split → class → names of its images
 
 
+class OwnSplits(UserError):
+    """Data have train, val and test, and a ratio was given."""
+
+
 def split_named(word: str) -> str | None:
     """The split that a folder or file is named by: train, training, base, meta-train, …"""
     word = re.sub(r"[\s_-]", "", word.lower()).removeprefix("meta")
@@ -239,7 +243,7 @@ def divided(content: Content, path: Path, ratio: str | None, seed: int) -> Conte
         how = f"no val: {val} of {train + val} training classes by seed {seed} validate"
         return _cut(content, path, {"train": (train, val, 0), "test": (0, 0, 1)}, seed, how)
     if ratio:
-        raise UserError(
+        raise OwnSplits(
             f"--split-ratio is {ratio}, but {path} has its own train, val and test; leave it out"
         )
     return content

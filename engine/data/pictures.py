@@ -15,7 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.data.images import FRACTION, Unreadable, all_of, eight_bits, is_image
+from engine.data.images import (
+    FRACTION,
+    Unreadable,
+    all_of,
+    eight_bits,
+    is_image,
+    of_fractions,
+)
 from engine.data.layout import flat_folders, left_out, odd, split_folders
 from engine.data.preparation import Preparation
 from engine.data.tree import LARGEST_FILE, Tree, open_tree
@@ -134,9 +141,7 @@ def _from_array(values: np.ndarray, name: str) -> Image.Image:
             f"{name} has values from {low:.4g} to {high:.4g} of {values.dtype}: give whole numbers "
             "0 to 255, or fractions 0.0 to 1.0, as they are before any normalisation"
         )
-    if kind in "bf" or high <= 1:
-        values = np.rint(values * np.float64(255)).clip(max=255)
-    values = values.astype(np.uint8)
+    values = of_fractions(values) if kind in "bf" or high <= 1 else values.astype(np.uint8)
     return Image.fromarray(
         values[..., 0] if values.shape[-1] == 1 else np.ascontiguousarray(values)
     )

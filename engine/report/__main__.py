@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from engine.commandline import Parser, parse
+from engine.commandline import Parser, a_path, parse
 from engine.errors import UserError, say
 from engine.files import REPORT, is_report, output
 from engine.report import browser, make
@@ -33,7 +33,7 @@ def _report(argv: list[str], interrupt: Interrupt) -> None:
         epilog="The page is one file that needs no other and no network. To make it needs plotly: "
         f"{INSTALL}.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    parser.add_argument("runs", type=a_path, nargs="+", metavar="RUN", help="run folder")
     parser.add_argument(
         "-o",
         "--output",

@@ -137,9 +137,12 @@ class Pictures(NamedTuple):
         return Tested(result, more)
 
 
-def load_dataset(cfg: Config, *parts: str, preparation: Preparation | None = None) -> Dataset:
-    """The data, its notice shown; its parts checked, so that none fails only when it is needed.
-    ``preparation``: that of a network which was trained on another kind of data."""
+def load_dataset(
+    cfg: Config, *parts: str, preparation: Preparation | None = None, evaluation: bool = False
+) -> Dataset:
+    """The data, its notice shown; its parts checked, so that none fails only when it is needed:
+    train for training, unless all are for ``evaluation``. ``preparation``: that of a network which
+    was trained on another kind of data."""
     dataset = data.load(
         cfg.dataset,
         cfg.data,
@@ -160,7 +163,9 @@ def load_dataset(cfg: Config, *parts: str, preparation: Preparation | None = Non
     wrong = []
     for part in parts:
         try:
-            for note in EpisodeSampler.of(cfg, dataset, part, 0, part != "train").notes:
+            for note in EpisodeSampler.of(
+                cfg, dataset, part, 0, evaluation or part != "train"
+            ).notes:
                 say(f"{dataset.name}: {note}")
         except UserError as error:
             wrong.append(error)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.data.images import FRACTION, LEAST, all_of
+from engine.data.images import FRACTION, LEAST, all_of, of_fractions
 from engine.errors import UserError, listed
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ class Images:
         if not isinstance(self.values, np.ndarray):
             return all_of(lambda row: self._decoded(row, seen), rows.tolist())
         images = self.values[rows]
-        if images.dtype != np.uint8 or self.scale != 1:
-            images = np.rint(images.astype(np.float32) * np.float32(self.scale))
-            images = np.minimum(images, 255).astype(np.uint8)
+        if self.scale != 1:
+            images = of_fractions(images)
+        elif images.dtype != np.uint8:
+            images = np.rint(images).astype(np.uint8)
         return seen.fit(images)
 
     def _decoded(self, row: int, seen: Preparation) -> np.ndarray:
