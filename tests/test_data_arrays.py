@@ -253,9 +253,7 @@ def test_fractions_a_little_above_1_are_fractions(tmp_path):
     for split, classes in content.splits():
         pixels = np.concatenate([c.read() for c in classes])
         assert pixels.max() == 255 and pixels.mean() > 50, split
-    save(
-        tmp_path, lambda split: {"images": bright(split) * 2, "labels": np.repeat(NAMES[split], 4)}
-    )
+    save(tmp_path, twice)
     refused(tmp_path, "from 0 to 255 or from 0 to 1")
 
 
