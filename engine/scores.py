@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,9 +24,11 @@ class Score(NamedTuple):
 
 
 def score(per_task: Tensor) -> Score:  # [tasks]
-    """Mean and 1.96 s / sqrt(n), s the sample standard deviation over the n tasks."""
+    """Mean and 1.96 s / sqrt(n), s the sample standard deviation over the n tasks; of one task nan,
+    which has none."""
     n = len(per_task)
-    return Score(per_task.mean().item(), 1.96 * per_task.std().item() / n**0.5, n)
+    interval = 1.96 * per_task.std().item() / n**0.5 if n > 1 else math.nan
+    return Score(per_task.mean().item(), interval, n)
 
 
 def measured(predictions: Values, y: Values, metric: Any, loss: Callable) -> list[float]:

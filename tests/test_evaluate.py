@@ -39,6 +39,11 @@ def test_interval_is_196_standard_errors_over_tasks():
     assert result.tasks == 4
 
 
+def test_a_single_task_has_no_interval(recwarn):
+    found = scoring.score(torch.tensor([0.5], dtype=torch.float64))
+    assert found.accuracy == 0.5 and np.isnan(found.interval) and not recwarn.list
+
+
 def test_evaluation_tasks_are_fixed_and_blocks_do_not_matter(members, monkeypatch):
     cfg, dataset, states = members
     first = scoring.evaluate(cfg, list(states.values()), dataset, "test", 10)
