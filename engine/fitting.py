@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from engine.allowed import PATH, check
 from engine.config import Config
 from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, listed, say
+from engine.fingerprints import Fingerprint
 from engine.learner import Learner
 from engine.meta import State
 from engine.methods.rates import by_tensor
@@ -40,6 +40,7 @@ from engine.runtime import ranks
 from engine.runtime.workers import keep_freed_memory, over_blocks
 from engine.scores import METRICS, Score, measured, require_classes, score
 from engine.scoring import STEP_SHARE, TASK_SEED, StepAccuracy, prediction, shown
+from engine.tasks import Tasks
 from engine.told import checked
 from engine.train import final_test, train_epochs
 from kernels.threads import cores
@@ -67,7 +68,9 @@ def fit(
     """Trains, validates after every epoch, tests the best; the learner then has the best weights.
 
     tasks, val, test: `Tasks`, anything with `episode(i)`, or a function of i, so that an episode
-        can be made again; all have as many tasks as episode 0. test: by default val.
+        can be made again; all have as many tasks as episode 0. test: by default val. `Tasks` of
+        arrays or pictures are made ahead by another thread; what runs code of your own is not,
+        unless `prefetch` says so: both would draw from torch's one generator.
     metric: "accuracy", or "loss", of which less is better.
     name: of the data. A run continues with the same network, name, tasks, loss and settings alone;
         tasks are compared by episode 0, a loss by its value on a fixed output.
@@ -87,8 +90,10 @@ def fit(
         require_classes(each(parts["val"].first.target_y)[0])
     if not learner.training:  # of parts alone it is their owner's choice
         learner.train()
+    if not (isinstance(tasks, Tasks) and tasks.plain):
+        settings = {"prefetch": 0} | settings
     cfg = _configuration(learner, preset, parts["tasks"].first.tasks, settings)
-    problem = _Own(learner, parts, metric, name, cfg)
+    problem = _Own(learner, parts, metric, name)
     folder = Path(run or Path("runs") / f"{name}-{preset}-seed{cfg.seed}").expanduser()
     device = learner.norm.device
     low = isinstance(learner.model, Module) and learner.model.memory == "low"
@@ -101,6 +106,7 @@ def fit(
         open_run(folder, cfg.fresh),
     ):
         say(f"{name} on {device}, run folder {folder}")
+        problem.fingerprints = problem.taken(cfg)  # before anything is drawn
         made = Run.shared(cfg, folder, problem, device, Beginning(problem.state(), None))
         interrupt.phase = "finish"
         try:
@@ -196,12 +202,11 @@ class _Source:
 class _Own:
     """A learner and its tasks as a run's `Problem`."""
 
-    def __init__(
-        self, learner: Learner, parts: dict[str, _Part], metric: str, name: str, cfg: Config
-    ):
+    fingerprints: dict[str, Fingerprint]
+
+    def __init__(self, learner: Learner, parts: dict[str, _Part], metric: str, name: str):
         self.learner, self.own_model, self.name = learner, learner.model, name
         self._parts, self.metric, self.first = parts, metric, parts["tasks"].first
-        self._cfg = cfg
         own = isinstance(self.own_model, Module)
         kinds = [(n, list(p.shape), str(p.dtype)) for n, p in learner.state_dict().items()]
         text = repr((name, metric, kinds, learner.adapted_names, learner.steps))
@@ -216,13 +221,12 @@ class _Own:
         learned = model.shapes | model.outer
         return [p for n, p in model.module.named_parameters() if n not in learned and p.numel()]
 
-    @cached_property
-    def fingerprints(self) -> dict[str, fingerprints.Fingerprint]:
-        """What does not stay the same has none, which is said."""
+    def taken(self, cfg: Config) -> dict[str, Fingerprint]:
+        """Fingerprints of tasks and loss; what does not stay the same has none, which is said."""
         found = {n: fingerprints.of_tasks(part) for n, part in self._parts.items()}
         task = self.first.slice(0, 1)
         with evaluating(self.learner):
-            answer = self._answers(self._cfg, self.state(), task, 0)
+            answer = self._answers(cfg, self.state(), task, 0)
         (output,), (y,) = each(answer), each(task.target_y)
         found["loss"] = fingerprints.of_loss(self.learner.criterion, output, y)
         changing = [n for n in self._parts if found[n] is None]

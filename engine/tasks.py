@@ -52,6 +52,7 @@ class Tasks:
         self.tasks, self.length = tasks, length
         task = {"ways": ways, "shots": shots, "targets": targets, "seed": seed}
         self._samples, self._ways = (shots, targets), ways
+        self._dataset = None
         if isinstance(data, str | Path):
             found = datasets.load(
                 "folder",
@@ -66,12 +67,18 @@ class Tasks:
             return
         self.notes = ()
         labels, self._take = _pairs(data)
+        self._dataset = None if isinstance(data, tuple | list) else data
         names, self._order, starts = _by_class(labels)
         # A bank of nothing: its rows are drawn, and are places in `order`.
         nothing = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(len(labels), 1, 1, 1)
         bank = ClassBank(nothing, torch.from_numpy(starts), names)
         made = datasets.Dataset("data", {part: bank}, 1.0, (0.0,), (1.0,), "")
         self._sampler = EpisodeSampler(made, part, **task)
+
+    @property
+    def plain(self) -> bool:
+        """Whether no code of others makes a sample, as a data set's transform may."""
+        return self._dataset is None
 
     def __iter__(self) -> Iterator[Episode]:
         i = 0

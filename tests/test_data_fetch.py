@@ -280,7 +280,7 @@ def test_info_names_a_broken_image(content, message, tmp_path, capsys):
         (["fetch", "mini", "--to"], ["--to", "expected one argument"]),
         (["fetch", "mini", "--to", ""], ["--to", "is empty"]),
         (["info", ""], ["path", "is empty"]),
-        (["info", "~nobody-at-all"], ["~nobody-at-all", "no such user"]),
+        (["info", "~nobody-at-all"], ["~nobody-at-all", "there is no user nobody-at-all"]),
         (["info", "x", "--unknown"], ["--unknown"]),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import threading
 
 import pytest
 import torch
@@ -245,3 +246,28 @@ def test_tasks_that_change_are_told_and_each_episode_has_as_many(tmp_path, capsy
         with pytest.raises(UserError, match=f"episode 2 of {name} has 3 tasks, and episode 0 4: g"):
             options = SHORT | {"eval_tasks": 12, "run": tmp_path / name, "metric": "loss"}
             engine.fit(mlp(), parts["tasks"], val=parts["val"], **options)
+
+
+def test_tasks_of_ones_own_are_made_by_the_thread_that_draws_for_dropout(tmp_path):
+    threads, states = set(), []
+
+    def seeded(i: int) -> Episode:
+        threads.add(threading.current_thread())
+        torch.manual_seed(i)
+        x = torch.rand(2, 20, 1)
+        return Episode(x[:, :10], x[:, :10].sin(), x[:, 10:], x[:, 10:].sin())
+
+    for name in "ab":
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.3), nn.Linear(16, 1))
+        learner = Learner(net, F.mse_loss, steps=2, rate=0.05)
+        run = engine.fit(learner, seeded, val=seeded, metric="loss", run=tmp_path / name, **SHORT)
+        states.append(learner.state_dict())
+        assert run.cfg.prefetch == 0
+    assert threads == {threading.main_thread()}
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+    x, y = torch.rand(40, 1), torch.arange(40) % 4
+    tasks = engine.Tasks((x, y), ways=2, shots=1, targets=1)
+    net = Learner(nn.Linear(1, 2), F.cross_entropy, steps=1)
+    run = engine.fit(net, tasks, val=tasks, run=tmp_path / "tasks", **SHORT)
+    assert run.cfg.prefetch == 2

@@ -48,7 +48,7 @@ def csv_files(tree: Tree) -> Found | None:
             f"{tree.where(strange[0])} has no columns filename and label, as the other CSV files "
             "have; name its columns so"
         )
-    locate = _locator(tree)
+    locate = _locator(tree, [file for found in rows.values() for file, _ in found])
     classes: Classes = {}
     places: dict[str, tuple[str, str]] = {}  # image → its split and class
     missing, vague, twice = [], [], []
@@ -162,16 +162,17 @@ def _columns(first: list[str]) -> tuple[int, int, bool] | None:
     return None
 
 
-def _locator(tree: Tree) -> Callable[[str, str, str], list[str]]:
+def _locator(tree: Tree, files: list[str]) -> Callable[[str, str, str], list[str]]:
     """File name and label of a row, and its split → where the image may be.
 
     Either a file has that name, in the folder of its class if there is one, with whatever suffix;
     where both have folders, the last one of the row's is that of the file, or the file lies in one
-    of its class or split.
+    of its class or split. A folder of all rows is one of elsewhere, and says nothing.
     Or the images have ImageNet's names (``n01532829_5.JPEG``): then the number that ends Ravi's
     name is the image's place, from 1, among all images of its class in the order of ImageNet's
     numbers.
     """
+    differ = len({_slashed(file).rpartition("/")[0] for file in files}) > 1
     by_stem: dict[str, list[str]] = {}
     folders: set[str] = set()
     numbered: dict[str, dict[int, str]] = {}
@@ -184,11 +185,11 @@ def _locator(tree: Tree) -> Callable[[str, str, str], list[str]]:
     ranked = {label: [names[n] for n in sorted(names)] for label, names in numbered.items()}
 
     def locate(file: str, label: str, split: str) -> list[str]:
-        file = file.replace("\\", "/").strip("/").removeprefix("./")
+        file = _slashed(file)
         found = by_stem.get(_stem(file.rpartition("/")[2]), [])
         if normal(label) in folders:
             found = [name for name in found if normal(label) in map(normal, name.split("/"))]
-        above = file.split("/")[-2:-1]
+        above = file.split("/")[-2:-1] * differ
 
         def agrees(name: str) -> bool:
             folder = "".join(name.split("/")[-2:-1])
@@ -212,6 +213,10 @@ def _locator(tree: Tree) -> Callable[[str, str, str], list[str]]:
         return images[number - 1 : number] if number else []
 
     return locate
+
+
+def _slashed(file: str) -> str:
+    return file.replace("\\", "/").strip("/").removeprefix("./")
 
 
 def _stem(path: str) -> str:
