@@ -47,7 +47,7 @@ def config(method: str, **given: Any) -> Config:
     """Of an iteration as a training ends with: in second order where the method has one."""
     task = {"ways": 5, "shots": 1, "tasks": 2, "epochs": 1} | given
     schedule = {"msl_epochs": 1} if method == BASE else {}
-    if "first_order_epochs" not in METHODS[method].fixed:
+    if "first_order_epochs" not in {*METHODS[method].fixed, *METHODS[method].ignored({})}:
         schedule["first_order_epochs"] = 0
     return Config.of("maml++", "mini", method=method, **task | schedule)
 

@@ -195,7 +195,7 @@ def test_without_annealing_the_end_follows_the_learning_rate():
     ("--method memory --norm-eps 0.1", ["--norm-eps is 0.1 with --method memory"]),
     ("--method metanet --norm-gains fixed", ["--norm-gains is fixed with --method metanet"]),
     ("--method siamese --network own --protocol inductive", ["--protocol is inductive with --met"]),
-    ("--method reptile --first-order-epochs 0", ["--first-order-epochs is 0", "is --first-order"]),
+    ("--method reptile --first-order-epochs 0", ["--first-order-epochs is 0 with --method rep"]),
     ("--optimizer sgd --beta2 0.5", ["--beta2 is 0.5 with --optimizer sgd, which has none"]),
     ("--halving-epochs 5", ["--halving-epochs is 5 with --annealing cosine, which has none"]),
     ("--preset maml --annealing linear", ["--annealing is linear with --min-lr equal to --lr"]),

@@ -44,7 +44,7 @@ def flags(images: Path, run: Path, *more: object) -> list[str]:
     """Of engine.train; a later flag wins over an earlier one."""
     more = [*map(str, more)]
     method = METHODS[more[more.index("--method") + 1]] if "--method" in more else METHODS["maml++"]
-    rate = () if "inner_rate" in method.ignored({"network": "conv4"}) else RATE
+    rate = () if "inner_rate" in method.ignored({}) else RATE
     places = {"--data": images, "--cache": images.parent / "cache", "--run": run}
     return [*FLAGS, *rate, *(str(word) for place in places.items() for word in place), *more]
 

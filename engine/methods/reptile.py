@@ -69,11 +69,11 @@ METHOD = Method(
         "adapt": "all",
         "norm_gains": "learned",
         "msl_epochs": 0,
-        "first_order_epochs": lambda settings: settings["epochs"],
         "unroll": "adjoint",
     },
     NEUTRAL
     | {
+        "first_order_epochs": lambda settings: settings["epochs"],
         "train_shots": _by_data(10, 10, 15),
         "targets": 1,
         "tasks": 5,
@@ -88,6 +88,7 @@ METHOD = Method(
         "annealing": "linear",
         "clamp": 0.0,
     },
+    without=("first_order_epochs",),
     only=("inner_optimizer", "inner_batch", "eval_batch"),
     loop=_loop,
     own=_own,
