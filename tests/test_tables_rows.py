@@ -222,6 +222,17 @@ def test_flags_go_to_every_row_and_rows_can_be_chosen():
         cells.of(rows.of("mini"), Path("there"), 1, {"filters": 0})
 
 
+def test_a_flag_is_left_out_where_it_has_no_effect():
+    given = {"protocol": "inductive", "inner_rate": 0.3}
+    found = cells.of(rows.of("mini"), Path("there"), 1, given)
+    of = {cell.row.key: cell.members[0] for cell in found if cell.members}
+    assert given.items() <= of["maml++"].settings.items()
+    assert not given.keys() & of["memory"].settings.keys()
+    assert (
+        of["protonet"].cfg.protocol == "inductive" and "inner_rate" not in of["protonet"].settings
+    )
+
+
 def test_no_flag_can_change_what_a_row_is():
     for name in TABLES:
         for row in rows.of(name).rows:

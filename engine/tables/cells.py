@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.combinations import without_effect
 from engine.commandline import FIELDS
 from engine.config import Config
 from engine.errors import UserError
@@ -52,7 +53,7 @@ def named(task: Task) -> str:
 def of(
     table: Table, folder: Path, seeds: int, given: Mapping[str, Any], rows: tuple[str, ...] = ()
 ) -> list[Cell]:
-    """In the table's order. ``given``: settings of all runs; ``rows``: the keys of those that are
+    """In the table's order. ``given``: settings of all runs where they have an effect; ``rows``: the keys of those that are
     trained, all if empty; of the others those with a finished run are shown.
 
     Raises UserError when these settings are not allowed in a row.
@@ -91,9 +92,10 @@ def _cell(
         zip(("dataset", "ways", "shots"), (table.dataset, *task), strict=True)
     )
     try:
-        Config.of(**own)
+        none = without_effect(Config.of(**own))
     except UserError as error:
         return Cell(row, task, (), str(error))
+    given = {name: value for name, value in given.items() if name not in none}
     bare = Cell(row, task, ())
     try:
         own = own | given | _tricks(row, own, given)

@@ -134,7 +134,7 @@ def _length(found: list[Found], given: Mapping[str, Any], plan: Plan | None) -> 
     notes = []
     if own := {n: value for n, value in own.items() if not FIELDS[n].metadata["free"]}:
         told = ", ".join(f"{name} = {value}" for name, value in own.items())
-        notes.append(f"Not as the presets have it, in every row: {told}.")
+        notes.append(f"Not as the presets have it, in every row where it has an effect: {told}.")
     whole = sorted({_whole(each.cell) for each in found if each.cell.members})
     if plan and plan.epochs is None:
         notes.append(f"{_hours(plan)} suffice for the whole length of every preset.")
