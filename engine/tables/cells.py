@@ -53,8 +53,9 @@ def named(task: Task) -> str:
 def of(
     table: Table, folder: Path, seeds: int, given: Mapping[str, Any], rows: tuple[str, ...] = ()
 ) -> list[Cell]:
-    """In the table's order. ``given``: settings of all runs where they have an effect; ``rows``: the keys of those that are
-    trained, all if empty; of the others those with a finished run are shown.
+    """In the table's order. ``given``: settings of all runs where they have an effect; ``rows``:
+    the keys of those that are trained, all if empty; of the others those with a finished run are
+    shown.
 
     Raises UserError when these settings are not allowed in a row.
     """
