@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from engine.allowed import PATH, check, shown
 from engine.commandline import FIELDS, Parser, a_path, parse
@@ -37,9 +37,6 @@ from engine.errors import UserError, complain, explained, flag, listed, nearest,
 from engine.files import CONFIG, LATEST, RESULT, read_json, trained_on
 from engine.runs.interrupt import MISTAKES, Interrupt, answered, failed
 from engine.settings import parsed, typed, under
-
-if TYPE_CHECKING:
-    from engine.data import Dataset
 
 PARTS = {"runs": str, "seeds": list, "base": dict, "vary": dict, "extra": list}
 MOST = 10_000  # runs: a slip in a list is told, and not expanded
@@ -244,7 +241,7 @@ def refuse_other_data(members: list[Member]) -> None:
     Says so where these cannot be read; a run that needs them then fails by itself."""
     from engine.runs.problem import load_dataset
 
-    found: dict[tuple, Dataset | None] = {}
+    found: dict[tuple, tuple[str, str] | None] = {}  # name and identity
     for member in members:
         if not (result := finished(member)) or "identity" not in result:
             continue
@@ -252,14 +249,15 @@ def refuse_other_data(members: list[Member]) -> None:
         if key not in found:
             found[key] = None
             try:
-                found[key] = load_dataset(member.cfg)
+                now = load_dataset(member.cfg)
+                found[key] = now.name, now.identity
             except UserError as error:
                 complain(f"whether finished runs are of the same data is not known: {error}")
-        now = found[key]
-        if now and now.identity != result["identity"]:
+        if found[key] and found[key][1] != result["identity"]:
+            name, identity = found[key]
             raise UserError(
-                f"{member.folder} was trained on {_data(result)}, the data now is {now.name} "
-                f"({now.identity:.12}): give that data, other --runs, or remove the folder"
+                f"{member.folder} was trained on {_data(result)}, the data now is {name} "
+                f"({identity:.12}): give that data, other --runs, or remove the folder"
             )
 
 
