@@ -231,6 +231,15 @@ def test_an_adaptation_that_diverges_is_an_error(run, support, tmp_path):
         FewShotClassifier(tmp_path / "wild.pt").fit(x, y)
 
 
+def test_answers_that_are_not_finite_are_none(run, support):
+    x, y, asked = support
+    fitted = FewShotClassifier(run, steps=STEPS).fit(x, y)
+    learned, (found,) = fitted._fitted
+    fitted._fitted = learned, [found._replace(theta=found.theta * 1e30)]
+    with pytest.raises(UserError, match="the network's answers are not finite"):
+        fitted.predict(asked)
+
+
 def test_what_is_saved_answers_the_same_elsewhere_and_adapts_anew(run, support, tmp_path):
     x, y, asked = support
     fitted = FewShotClassifier(run, steps=STEPS, ensemble=True).fit(x, y)

@@ -144,6 +144,17 @@ def test_a_newer_bank_takes_the_place_of_the_older(tree, cache):
         assert len(list(cache.iterdir())) == 2  # one of each size
 
 
+def test_a_bank_is_of_the_formats_that_were_read(tree, cache, monkeypatch):
+    load_folder(tree, cache)
+    (first,) = shelf.banks(cache)
+    load_folder(tree, cache)
+    assert [*shelf.banks(cache)] == [first]
+    monkeypatch.setattr(bank, "suffixes", lambda: (".png", ".of-a-newer-pillow"))
+    load_folder(tree, cache)
+    (second,) = shelf.banks(cache)
+    assert second != first
+
+
 def overwrite_image(tree: Path, shade: int) -> None:
     file = tree / "train/train0/0.png"
     file.write_bytes(encoded(np.full((12, 12, 3), shade, np.uint8)))
