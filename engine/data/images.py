@@ -27,8 +27,8 @@ T = TypeVar("T")
 _OTHERS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"}
 _LARGEST_IMAGE = 1 << 26  # pixels
 _LARGE = 1 << 22  # pixels: of images with more, one is decoded at a time, and one
-# Fractions end at 1; what a resampling added beyond is cut off. Numbers up to 255 go beyond LEAST.
-FRACTION, LEAST = 1.1, 4.0
+BEYOND = 0.1  # 0 and 1, which fractions may be by a resampling, and are cut off
+_LEAST = 4.0  # of numbers up to 255 the largest is more
 _DENSEST = 900  # times the size of its file is no picture but a decompression bomb
 _FLAT = ("WEBP", "AVIF")  # to which a drawing of any size is a few bytes
 _BROKEN = (  # what PIL raises on files that are not what they claim
@@ -174,9 +174,19 @@ def eight_bits(image: Image.Image, where: str) -> Image.Image:
         raise Unreadable([f"{where} is not a whole image ({error})"]) from None
 
 
+def are_fractions(low: float, high: float) -> bool:
+    """Whether floats of this range are numbers from 0 to 1; no NaN is."""
+    return -BEYOND <= low <= high <= 1 + BEYOND
+
+
+def are_levels(low: float, high: float) -> bool:
+    """Whether floats of this range are numbers from 0 to 255."""
+    return 0 <= low <= high <= 255 and high >= _LEAST
+
+
 def of_fractions(values: np.ndarray) -> np.ndarray:
     """uint8 of numbers from 0 to 1; what lies beyond is cut off."""
-    return np.rint(values.astype(np.float32) * np.float32(255)).clip(max=255).astype(np.uint8)
+    return np.rint(values.astype(np.float32) * np.float32(255)).clip(0, 255).astype(np.uint8)
 
 
 def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
@@ -243,10 +253,10 @@ def _scaled(values: np.ndarray, where: str) -> np.ndarray:
 def _from_float(values: np.ndarray, where: str) -> Image.Image:
     """Of numbers from 0 to 1, or to 255."""
     low, high = float(values.min()), float(values.max())
-    if not 0 <= low <= high <= 255 or FRACTION < high < LEAST:
+    if not (are_fractions(low, high) or are_levels(low, high)):
         kind = f"{where} has values from {low:.4g} to {high:.4g}, neither 0 to 1 nor 0 to 255"
         raise Unreadable([kind], "save it with 8 bits")
-    whole = of_fractions(values) if high <= FRACTION else np.rint(values).astype(np.uint8)
+    whole = of_fractions(values) if are_fractions(low, high) else np.rint(values).astype(np.uint8)
     return Image.fromarray(whole)
 
 

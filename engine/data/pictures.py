@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from engine.data.images import (
-    FRACTION,
     Unreadable,
     all_of,
+    are_fractions,
     eight_bits,
     is_image,
     of_fractions,
@@ -134,9 +134,8 @@ def _from_array(values: np.ndarray, name: str) -> Image.Image:
     kind = values.dtype.kind
     if kind not in "buif":
         raise UserError(f"{name} is of {values.dtype}: give whole numbers 0 to 255, or 0.0 to 1.0")
-    most = {"b": 1, "f": FRACTION}.get(kind, 255)
     low, high = float(values.min()), float(values.max())
-    if not 0 <= low <= high <= most:
+    if not (are_fractions(low, high) if kind == "f" else 0 <= low <= high <= 255):
         raise UserError(
             f"{name} has values from {low:.4g} to {high:.4g} of {values.dtype}: give whole numbers "
             "0 to 255, or fractions 0.0 to 1.0, as they are before any normalisation"

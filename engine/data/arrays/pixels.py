@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.data.images import FRACTION, LEAST, all_of, of_fractions
+from engine.data.images import BEYOND, all_of, are_fractions, are_levels, of_fractions
 from engine.errors import UserError, listed
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def _in_range(array: np.ndarray, where: str, note: Note) -> Images:
     fractions of which nobody can say whether they end at 1 or at 255."""
     with np.errstate(invalid="ignore"):
         low, high = float(array.min()), float(array.max())
-    unclear = array.dtype.kind == "f" and FRACTION < high < LEAST
-    if not 0 <= low <= high <= 255 or unclear:  # nor is NaN
+    floats = are_fractions(low, high) or are_levels(low, high)
+    if not (floats if array.dtype.kind == "f" else 0 <= low <= high <= 255):
         raise UserError(
             f"{where}: the images are {array.dtype} from {low:g} to {high:g}, but must be from 0 "
             "to 255 or from 0 to 1; save them as they were before they were normalised"
@@ -125,7 +125,7 @@ def _in_range(array: np.ndarray, where: str, note: Note) -> Images:
 def set_scale(images: Iterable[Images], note: Note) -> None:
     """Images of which none goes beyond 1 were divided by 255, or are of black and white."""
     images = list(images)
-    if 0 < (high := max(i.high for i in images)) <= FRACTION:
+    if 0 < (high := max(i.high for i in images)) <= 1 + BEYOND:
         over = f", and cut off there from {high:.7g}" if high > 1 else ""
         note(f"images are from 0 to 1: multiplied by 255{over}")
         for i in images:
