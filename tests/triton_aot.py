@@ -266,7 +266,8 @@ def part(precisions, archs) -> Iterator[tuple[Launch, int]]:
     """The first of each kernel, its tangent apart, in each precision and on each architecture."""
     seen = set()
     for launch, arch in distinct(precisions, archs):
-        kind = launch.name, launch.kwargs.get("DUAL"), launch.kwargs.get("PRECISION"), arch
+        options = ("DUAL", "MERGE", "PRECISION")
+        kind = launch.name, *(launch.kwargs.get(name) for name in options), arch
         if kind not in seen:
             seen.add(kind)
             yield launch, arch

@@ -165,6 +165,10 @@ def trips(one: One) -> tuple[float, float]:
             return math.ceil(at.images / at.BN), 1
         case "moments_kernel" | "bwd_sums_kernel" | "tan_fwd_sums_kernel" | "tan_bwd_sums_kernel":
             return math.ceil(at.tiles / at.BT), 1
+        case "normalise_kernel" | "normalise_dot_kernel" | "dz_kernel" if at.MERGE:
+            return math.ceil(at.tiles / at.BT), 1
+        case "stem_wgrad_kernel" | "stem_tan_wgrad_kernel":
+            return math.ceil(at.splits / at.BS), 1
     return 1, 1  # nothing goes round, or all parts are loaded at once
 
 

@@ -27,6 +27,12 @@ SHARED = 104 * 1024  # bytes that a program's loads may take: two of them fit in
 TASKS = 4  # that a launch is taken to have, however many it has
 # Of `add_splits_kernel`, wherever it runs: all splits of the default are loaded at once.
 SPLITS = {"BS": 16, "BLOCK": 256, "num_warps": 4, "num_stages": 1}
+# Of what ends a stem's gradient: parts of sums, and of its products, that are loaded at once.
+STEM_SUMS = {"BT": 128, "BS": 16}
+# Tiles whose sums each program of the next launch adds up for itself, so many at once: a launch
+# of few programs is sooner there than one of its own and the wait for it. Of more tiles there are
+# also more programs, which would read the sums over and over.
+OWN_TILES, AT_ONCE = 128, 32
 
 # Arguments of kernels that no address is a multiple of: Triton would compile each kernel again for
 # numbers that 16 divides.
@@ -84,6 +90,11 @@ def merge(
     """Programs and configuration of a launch that merges the sums of tiles."""
     blocks = config(Geometry("merge", tiles, 1, filters, filters), device)
     return (tasks, -(-filters // blocks["BF"])), blocks
+
+
+def within(tiles: int) -> dict[str, int]:
+    """Options of a launch that may merge the sums of tiles before it reads them."""
+    return {"MERGE": tiles <= OWN_TILES, "BT": AT_ONCE}
 
 
 def candidates(g: Geometry) -> list[dict[str, int]]:

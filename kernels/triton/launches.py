@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels.branch import Branch
 from kernels.triton import conv_kernels, head, norm_act_kernels, sums
 from kernels.triton.conv import turn, wgrad_grid
-from kernels.triton.launch import Geometry
+from kernels.triton.launch import Geometry, within
 from kernels.triton.operands import COEFFICIENTS
 from kernels.triton.plan import Call, Dot, Kept, StageKept
 from kernels.triton.splits import Parts, Segment
@@ -29,22 +29,27 @@ def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Te
         STRIDE=plan.stride, BORDER=True, DUAL=False, DOT_IN=False, SUMS=True,
         PRECISION=plan.precision, **blocks,
     )  # fmt: skip
-    coef, rstd = new(t, COEFFICIENTS, f), new(t, f)
+    coef, rstd, per_tile = new(t, COEFFICIENTS, f), new(t, f), blocks["BM"]
     given_mean, given_var, step = call.statistics(s)
-    programs, merge = call.merge(grid[0])
-    sums.moments_kernel[programs](
-        part, given_mean, given_var, coef, rstd, mean[:, s * f :], var[:, s * f :],
-        grid[0], blocks["BM"], n * stage.dense**2, f, step, mean.shape[1], net.eps,
-        GIVEN=call.given is not None, **merge,
-    )  # fmt: skip
+    of_batch, merged = (mean[:, s * f :], var[:, s * f :]), within(grid[0])
+    if not merged["MERGE"]:
+        programs, merge = call.merge(grid[0])
+        sums.moments_kernel[programs](
+            part, given_mean, given_var, coef, rstd, *of_batch,
+            grid[0], per_tile, n * stage.dense**2, f, step, mean.shape[1], net.eps,
+            GIVEN=call.is_given, **merge,
+        )  # fmt: skip
     shape = t, n, stage.pooled, stage.pooled, f
     x_hat = new(shape)
     winners = new(shape if net.pool else (1,), dtype=torch.uint8)
     blocks, p = call.map_blocks(stage.pooled), call.activation(s)
     norm_act_kernels.normalise_kernel[call.grid(call.out_side(s), blocks["BM"], blocks["BF"])](
-        z, *call.affine(s), coef, rstd, x_hat, winners, x_hat if p is None else p,
+        z, *call.affine(s), coef, rstd, part, given_mean, given_var, *of_batch,
+        x_hat, winners, x_hat if p is None else p,
         n, stage.dense, stage.pooled, f, 0, net.negative_slope,
-        POOL=net.pool, ACT=p is not None, BORDER=p is not None, **blocks,
+        grid[0], per_tile, step, mean.shape[1], net.eps,
+        POOL=net.pool, ACT=p is not None, BORDER=p is not None, GIVEN=call.is_given,
+        **merged, **blocks,
     )  # fmt: skip
     return StageKept(z, x_hat, winners, coef, rstd, p)
 
@@ -115,33 +120,6 @@ def head_bwd(
     return delta, part, loss
 
 
-def norm_bwd(call: Call, kept: StageKept, s: int, part: Tensor, norm_gradient: Tensor) -> Tensor:
-    """Σδ and Σδx̂ of a stage, also as the gradient of its bias and gain; the coefficients of dz."""
-    plan, (t, n, f, new) = call.plan, call.sizes
-    result, (grid, blocks) = new(t, 2, f), call.merge(part.shape[1])
-    sums.bwd_sums_kernel[grid](
-        part, kept.coef, kept.rstd, call.affine(s)[0], result,
-        *plan.norm_gradient(norm_gradient, s),
-        part.shape[1], n * plan.stages[s].dense ** 2, f, 0, norm_gradient.stride(0),
-        GIVEN=call.given is not None, **blocks,
-    )  # fmt: skip
-    return result
-
-
-def norm_bwd_dot(
-    call: Call, kept: StageKept, dot: Dot, s: int, part: Tensor, norm_product: Tensor
-) -> Tensor:
-    plan, (t, n, f, new) = call.plan, call.sizes
-    result, (grid, blocks) = new(t, 2, f), call.merge(part.shape[1])
-    sums.tan_bwd_sums_kernel[grid](
-        part, kept.coef, kept.rstd, dot.q, kept.sums, kept.rstd, result,
-        *plan.norm_gradient(norm_product, s),
-        part.shape[1], n * plan.stages[s].dense ** 2, f, norm_product.stride(0),
-        GIVEN=call.given is not None, GAIN_DOT=False, **blocks,
-    )  # fmt: skip
-    return result
-
-
 def turned(call: Call, theta: Tensor) -> Tensor | None:  # [T, stages − 1, F, 9, F]
     """The filters of all stages but the first as `dgrad` reads them; `None` if there are none."""
     plan, (t, _, f, new) = call.plan, call.sizes
@@ -153,16 +131,40 @@ def turned(call: Call, theta: Tensor) -> Tensor | None:  # [T, stages − 1, F, 
     return out
 
 
-def dz(call: Call, stages: list[StageKept], s: int, dot: Dot | None = None) -> Tensor:
-    """Of a stage that is no stem, or with `dot` its direction, between zeros."""
-    plan, stage, kept, (_, n, f, _) = call.plan, call.plan.stages[s], stages[s], call.sizes
-    own, out, blocks = dot or kept, call.bordered(stage.dense), call.map_blocks(stage.dense)
+def dz(
+    call: Call,
+    kept: StageKept,
+    s: int,
+    part: Tensor,  # of Σδ, Σδx̂, or with `dot` of their directions [T, tiles, 2, F]
+    norm_gradient: Tensor,  # [T, G], of which the stage's gain's and bias's is written
+    dot: Dot | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Of a stage that is no stem, or with `dot` its direction, between zeros; and Σδ, Σδx̂."""
+    plan, stage, (t, n, f, new) = call.plan, call.plan.stages[s], call.sizes
+    own, gain, result = dot or kept, call.affine(s)[0], new(t, 2, f)
+    rows, step = plan.norm_gradient(norm_gradient, s), norm_gradient.stride(0)
+    tiles, merged = part.shape[1], within(part.shape[1])
+    if not merged["MERGE"]:
+        (grid, merge), pixels = call.merge(tiles), n * stage.dense**2
+        if dot:
+            sums.tan_bwd_sums_kernel[grid](
+                part, kept.coef, kept.rstd, dot.q, kept.sums, kept.rstd, result, *rows,
+                tiles, pixels, f, step, GIVEN=call.is_given, GAIN_DOT=False, **merge,
+            )  # fmt: skip
+        else:
+            sums.bwd_sums_kernel[grid](
+                part, kept.coef, kept.rstd, gain, result, *rows,
+                tiles, pixels, f, 0, step, GIVEN=call.is_given, **merge,
+            )  # fmt: skip
+    out, blocks = call.bordered(stage.dense), call.map_blocks(stage.dense)
     norm_act_kernels.dz_kernel[call.grid(stage.dense + 2, blocks["BM"], blocks["BF"])](
-        kept.z, own.z, kept.delta, own.delta, kept.winners, kept.coef, out,
-        n, stage.dense, stage.pooled, f,
-        POOL=plan.net.pool, DUAL=dot is not None, BORDER=True, **blocks,
+        kept.z, own.z, kept.delta, own.delta, kept.winners, kept.coef,
+        part, kept.rstd, gain, dot.q if dot else gain, kept.sums if dot else result, result, *rows,
+        out, n, stage.dense, stage.pooled, f, tiles, step,
+        POOL=plan.net.pool, DUAL=dot is not None, BORDER=True, GIVEN=call.is_given,
+        **merged, **blocks,
     )  # fmt: skip
-    return out
+    return out, result
 
 
 def dgrad(
@@ -251,17 +253,19 @@ def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:
         STRIDE=plan.stride, BORDER=True, DUAL=True, DOT_IN=s > 0, SUMS=True,
         PRECISION=plan.precision, **blocks,
     )  # fmt: skip
-    programs, merge = call.merge(grid[0])
-    sums.tan_fwd_sums_kernel[programs](
-        part, own.coef, own.rstd, q, grid[0], n * stage.dense**2, f,
-        GIVEN=call.given is not None, **merge,
-    )  # fmt: skip
+    merged = within(grid[0])
+    if not merged["MERGE"]:
+        programs, merge = call.merge(grid[0])
+        sums.tan_fwd_sums_kernel[programs](
+            part, own.coef, own.rstd, q, grid[0], n * stage.dense**2, f,
+            GIVEN=call.is_given, **merge,
+        )  # fmt: skip
     x_hat_dot = torch.empty_like(own.x_hat)
     blocks, p = call.map_blocks(stage.pooled), call.activation(s)
     norm_act_kernels.normalise_dot_kernel[call.grid(call.out_side(s), blocks["BM"], blocks["BF"])](
-        z_dot, own.x_hat, own.winners, own.coef, own.rstd, q, *call.affine(s),
+        z_dot, own.x_hat, own.winners, own.coef, own.rstd, q, part, *call.affine(s),
         x_hat_dot, x_hat_dot if p is None else p,
-        n, stage.dense, stage.pooled, f, net.negative_slope,
-        POOL=net.pool, BORDER=p is not None, **blocks,
+        n, stage.dense, stage.pooled, f, net.negative_slope, grid[0],
+        POOL=net.pool, BORDER=p is not None, GIVEN=call.is_given, **merged, **blocks,
     )  # fmt: skip
     return Dot(z_dot, x_hat_dot, q, p)

@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels import checks
 from kernels.plain.layout import channels_last, empty_images, whole
 from kernels.tensors import expect_winners
-from kernels.triton.launch import block, merge
+from kernels.triton.launch import block, merge, within
 from kernels.triton.norm_act_kernels import (
     activation_dot_kernel,
     delta_kernel,
@@ -81,19 +81,22 @@ def fwd(
     dense_sums_kernel[_grid(z, side)](
         z, z, z, part, n * side**2, c, DUAL=False, BM=TILE, BF=block(c), num_warps=8
     )
-    given = map(whole, statistics or (mean, var))
-    grid, blocks = _merge(z, part)
-    moments_kernel[grid](
-        part, *given, coef, rstd, mean, var,
-        part.shape[1], TILE, n * side**2, c, c, c, eps,
-        GIVEN=statistics is not None, **blocks,
-    )  # fmt: skip
+    given, is_given = [*map(whole, statistics or (mean, var))], statistics is not None
+    merged = within(part.shape[1])
+    if not merged["MERGE"]:
+        grid, blocks = _merge(z, part)
+        moments_kernel[grid](
+            part, *given, coef, rstd, mean, var, part.shape[1], TILE, n * side**2, c, c, c, eps,
+            GIVEN=is_given, **blocks,
+        )  # fmt: skip
     small = side // 2 if pooled else side
     y, x_hat = (empty_images(z, t, n, c, small) for _ in range(2))
     winners = _new(z, t, n, small, small, c, dtype=torch.uint8) if pooled else None
     normalise_kernel[_grid(z, small)](
-        z, gain, bias, coef, rstd, x_hat, x_hat if winners is None else winners, y,
-        n, side, small, c, c, negative_slope, POOL=pooled, ACT=True, BORDER=False,
+        z, gain, bias, coef, rstd, part, *given, mean, var,
+        x_hat, x_hat if winners is None else winners, y,
+        n, side, small, c, c, negative_slope, part.shape[1], TILE, c, c, eps,
+        POOL=pooled, ACT=True, BORDER=False, GIVEN=is_given, **merged,
         BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     count = n * side * side if statistics is None else 0
@@ -176,16 +179,19 @@ def _normalised_dot(saved: Saved, z_dot: Tensor) -> Tangent:
     dense_sums_kernel[_grid(z_dot, side)](
         z_dot, saved.z, coef, part, n * side**2, c, DUAL=True, BM=TILE, BF=block(c), num_warps=8
     )
-    grid, blocks = _merge(z_dot, part)
-    tan_fwd_sums_kernel[grid](
-        part, coef, saved.rstd, q, part.shape[1], n * side**2, c,
-        GIVEN=not saved.count, **blocks,
-    )  # fmt: skip
+    merged = within(part.shape[1])
+    if not merged["MERGE"]:
+        grid, blocks = _merge(z_dot, part)
+        tan_fwd_sums_kernel[grid](
+            part, coef, saved.rstd, q, part.shape[1], n * side**2, c,
+            GIVEN=not saved.count, **blocks,
+        )  # fmt: skip
     small = saved.x_hat.shape[3]
     x_hat_dot = empty_images(z_dot, t, n, c, small)
     normalise_dot_kernel[_grid(z_dot, small)](
-        z_dot, saved.x_hat, _winners(saved), coef, saved.rstd, q, q, q, x_hat_dot, x_hat_dot,
-        n, side, small, c, 1.0, POOL=saved.winners is not None, BORDER=False,
+        z_dot, saved.x_hat, _winners(saved), coef, saved.rstd, q, part, q, q, x_hat_dot, x_hat_dot,
+        n, side, small, c, 1.0, part.shape[1],
+        POOL=saved.winners is not None, BORDER=False, GIVEN=not saved.count, **merged,
         BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     return Tangent(z_dot, coef, q, x_hat_dot)
@@ -223,9 +229,10 @@ def _dz(saved: Saved, coef: Tensor, delta: Tensor, dual: tuple | None = None) ->
     z_dot, delta_dot = dual or (saved.z, delta)
     out = empty_images(saved.z, t, n, c, side)
     dz_kernel[_grid(saved.z, side)](
-        saved.z, z_dot, delta, delta_dot, _winners(saved), coef, out,
-        n, side, delta.shape[3], c,
+        saved.z, z_dot, delta, delta_dot, _winners(saved), coef, *[coef] * 8, out,
+        n, side, delta.shape[3], c, 0, 0,
         POOL=saved.winners is not None, DUAL=dual is not None, BORDER=False,
+        GIVEN=False, MERGE=False, BT=16,
         BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
     return out

@@ -4,8 +4,23 @@ import triton
 import triton.language as tl
 
 from kernels.triton.launch import COUNTS
-from kernels.triton.operands import load_dz, load_dz_dot, pixels_of, slope_at, unbent
-from kernels.triton.sums import row_of, store_delta, store_moments
+from kernels.triton.operands import (
+    coefficient,
+    load_dz,
+    load_dz_dot,
+    pixels_of,
+    slope_at,
+    unbent,
+)
+from kernels.triton.sums import (
+    settle_coefficients,
+    settle_coefficients_dot,
+    settle_moments,
+    settle_moments_dot,
+    settle_sums,
+    store_delta,
+    store_moments,
+)
 
 
 @triton.jit
@@ -44,13 +59,22 @@ def _better(z, z_key, z_position: tl.constexpr, key, value, position):
     )
 
 
+@triton.jit
+def stored_by_one(filters):
+    """What the first of programs with the same filters stores of `kernels.triton.sums`."""
+    return tl.where(tl.program_id(0) == 0, filters, 0)
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def normalise_kernel(
     z, gain, bias,  # [T, N, H, W, F], [F] of a task, the next `gain_step` further on
     coef, rstd,  # [T, 8, F], [T, F]
+    part, given_mean, given_var, mean_out, var_out,  # of `settle_moments`, with MERGE
     x_hat, winners, out,  # [T, N, h, w, F], with BORDER `out` [T, N, h + 2, w + 2, F]
     images, dense, pooled, filters, gain_step, slope,
+    tiles, per_tile, given_step, out_step, eps,
     POOL: tl.constexpr, ACT: tl.constexpr, BORDER: tl.constexpr,
+    MERGE: tl.constexpr, GIVEN: tl.constexpr, BT: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """x̂ at the winners, and the winners; with ACT also the activation → out, with BORDER between
@@ -63,8 +87,15 @@ def normalise_kernel(
     n, y, x, inside = bordered(m, pooled, BORDER)
     there = (m < images * side * side)[:, None] & (f < filters)[None, :]
     valid = there & inside[:, None]
-    mean = tl.load(row_of(coef, 3, task, f, filters), mask=f < filters, other=0.0)[None, :]
-    r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)[None, :]
+    if MERGE:
+        mean, r = settle_moments(
+            part, given_mean, given_var, coef, rstd, mean_out, var_out, stored_by_one(filters),
+            task, f, tiles, per_tile, images * dense * dense, filters, given_step, out_step, eps,
+            GIVEN, BT,
+        )  # fmt: skip
+    else:
+        mean = coefficient(coef, 3, task, f, filters)
+        r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)
     g = tl.load(gain + task * gain_step + f, mask=f < filters, other=0.0)[None, :]
     where = (((task * images + n) * pooled + y) * pooled + x)[:, None] * filters + f[None, :]
     if POOL:
@@ -81,7 +112,7 @@ def normalise_kernel(
         tl.store(winners + where, position.to(tl.uint8), mask=valid)
     else:
         value = tl.load(z + where, mask=valid, other=0.0)
-    value = (value - mean) * r
+    value = (value - mean[None, :]) * r[None, :]
     tl.store(x_hat + where, value, mask=valid)
     if ACT:
         b = tl.load(bias + task * gain_step + f, mask=f < filters, other=0.0)[None, :]
@@ -103,10 +134,13 @@ def store_bent_dot(out, pixel, f, valid, there, value, value_dot, gain, bias, sl
 @triton.jit(do_not_specialize=COUNTS)
 def normalise_dot_kernel(
     z_dot, x_hat, winners, coef, rstd, q,
+    part,  # of `settle_moments_dot`, with MERGE
     gain, bias,  # [F], with BORDER
     x_hat_dot, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
-    images, dense, pooled, filters, slope,
-    POOL: tl.constexpr, BORDER: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
+    images, dense, pooled, filters, slope, tiles,
+    POOL: tl.constexpr, BORDER: tl.constexpr,
+    MERGE: tl.constexpr, GIVEN: tl.constexpr, BT: tl.constexpr,
+    BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """x̂_dot = r(z_dot − μ_dot − x̂q) at the winners; with BORDER also the direction of the
     activation, slope·gain·x̂_dot, between zeros → out.
@@ -125,11 +159,18 @@ def normalise_dot_kernel(
         at = (row * dense + (2 * x)[:, None] + winner % 2) * filters + f[None, :]
     else:
         at = own
-    mean_dot = tl.load(row_of(coef, 7, task, f, filters), mask=f < filters, other=0.0)[None, :]
+    if MERGE:
+        mean_dot, along = settle_moments_dot(
+            part, coef, rstd, q, stored_by_one(filters),
+            task, f, tiles, images * dense * dense, filters, GIVEN, BT,
+        )  # fmt: skip
+    else:
+        mean_dot = coefficient(coef, 7, task, f, filters)
+        along = tl.load(q + task * filters + f, mask=f < filters, other=0.0)
     r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)[None, :]
-    along = tl.load(q + task * filters + f, mask=f < filters, other=0.0)[None, :]
     value = tl.load(x_hat + own, mask=valid, other=0.0)
-    value_dot = (tl.load(z_dot + at, mask=valid, other=0.0) - (mean_dot + value * along)) * r
+    along_x_hat = mean_dot[None, :] + value * along[None, :]
+    value_dot = (tl.load(z_dot + at, mask=valid, other=0.0) - along_x_hat) * r
     tl.store(x_hat_dot + own, value_dot, mask=valid)
     if BORDER:
         store_bent_dot(
@@ -181,9 +222,12 @@ def delta_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def dz_kernel(
     z, z_dot, delta, delta_dot, winners, coef,
+    # of `settle_sums` and what follows, with MERGE; of a direction with DUAL, as are q and sums_dot
+    part, rstd, gain, q, sums, sums_dot, d_gain, d_bias,
     out,  # [T, N, H, W, F], with BORDER [T, N, H + 2, W + 2, F]
-    images, dense, pooled, filters,
+    images, dense, pooled, filters, tiles, out_step,
     POOL: tl.constexpr, DUAL: tl.constexpr, BORDER: tl.constexpr,
+    MERGE: tl.constexpr, GIVEN: tl.constexpr, BT: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """dz, or with DUAL its direction, with BORDER between zeros."""
@@ -193,16 +237,43 @@ def dz_kernel(
     f = tl.program_id(2) * BF + tl.arange(0, BF)
     n, y, x, inside = bordered(m, dense, BORDER)
     n += task * images
-    coef += task * 8 * filters
     there = m < images * side * side
     inside = inside & there
+    stored, pixels = stored_by_one(filters), images * dense * dense
+    if MERGE:
+        s1, s2 = settle_sums(
+            part, sums_dot if DUAL else sums, d_gain, d_bias, stored, task, f, tiles, filters,
+            out_step, BT,
+        )  # fmt: skip
+    mean = coefficient(coef, 3, task, f, filters)
     if DUAL:
+        if MERGE:
+            b1, b2, b4 = settle_coefficients_dot(
+                s1, s2, coef, rstd, q, sums, sums, stored, task, f, pixels, filters, GIVEN, False
+            )
+        else:
+            b1 = coefficient(coef, 4, task, f, filters)
+            b2 = coefficient(coef, 5, task, f, filters)
+            b4 = coefficient(coef, 6, task, f, filters)
+        a0, a1 = coefficient(coef, 0, task, f, filters), coefficient(coef, 1, task, f, filters)
         value = load_dz_dot(
-            z, z_dot, delta, delta_dot, winners, coef,
+            z, z_dot, delta, delta_dot, winners,
+            mean, coefficient(coef, 7, task, f, filters), a0, a1, b1, b2, b4,
             n, y, x, f, inside, filters, dense, pooled, POOL,
         )  # fmt: skip
     else:
-        value = load_dz(z, delta, winners, coef, n, y, x, f, inside, filters, dense, pooled, POOL)
+        if MERGE:
+            a0, a1, a2 = settle_coefficients(
+                s1, s2, coef, rstd, gain, stored, task, f, pixels, filters, 0, GIVEN
+            )
+        else:
+            a0 = coefficient(coef, 0, task, f, filters)
+            a1 = coefficient(coef, 1, task, f, filters)
+            a2 = coefficient(coef, 2, task, f, filters)
+        value = load_dz(
+            z, delta, winners, mean, a0, a1, a2,
+            n, y, x, f, inside, filters, dense, pooled, POOL,
+        )  # fmt: skip
     at = (task * images * side * side + m)[:, None] * filters + f[None, :]
     tl.store(out + at, value, mask=there[:, None] & (f < filters)[None, :])
 

@@ -70,40 +70,36 @@ def load_scattered(values, winners, n, y, x, f, inside, filters, dense, pooled, 
 
 
 @triton.jit
-def coefficient(coef, row: tl.constexpr, f, filters):
-    return tl.load(coef + row * filters + f, mask=f < filters, other=0.0)[None, :]
-
-
-@triton.jit
-def load_centred(z, coef, row: tl.constexpr, n, y, x, f, inside, filters, dense):
-    """[pixels, filters] of z less the mean in `row` of the coefficients."""
-    value = load_pixels(z, n, y, x, f, inside, filters, dense)
-    return value - coefficient(coef, row, f, filters)
+def coefficient(coef, row: tl.constexpr, task, f, filters):
+    """[F] of a block of filters."""
+    at = coef + (task * 8 + row) * filters + f
+    return tl.load(at, mask=f < filters, other=0.0)
 
 
 @triton.jit
 def load_dz(
-    z, delta, winners, coef, n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr
-):
-    """[pixels, filters] of dz, 0 outside; `coef` of the task."""
+    z, delta, winners, mean, a0, a1, a2,  # the last four [F]
+    n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr,
+):  # fmt: skip
+    """[pixels, filters] of dz, 0 outside."""
     spike = load_scattered(delta, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
-    centred = load_centred(z, coef, 3, n, y, x, f, inside, filters, dense)
-    value = coefficient(coef, 0, f, filters) * spike
-    value += coefficient(coef, 1, f, filters) * centred + coefficient(coef, 2, f, filters)
+    centred = load_pixels(z, n, y, x, f, inside, filters, dense) - mean[None, :]
+    value = a0[None, :] * spike
+    value += a1[None, :] * centred + a2[None, :]
     return tl.where(inside[:, None], value, 0.0)
 
 
 @triton.jit
 def load_dz_dot(
-    z, z_dot, delta, delta_dot, winners, coef,
+    z, z_dot, delta, delta_dot, winners, mean, mean_dot, a0, a1, b1, b2, b4,  # the last seven [F]
     n, y, x, f, inside, filters, dense, pooled, POOL: tl.constexpr,
 ):  # fmt: skip
     """The same of its direction."""
     spike = load_scattered(delta, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
     spike_dot = load_scattered(delta_dot, winners, n, y, x, f, inside, filters, dense, pooled, POOL)
-    centred = load_centred(z, coef, 3, n, y, x, f, inside, filters, dense)
-    centred_dot = load_centred(z_dot, coef, 7, n, y, x, f, inside, filters, dense)
-    value = coefficient(coef, 0, f, filters) * spike_dot + coefficient(coef, 4, f, filters) * spike
-    value += coefficient(coef, 5, f, filters) * centred + coefficient(coef, 6, f, filters)
-    value += coefficient(coef, 1, f, filters) * centred_dot
+    centred = load_pixels(z, n, y, x, f, inside, filters, dense) - mean[None, :]
+    centred_dot = load_pixels(z_dot, n, y, x, f, inside, filters, dense) - mean_dot[None, :]
+    value = a0[None, :] * spike_dot + b1[None, :] * spike
+    value += b2[None, :] * centred + b4[None, :]
+    value += a1[None, :] * centred_dot
     return tl.where(inside[:, None], value, 0.0)

@@ -82,8 +82,8 @@ def run(
         return Result(None, logits, None, None, mean, var, None)
     gradient, norm_gradient = _gradients(call)
     delta, part, loss = launches.head_bwd(call, stages[-1], residual, losses, gradient)
-    outer = _backward(call, stages, projected, delta, part, gradient, norm_gradient)
-    kept = Kept.of(call, stages, projected, outer, softmax, residual) if keep else None
+    outer, turned = _backward(call, stages, projected, delta, part, gradient, norm_gradient)
+    kept = Kept.of(call, stages, projected, outer, turned, softmax, residual) if keep else None
     return Result(loss, logits, gradient, norm_gradient, mean, var, kept)
 
 
@@ -160,22 +160,25 @@ def _backward(
     part: Tensor,  # of its sums
     gradient: Tensor,
     norm_gradient: Tensor,
-) -> Tensor | None:
-    """Writes all but the classifier's gradient; the stem's Σ δ·patch."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Writes all but the classifier's gradient; the stem's Σ δ·patch, and the turned filters."""
     outer, w = None, launches.turned(call, call.theta)
     wgrads = launches.Wgrads(call, stages, gradient)
     for s in reversed(range(call.plan.net.stages)):
-        sums = launches.norm_bwd(call, stages[s], s, part, norm_gradient)
-        stages[s] = stages[s]._replace(delta=delta, sums=sums)
+        own = stages[s]._replace(delta=delta)
         if call.plan.stages[s].stem:
-            outer = stem_launches.stem_bwd(call, stages[s], projected, gradient)
+            outer, sums = stem_launches.stem_bwd(
+                call, own, projected, part, gradient, norm_gradient
+            )
+            stages[s] = own._replace(sums=sums)
             continue
-        stages[s] = stages[s]._replace(dz=launches.dz(call, stages, s))
+        dz, sums = launches.dz(call, own, s, part, norm_gradient)
+        stages[s] = own._replace(dz=dz, sums=sums)
         wgrads.begin(s)
         if s:
             delta, part = launches.dgrad(call, stages, s, w)
     wgrads.finish()
-    return outer
+    return outer, w
 
 
 def tangent(
@@ -192,7 +195,7 @@ def tangent(
     direction = aligned(direction)
     product = new_rows(direction, *direction.shape)
     norm_product = direction.new_empty(plan.tasks, 2 * net.stages * net.filters)
-    turned = [launches.turned(call, values) for values in (call.theta, direction)]
+    turned = kept.turned, launches.turned(call, direction)
     dots = []
     for s, stage in enumerate(plan.stages):
         if stage.stem:
@@ -205,12 +208,12 @@ def tangent(
     )
     wgrads = launches.Wgrads(call, stages, product, dots)
     for s in reversed(range(net.stages)):
-        sums_dot = launches.norm_bwd_dot(call, stages[s], dots[s], s, part, norm_product)
         dots[s] = dots[s]._replace(delta=delta_dot)
         if plan.stages[s].stem:
-            stem_launches.stem_bwd_dot(kept, direction, dots[s], sums_dot, product)
+            stem_launches.stem_bwd_dot(kept, direction, dots[s], part, product, norm_product)
             continue
-        dots[s] = dots[s]._replace(dz=launches.dz(call, stages, s, dots[s]))
+        dz, _ = launches.dz(call, stages[s], s, part, norm_product, dots[s])
+        dots[s] = dots[s]._replace(dz=dz)
         wgrads.begin(s)
         if s:
             delta_dot, part = launches.dgrad(call, stages, s, *turned, dots)

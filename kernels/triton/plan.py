@@ -107,6 +107,11 @@ class Call(NamedTuple):
         return self.images.plan
 
     @property
+    def is_given(self) -> bool:
+        """Whether statistics are constants."""
+        return self.given is not None
+
+    @property
     def sizes(self) -> tuple:
         """Tasks, images, filters, and what makes a tensor beside those of the pass."""
         plan = self.plan
@@ -207,6 +212,7 @@ class Kept(NamedTuple):
     stages: list[StageKept]
     projected: Tensor | None  # [T, KP, F] the stem's covariance times its filters
     outer: Tensor | None  # [T, KP, F] the stem's Σ δ·patch
+    turned: Tensor | None  # [T, stages − 1, F, 9, F] the filters as `dgrad` reads them
     softmax: Tensor  # [T, N, ways]
     residual: Tensor  # [T, N, ways]
     seal: tuple  # of the above

@@ -11,6 +11,7 @@ import triton.language as tl
 from kernels.triton.launch import COUNTS
 from kernels.triton.norm_act_kernels import bordered, store_bent_dot, winner_of
 from kernels.triton.operands import dot, pixels_of, slope_at, unbent
+from kernels.triton.sums import settle_sums
 
 
 @triton.jit
@@ -151,24 +152,42 @@ def stem_outer_kernel(
     tl.store(part + out, acc, mask=(f < filters)[:, None])
 
 
+@triton.jit
+def outer_sum(part, task, splits, k, f, filters, KP: tl.constexpr, BS: tl.constexpr):
+    """[KP, filters] Σ over the splits, in order, of part [T, splits, KP, F]"""
+    total = tl.zeros((KP, f.shape[0]), tl.float32)
+    for begin in range(0, splits, BS):
+        s = begin + tl.arange(0, BS)
+        rows = (task * splits + s)[:, None, None] * KP + k[None, :, None]
+        there = (s < splits)[:, None, None] & (f < filters)[None, None, :]
+        at = rows * filters + f[None, None, :]
+        total += tl.sum(tl.load(part + at, mask=there, other=0.0), 0)
+    return total
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def stem_wgrad_kernel(
-    outer, patch_mean, pivot, projected,  # [T, KP, F], [T, KP], [T, KP], [T, KP, F]
-    gain, rstd, sums,  # [F], [T, F], [T, 2, F]
+    part, outer,  # [T, splits, KP, F] of `stem_outer_kernel` → their sum [T, KP, F]
+    sums_part, sums, d_gain, d_bias,  # of `settle_sums`
+    patch_mean, pivot, projected,  # [T, KP], [T, KP], [T, KP, F]
+    gain, rstd,  # [F], [T, F]
     gradient,  # [F, 9, C], tasks `out_step` apart
-    channels: tl.constexpr, filters: tl.constexpr, out_step,
-    GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+    channels: tl.constexpr, filters: tl.constexpr, splits, tiles, out_step, rows_step,
+    GIVEN: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """gain·r·(A − s₁m − s₂r·Gw)"""
     task = tl.program_id(0)
     k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
     real = f < filters
     at = (task * KP + k[:, None]) * filters + f[None, :]
-    a = tl.load(outer + at, mask=real[None, :], other=0.0)
+    a = outer_sum(part, task, splits, k, f, filters, KP, BS)
+    tl.store(outer + at, a, mask=real[None, :])
+    s1, s2 = settle_sums(
+        sums_part, sums, d_gain, d_bias, filters, task, f, tiles, filters, rows_step, BT
+    )
+    s1, s2 = s1[None, :], s2[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
     scale = tl.load(gain + f, mask=real, other=0.0)[None, :] * r
-    s1 = tl.load(sums + task * 2 * filters + f, mask=real, other=0.0)[None, :]
-    s2 = tl.load(sums + (task * 2 + 1) * filters + f, mask=real, other=0.0)[None, :]
     if GIVEN:
         a += s1 * tl.load(pivot + task * KP + k)[:, None]
     else:
@@ -250,21 +269,26 @@ def stem_dot_kernel(
 
 @triton.jit(do_not_specialize=COUNTS)
 def stem_tan_wgrad_kernel(
-    w_dot, outer, outer_dot, patch_mean, cov, pivot, projected,
-    gain, rstd, q, sums, sums_dot,
+    w_dot, outer,
+    part,  # [T, splits, KP, F] of the direction of `outer`
+    sums_part, sums_dot, d_gain_dot, d_bias_dot,  # of `settle_sums`
+    patch_mean, cov, pivot, projected, gain, rstd, q, sums,
     product,  # [F, 9, C], tasks `out_step` apart
-    channels: tl.constexpr, filters: tl.constexpr, w_step, out_step,
-    GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+    channels: tl.constexpr, filters: tl.constexpr, splits, tiles, w_step, out_step, rows_step,
+    GIVEN: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """The direction of gain·r·(A − s₁m − s₂r·Gw), r_dot = −r²q."""
     task = tl.program_id(0)
     k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
     real = f < filters
     at = (task * KP + k[:, None]) * filters + f[None, :]
-    a_dot = tl.load(outer_dot + at, mask=real[None, :], other=0.0)
+    a_dot = outer_sum(part, task, splits, k, f, filters, KP, BS)
+    s1_dot, s2_dot = settle_sums(
+        sums_part, sums_dot, d_gain_dot, d_bias_dot, filters, task, f, tiles, filters, rows_step, BT
+    )
+    s1_dot, s2_dot = s1_dot[None, :], s2_dot[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
     g = tl.load(gain + f, mask=real, other=0.0)[None, :]
-    s1_dot = tl.load(sums_dot + task * 2 * filters + f, mask=real, other=0.0)[None, :]
     if GIVEN:
         value = g * r * (a_dot + s1_dot * tl.load(pivot + task * KP + k)[:, None])
     else:
@@ -272,7 +296,6 @@ def stem_tan_wgrad_kernel(
         a = tl.load(outer + at, mask=real[None, :], other=0.0)
         s1 = tl.load(sums + task * 2 * filters + f, mask=real, other=0.0)[None, :]
         s2 = tl.load(sums + (task * 2 + 1) * filters + f, mask=real, other=0.0)[None, :]
-        s2_dot = tl.load(sums_dot + (task * 2 + 1) * filters + f, mask=real, other=0.0)[None, :]
         gw = tl.load(projected + at, mask=real[None, :], other=0.0)
         rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels)
         matrix = tl.load(cov + (task * KP + k[:, None]) * KP + k[None, :])

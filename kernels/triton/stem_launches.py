@@ -5,9 +5,10 @@ import triton
 from torch import Tensor
 
 from kernels.triton import stem
+from kernels.triton.launch import STEM_SUMS
 from kernels.triton.operands import COEFFICIENTS
 from kernels.triton.plan import Call, Dot, Kept, StageKept
-from kernels.triton.splits import Parts, Segment
+from kernels.triton.tensors import countable
 
 
 def stem_fwd(call: Call, mean: Tensor, var: Tensor) -> tuple[StageKept, Tensor]:
@@ -21,7 +22,7 @@ def stem_fwd(call: Call, mean: Tensor, var: Tensor) -> tuple[StageKept, Tensor]:
         theta, patches.mean, patches.cov, patches.pivot, given_mean, given_var,
         projected, coef, rstd, mean, var,
         stage.channels, f, theta.stride(0), step, mean.shape[1], plan.net.eps,
-        GIVEN=call.given is not None, KP=kp, **small,
+        GIVEN=call.is_given, KP=kp, **small,
     )  # fmt: skip
     shape = t, n, stage.pooled, stage.pooled, f
     x_hat, winners = new(shape), new(shape, dtype=torch.uint8)
@@ -39,18 +40,23 @@ def stem_bwd(
     call: Call,
     kept: StageKept,
     projected: Tensor,
+    sums_part: Tensor,  # of Σδ, Σδx̂ [T, tiles, 2, F]
     gradient: Tensor,  # [T, P], of which the stem's filters' is written
-) -> Tensor:
-    """Σ δ·patch over the winners [T, KP, F]."""
-    stage, (t, _, f, _) = call.plan.stages[0], call.sizes
-    patches, outer = call.images.patches, _outer(call, kept.winners, kept.delta)
+    norm_gradient: Tensor,  # [T, G], of which the stem's gain's and bias's
+) -> tuple[Tensor, Tensor]:
+    """Σ δ·patch over the winners [T, KP, F]; Σδ, Σδx̂ [T, 2, F]."""
+    plan, stage, (t, _, f, new) = call.plan, call.plan.stages[0], call.sizes
+    patches, part = call.images.patches, _outer(call, kept.winners, kept.delta)
+    kp, outer, sums = part.shape[2], new(t, *part.shape[2:]), new(t, 2, f)
     small = _blocks(call, "stem_small")
     stem.stem_wgrad_kernel[(t, triton.cdiv(f, small["BF"]))](
-        outer, patches.mean, patches.pivot, projected, call.affine(0)[0], kept.rstd, kept.sums,
-        gradient, stage.channels, f, gradient.stride(0),
-        GIVEN=call.given is not None, KP=outer.shape[1], **small,
+        part, outer, sums_part, sums, *plan.norm_gradient(norm_gradient, 0),
+        patches.mean, patches.pivot, projected, call.affine(0)[0], kept.rstd, gradient,
+        stage.channels, f, part.shape[1], sums_part.shape[1],
+        gradient.stride(0), norm_gradient.stride(0),
+        GIVEN=call.is_given, KP=kp, **STEM_SUMS, **small,
     )  # fmt: skip
-    return outer
+    return outer, sums
 
 
 def stem_dot(kept: Kept, direction: Tensor) -> Dot:
@@ -60,7 +66,7 @@ def stem_dot(kept: Kept, direction: Tensor) -> Dot:
     small = _blocks(call, "stem_small")
     stem.stem_tan_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
         direction, patches.mean, patches.pivot, kept.projected, own.rstd, own.coef, q,
-        stage.channels, f, step, GIVEN=call.given is not None, KP=kp, **small,
+        stage.channels, f, step, GIVEN=call.is_given, KP=kp, **small,
     )  # fmt: skip
     x_hat_dot = torch.empty_like(own.x_hat)
     blocks, p = _blocks(call, "stem_dot"), call.activation(0)
@@ -74,33 +80,40 @@ def stem_dot(kept: Kept, direction: Tensor) -> Dot:
 
 
 def stem_bwd_dot(
-    kept: Kept, direction: Tensor, dot: Dot, sums_dot: Tensor, product: Tensor
+    kept: Kept,
+    direction: Tensor,
+    dot: Dot,
+    sums_part: Tensor,  # of the directions of Σδ, Σδx̂ [T, tiles, 2, F]
+    product: Tensor,
+    norm_product: Tensor,
 ) -> None:
     call, own, patches = kept.call, kept.stages[0], kept.call.images.patches
-    stage, (t, _, f, _) = call.plan.stages[0], call.sizes
-    outer_dot, small = _outer(call, own.winners, dot.delta), _blocks(call, "stem_small")
+    plan, stage, (t, _, f, new) = call.plan, call.plan.stages[0], call.sizes
+    part, small = _outer(call, own.winners, dot.delta), _blocks(call, "stem_small")
     stem.stem_tan_wgrad_kernel[(t, triton.cdiv(f, small["BF"]))](
-        direction, kept.outer, outer_dot, patches.mean, patches.cov, patches.pivot,
-        kept.projected, call.affine(0)[0], own.rstd, dot.q, own.sums, sums_dot,
-        product, stage.channels, f, direction.stride(0), product.stride(0),
-        GIVEN=call.given is not None, KP=outer_dot.shape[1], **small,
+        direction, kept.outer, part,
+        sums_part, new(t, 2, f), *plan.norm_gradient(norm_product, 0),
+        patches.mean, patches.cov, patches.pivot, kept.projected,
+        call.affine(0)[0], own.rstd, dot.q, own.sums, product,
+        stage.channels, f, part.shape[1], sums_part.shape[1],
+        direction.stride(0), product.stride(0), norm_product.stride(0),
+        GIVEN=call.is_given, KP=part.shape[2], **STEM_SUMS, **small,
     )  # fmt: skip
 
 
 def _outer(call: Call, winners: Tensor, values: Tensor) -> Tensor:
-    """Σ values·patch over the winners [T, KP, F]."""
+    """Parts of Σ values·patch over the winners [T, splits, KP, F]."""
     plan, stage, (t, n, f, new) = call.plan, call.plan.stages[0], call.sizes
     kp, blocks = call.images.patches.mean.shape[1], _blocks(call, "stem_outer")
     splits = triton.cdiv(n * stage.pooled**2, blocks["per_split"])
-    outer = new(t, kp, f)
-    parts = Parts.of(outer, t, Segment(splits, kp * f))
+    countable("sums", (t, splits, kp, f))
+    part = new(t, splits, kp, f)
     stem.stem_outer_kernel[(splits, t, triton.cdiv(f, blocks["BF"]))](
-        call.images.x, values, winners, parts.segment(0),
+        call.images.x, values, winners, part,
         n, stage.side, stage.pooled, stage.channels, f,
         PRECISION=plan.stem_precision, KP=kp, **blocks,
     )  # fmt: skip
-    parts.add(outer, kp * f)
-    return outer
+    return part
 
 
 def _blocks(call: Call, kernel: str) -> dict[str, int]:

@@ -1,9 +1,12 @@
 """Sums over a task's pixels, a tile at a time and then over the tiles in order.
 
-A kernel that holds a tile of z, or of δ, in registers leaves its part [2, F]. The merges are one
-program a task and block of filters; they also leave the coefficients that the operands of
-`kernels.triton.operands` are built with. GIVEN statistics are constants: what goes through them is
-0, whatever the sums are.
+A kernel that holds a tile of z, or of δ, in registers leaves its part [2, F]. A `settle_…` merges
+the parts of a block of filters, and gives what follows from the sums: the statistics, or the
+coefficients that the operands of `kernels.triton.operands` are built with. Of few tiles each
+program of the launch that reads them does it for itself, and one of them stores them for later
+launches (`stored` are its filters, of the others 0); of many tiles a launch of its own does, one
+program a task and block of filters. GIVEN statistics are constants: what goes through them is 0,
+whatever the sums are.
 """
 
 import triton
@@ -80,18 +83,17 @@ def merged(part, task, tiles, f, filters, BT: tl.constexpr):
     return first, second
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def moments_kernel(
+@triton.jit
+def settle_moments(
     part,  # [T, tiles, 2, F] mean and M2 of `per_tile` pixels each, the last one of what is left
     given_mean, given_var,  # [F] of a task, the next `given_step` further on
     coef, rstd,  # [T, 8, F], [T, F]
     mean_out, var_out,  # of the batch [T, F], tasks `out_step` apart
-    tiles, per_tile, pixels, filters, given_step, out_step, eps,
-    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+    stored, task, f, tiles, per_tile, pixels, filters, given_step, out_step, eps,
+    GIVEN: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    task = tl.program_id(0)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
-    total = tl.zeros((BF,), tl.float32)
+    """Mean and 1/σ that normalise."""
+    total = tl.zeros(f.shape, tl.float32)
     for start in range(0, tiles, BT):
         t = start + tl.arange(0, BT)
         at = part + ((task * tiles + t) * 2 * filters)[:, None] + f[None, :]
@@ -99,7 +101,7 @@ def moments_kernel(
         count = tl.minimum(pixels - t * per_tile, per_tile)
         total += tl.sum(tl.load(at, mask=valid, other=0.0) * count[:, None], 0)
     mean = total / pixels
-    m2 = tl.zeros((BF,), tl.float32)
+    m2 = tl.zeros(f.shape, tl.float32)
     for start in range(0, tiles, BT):
         t = start + tl.arange(0, BT)
         at = part + ((task * tiles + t) * 2 * filters)[:, None] + f[None, :]
@@ -109,85 +111,85 @@ def moments_kernel(
         within = tl.load(at + filters, mask=valid, other=0.0)
         m2 += tl.sum(within + apart * apart * count[:, None], 0)
     var = m2 / pixels
-    tl.store(mean_out + task * out_step + f, mean, mask=f < filters)
-    tl.store(var_out + task * out_step + f, var, mask=f < filters)
+    real = f < filters
+    tl.store(mean_out + task * out_step + f, mean, mask=f < stored)
+    tl.store(var_out + task * out_step + f, var, mask=f < stored)
     if GIVEN:
-        mean = tl.load(given_mean + task * given_step + f, mask=f < filters, other=0.0)
-        var = tl.load(given_var + task * given_step + f, mask=f < filters, other=1.0)
-    tl.store(row_of(coef, 3, task, f, filters), mean, mask=f < filters)
-    tl.store(rstd + task * filters + f, tl.div_rn(1.0, tl.sqrt_rn(var + eps)), mask=f < filters)
+        mean = tl.load(given_mean + task * given_step + f, mask=real, other=0.0)
+        var = tl.load(given_var + task * given_step + f, mask=real, other=1.0)
+    r = tl.div_rn(1.0, tl.sqrt_rn(var + eps))
+    tl.store(row_of(coef, 3, task, f, filters), mean, mask=f < stored)
+    tl.store(rstd + task * filters + f, r, mask=f < stored)
+    return mean, r
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def bwd_sums_kernel(
+@triton.jit
+def settle_sums(
     part,  # [T, tiles, 2, F] Σδ, Σδx̂
-    coef, rstd,  # [T, 8, F], [T, F]
-    gain,  # [F] of a task, the next `gain_step` further on
     sums,  # [T, 2, F]
     d_gain, d_bias,  # [F] of a task, the next `out_step` further on
-    tiles, pixels, filters, gain_step, out_step,
-    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+    stored, task, f, tiles, filters, out_step, BT: tl.constexpr,
 ):  # fmt: skip
-    task = tl.program_id(0)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
+    """Σδ and Σδx̂, the gradients of bias and gain; or their directions."""
     s1, s2 = merged(part, task, tiles, f, filters, BT)
-    real = f < filters
+    real = f < stored
     tl.store(sums + task * 2 * filters + f, s1, mask=real)
     tl.store(sums + (task * 2 + 1) * filters + f, s2, mask=real)
     tl.store(d_gain + task * out_step + f, s2, mask=real)
     tl.store(d_bias + task * out_step + f, s1, mask=real)
+    return s1, s2
+
+
+@triton.jit
+def settle_coefficients(
+    s1, s2, coef, rstd,  # Σδ, Σδx̂; [T, 8, F], [T, F]
+    gain,  # [F] of a task, the next `gain_step` further on
+    stored, task, f, pixels, filters, gain_step, GIVEN: tl.constexpr,
+):  # fmt: skip
+    """a0, a1, a2 of dz."""
+    real = f < filters
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)
     a0 = tl.load(gain + task * gain_step + f, mask=real, other=0.0) * r
-    a1 = tl.zeros((BF,), tl.float32)
-    a2 = tl.zeros((BF,), tl.float32)
+    a1 = tl.zeros(f.shape, tl.float32)
+    a2 = tl.zeros(f.shape, tl.float32)
     if not GIVEN:
         share = 1.0 / pixels
         a1 = -a0 * r * s2 * share
         a2 = -a0 * s1 * share
-    tl.store(row_of(coef, 0, task, f, filters), a0, mask=real)
-    tl.store(row_of(coef, 1, task, f, filters), a1, mask=real)
-    tl.store(row_of(coef, 2, task, f, filters), a2, mask=real)
+    tl.store(row_of(coef, 0, task, f, filters), a0, mask=f < stored)
+    tl.store(row_of(coef, 1, task, f, filters), a1, mask=f < stored)
+    tl.store(row_of(coef, 2, task, f, filters), a2, mask=f < stored)
+    return a0, a1, a2
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def tan_fwd_sums_kernel(
+@triton.jit
+def settle_moments_dot(
     part,  # [T, tiles, 2, F] Σ z_dot, Σ z_dot(z − μ)
     coef, rstd, q,  # [T, 8, F], [T, F], [T, F]
-    tiles, pixels, filters,
-    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+    stored, task, f, tiles, pixels, filters, GIVEN: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """μ_dot and q = mean(x̂·z_dot)."""
-    task = tl.program_id(0)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
-    mean_dot = tl.zeros((BF,), tl.float32)
-    slope = tl.zeros((BF,), tl.float32)
+    real = f < filters
+    mean_dot = tl.zeros(f.shape, tl.float32)
+    slope = tl.zeros(f.shape, tl.float32)
     if not GIVEN:
         first, second = merged(part, task, tiles, f, filters, BT)
         share = 1.0 / pixels
         mean_dot = first * share
-        slope = second * tl.load(rstd + task * filters + f, mask=f < filters, other=0.0) * share
-    tl.store(row_of(coef, 7, task, f, filters), mean_dot, mask=f < filters)
-    tl.store(q + task * filters + f, slope, mask=f < filters)
+        slope = second * tl.load(rstd + task * filters + f, mask=real, other=0.0) * share
+    tl.store(row_of(coef, 7, task, f, filters), mean_dot, mask=f < stored)
+    tl.store(q + task * filters + f, slope, mask=f < stored)
+    return mean_dot, slope
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def tan_bwd_sums_kernel(
-    part,  # [T, tiles, 2, F] Σδ_dot, Σ(δ_dot·x̂ + δ·x̂_dot)
-    coef, rstd, q, sums,  # [T, 8, F], [T, F], [T, F], [T, 2, F]
+@triton.jit
+def settle_coefficients_dot(
+    s1_dot, s2_dot, coef, rstd, q, sums,  # [T, 8, F], [T, F], [T, F], [T, 2, F]
     gain_dot,  # [T, F], with GAIN_DOT
-    sums_dot,  # [T, 2, F]
-    d_gain_dot, d_bias_dot,  # [F] of a task, the next `out_step` further on
-    tiles, pixels, filters, out_step,
-    GIVEN: tl.constexpr, GAIN_DOT: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+    stored, task, f, pixels, filters, GIVEN: tl.constexpr, GAIN_DOT: tl.constexpr,
 ):  # fmt: skip
-    task = tl.program_id(0)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
-    s1_dot, s2_dot = merged(part, task, tiles, f, filters, BT)
+    """b1, b2, b4 of the direction of dz."""
     real = f < filters
-    tl.store(sums_dot + task * 2 * filters + f, s1_dot, mask=real)
-    tl.store(sums_dot + (task * 2 + 1) * filters + f, s2_dot, mask=real)
-    tl.store(d_gain_dot + task * out_step + f, s2_dot, mask=real)
-    tl.store(d_bias_dot + task * out_step + f, s1_dot, mask=real)
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)
     rq = r * tl.load(q + task * filters + f, mask=real, other=0.0)
     a0 = tl.load(row_of(coef, 0, task, f, filters), mask=real, other=0.0)
@@ -205,8 +207,60 @@ def tan_bwd_sums_kernel(
         b2 -= a0_dot * r * s2 * share
         b4 -= a0_dot * s1 * share
     if GIVEN:
-        b2 = tl.zeros((BF,), tl.float32)
-        b4 = tl.zeros((BF,), tl.float32)
-    tl.store(row_of(coef, 4, task, f, filters), b1, mask=real)
-    tl.store(row_of(coef, 5, task, f, filters), b2, mask=real)
-    tl.store(row_of(coef, 6, task, f, filters), b4, mask=real)
+        b2 = tl.zeros(f.shape, tl.float32)
+        b4 = tl.zeros(f.shape, tl.float32)
+    tl.store(row_of(coef, 4, task, f, filters), b1, mask=f < stored)
+    tl.store(row_of(coef, 5, task, f, filters), b2, mask=f < stored)
+    tl.store(row_of(coef, 6, task, f, filters), b4, mask=f < stored)
+    return b1, b2, b4
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def moments_kernel(
+    part, given_mean, given_var, coef, rstd, mean_out, var_out,
+    tiles, per_tile, pixels, filters, given_step, out_step, eps,
+    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    task, f = tl.program_id(0), tl.program_id(1) * BF + tl.arange(0, BF)
+    settle_moments(
+        part, given_mean, given_var, coef, rstd, mean_out, var_out,
+        filters, task, f, tiles, per_tile, pixels, filters, given_step, out_step, eps, GIVEN, BT,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def bwd_sums_kernel(
+    part, coef, rstd, gain, sums, d_gain, d_bias,
+    tiles, pixels, filters, gain_step, out_step,
+    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    task, f = tl.program_id(0), tl.program_id(1) * BF + tl.arange(0, BF)
+    s1, s2 = settle_sums(part, sums, d_gain, d_bias, filters, task, f, tiles, filters, out_step, BT)
+    settle_coefficients(
+        s1, s2, coef, rstd, gain, filters, task, f, pixels, filters, gain_step, GIVEN
+    )
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def tan_fwd_sums_kernel(
+    part, coef, rstd, q, tiles, pixels, filters,
+    GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    task, f = tl.program_id(0), tl.program_id(1) * BF + tl.arange(0, BF)
+    settle_moments_dot(part, coef, rstd, q, filters, task, f, tiles, pixels, filters, GIVEN, BT)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def tan_bwd_sums_kernel(
+    part, coef, rstd, q, sums, gain_dot, sums_dot, d_gain_dot, d_bias_dot,
+    tiles, pixels, filters, out_step,
+    GIVEN: tl.constexpr, GAIN_DOT: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    task, f = tl.program_id(0), tl.program_id(1) * BF + tl.arange(0, BF)
+    s1_dot, s2_dot = settle_sums(
+        part, sums_dot, d_gain_dot, d_bias_dot, filters, task, f, tiles, filters, out_step, BT
+    )
+    settle_coefficients_dot(
+        s1_dot, s2_dot, coef, rstd, q, sums, gain_dot,
+        filters, task, f, pixels, filters, GIVEN, GAIN_DOT,
+    )  # fmt: skip

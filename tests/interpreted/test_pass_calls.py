@@ -12,8 +12,20 @@ import kernels
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments
 from kernels import triton
-from kernels.triton import passes
+from kernels.triton import launch, passes, sums
 from tests.passes import Problem, Results, composed, error, fused, named, often_equal, problem
+
+
+class Counted:
+    """A kernel that tells of its launches."""
+
+    def __init__(self, kernel, launched: list[str], name: str):
+        self.kernel, self.launched, self.name = kernel, launched, name
+
+    def __getitem__(self, grid):
+        self.launched.append(self.name)
+        return self.kernel[grid]
+
 
 MODEL = Backbone(1, 7, 3, 2, 3)
 MODELS = {"pool": MODEL, "stride": Backbone(2, 5, 3, 2, 3, "stride")}
@@ -55,6 +67,23 @@ def test_any_layout_gives_the_same_bits() -> None:
         statistics=Moments(*map(spread, made.statistics)),
     )
     assert all(map(torch.equal, triton_pass(moved), triton_pass(made)))
+
+
+@pytest.mark.parametrize("given", [None, "each"])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_sums_of_tiles_are_the_same_whoever_adds_them_up(model, given, monkeypatch) -> None:
+    made = small(model, given=given)
+    found = triton_pass(made)
+    launched = []
+    for kernel in ("moments", "bwd_sums", "tan_fwd_sums", "tan_bwd_sums"):
+        own = getattr(sums, f"{kernel}_kernel")
+        fake = Counted(own, launched, kernel)
+        monkeypatch.setattr(sums, f"{kernel}_kernel", fake)
+    triton_pass(made)
+    assert not launched  # of few tiles each program of the next launch does
+    monkeypatch.setattr(launch, "OWN_TILES", 0)
+    assert all(map(torch.equal, triton_pass(made), found))
+    assert len(set(launched)) == 4
 
 
 def test_what_is_not_asked_for_changes_nothing_else() -> None:
