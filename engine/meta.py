@@ -229,15 +229,13 @@ def measure(total: unroll.MetaGradient, right: Tensor, cfg: Config) -> Tensor:
     """Loss, accuracy, and for each of `CHECKED` 1 if it is finite, [2 + 4]; of the sum over tasks
     and the share of right answers in each [T].
     """
-    per_task = 1 if cfg.task_reduction == "mean" else len(right)
-    largest = [_largest(t) for t in (total.loss, *total.gradient)]
-    finite = (torch.stack(largest) < torch.inf).to(total.loss.dtype)  # which NaN is not
-    return torch.stack([total.loss / per_task, right.mean(), *finite])
-
-
-def _largest(values: Tensor) -> Tensor:
-    """Their greatest magnitude, NaN if one is; a network without batch norm has no values there."""
-    return torch.linalg.vector_norm(values, torch.inf) if values.numel() else values.sum()
+    loss = total.loss if cfg.task_reduction == "mean" else total.loss / len(right)
+    # a network without batch norm has no values there
+    values = [v if v.numel() else v.new_zeros(1) for v in (total.loss, *total.gradient)]
+    largest = torch._foreach_norm(values, torch.inf)  # NaN if one is
+    measured = torch.stack([loss, right.mean(), *largest])
+    measured[2:].lt_(torch.inf)  # which NaN is not
+    return measured
 
 
 def hits(logits: Values, labels: Values) -> Tensor:  # [T]
@@ -248,7 +246,7 @@ def hits(logits: Values, labels: Values) -> Tensor:  # [T]
     tensors = isinstance(logits, Tensor) and isinstance(labels, Tensor)
     if not tensors or labels.is_floating_point() or logits.shape[:-1] != labels.shape:
         return torch.zeros(count(labels))
-    return (logits.argmax(-1) == labels).to(logits.dtype).flatten(1).mean(1)
+    return (logits.argmax(-1) == labels).flatten(1).mean(1, dtype=logits.dtype)
 
 
 def _alone(values: Values) -> Values:

@@ -151,6 +151,10 @@ def _wanted(weight: float | Tensor) -> bool:
     return isinstance(weight, Tensor) or weight != 0
 
 
+def _plus(sum: Tensor | None, weight: Tensor, of: Tensor) -> Tensor:
+    return weight * of if sum is None else sum.addcmul_(weight, of)
+
+
 @torch.inference_mode()
 def adjoint(
     model: Model,
@@ -171,7 +175,7 @@ def adjoint(
     with branch.on() as prepared:
         inputs = model.prepare(episode.target_x, len(wanted))
     norm, rates = (_ByStep(p, tasks) for p in params[1:])
-    loss, logits, record = params.theta.new_zeros(tasks), None, Record(model)
+    logits, record = None, Record(model)
     steps, direct = [], {}
     per_step: list[Tensor | None] = [None] * len(loss_weights)
     for step in inner_loop(
@@ -200,16 +204,18 @@ def adjoint(
         steps.append(step)
     prepared.wait()
 
-    weights = {k: _weight(loss_weights[k], loss) for k in wanted}
+    weights = {k: _weight(loss_weights[k], params.theta) for k in wanted}
     update = rule(params.rates, model.sizes)
-    carry = torch.zeros_like(step.adapted)  # gradient of the loss in the parameters after a step
+    carry = None  # gradient of the loss in the parameters after a step
     while steps:
         step = steps.pop()
         target, done = direct.pop(step.index, (None, None))
         if target:
             done.wait()
             weight = weights[step.index]
-            carry.addcmul_(weight, target.gradient)
+            carry = _plus(carry, weight, target.gradient)
+        elif carry is None:
+            carry = torch.zeros_like(step.adapted)
         # Only the second derivatives need d_support.
         d_support, d_rates = update.bwd(
             carry, step.support.gradient, step.rates if second_order else None, model.sizes
@@ -223,8 +229,9 @@ def adjoint(
             norm.add(step.index, of_norm)
         elif target:
             norm.add(step.index, weight * target.norm_gradient)
+    loss = None
     for k in wanted:
-        loss.addcmul_(weights[k], per_step[k])
+        loss = _plus(loss, weights[k], per_step[k])
     gradient = Params(carry, norm.result(), rates.result())
     return MetaGradient(loss, logits, gradient, tuple(per_step), *record.result())
 

@@ -14,6 +14,7 @@ from engine.data import load, omniglot
 from engine.data.preparation import Preparation
 from engine.errors import UserError
 from tests.samples import encoded, write_zip
+from tests.slow import slow
 
 SEEN = Preparation.of("omniglot", 28, 1)
 
@@ -77,12 +78,23 @@ def test_the_official_split(source):
         omniglot.split_names(found, "other", 0)
 
 
-def test_unpacked_folders_are_the_same_data(paper, source, tmp_path):
+@pytest.fixture
+def mixed(source, tmp_path):
+    """One half in its archive, the other as folders."""
     shutil.copy(source / "images_background.zip", tmp_path)
     with zipfile.ZipFile(source / "images_evaluation.zip") as archive:
         archive.extractall(tmp_path / "python")
-    mixed = load("omniglot", tmp_path, image_size=28, channels=1, cache=tmp_path / "cache")
-    assert mixed.identity == paper.identity
+    return tmp_path
+
+
+@slow("decodes all images again")
+def test_unpacked_folders_are_the_same_data(paper, mixed, tmp_path):
+    again = load("omniglot", mixed, image_size=28, channels=1, cache=tmp_path / "cache")
+    assert again.identity == paper.identity
+
+
+def test_unpacked_folders_are_found(source, mixed, tmp_path):
+    assert len(omniglot.find(tmp_path, omniglot.trees(tmp_path))["evaluation"]) == 659
     shutil.rmtree(tmp_path / "python" / "images_evaluation" / "Angelic" / "character01")
     with pytest.raises(UserError, match="images_evaluation has 658 characters of 659"):
         omniglot.find(tmp_path, omniglot.trees(tmp_path))

@@ -6,7 +6,6 @@ minute: MAMLPP_SLOW=1 python -m pytest tests/test_data_real.py
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 import zipfile
@@ -17,6 +16,9 @@ import torch
 
 from engine.data import Dataset, load
 from tests.samples import SPLITS
+from tests.slow import slow
+
+pytestmark = slow("decodes 60,000 images twice")
 
 
 def load_mini(path: Path, cache: Path) -> Dataset:
@@ -28,8 +30,6 @@ def load_mini(path: Path, cache: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def archive(data_dir) -> Path:
-    if not os.environ.get("MAMLPP_SLOW"):
-        pytest.skip("decodes 60,000 images twice; set MAMLPP_SLOW=1")
     file = data_dir / "mini-imagenet.zip"
     if not file.is_file():
         pytest.skip(f"no mini-ImageNet at {file}")

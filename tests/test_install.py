@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slow import slow
+
 pytest.importorskip("pybind11", reason="building needs pybind11")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,9 +30,7 @@ PyMODINIT_FUNC PyInit__native() { return PyModule_Create(&module); }
 """
 
 # .ci/run installs with the same flags
-IN_FULL = pytest.mark.skipif(
-    not os.environ.get("MAMLPP_SLOW"), reason="builds a module in full; set MAMLPP_SLOW=1"
-)
+IN_FULL = slow("builds a module in full")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 needs_nvcc = pytest.mark.skipif(
     shutil.which(os.environ.get("CUDACXX", "nvcc")) is None, reason="no nvcc"

@@ -5,17 +5,16 @@ Of two hundred it takes minutes: MAMLPP_SLOW=1 python -m pytest tests/test_own_p
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.own_pictures import Asked
+from tests.slow import slow
+
+MANY = pytest.param(200, (), marks=slow("adapts and predicts two hundred times"))
 
 
-@pytest.mark.parametrize(("tasks", "more"), [(4, ("--iterations", "8")), (200, ())])
+@pytest.mark.parametrize(("tasks", "more"), [(4, ("--iterations", "8")), MANY])
 def test_the_command_lines_have_right_what_the_evaluation_has(data_dir, tmp_path, tasks, more):
-    if tasks > 4 and not os.environ.get("MAMLPP_SLOW"):
-        pytest.skip("adapts and predicts two hundred times; set MAMLPP_SLOW=1")
     both = Asked(tmp_path, data_dir / "caltech101_84.zip", more)
     asked = both.asked(tasks)
     assert asked == both.evaluated(tasks) and len(asked) == tasks

@@ -56,6 +56,7 @@ def test_a_rank_that_is_killed_ends_the_others_by_name(images, tmp_path):
     assert load(tmp_path / "run" / "latest.pt").epoch >= 0
 
 
+@SLOW
 def test_a_rank_that_hangs_ends_the_others_by_name(images, tmp_path):
     process = launch(
         "engine.train", *endless(images, tmp_path / "run"), environment={"MAMLPP_RANK_TIMEOUT": "2"}
@@ -146,9 +147,10 @@ def test_torchrun_starts_all_again_and_the_run_goes_on(images, alone, tmp_path, 
     assert_same(tmp_path / "run", alone)
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("local", "shared"),
-    [(1, False), *(pytest.param(*case, marks=SLOW) for case in ((1, True), (2, False), (2, True)))],
+    [(1, False), (1, True), (2, False), (2, True)],
 )
 def test_two_machines_have_a_cache_each_or_share_one(images, alone, tmp_path, local, shared):
     """An agent of torchrun each; where they share no disk, the second one has no run folder."""

@@ -10,14 +10,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import pytest
-
 from engine.runs.checkpoint import load
+from tests.slow import slow
 from tests.tiny import ROOT, finish, same, timeless
 
-SLOW = pytest.mark.skipif(
-    not os.environ.get("MAMLPP_SLOW"), reason="many processes, a minute; set MAMLPP_SLOW=1"
-)
+SLOW = slow("many processes, a minute")
 
 
 def launch(

@@ -67,7 +67,7 @@ def main(iterations: int) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if i % 50 == 0:
+        if i % 50 == 0 or i == iterations:
             print(f"iteration {i}: loss {loss.item():.4f}")
     score = learner.evaluate(languages(20, generator) for _ in range(5))
     print(f"new languages: {score.accuracy:.2%} ± {score.interval:.2%}")

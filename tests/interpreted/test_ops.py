@@ -13,10 +13,13 @@ from kernels import cases, plain, triton
 from kernels.triton.rows import aligned
 from tests.derivatives import to_second_order
 from tests.ops import EPS, conv_results, norm_results, randn, update_results, with_infinite_sums
+from tests.slow import chosen, slow
 from tests.test_elsewhere import CASES
 from tests.test_ops import conv, errors, norm_act, second_derivatives, update, value_and_gradients
 from tests.ways import WAYS
 
+SMALL = {case.name: case for case in cases.SMALL}
+LAYOUTS = "hooks that make dense", "hooks that lay out anew", "negative bit"
 UNIT = torch.finfo(torch.float32).eps
 
 
@@ -52,9 +55,11 @@ CONVOLUTIONS = [
     ((1, 1, 1, 1, 1), 1),
     ((1, 1, 1, 1, 1), 2),
 ]
+REST = slow("like sizes that run every day")
+EVERY_DAY = [pytest.param(*c, marks=() if c[0][4] in (5, 6) else REST) for c in CONVOLUTIONS]
 
 
-@pytest.mark.parametrize(("size", "stride"), CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize(("size", "stride"), EVERY_DAY)
 def test_conv(size, stride: int) -> None:
     assert_within_budget(conv_results, "conv", size, stride, every=False)
 
@@ -84,7 +89,7 @@ def test_update(sizes: tuple[int, ...]) -> None:
     assert_within_budget(partial(update_results, each=True), "update", 2, sizes)
 
 
-@pytest.mark.parametrize("case", cases.SMALL, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", chosen(SMALL, ["pool-odd", "stride"]))
 def test_public_ops_to_second_order(case) -> None:
     step = torch.arange(case.tasks).flip(0) % 3
     single = torch.float32
@@ -104,9 +109,7 @@ def test_public_update_to_second_order() -> None:
         assert ours <= 2 * torchs + 4 * UNIT
 
 
-@pytest.mark.parametrize(
-    "way", ["hooks that make dense", "hooks that lay out anew", "negative bit"]
-)
+@pytest.mark.parametrize("way", chosen(LAYOUTS, ["hooks that lay out anew"]))
 @pytest.mark.parametrize("op", ["conv", "norm", "update"])
 def test_public_ops_trust_no_layout(op: str, way: str) -> None:
     case = CASES[op]
