@@ -29,10 +29,10 @@ TASKS = 4  # that a launch is taken to have, however many it has
 SPLITS = {"BS": 16, "BLOCK": 256, "num_warps": 4, "num_stages": 1}
 # Of what ends a stem's gradient: parts of sums, and of its products, that are loaded at once.
 STEM_SUMS = {"BT": 128, "BS": 16}
-# Tiles whose sums each program of the next launch adds up for itself, so many at once: a launch
-# of few programs is sooner there than one of its own and the wait for it. Of more tiles there are
-# also more programs, which would read the sums over and over.
-OWN_TILES, AT_ONCE = 128, 32
+# The tiles whose sums the programs of a task's next launch add up each for itself, so many at once,
+# and how many programs: sooner than a launch of its own and the wait for it. More programs would
+# take more instructions for it, by their count, than are gone through in that time.
+OWN_TILES, AT_ONCE, OWN_PROGRAMS = 128, 32, 128
 
 # Arguments of kernels that no address is a multiple of: Triton would compile each kernel again for
 # numbers that 16 divides.
@@ -92,9 +92,12 @@ def merge(
     return (tasks, -(-filters // blocks["BF"])), blocks
 
 
-def within(tiles: int) -> dict[str, int]:
-    """Options of a launch that may merge the sums of tiles before it reads them."""
-    return {"MERGE": tiles <= OWN_TILES, "BT": AT_ONCE}
+def within(tiles: int, programs: int) -> dict[str, int]:
+    """Options of a launch, of so many programs a task, that may merge the sums of tiles before it
+    reads them.
+    """
+    at_once = min(AT_ONCE, max(4, 1 << (tiles - 1).bit_length()))
+    return {"MERGE": tiles <= OWN_TILES and programs <= OWN_PROGRAMS, "BT": at_once}
 
 
 def candidates(g: Geometry) -> list[dict[str, int]]:

@@ -31,10 +31,12 @@ def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Te
     )  # fmt: skip
     coef, rstd, per_tile = new(t, COEFFICIENTS, f), new(t, f), blocks["BM"]
     given_mean, given_var, step = call.statistics(s)
-    of_batch, merged = (mean[:, s * f :], var[:, s * f :]), within(grid[0])
+    maps, p = call.map_blocks(stage.pooled), call.activation(s)
+    programs = call.grid(call.out_side(s), maps["BM"], maps["BF"])
+    of_batch, merged = (mean[:, s * f :], var[:, s * f :]), within(grid[0], programs[0])
     if not merged["MERGE"]:
-        programs, merge = call.merge(grid[0])
-        sums.moments_kernel[programs](
+        merging, merge = call.merge(grid[0])
+        sums.moments_kernel[merging](
             part, given_mean, given_var, coef, rstd, *of_batch,
             grid[0], per_tile, n * stage.dense**2, f, step, mean.shape[1], net.eps,
             GIVEN=call.is_given, **merge,
@@ -42,14 +44,13 @@ def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Te
     shape = t, n, stage.pooled, stage.pooled, f
     x_hat = new(shape)
     winners = new(shape if net.pool else (1,), dtype=torch.uint8)
-    blocks, p = call.map_blocks(stage.pooled), call.activation(s)
-    norm_act_kernels.normalise_kernel[call.grid(call.out_side(s), blocks["BM"], blocks["BF"])](
+    norm_act_kernels.normalise_kernel[programs](
         z, *call.affine(s), coef, rstd, part, given_mean, given_var, *of_batch,
         x_hat, winners, x_hat if p is None else p,
         n, stage.dense, stage.pooled, f, 0, net.negative_slope,
         grid[0], per_tile, step, mean.shape[1], net.eps,
         POOL=net.pool, ACT=p is not None, BORDER=p is not None, GIVEN=call.is_given,
-        **merged, **blocks,
+        **merged, **maps,
     )  # fmt: skip
     return StageKept(z, x_hat, winners, coef, rstd, p)
 
@@ -143,21 +144,22 @@ def dz(
     plan, stage, (t, n, f, new) = call.plan, call.plan.stages[s], call.sizes
     own, gain, result = dot or kept, call.affine(s)[0], new(t, 2, f)
     rows, step = plan.norm_gradient(norm_gradient, s), norm_gradient.stride(0)
-    tiles, merged = part.shape[1], within(part.shape[1])
+    out, blocks, tiles = call.bordered(stage.dense), call.map_blocks(stage.dense), part.shape[1]
+    grid = call.grid(stage.dense + 2, blocks["BM"], blocks["BF"])
+    merged = within(tiles, grid[0])
     if not merged["MERGE"]:
-        (grid, merge), pixels = call.merge(tiles), n * stage.dense**2
+        (merging, merge), pixels = call.merge(tiles), n * stage.dense**2
         if dot:
-            sums.tan_bwd_sums_kernel[grid](
+            sums.tan_bwd_sums_kernel[merging](
                 part, kept.coef, kept.rstd, dot.q, kept.sums, kept.rstd, result, *rows,
                 tiles, pixels, f, step, GIVEN=call.is_given, GAIN_DOT=False, **merge,
             )  # fmt: skip
         else:
-            sums.bwd_sums_kernel[grid](
+            sums.bwd_sums_kernel[merging](
                 part, kept.coef, kept.rstd, gain, result, *rows,
                 tiles, pixels, f, 0, step, GIVEN=call.is_given, **merge,
             )  # fmt: skip
-    out, blocks = call.bordered(stage.dense), call.map_blocks(stage.dense)
-    norm_act_kernels.dz_kernel[call.grid(stage.dense + 2, blocks["BM"], blocks["BF"])](
+    norm_act_kernels.dz_kernel[grid](
         kept.z, own.z, kept.delta, own.delta, kept.winners, kept.coef,
         part, kept.rstd, gain, dot.q if dot else gain, kept.sums if dot else result, result, *rows,
         out, n, stage.dense, stage.pooled, f, tiles, step,
@@ -253,19 +255,20 @@ def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:
         STRIDE=plan.stride, BORDER=True, DUAL=True, DOT_IN=s > 0, SUMS=True,
         PRECISION=plan.precision, **blocks,
     )  # fmt: skip
-    merged = within(grid[0])
+    maps, p = call.map_blocks(stage.pooled), call.activation(s)
+    programs = call.grid(call.out_side(s), maps["BM"], maps["BF"])
+    merged = within(grid[0], programs[0])
     if not merged["MERGE"]:
-        programs, merge = call.merge(grid[0])
-        sums.tan_fwd_sums_kernel[programs](
+        merging, merge = call.merge(grid[0])
+        sums.tan_fwd_sums_kernel[merging](
             part, own.coef, own.rstd, q, grid[0], n * stage.dense**2, f,
             GIVEN=call.is_given, **merge,
         )  # fmt: skip
     x_hat_dot = torch.empty_like(own.x_hat)
-    blocks, p = call.map_blocks(stage.pooled), call.activation(s)
-    norm_act_kernels.normalise_dot_kernel[call.grid(call.out_side(s), blocks["BM"], blocks["BF"])](
+    norm_act_kernels.normalise_dot_kernel[programs](
         z_dot, own.x_hat, own.winners, own.coef, own.rstd, q, part, *call.affine(s),
         x_hat_dot, x_hat_dot if p is None else p,
         n, stage.dense, stage.pooled, f, net.negative_slope, grid[0],
-        POOL=net.pool, BORDER=p is not None, GIVEN=call.is_given, **merged, **blocks,
+        POOL=net.pool, BORDER=p is not None, GIVEN=call.is_given, **merged, **maps,
     )  # fmt: skip
     return Dot(z_dot, x_hat_dot, q, p)

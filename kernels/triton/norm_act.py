@@ -82,14 +82,14 @@ def fwd(
         z, z, z, part, n * side**2, c, DUAL=False, BM=TILE, BF=block(c), num_warps=8
     )
     given, is_given = [*map(whole, statistics or (mean, var))], statistics is not None
-    merged = within(part.shape[1])
+    small = side // 2 if pooled else side
+    merged = within(part.shape[1], _grid(z, small)[0])
     if not merged["MERGE"]:
         grid, blocks = _merge(z, part)
         moments_kernel[grid](
             part, *given, coef, rstd, mean, var, part.shape[1], TILE, n * side**2, c, c, c, eps,
             GIVEN=is_given, **blocks,
         )  # fmt: skip
-    small = side // 2 if pooled else side
     y, x_hat = (empty_images(z, t, n, c, small) for _ in range(2))
     winners = _new(z, t, n, small, small, c, dtype=torch.uint8) if pooled else None
     normalise_kernel[_grid(z, small)](
@@ -179,14 +179,14 @@ def _normalised_dot(saved: Saved, z_dot: Tensor) -> Tangent:
     dense_sums_kernel[_grid(z_dot, side)](
         z_dot, saved.z, coef, part, n * side**2, c, DUAL=True, BM=TILE, BF=block(c), num_warps=8
     )
-    merged = within(part.shape[1])
+    small = saved.x_hat.shape[3]
+    merged = within(part.shape[1], _grid(z_dot, small)[0])
     if not merged["MERGE"]:
         grid, blocks = _merge(z_dot, part)
         tan_fwd_sums_kernel[grid](
             part, coef, saved.rstd, q, part.shape[1], n * side**2, c,
             GIVEN=not saved.count, **blocks,
         )  # fmt: skip
-    small = saved.x_hat.shape[3]
     x_hat_dot = empty_images(z_dot, t, n, c, small)
     normalise_dot_kernel[_grid(z_dot, small)](
         z_dot, saved.x_hat, _winners(saved), coef, saved.rstd, q, part, q, q, x_hat_dot, x_hat_dot,

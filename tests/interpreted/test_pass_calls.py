@@ -165,7 +165,7 @@ def tangent(made: passes.Kept, **fields) -> tuple:
 def written_to(name: str) -> passes.Kept:
     """A tensor of the caller, by the step of an optimizer, for one."""
     call = kept().call._replace(**{name: getattr(kept().call, name).clone()})
-    made = passes.Kept.of(call, [], None, None, ROW, ROW)
+    made = passes.Kept.of(call, [], None, None, None, ROW, ROW)
     getattr(call, name).add_(1)
     return made
 
@@ -176,7 +176,7 @@ def against(direction: Tensor) -> tuple[Tensor, Tensor]:
 
 def kept() -> passes.Kept:
     call = passes.Call(images(), MADE.theta, ROW, STATISTICS)
-    return passes.Kept.of(call, [], None, None, ROW, ROW)
+    return passes.Kept.of(call, [], None, None, None, ROW, ROW)
 
 
 @pytest.mark.parametrize(
