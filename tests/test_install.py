@@ -216,6 +216,7 @@ def test_no_visible_gpu_leaves_the_cuda_module_out(built: Path, tmp_path_factory
     assert why not in build(built, **environment)[0]  # that nvcc compiles nothing, but it is asked
 
 
+@slow("compiles all CUDA sources")
 @needs_compiler
 @needs_nvcc
 def test_a_cuda_source_that_does_not_compile_leaves_the_native_module(checkout: Path):
@@ -263,6 +264,7 @@ def test_a_changed_source_is_compiled_alone(built: Path):
     assert compiled(built) == {"update.cpp"} and found(built, "_native")[0]
 
 
+@slow("compiles three times")
 @needs_compiler
 def test_other_flags_and_compilers_compile_again_and_each_is_kept(stub: Path, tmp_path_factory):
     tools = tmp_path_factory.mktemp("tools")

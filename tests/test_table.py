@@ -18,6 +18,7 @@ from engine.settings import resolve
 from engine.tables import budget, rows, timing
 from engine.tables.budget import Cost
 from engine.tables.rows import TABLES
+from tests.slow import slow
 from tests.tiny import call, one_line
 
 SMALL = (
@@ -109,6 +110,7 @@ def test_what_is_finished_is_shown_beside_the_rows_that_are_trained(images, tmp_
     assert table.main([*line, "--rows", "matching-10", "--temperature", "5"]) == 2
 
 
+@slow("trains seven rows on all of Omniglot")
 def test_the_ablation_trains_on_omniglot(data_dir, tmp_path):
     """Whose drawings no small stand-in has: to decode them takes the most of the time."""
     few = "--filters 2 --tasks 1 --eval-tasks 2 --epochs 3 --iterations 1 --seeds 1 --threads 1"

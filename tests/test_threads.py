@@ -10,6 +10,7 @@ import torch
 import kernels
 from kernels import native
 from kernels.threads import MOST_PER_CORE, cores
+from tests.slow import chosen
 from tests.tiny import ROOT, call, environment, flags
 
 needs_native = pytest.mark.skipif(native.module is None, reason=f"native module: {native.reason}")
@@ -90,9 +91,13 @@ print("done")
 """
 
 
+# What a limit leaves, by how many threads of the kernels begin.
+LEFT = pytest.mark.parametrize("left", chosen({"none": 4, "one": 12, "two": 24}, ["none", "one"]))
+
+
 @needs_native
 @needs_limits
-@pytest.mark.parametrize("left", [4, 12, 24], ids=["none", "one", "two"])
+@LEFT
 def test_the_native_kernels_do_with_the_threads_that_there_are(left: int) -> None:
     code, out, err = limited(NATIVE, left)
     assert (code, out) == (0, "done\n"), err
@@ -116,7 +121,7 @@ print("done")
 
 
 @needs_limits
-@pytest.mark.parametrize("left", [4, 12, 24], ids=["none", "one", "two"])
+@LEFT
 def test_the_engine_does_with_the_threads_that_there_are(left: int) -> None:
     code, out, err = limited(f"os.environ['KERNELS_BACKEND'] = 'plain'\n{ENGINE}", left)
     assert (code, out) == (0, "done\n"), err

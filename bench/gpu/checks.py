@@ -13,7 +13,7 @@ from bench import gate, ops
 from bench.cases import Row, cast, episode
 from bench.gpu.errors import item, same, verdict
 from bench.gpu.progress import Items, LeftOut, Request
-from bench.gpu.replay import Bends, Replay, bends, choices
+from bench.gpu.replay import Bends, Replay, bends, choices, stem_of
 from bench.gpu.rows import GOALS, config
 from bench.ops import Op
 from engine.config import Config
@@ -185,7 +185,8 @@ def held(made: "Problem", backend: str) -> dict:
     repeats = same(results.values(), run(made, backend)[0].values())
     wide = cast(made, torch.float64)
     with exact_products():
-        torch32 = oracle(made, chosen, made.model.precision)
+        own = made.model.precision
+        torch32 = oracle(made, chosen, own, stem_of(backend, own))
         exact = oracle(wide, chosen, "fp32")
     found = {
         part: verdict((n, results[n], torch32[n], exact[n]) for n in results if _part_of(n) == part)
@@ -227,17 +228,19 @@ def run(p: Problem, backend: str) -> tuple[dict[str, Tensor], list[Choices] | No
     return _named(p.model, *values, *gradients), choices(*told), bends(*told)
 
 
-def oracle(p: Problem, chosen: list[Choices] | None, precision: str) -> dict[str, Tensor]:
+def oracle(
+    p: Problem, chosen: list[Choices] | None, precision: str, stem: str = "fp32"
+) -> dict[str, Tensor]:
     """The same by autograd, in the problem's dtype, one task after the other."""
-    tasks = [_oracle_of(p, chosen, precision, t) for t in range(len(p.x))]
+    tasks = [_oracle_of(p, chosen, (precision, stem), t) for t in range(len(p.x))]
     return _named(p.model, *(torch.cat(each) for each in zip(*tasks, strict=True)))
 
 
-def _oracle_of(p: Problem, chosen, precision: str, task: int) -> tuple[Tensor, ...]:
+def _oracle_of(p: Problem, chosen, precisions: tuple[str, str], task: int) -> tuple[Tensor, ...]:
     at = slice(task, task + 1)
     tape = None if chosen is None else [[_of_task(c, at) for c in chosen]]
     theta, row = (t.detach().requires_grad_() for t in (p.theta[at], p.row))
-    replay = Replay(p.model, tape, precision)
+    replay = Replay(p.model, tape, *precisions)
     loss, logits, moments = replay.loss(theta, row, p.x[at], p.labels[at])
     gradient, norm_gradient = torch.autograd.grad(loss.sum(), (theta, row), create_graph=True)
     products = torch.autograd.grad((gradient * p.direction[at]).sum(), (theta, row))

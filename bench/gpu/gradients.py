@@ -12,7 +12,7 @@ from bench.cases import cast, episode, moved
 from bench.gpu.checks import on, passes_here
 from bench.gpu.errors import error, item, same, verdict
 from bench.gpu.progress import Items, LeftOut, Request
-from bench.gpu.replay import Recording, Replay, Tape
+from bench.gpu.replay import Recording, Replay, Tape, stem_of
 from bench.gpu.rows import ROWS, config
 from engine import unroll
 from engine.config import Config
@@ -79,7 +79,8 @@ def check(p: Problem, backend: str) -> dict:
     tape = recording.tape
     repeats = same(_tensors(ours), _tensors(adjoint(p, backend)[0]))
     with exact_products():
-        torch32 = oracle(p, tape, p.model.precision)
+        own = p.model.precision
+        torch32 = oracle(p, tape, own, stem_of(backend, own))
         exact = oracle(_cast(p, torch.float64), tape, "fp32")
     found = verdict(zip(_NAMES, *map(_tensors, (ours, torch32, exact)), strict=True))
     return item({"gradient": found}, repeats, all(tape), recording.bends)
@@ -113,8 +114,8 @@ def adjoint(p: Problem, backend: str) -> tuple[MetaGradient, Recording]:
     return unroll.total([block]), recording
 
 
-def oracle(p: Problem, tape: Tape | None, precision: str) -> MetaGradient:
-    replay = Replay(p.model, tape, precision)
+def oracle(p: Problem, tape: Tape | None, precision: str, stem: str = "fp32") -> MetaGradient:
+    replay = Replay(p.model, tape, precision, stem)
     block = unroll.autograd(replay, p.params, p.episode, p.weights, p.second, ops=reference)
     return unroll.total([block])
 

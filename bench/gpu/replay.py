@@ -15,6 +15,7 @@ from torch import Tensor
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments
 from engine.models.passes import ComposedKept, FusedKept
+from kernels import dispatch
 from kernels.check.oracle import Choices, stage
 from kernels.check.products import convolution
 
@@ -102,15 +103,28 @@ def _unbent(gain: Tensor, bias: Tensor, stage) -> Tensor:
     return stage.x_hat.double() * gain.double() + bias.double()
 
 
+def stem_of(backend: str, precision: str) -> str:
+    """How a backend takes the products of a first stage that pools, in passes of a precision."""
+    space = dispatch.space(backend)
+    return space.passes.stem_precision(precision) if "passes" in space.OPS else "fp32"
+
+
 class Replay:
     """A backbone for `engine.unroll.autograd` that makes a tape's choices, or its own without one,
     and takes the products of its convolutions in a precision.
 
     Float32 with a precision other than fp32 is an emulation: operands are rounded, sums are not.
+    `stem` is that of a first stage that pools.
     """
 
-    def __init__(self, model: Backbone, tape: Tape | None = None, precision: str = "fp32"):
-        self.model, self.precision = model, precision
+    def __init__(
+        self,
+        model: Backbone,
+        tape: Tape | None = None,
+        precision: str = "fp32",
+        stem: str = "fp32",
+    ):
+        self.model, self.precision, self.stem = model, precision, stem
         self.sizes, self.bessel = model.sizes, model.bessel
         self.tape = None if tape is None else iter(tape)
 
@@ -121,8 +135,7 @@ class Replay:
         chosen = (next(self.tape) if self.tape else None) or [None] * model.stages
         given = model.given(statistics, len(x))
         for s, (gain, bias) in enumerate(row.view(model.stages, 2, model.filters)):
-            # The stem, a first stage that pools, is close to float32 in every precision.
-            precision = "fp32" if s == 0 and model.pool else self.precision
+            precision = self.stem if s == 0 and model.pool else self.precision
             z = torch.stack(
                 [
                     convolution(a, b, model.stride, precision)

@@ -208,26 +208,32 @@ def in_a_gap(values: Tensor, margin: float = 0.0) -> Tensor:  # [T, N, F, h, w] 
     return single(-torch.where(half > margin, inside, ordered[:, :1] - 2 * margin).squeeze(1))
 
 
-def passes(p: Problem, precision: str = "fp32", dtype: torch.dtype = torch.float64) -> Parts:
+def passes(
+    p: Problem,
+    precision: str = "fp32",
+    dtype: torch.dtype = torch.float64,
+    stem: str = "fp32",  # the precision of a first stage that pools, a backend's `stem_precision`
+) -> Parts:
     """The results of a pass and of its tangent, by autograd, the choices given, a task on a
     thread. Float32 in a precision other than fp32 is an emulation: operands are rounded, sums are
     not.
     """
-    run = partial(_task, p, precision=precision, dtype=dtype)
+    run = partial(_task, p, precisions=(stem, precision), dtype=dtype)
     pool, _ = pools.started(threads(), "check", stay_on_one_core)
     with pool or nullcontext():
         tasks = list((pool.map if pool else map)(run, range(len(p.x))))
     return named(p.net, *(torch.cat(each) for each in zip(*tasks, strict=True)))
 
 
-def _task(p: Problem, task: int, precision: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _task(
+    p: Problem, task: int, precisions: tuple[str, str], dtype: torch.dtype
+) -> tuple[Tensor, ...]:
     net, at = p.net, slice(task, task + 1)
     theta, row = (t.to(dtype).requires_grad_() for t in (p.theta[at], p.row))
     x, means, variances = p.x[at].to(dtype), [], []
     *filters, weight, bias = weights(net, theta)
     for s, (w, affine) in enumerate(zip(filters, row.view(net.stages, 2, -1), strict=True)):
-        # The stem, a first stage that pools, is close to float32 in every precision.
-        z = convolution(x[0], w[0], 1, precision if s else "fp32").unsqueeze(0)
+        z = convolution(x[0], w[0], 1, precisions[min(s, 1)]).unsqueeze(0)
         chosen = p.chosen and Choices(*(c[at] for c in p.chosen[s]))
         x, mean, var = stage(z, *affine, net.eps, net.negative_slope, True, None, chosen)
         means.append(mean)

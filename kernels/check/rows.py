@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -188,17 +188,12 @@ def _findings(
             made = oracle.problem(*size, margin)
             exact = oracle.passes(made)
             for precision in wanted:
-                with exact_products():
-                    torch32 = oracle.passes(made, precision, torch.float32)
+                theirs = cache(partial(_torch32_of, made, precision))
                 for subject in having[precision]:
                     run = partial(_passes, subject, made, precision)
-                    yield (
-                        subject,
-                        "passes",
-                        precision,
-                        network,
-                        _judged(run, [torch32], exact, precision),
-                    )
+                    torch32 = theirs(subject.functions("passes").stem_precision(precision))
+                    parts = _judged(run, [torch32], exact, precision)
+                    yield subject, "passes", precision, network, parts
     for network, op, case in _ops(sizes):
         runs = [s for s in subjects if s.has(op) and s.takes(op, case.geometry)]
         if not runs:
@@ -230,6 +225,12 @@ def _judged(run: Callable[[], Parts], torch32: list[Parts], exact: Parts, precis
         return raised(error)
     found = [judged(ours, theirs, exact, precision) for theirs in torch32]
     return {part: min((of[part] for of in found), key=lambda e: e.badness) for part in PARTS}
+
+
+def _torch32_of(made: Problem, precision: str, stem: str) -> Parts:
+    """Ordinary torch with the operands of a pass rounded."""
+    with exact_products():
+        return oracle.passes(made, precision, torch.float32, stem)
 
 
 def _torch32_on(device: torch.device, case: ops.Op) -> Parts:

@@ -62,6 +62,11 @@ def refusal(precision: str) -> str | None:
     )
 
 
+def stem_precision(precision: str) -> str:
+    """Of the products of a first stage that pools."""
+    return "fp32"
+
+
 def fastest_precision() -> str:
     """Where nothing was measured: in two parts a product may well take longer."""
     return "fp32"

@@ -219,7 +219,8 @@ def _per_split(pixels: int, block: int, most: int) -> int:
 def _stem(g: Geometry) -> dict[str, int]:
     """Four products at once, of the pixels of a window."""
     warps = 8 if g.precision == "ieee" else 4
-    return {"BM": 64, "BF": block(g.filters, 32), "num_warps": warps, "num_stages": 2}
+    width = block(g.filters, 64 if rounded(g) else 32)
+    return {"BM": 64, "BF": width, "num_warps": warps, "num_stages": 2}
 
 
 def _stem_outer(g: Geometry) -> dict[str, int]:

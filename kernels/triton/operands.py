@@ -24,6 +24,17 @@ def dot(a, b, sum, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def rounded_to(x, PRECISION: tl.constexpr):
+    """What a product in TF32 makes of x, to the nearest, so that it takes what is stored as it is;
+    x itself in another precision.
+    """
+    if PRECISION == "tf32":
+        bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000  # 10 bits of mantissa are left
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)  # a NaN could become 0
+    return x
+
+
+@triton.jit
 def unbent(x_hat, gain, bias):
     """gain·x̂ + bias, which the activation gets. Rounded once, whatever a compiler makes of a
     product and a sum: it is on the same side of the bend in every kernel, that of the exact sum.

@@ -38,6 +38,11 @@ def refusal(precision: str) -> str | None:
     )
 
 
+def stem_precision(precision: str) -> str:
+    """Of the products of a first stage that pools; see `Plan.stem_precision`."""
+    return "tf32" if precision in ("tf32", "bf16") else "fp32"
+
+
 def fastest_precision() -> str:
     """What torch's own convolutions take on a GPU."""
     return "tf32"

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.triton.launch import COUNTS, padded
-from kernels.triton.operands import dot, pixels_of
+from kernels.triton.operands import dot, pixels_of, rounded_to
 from kernels.triton.stem import load_patches
 
 MOST = 256  # parts of a sum
@@ -53,9 +53,12 @@ def image_sums_kernel(
 def border_kernel(
     images, part, out, pivot,  # [T, N, H, W, C], [T, splits, C], [T, N, H + 2, W + 2, C], [T, KP]
     count, side, splits, pixels, channels: tl.constexpr,
+    PRECISION: tl.constexpr,
     KP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """The images with a border of 0, less their mean: the pivot at each value of a patch."""
+    """The images with a border of 0, less their mean, the pivot at each value of a patch; as the
+    products of a precision take them.
+    """
     task, c, s = tl.program_id(1), tl.arange(0, BC), tl.arange(0, BS)
     at = part + (task * splits + s)[:, None] * channels + c[None, :]
     each = tl.load(at, mask=(s < splits)[:, None] & (c < channels)[None, :], other=0.0)
@@ -67,7 +70,8 @@ def border_kernel(
     at = images + (((task * count + n) * side + y) * side + x)[:, None] * channels + c[None, :]
     value = tl.load(at, mask=inside[:, None] & (c < channels)[None, :], other=0.0)
     to = out + (task * count * (side + 2) * (side + 2) + m)[:, None] * channels + c[None, :]
-    tl.store(to, value - mean[None, :], mask=there[:, None] & (c < channels)[None, :])
+    value = rounded_to(value - mean[None, :], PRECISION)
+    tl.store(to, value, mask=there[:, None] & (c < channels)[None, :])
     if tl.program_id(0) == 0:
         for tap in tl.static_range(9):
             tl.store(pivot + task * KP + c * 9 + tap, mean, mask=c < channels)
@@ -128,7 +132,8 @@ def patch_moments_kernel(
 
 def patches(x: Tensor, precision: str) -> Patches:  # [T, N, H, W, C]
     """The images as the first stage reads them, and the moments of their 3×3 patches with padding
-    1. Little is left of the mean, so that the covariance does not cancel in float32.
+    1: of rounded ones in TF32, whose products are exact. Little is left of the mean, so that the
+    covariance does not cancel in float32.
     """
     t, n, side, _, c = x.shape
     kp, bm, bc, pixels = padded(9 * c), 32, triton.next_power_of_2(c), n * side**2
@@ -138,8 +143,9 @@ def patches(x: Tensor, precision: str) -> Patches:  # [T, N, H, W, C]
     part = x.new_empty(t, splits, c)
     image_sums_kernel[(splits, t)](x, part, pixels, c, per_split, BM=256, BC=bc)
     border_kernel[(triton.cdiv(n * (side + 2) ** 2, 256), t)](
-        x, part, images, pivot, n, side, splits, pixels, c, KP=kp, BM=256, BC=bc, BS=MOST
-    )
+        x, part, images, pivot, n, side, splits, pixels, c,
+        PRECISION=precision, KP=kp, BM=256, BC=bc, BS=MOST,
+    )  # fmt: skip
     per_split = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 8 * bm), MOST)), bm) * bm
     splits = triton.cdiv(pixels, per_split)
     part, patch_mean = x.new_empty(t, splits, kp + 1, kp), x.new_empty(t, kp)

@@ -62,10 +62,10 @@ class Plan(NamedTuple):
 
     @property
     def stem_precision(self) -> str:
-        """The few products of the stem stay close to float32: its statistics come from
-        elsewhere.
+        """Of the stem's products. Its statistics come from elsewhere, and are those of what TF32
+        makes of its images and filters: they are rounded first.
         """
-        return "ieee" if self.precision == "ieee" else "tf32x3"
+        return "tf32" if self.precision == "bf16" else self.precision
 
     @property
     def last_pixels(self) -> int:

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from kernels.triton.launch import COUNTS
 from kernels.triton.norm_act_kernels import bordered, store_bent_dot, winner_of
-from kernels.triton.operands import dot, pixels_of, slope_at, unbent
+from kernels.triton.operands import dot, pixels_of, rounded_to, slope_at, unbent
 from kernels.triton.sums import settle_sums
 
 
@@ -37,10 +37,11 @@ def load_cells(images, at, inside, position, side, channels):
 
 
 @triton.jit
-def load_stem_filters(w, k, f, filters, channels):
-    """[KP, filters] of [F, 9, C]"""
+def load_stem_filters(w, k, f, filters, channels, PRECISION: tl.constexpr):
+    """[KP, filters] of [F, 9, C], as all products take them: their statistics come from others."""
     at = (f[None, :] * 9 + (k % 9)[:, None]) * channels + (k // 9)[:, None]
-    return tl.load(w + at, mask=(k < 9 * channels)[:, None] & (f < filters)[None, :], other=0.0)
+    there = (k < 9 * channels)[:, None] & (f < filters)[None, :]
+    return rounded_to(tl.load(w + at, mask=there, other=0.0), PRECISION)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -52,13 +53,13 @@ def stem_moments_kernel(
     coef, rstd,  # [T, 8, F], [T, F]
     mean_out, var_out,  # tasks `out_step` apart
     channels: tl.constexpr, filters: tl.constexpr, w_step, given_step, out_step, eps,
-    GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+    GIVEN: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     task = tl.program_id(0)
     k = tl.arange(0, KP)
     f = tl.program_id(1) * BF + tl.arange(0, BF)
     real = f < filters
-    rows = load_stem_filters(w + task * w_step, k, f, filters, channels)
+    rows = load_stem_filters(w + task * w_step, k, f, filters, channels, PRECISION)
     matrix = tl.load(cov + (task * KP + k[:, None]) * KP + k[None, :])
     product = tl.dot(matrix, rows, input_precision="ieee")
     out = projected + (task * KP + k[:, None]) * filters + f[None, :]
@@ -94,7 +95,7 @@ def stem_fwd_kernel(
     there = m < count * out_side * out_side
     valid = valid & there
     n += task * count
-    rows = load_stem_filters(w + task * w_step, k, f, filters, channels)
+    rows = load_stem_filters(w + task * w_step, k, f, filters, channels, PRECISION)
     at = patches_at(n, 2 * y, 2 * x, k, side, channels)
     inside = valid[:, None] & (k < 9 * channels)[None, :]
     zero = tl.zeros((BM, BF), tl.float32)
@@ -204,13 +205,13 @@ def stem_tan_moments_kernel(
     patch_mean, pivot, projected, rstd,
     coef, q,  # [T, 8, F], [T, F]
     channels: tl.constexpr, filters: tl.constexpr, w_step,
-    GIVEN: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+    GIVEN: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """The shift of z_dot, and q = mean(x̂·z_dot) = r·wᵀG·w_dot."""
     task = tl.program_id(0)
     k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
     real = f < filters
-    rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels)
+    rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels, PRECISION)
     if GIVEN:
         shift = -tl.sum(rows * tl.load(pivot + task * KP + k)[:, None], 0)
         slope = tl.zeros((BF,), tl.float32)
@@ -243,7 +244,7 @@ def stem_dot_kernel(
     there, real = m < count * out_side * out_side, f < filters
     valid = valid & there
     n += task * count
-    rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels)
+    rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels, PRECISION)
     at = ((n * pooled + y) * pooled + x)[:, None] * filters + f[None, :]
     both = valid[:, None] & real[None, :]
     winner = tl.load(winners + at, mask=both, other=0)
@@ -275,7 +276,8 @@ def stem_tan_wgrad_kernel(
     patch_mean, cov, pivot, projected, gain, rstd, q, sums,
     product,  # [F, 9, C], tasks `out_step` apart
     channels: tl.constexpr, filters: tl.constexpr, splits, tiles, w_step, out_step, rows_step,
-    GIVEN: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+    GIVEN: tl.constexpr, PRECISION: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """The direction of gain·r·(A − s₁m − s₂r·Gw), r_dot = −r²q."""
     task = tl.program_id(0)
@@ -297,7 +299,7 @@ def stem_tan_wgrad_kernel(
         s1 = tl.load(sums + task * 2 * filters + f, mask=real, other=0.0)[None, :]
         s2 = tl.load(sums + (task * 2 + 1) * filters + f, mask=real, other=0.0)[None, :]
         gw = tl.load(projected + at, mask=real[None, :], other=0.0)
-        rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels)
+        rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels, PRECISION)
         matrix = tl.load(cov + (task * KP + k[:, None]) * KP + k[None, :])
         gw_dot = tl.dot(matrix, rows, input_precision="ieee")
         r_dot = -r * r * tl.load(q + task * filters + f, mask=real, other=0.0)[None, :]

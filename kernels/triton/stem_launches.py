@@ -22,7 +22,7 @@ def stem_fwd(call: Call, mean: Tensor, var: Tensor) -> tuple[StageKept, Tensor]:
         theta, patches.mean, patches.cov, patches.pivot, given_mean, given_var,
         projected, coef, rstd, mean, var,
         stage.channels, f, theta.stride(0), step, mean.shape[1], plan.net.eps,
-        GIVEN=call.is_given, KP=kp, **small,
+        GIVEN=call.is_given, PRECISION=plan.stem_precision, KP=kp, **small,
     )  # fmt: skip
     shape = t, n, stage.pooled, stage.pooled, f
     x_hat, winners = new(shape), new(shape, dtype=torch.uint8)
@@ -66,7 +66,8 @@ def stem_dot(kept: Kept, direction: Tensor) -> Dot:
     small = _blocks(call, "stem_small")
     stem.stem_tan_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
         direction, patches.mean, patches.pivot, kept.projected, own.rstd, own.coef, q,
-        stage.channels, f, step, GIVEN=call.is_given, KP=kp, **small,
+        stage.channels, f, step,
+        GIVEN=call.is_given, PRECISION=plan.stem_precision, KP=kp, **small,
     )  # fmt: skip
     x_hat_dot = torch.empty_like(own.x_hat)
     blocks, p = _blocks(call, "stem_dot"), call.activation(0)
@@ -97,7 +98,8 @@ def stem_bwd_dot(
         call.affine(0)[0], own.rstd, dot.q, own.sums, product,
         stage.channels, f, part.shape[1], sums_part.shape[1],
         direction.stride(0), product.stride(0), norm_product.stride(0),
-        GIVEN=call.is_given, KP=part.shape[2], **STEM_SUMS, **small,
+        GIVEN=call.is_given, PRECISION=plan.stem_precision, KP=part.shape[2],
+        **STEM_SUMS, **small,
     )  # fmt: skip
 
 

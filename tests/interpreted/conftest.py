@@ -9,6 +9,7 @@ runs this folder in a process of its own, and so does
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,8 +21,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 @pytest.fixture(autouse=True)
 def triton_backend() -> Iterator[None]:
-    """Every op of a test runs on Triton, or raises."""
-    with kernels.use("triton"):
+    """Every op of a test runs on Triton, or raises; single convolutions do not round."""
+    with kernels.use("triton"), torch.backends.cudnn.flags(allow_tf32=False):
         yield
 
 
@@ -44,6 +45,29 @@ def unwritten(monkeypatch) -> list[torch.Tensor]:
         poison(torch, name)
     poison(torch.Tensor, "new_empty")
     return filled
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tensor_cores() -> Iterator[None]:
+    """Has products in TF32 read 10 bits of the mantissa of what they are given, as a GPU's do; the
+    interpreter reads all.
+    """
+    from triton.runtime import interpreter
+
+    create = interpreter.InterpreterBuilder.create_dot
+
+    def cut_off(handle):
+        bits = handle.data.view(np.uint32) & np.uint32(0xFFFFE000)
+        return interpreter.TensorHandle(bits.view(np.float32), handle.dtype)
+
+    def create_dot(self, a, b, d, input_precision, *rest):
+        if input_precision == interpreter._ir.INPUT_PRECISION.TF32 and a.data.dtype == np.float32:
+            a, b = cut_off(a), cut_off(b)
+        return create(self, a, b, d, input_precision, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,5 +1,5 @@
-"""The check of a machine sees what is planted in Triton's kernels. The interpreter rounds no
-operands, so that all precisions are as good as float32 here, and has no bfloat16.
+"""The check of a machine sees what is planted in Triton's kernels. The interpreter has no
+bfloat16.
 """
 
 from contextlib import ExitStack

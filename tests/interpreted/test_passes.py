@@ -12,6 +12,7 @@ from engine import unroll
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
 from kernels import reference, triton
+from kernels.check.oracle import weights
 from kernels.triton import passes
 from tests.ops import randn
 from tests.passes import (
@@ -96,6 +97,28 @@ def test_moments_of_patches(mean: float) -> None:
     bordered = F.pad(x, (0, 0, 1, 1, 1, 1))
     patches = bordered.unfold(2, 3, 1).unfold(3, 3, 1).double().mean((1, 2, 3)).flatten(1)
     assert (ours.mean + ours.pivot)[:, :d].sub(patches).abs().max() <= 4 * UNIT * (1 + mean)
+
+
+def test_statistics_of_a_stem_are_those_of_what_its_products_take() -> None:
+    """In TF32: of images less their mean, and filters, of 10 bits of mantissa."""
+    made = away_from_ties(Backbone(3, 12, 5, 2, 3), 3, 1, None).to(torch.float32)
+    net = made.model.net._replace(precision="tf32")
+    images = passes.prepare(net, made.x)
+    found = passes.run(images, made.theta, made.row)
+    w = weights(net, made.theta)[0][0]
+    x = images.x[0].permute(0, 3, 1, 2)
+    assert torch.equal(x, to_tf32(x)) and not torch.equal(w, to_tf32(w))
+    pivot = images.patches.pivot[:, :27].view(1, 3, 3, 3)
+    for filters, same in ((to_tf32(w), True), (w, False)):
+        z = F.conv2d(x.double(), filters.double())
+        lost = F.conv2d(pivot.double(), filters.double())
+        moments = (z + lost).mean((0, 2, 3)), z.var((0, 2, 3), correction=0)
+        for ours, own in zip((found.mean, found.var), moments, strict=True):
+            assert (error(ours[0, :5], own) < 1e-6) is same
+
+
+def to_tf32(values: Tensor) -> Tensor:
+    return ((values.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
 
 
 def cast(values, dtype: torch.dtype):
