@@ -3,7 +3,6 @@
 import html.parser
 import json
 import math
-import os
 import statistics
 import time
 from pathlib import Path
@@ -15,12 +14,10 @@ from engine.report import __main__ as command
 from engine.report import epochs, figures, page
 from engine.report.confusion import confusion
 from engine.report.groups import grouped
-from engine.report.published import published
 from engine.report.recorded import read
-from engine.report.sections import lowest, settings, summary
+from engine.report.sections import lowest, summary
 from tests import reported
 from tests.reported import ITERATIONS, LAYERS, STEPS, make_run, train_row, validation_row, write_log
-from tests.tiny import call
 
 SECTIONS = ["summary", "settings", "curves", "rates", "steps", "tasks", "confusion", "cost"]
 
@@ -131,133 +128,6 @@ def test_iterations_after_the_last_validation_are_drawn(tmp_path):
     (trace,) = figures.loss(grouped(read([folder]))).data
     assert trace["x"] == [1, 2, 2.5, 3]
     assert trace["y"] == pytest.approx([reported.loss(0, 1), reported.loss(0, 2), 0.7, 0.5])
-
-
-def test_seeds_of_one_configuration_are_together(tmp_path):
-    places = {
-        "a": dict(seed=0),
-        "b": dict(seed=1, preset="maml"),
-        "c": dict(seed=1, log_every=7, threads=1, no_report=True),
-        "d": dict(seed=0, preset="maml"),
-    }
-    groups = grouped(read([make_run(tmp_path / n, **given) for n, given in places.items()]))
-    names = [(group.name, [run.name for run in group.runs]) for group in groups]
-    assert names == [("maml++", ["a", "c"]), ("maml", ["d", "b"])]
-    assert len({group.colour for group in groups}) == 2
-    table = settings(groups)
-    assert '<td data-head="setting">msl_epochs</td>' in table
-    assert "<dt>ways</dt><dd>2</dd>" in table and "<dt>seed</dt>" not in table
-
-
-def test_a_run_is_called_by_what_was_trained(tmp_path):
-    kinds = {
-        "a": dict(preset="maml"),
-        "b": dict(preset="htym-2019"),
-        "c": dict(method="protonet"),
-        "d": dict(preset="maml", method="protonet"),
-    }
-    runs = {n: make_run(tmp_path / n, epochs=1, **given) for n, given in kinds.items()}
-    alone = [in_groups(run)[0][0] for run in runs.values()]
-    task = ", 2-way 1-shot"
-    assert alone == ["maml" + task, "htym-2019" + task, "protonet" + task, "protonet" + task]
-    assert [name for name, _ in in_groups(runs["a"], runs["b"], runs["c"])] == [
-        "maml", "htym-2019", "protonet",
-    ]  # fmt: skip
-    assert [name for name, _ in in_groups(runs["c"], runs["d"])] == [
-        "preset maml++", "preset maml",
-    ]  # fmt: skip
-    same = dict(preset="maml", epochs=1)
-    by_preset = make_run(tmp_path / "e", norm_gains="fixed", **same)
-    by_method = make_run(tmp_path / "f", method="maml", **same)
-    assert [name for name, _ in in_groups(by_preset, by_method)] == [
-        "--method maml++", "--method maml",
-    ]  # fmt: skip
-
-
-def identified(folder: Path, identity: str, data: str = reported.DATA) -> Path:
-    result = reported.result(0, 5) | {"identity": identity, "data": data}
-    (folder / "result.json").write_text(json.dumps(result))
-    write_log(folder, [row | {"data": data} for row in reported.rows(0, 5)])
-    return folder
-
-
-def in_groups(*folders: Path) -> list[tuple[str, list[str]]]:
-    groups = grouped(read(folders))
-    return [(group.name, [run.name for run in group.runs]) for group in groups]
-
-
-def test_runs_that_began_with_other_weights_are_apart(tmp_path):
-    sources = {"a": None, "b": "/x/one/run", "c": "/x/two/run", "d": "/x/one/run/", "e": None}
-    runs = {
-        name: make_run(tmp_path / name, seed, epochs=1, init=source)
-        for seed, (name, source) in enumerate(sources.items())
-    }
-    assert in_groups(*runs.values()) == [
-        ("initial weights random", ["a", "e"]),
-        ("initial weights of one/run", ["b", "d"]),
-        ("initial weights of two/run", ["c"]),
-    ]
-    assert in_groups(runs["b"]) == [("maml++, 2-way 1-shot, initial weights of run", ["b"])]
-    assert in_groups(runs["a"]) == [("maml++, 2-way 1-shot", ["a"])]
-    page_words = settings(grouped(read([*runs.values()])))
-    assert '<td data-head="setting">initial weights</td>' in page_words
-    assert "/x/" not in page_words
-
-
-@pytest.mark.parametrize(("data", "words"), [
-    (reported.DATA, "pictures"), ("own", "network and data"),
-])  # fmt: skip
-def test_runs_of_other_content_under_one_name_are_apart(tmp_path, data, words):
-    first, second, third = (
-        identified(make_run(tmp_path / name, seed, epochs=1), identity, data)
-        for seed, (name, identity) in enumerate(
-            {"a": "1" * 32, "b": "2" * 32, "c": "1" * 32}.items()
-        )
-    )
-    untested = make_run(tmp_path / "d", 3, epochs=1)
-    write_log(untested, [row | {"data": data} for row in reported.rows(0, 1)])
-    (untested / "result.json").unlink()
-    apart = [(f"{words} {'1' * 12}", ["a", "c"]), (f"{words} {'2' * 12}", ["b"])]
-    assert in_groups(first, second, third) == apart
-    # one that is not tested yet is of the group that it is like, if there is but one
-    ((_, together),) = in_groups(first, third, untested)
-    assert together == ["a", "c", "d"]
-    assert in_groups(first, second, third, untested) == [
-        *apart, (f"{words} not tested yet", ["d"]),
-    ]  # fmt: skip
-
-
-def test_figures_are_quoted_for_data_that_bears_the_name_alone(tmp_path):
-    given = dict(dataset="omniglot", ways=20, method="protonet")
-    folder = make_run(tmp_path / "run", epochs=1, **given)
-    assert published(grouped(read([folder]))) == ""  # of data that are not its
-    write_log(folder, [row | {"data": "omniglot"} for row in reported.rows(0, 1)])
-    words = published(grouped(read([folder])))
-    rows = [words.index(figure) for figure in ("97.65 ± 0.05 %", "91.27 ± 1.07 %", "96.0 %")]
-    assert rows == sorted(rows) and words.count("omniglot 20-way 1-shot") == 3
-    assert "Snell et al. 2017" in words and "quoted, not measured here" in words
-
-
-@pytest.mark.parametrize(
-    "given, row",
-    [
-        (dict(preset="finn-2017", method="maml"), "maml-original, mini 5-way 1-shot"),
-        (dict(steps=2), "maml++-2-steps, mini 5-way 1-shot"),
-        (dict(method="matching", context=3), "matching-context, mini 5-way 1-shot"),
-    ],
-)
-def test_the_figure_quoted_is_of_what_was_trained(given, row, tmp_path):
-    folder = make_run(tmp_path / "run", epochs=1, **{"dataset": "mini", "ways": 5} | given)
-    write_log(folder, [entry | {"data": "mini"} for entry in reported.rows(0, 1)])
-    words = published(grouped(read([folder])))
-    assert words.count("mini 5-way 1-shot") == 3 and words.count(row) == 1
-
-
-def test_names_that_runs_share_have_the_folders_above(tmp_path):
-    folders = [make_run(tmp_path / place / "run", seed=0) for place in ("x", "y")]
-    assert [run.name for run in read(folders)] == ["x/run", "y/run"]
-    group = one_group(folders)
-    assert [group.label(run) for run in group.runs] == ["x/run", "y/run"]
 
 
 def test_confusion_counts_only_tasks_with_both_classes(seeds):
@@ -423,115 +293,3 @@ def test_a_run_whose_metric_is_a_loss(tmp_path):
     assert group.name == "maml++" and not {"ways", "filters"} & group.settings.keys()
     with pytest.raises(UserError, match="different metrics"):
         read([folder, make_run(tmp_path / "accuracy")])
-
-
-WRONG = {
-    "nothing there": (lambda run: run.rename(run.with_name("moved")), "no run at"),
-    "a file": (lambda run: (run.rename(run.with_name("m")), run.write_text("x")), "no run folder"),
-    "no log": (lambda run: (run / "log.jsonl").unlink(), "has no log.jsonl"),
-    "no configuration": (lambda run: (run / "config.json").unlink(), "has no config.json"),
-    "an empty log": (lambda run: (run / "log.jsonl").write_text(""), "no whole row yet"),
-    "a first row half written": (
-        lambda run: (run / "log.jsonl").write_text('{"kind": "tr'), "no whole row yet"
-    ),
-    "a wrong row": (
-        lambda run: (run / "log.jsonl").write_text('{"kind": "train"}\n{}\n'), "line 1 is no row"
-    ),
-    "two metrics": (
-        lambda run: write_log(run, [
-            validation_row(0, 1, 1), validation_row(0, 2, 1, validation_loss=0.5)
-        ]), "rows of two metrics"
-    ),
-    "another metric": (
-        lambda run: (run / "result.json").write_text(json.dumps(
-            reported.result(0, 1) | {"metric": "loss", **dict.fromkeys(
-                ("best", "ensemble"), {"loss": 1.0, "interval": 0.1, "epoch": 1, "epochs": [1]}
-            )}
-        )), "another metric"
-    ),
-    "a number that no format holds": (
-        lambda run: write_log(run, [train_row(1, 5, 10**400)]), "line 1 is no row"
-    ),
-    "a loss that no network has": (
-        lambda run: write_log(run, [train_row(1, 5, 1e200)]), "line 1 is no row"
-    ),
-    "an epoch that never was": (
-        lambda run: write_log(run, [validation_row(0, 10**7, 1)]), "line 1 is no row"
-    ),
-    "no text": (lambda run: (run / "log.jsonl").write_bytes(b"\xff\x00\n"), "line 1 is no row"),
-    "rates that are none": (
-        lambda run: write_log(run, [validation_row(0, 1, 1, rates={"a": ["b"]})]), "line 1 is no"
-    ),
-    "half a configuration": (lambda run: (run / "config.json").write_text("{"), "is damaged"),
-    "a configuration of another": (
-        lambda run: (run / "config.json").write_text("[]"), "none of a run"
-    ),
-    "a newer configuration": (
-        lambda run: (run / "config.json").write_text('{"mind": 1}'), "does not know: mind"
-    ),
-    "half a result": (lambda run: (run / "result.json").write_text("{"), "is damaged"),
-    "a result of another": (lambda run: (run / "result.json").write_text("[]"), "none of a run"),
-    "details of another": (
-        lambda run: (run / "details.json").write_text('{"classes": 3}'), "none of a run"
-    ),
-    "a picture that is a script": (
-        lambda run: (run / "details.json").write_text(
-            (run / "details.json").read_text().replace("data:image/png", "javascript:x//")
-        ),
-        "none of a run",
-    ),
-    "a pipe": (lambda run: ((run / "log.jsonl").unlink(), os.mkfifo(run / "log.jsonl")), "no reg"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", WRONG)
-def test_what_is_no_run_is_told_in_a_line(fault, tmp_path, capsys):
-    run = make_run(tmp_path / "run", epochs=2)
-    spoil, words = WRONG[fault]
-    spoil(run)
-    assert command.main([str(run), "-o", str(tmp_path / "page.html")]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1 and words in err, err
-    assert not (tmp_path / "page.html").exists()
-
-
-def test_mistakes_of_the_command_line(tmp_path, capsys, monkeypatch):
-    run = make_run(tmp_path / "run", epochs=2)
-    own = tmp_path / "run" / "report.html"
-    own.write_text("mine")
-    monkeypatch.setattr("engine.report.browser.NAMES", ("no-such-browser",))
-    for argv, words in (
-        ([], "required: RUN"),
-        ([run, run], "given twice"),
-        ([run, tmp_path / "x" / ".." / "run"], "given twice"),
-        ([run, "-o", tmp_path / "page.txt"], "ends in .html"),
-        ([run, "-o", tmp_path / "none" / "page.html"], "cannot write"),
-        ([run, "--pdf", tmp_path / "page.html"], "ends in .pdf"),
-        ([run, "--pdf", tmp_path / "page.pdf"], "--pdf needs Chromium or Chrome"),
-        ([run], "is there and not a report"),
-    ):
-        assert command.main([*map(str, argv)]) == 2
-        err = capsys.readouterr().err
-        assert err.startswith("error: ") and err.count("\n") == 1 and words in err, err
-    assert own.read_text() == "mine"
-
-
-def test_a_page_is_made_without_torch():
-    code = "import sys, engine.report.__main__; assert not {'torch', 'plotly'} & sys.modules.keys()"
-    assert call("timeit", "-n1", "-r1", code)[0] == 0
-
-
-def lost(name: str) -> str:
-    raise page.metadata.PackageNotFoundError(name)
-
-
-def test_without_plotly_there_is_a_line(tmp_path, monkeypatch, capsys):
-    run = make_run(tmp_path / "run", epochs=2)
-    for version, words in (
-        (lost, "is not installed"),
-        (lambda name: "5.24.1", "5.24.1 is too old"),
-    ):
-        monkeypatch.setattr(page.metadata, "version", version)
-        assert command.main([str(run)]) == 2
-        assert capsys.readouterr().err == f"error: plotly {words}: pip install 'plotly>=6'\n"
-        assert not (run / "report.html").exists()
