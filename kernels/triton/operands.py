@@ -81,10 +81,14 @@ def load_scattered(values, winners, n, y, x, f, inside, filters, dense, pooled, 
 
 
 @triton.jit
+def row_of(coef, row: tl.constexpr, task, f, filters):
+    return coef + (task * 8 + row) * filters + f
+
+
+@triton.jit
 def coefficient(coef, row: tl.constexpr, task, f, filters):
     """[F] of a block of filters."""
-    at = coef + (task * 8 + row) * filters + f
-    return tl.load(at, mask=f < filters, other=0.0)
+    return tl.load(row_of(coef, row, task, f, filters), mask=f < filters, other=0.0)
 
 
 @triton.jit

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton.launch import COUNTS
-from kernels.triton.operands import slope_at
+from kernels.triton.operands import coefficient, row_of, slope_at
 
 
 @triton.jit
@@ -62,11 +62,6 @@ def store_delta(
         x_dot = tl.load(x_hat_dot + where, mask=valid, other=0.0)
         products += tl.load(delta + where, mask=valid, other=0.0) * x_dot
     store_part(part, tl.sum(value, 0), tl.sum(products, 0), task, tile, tiles, f, filters)
-
-
-@triton.jit
-def row_of(coef, row: tl.constexpr, task, f, filters):
-    return coef + (task * 8 + row) * filters + f
 
 
 @triton.jit
@@ -192,9 +187,9 @@ def settle_coefficients_dot(
     real = f < filters
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)
     rq = r * tl.load(q + task * filters + f, mask=real, other=0.0)
-    a0 = tl.load(row_of(coef, 0, task, f, filters), mask=real, other=0.0)
-    a1 = tl.load(row_of(coef, 1, task, f, filters), mask=real, other=0.0)
-    a2 = tl.load(row_of(coef, 2, task, f, filters), mask=real, other=0.0)
+    a0 = coefficient(coef, 0, task, f, filters)
+    a1 = coefficient(coef, 1, task, f, filters)
+    a2 = coefficient(coef, 2, task, f, filters)
     share = 1.0 / pixels
     b1 = -rq * a0
     b2 = -2 * rq * a1 - a0 * r * s2_dot * share

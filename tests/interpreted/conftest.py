@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import kernels
+from kernels.check.products import parts
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]
@@ -57,8 +58,8 @@ def tensor_cores() -> Iterator[None]:
     create = interpreter.InterpreterBuilder.create_dot
 
     def cut_off(handle):
-        bits = handle.data.view(np.uint32) & np.uint32(0xFFFFE000)
-        return interpreter.TensorHandle(bits.view(np.float32), handle.dtype)
+        (read,) = parts(torch.from_numpy(np.ascontiguousarray(handle.data)), "tf32")
+        return interpreter.TensorHandle(read.numpy(), handle.dtype)
 
     def create_dot(self, a, b, d, input_precision, *rest):
         if input_precision == interpreter._ir.INPUT_PRECISION.TF32 and a.data.dtype == np.float32:
