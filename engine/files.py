@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,10 @@ def is_report(path: Path) -> bool:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the folder. Raises OSError, with the old file
-    intact."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Temporary file of a name of its own, as others may write the same file, fsync, rename, fsync
+    of the folder. Raises OSError, with the old file intact."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # never written through, if it is a link
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()

@@ -33,7 +33,7 @@ from tests.torchrun import launch, pids
 LONGEST = 120.0  # seconds of one process: longer ones hang
 # What a process may be killed at, each of them in turn: after some time, or as soon as such a file
 # is there.
-MOMENTS = ("any", "any", ".*.pt.tmp", "cache/*.tmp")
+MOMENTS = ("any", "any", ".*.pt.*.tmp", "cache/*.tmp")
 NOWHERE = {"stdout": -3, "stderr": -3}  # subprocess.DEVNULL
 PATIENCE = 30.0  # seconds in which all ranks end after one
 

@@ -3,10 +3,12 @@
 import contextlib
 import fcntl
 import json
+import os
 import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from engine import meta
 from engine.config import Config
 from engine.errors import UserError
-from engine.files import RUN_FILES
+from engine.files import RUN_FILES, replace_file
 from engine.runs import checkpoint
 from engine.runs.checkpoint import Checkpoint, load, open_run, save, write_atomic
 from engine.runs.log import Meter, cut_log
@@ -151,12 +153,26 @@ def test_a_part_of_the_state_that_an_older_version_had_not_has_its_default():
             unpack(New(torch.zeros(2), 1), odd, "cpu")
 
 
-def test_a_failed_write_leaves_the_old_file(saved):
-    before = saved.read_bytes()
-    saved.with_name(".latest.pt.tmp").mkdir()
+def test_a_failed_write_leaves_the_old_file(saved, monkeypatch):
+    before, names = saved.read_bytes(), os.listdir(saved.parent)
+    monkeypatch.setattr(os, "replace", lambda *paths: os.rename(paths[0], saved.parent))
     with pytest.raises(UserError, match="cannot write run folder"):
         write_atomic(saved, b"new")
-    assert saved.read_bytes() == before
+    assert saved.read_bytes() == before and os.listdir(saved.parent) == names
+
+
+def test_of_several_writers_of_one_file_each_writes_it_whole(tmp_path):
+    """As of two tables in one folder: none takes what another has not written to its end."""
+    path = tmp_path / "table.md"
+
+    def writes(byte: bytes) -> None:
+        for _ in range(50):
+            replace_file(path, byte * (1 << 16))
+            assert len(set(found := path.read_bytes())) == 1 and len(found) == 1 << 16
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(writes, (b"a", b"b", b"c")))
+    assert os.listdir(tmp_path) == [path.name]
 
 
 LOOP = """

@@ -45,10 +45,12 @@ def test_nothing_of_the_user_is_removed(images, run, more):
     for name in mine:
         (run / name).write_text("mine")
     (run / "tensorboard" / "events.out.tfevents.2").write_text("its own")
-    (run / ".epoch-0002.pt.tmp").write_text("half")
+    halves = run / ".epoch-0002.pt.tmp", run / f".latest.pt.{'0f' * 8}.tmp"
+    for half in halves:
+        half.write_text("half")
     assert train.main(flags(images, run, *more)) == 0
     assert {(run / name).read_text() for name in mine} == {"mine"}
-    assert not (run / ".epoch-0002.pt.tmp").exists()
+    assert not any(half.exists() for half in halves)
     assert (run / "tensorboard" / "events.out.tfevents.2").exists() == ("--fresh" not in more)
 
 

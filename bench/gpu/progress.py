@@ -1,7 +1,6 @@
 """What a run has found so far: a JSON that is saved after every item, and continued."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 
 from bench import results
 from engine.errors import UserError, explained, say
+from engine.files import replace_file
 from engine.runs.interrupt import Interrupt
 from engine.runtime import graph
 
@@ -132,11 +132,9 @@ class Progress:
 
 def write(path: Path, text: str) -> None:
     """So that the file is whole wherever the run is ended."""
-    temporary = path.with_name(f".{path.name}.tmp")
     with explained(f"cannot write results to {path.parent}", "make room there, or give --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        replace_file(path, text.encode())
 
 
 def _loaded(path: Path) -> dict:

@@ -278,7 +278,7 @@ def _clean(folder: Path, fresh: bool) -> None:
     """Removes what this program wrote there, by its names: all else is the user's."""
     names = "|".join(map(re.escape, (*RUN_FILES, REPORT))) + r"|epoch-\d{4,18}\.pt"
     for name in os.listdir(folder):
-        if re.fullmatch(rf"\.({names})\.tmp", name):
+        if re.fullmatch(rf"\.({names})(\.[0-9a-f]{{16}})?\.tmp", name):
             (folder / name).unlink()
     if not fresh:
         return
