@@ -2,6 +2,7 @@
 // trusted. Addresses are those of contiguous arrays, 0 for one that is not wanted.
 #include "bindings.h"
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -99,7 +100,7 @@ template <class T> Blocks prepare(const Net& net, int tasks, int n, int threads,
     const ptrdiff_t size = static_cast<ptrdiff_t>(n) * net.side * net.side * net.channels;
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
         ops.prepare(net, n, at<const T>(x, t * size), images[t]->block.data(), room.work(slot),
-                    room.scratch(slot), team);
+                    room.scratch(team), team);
     });
     return images;
 }
@@ -112,9 +113,10 @@ void check_labels(const int64_t* labels, ptrdiff_t count, int ways) {
                                         "; number the classes of a task from 0");
 }
 
-// A pass that works in more than this is done by all threads, task by task: it needs the memory
-// once, and its stages are long enough for them to share.
+// Of passes that work in more than this there is one at once for so many threads: they need its
+// memory once, and its stages are long enough for them to share.
 constexpr size_t large_pass = size_t{16} << 20;
+constexpr int threads_of_large = 16;
 
 // Strides are in elements, 0 for an operand that the tasks share. Returns what was kept.
 template <class T>
@@ -131,8 +133,9 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
     if (gradient)
         check_labels(at<const int64_t>(labels, 0), static_cast<ptrdiff_t>(tasks) * n, net.ways);
     const size_t bytes = ops.pass_bytes(net, n, keep);
-    const bool large = bytes > large_pass;
-    Room room(large ? 1 : tasks, threads, ops.work_bytes(net, n), ops.scratch_bytes(net, n),
+    const int at_once =
+        bytes > large_pass ? (threads + threads_of_large - 1) / threads_of_large : threads;
+    Room room(std::min(tasks, at_once), threads, ops.work_bytes(net, n), ops.scratch_bytes(net, n),
               keep ? 0 : bytes);
     Blocks kept;
     for (int t = 0; keep && t < tasks; ++t)
@@ -154,9 +157,9 @@ Blocks pass(const Net& net, int n, int threads, const Blocks& images, uintptr_t 
                                keep ? kept[t]->block.data() : room.left(slot),
                                keep,
                                at<T>(features, static_cast<ptrdiff_t>(t) * n * width)};
-        ops.pass(net, n, task, room.work(slot), room.scratch(slot), team);
+        ops.pass(net, n, task, room.work(slot), room.scratch(team), team);
     };
-    for_tasks(tasks, threads, run, large);
+    for_tasks(tasks, threads, run, at_once);
     return kept;
 }
 
@@ -195,7 +198,7 @@ void pullback(const Net& net, int n, int threads, const Blocks& images, const Bl
                                    kept[t]->block.data(),
                                    at<T>(gradient, t * parameters),
                                    at<T>(norm_gradient, static_cast<ptrdiff_t>(t) * affine)};
-        ops.pullback(net, n, task, room.work(slot), room.scratch(slot), team);
+        ops.pullback(net, n, task, room.work(slot), room.scratch(team), team);
     });
 }
 
@@ -215,7 +218,7 @@ void tangent(const Net& net, int n, int threads, const Blocks& images, const Blo
                                   kept[t]->block.data(),
                                   at<T>(product, t * parameters),
                                   at<T>(norm_product, static_cast<ptrdiff_t>(t) * width)};
-        ops.tangent(net, n, task, room.work(slot), room.scratch(slot), team);
+        ops.tangent(net, n, task, room.work(slot), room.scratch(team), team);
     });
 }
 

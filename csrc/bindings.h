@@ -2,6 +2,8 @@
 // side.
 #pragma once
 
+#include <climits>
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,8 +15,8 @@ namespace mamlpp {
 
 namespace py = pybind11;
 
-// Memory of a call, in one block: of the tasks that run at once each its work and what it leaves
-// behind for nobody, and scratch for every thread, since a task that is left over has them all.
+// Memory of a call, in one block: of the tasks that run at once, perhaps fewer than all, each its
+// work and what it leaves behind for nobody, and scratch for every thread.
 class Room {
   public:
     Room(int tasks, int threads, size_t work_bytes, size_t scratch_bytes, size_t left_bytes = 0)
@@ -25,7 +27,9 @@ class Room {
           block_((work_ + left_) * slots_ + scratch_ * threads, Block::Use::room) {}
     void* work(int slot) const { return at(work_ * slot); }
     void* left(int slot) const { return at(work_ * slots_ + left_ * slot); }
-    void* scratch(int slot) const { return at((work_ + left_) * slots_ + scratch_ * slot); }
+    void* scratch(const Team& team) const { // one after the other of its workers
+        return at((work_ + left_) * slots_ + scratch_ * team.first());
+    }
 
   private:
     static size_t whole(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -35,10 +39,11 @@ class Room {
     Block block_;
 };
 
-template <class F> void for_tasks(int tasks, int threads, F f, bool one_by_one = false) {
+// Of all tasks, or of fewer `at_once`: see `run_tasks`.
+template <class F> void for_tasks(int tasks, int threads, F f, int at_once = INT_MAX) {
     py::gil_scoped_release release;
     run_tasks(
-        tasks, threads, one_by_one,
+        tasks, threads, at_once,
         [](void* context, int task, Team& team, int slot) {
             (*static_cast<F*>(context))(task, team, slot);
         },

@@ -34,7 +34,7 @@ void conv(const ConvShape& shape, int tasks, int threads, const Product& first,
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
         const ConvTask<T> task{
             {at_task(first, t), at_task(second, t)}, row<T>(z, t), row<T>(dx, t), row<T>(dw, t)};
-        ops.task_conv(shape, part, task, room.work(slot), room.scratch(slot), team);
+        ops.task_conv(shape, part, task, room.work(slot), room.scratch(team), team);
     });
 }
 
@@ -56,7 +56,7 @@ template <class T, class F> void norm(const NormShape& shape, int tasks, int thr
     threads = useful(threads, tasks * shape.n * values);
     Room room(tasks, threads, ops.norm_work_bytes(shape), ops.norm_scratch_bytes(shape));
     for_tasks(tasks, threads, [&](int t, Team& team, int slot) {
-        f(ops, t, room.work(slot), room.scratch(slot), team);
+        f(ops, t, room.work(slot), room.scratch(team), team);
     });
 }
 
@@ -211,7 +211,7 @@ void lstm_fwd(int tasks, ptrdiff_t n, int threads, uintptr_t own, uintptr_t loss
     threads = useful(threads, tasks * n * lstm_memory);
     Room room(1, threads, ops.lstm_work_bytes(tasks, n, 0), ops.lstm_scratch_bytes(0));
     for_tasks(1, threads, [&](int, Team& team, int slot) {
-        ops.lstm_fwd(step, tasks, n, room.work(slot), room.scratch(slot), team);
+        ops.lstm_fwd(step, tasks, n, room.work(slot), room.scratch(team), team);
     });
 }
 
@@ -231,7 +231,7 @@ void lstm_bwd(int tasks, ptrdiff_t n, int threads, uintptr_t own, uintptr_t loss
     threads = useful(threads, tasks * n * lstm_memory * steps);
     Room room(1, threads, ops.lstm_work_bytes(tasks, n, steps), ops.lstm_scratch_bytes(steps));
     for_tasks(1, threads, [&](int, Team& team, int slot) {
-        ops.lstm_bwd(sweep, tasks, n, room.work(slot), room.scratch(slot), team);
+        ops.lstm_bwd(sweep, tasks, n, room.work(slot), room.scratch(team), team);
     });
 }
 

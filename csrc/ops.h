@@ -31,9 +31,15 @@ class Team {
     using Run = void (*)(void* context, int item, int worker);
     virtual int workers() const = 0;
     virtual void each(int items, Run run, void* context) = 0;
+    // The number of its first worker among all threads of the call, behind which its others follow.
+    int first() const { return first_; }
 
   protected:
+    explicit Team(int first) : first_(first) {}
     ~Team() = default;
+
+  private:
+    const int first_;
 };
 
 // How the products of whole passes are taken of float32 data. Sums are float32, and so is all else.

@@ -1,9 +1,9 @@
 """The one inner loop, and the meta-gradient through it.
 
-`adjoint` is the engine: a support sweep, the target passes beside it, and a reverse sweep with one
-Hessian-vector product a step (Antoniou et al. 2018, eq. 1–4). It keeps the
-support passes of the steps, and one target pass at a time. `autograd` differentiates the same loop
-by `torch.autograd` and is its oracle.
+`adjoint` is the engine: a support sweep, the target passes beside it or as one batch after it, and
+a reverse sweep with one Hessian-vector product a step (Antoniou et al. 2018, eq. 1–4). It keeps the
+support passes of the steps; of a target pass, its results alone. `autograd` differentiates the same
+loop by `torch.autograd` and is its oracle.
 
 It knows neither the network nor its inputs: a model is what `engine.models.interface` says, a step
 what `engine.methods` does with a gradient. Dtype and device are those of theta.
@@ -21,6 +21,7 @@ from engine.episodes import Episode, Values, count
 from engine.methods.base import Adapted
 from engine.methods.rates import rule
 from engine.models.interface import Inputs, Model, Moments, Params, Pass
+from engine.models.rows import repeated
 from kernels.branch import Branch
 
 
@@ -141,6 +142,29 @@ def inner_loop(
         theta = adapted
 
 
+def _passes(
+    inputs: Inputs,  # of as many times T tasks as there are steps
+    steps: list[_Step],
+    labels: Tensor,  # [T, N]
+    running: Moments | None,
+) -> list[Pass]:
+    """The passes of each step's networks over the same inputs, as of one batch of tasks."""
+    times, tasks = len(steps), len(labels)
+    by_step = [torch.stack([s.row for s in steps])]
+    if running is not None:
+        by_step += [torch.stack([at_step(m, s.index) for s in steps]) for m in running]
+    row, *given = (each.repeat_interleave(tasks, 0) for each in by_step)
+    found = inputs.loss_and_gradient(
+        torch.cat([s.adapted for s in steps]),
+        row,
+        labels.repeat(times, 1),
+        Moments(*given) if given else None,
+    )
+    tensors = *found[:4], *found.moments
+    parts = zip(*(tensor.chunk(times) for tensor in tensors), strict=True)
+    return [Pass(*of[:4], Moments(*of[4:]), None) for of in parts]
+
+
 def _weight(weight: float | Tensor, like: Tensor) -> Tensor:
     """Made on the device: a copy to it would be waited for."""
     return weight.to(like) if isinstance(weight, Tensor) else like.new_full((), weight)
@@ -174,10 +198,9 @@ def adjoint(
     branch = Branch(params.theta.device, later=True)
     with branch.on() as prepared:
         inputs = model.prepare(episode.target_x, len(wanted))
+    together = repeated(inputs, len(wanted))
     norm, rates = (_ByStep(p, tasks) for p in params[1:])
-    logits, record = None, Record(model)
-    steps, direct = [], {}
-    per_step: list[Tensor | None] = [None] * len(loss_weights)
+    record, steps, direct = Record(model), [], {}
     for step in inner_loop(
         model,
         params,
@@ -188,8 +211,7 @@ def adjoint(
         second_order,
     ):
         k = step.index
-        record.add(k, step.support.moments, episode.support_x)
-        if k in wanted:
+        if k in wanted and not together:
             operands = step.adapted, step.row, labels, _running_at(running, k)
             if k == wanted[-1]:  # the reverse sweep begins with it, the others may come later
                 done = prepared
@@ -198,11 +220,20 @@ def adjoint(
             else:
                 with branch.on() as done:
                     target = inputs.loss_and_gradient(*operands)
-            logits, per_step[k] = target.logits, target.loss
             direct[k] = target, done
-            record.add(k, target.moments, episode.target_x)
         steps.append(step)
     prepared.wait()
+    if together:
+        found = _passes(together, [steps[k] for k in wanted], labels, running)
+        direct = {k: (target, prepared) for k, target in zip(wanted, found, strict=True)}
+    per_step: list[Tensor | None] = [None] * len(loss_weights)
+    logits = None
+    for step in steps:
+        record.add(step.index, step.support.moments, episode.support_x)
+        if step.index in direct:
+            target, _ = direct[step.index]
+            logits, per_step[step.index] = target.logits, target.loss
+            record.add(step.index, target.moments, episode.target_x)
 
     weights = {k: _weight(loss_weights[k], params.theta) for k in wanted}
     update = rule(params.rates, model.sizes)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 import kernels
 from engine import unroll
 from engine.episodes import Episode
+from engine.models import rows
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
 from kernels import reference
@@ -187,6 +188,30 @@ def test_a_task_does_not_depend_on_its_batch() -> None:
         assert torch.equal(alone.logits[0], together.logits[t])
         for a, b in zip(alone.gradient, together.gradient, strict=True):
             assert torch.equal(a[0], b[t])
+
+
+@pytest.mark.parametrize("use_running", [True, False], ids=["running", "batch"])
+@pytest.mark.parametrize("steps", [2, 5])
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_target_passes_in_one_call_have_the_bits_of_one_after_the_other(
+    tasks: int, steps: int, use_running: bool, monkeypatch
+) -> None:
+    model = Backbone(2, 21, 4, 3, 3)
+    params, episode, running = random_problem(model, steps, tasks, steps)
+    running = running if use_running else None
+    calls = []
+
+    def counted(inputs, times):
+        calls.append(rows.repeated(inputs, times))
+        return calls[-1]
+
+    monkeypatch.setattr(unroll, "repeated", counted)
+    ours = unroll.adjoint(model, params, episode, WEIGHTS[steps], True, running)
+    assert (calls[0] is None) == (kernels.passes(episode.target_x) is None)
+    monkeypatch.setattr(unroll, "repeated", lambda inputs, times: None)
+    alone = unroll.adjoint(model, params, episode, WEIGHTS[steps], True, running)
+    pairs = zip(tree_leaves(ours), tree_leaves(alone), strict=True)
+    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
 def test_the_target_sets_of_all_steps_are_never_held_at_once() -> None:

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <iterator>
 #include <list>
 #include <mutex>
@@ -82,6 +83,17 @@ void pause_briefly() {
 #else
     std::this_thread::yield();
 #endif
+}
+
+// For another thread: at first on this core, which whoever is late may be waiting for. Among more
+// threads than cores (not `patient`) one without work sleeps.
+void wait(bool at_first, bool patient) {
+    if (!patient)
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
+    else if (at_first)
+        pause_briefly();
+    else
+        std::this_thread::yield();
 }
 
 // Those that this process may run on.
@@ -181,11 +193,10 @@ class Pool {
         wake_.notify_all();
         loop_.work(0);
         for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins)
-            if (spins < 4096)
-                pause_briefly();
-            else
-                std::this_thread::yield(); // whoever is late may be waiting for this core
+            wait(spins < 4096, true);
     }
+    // Whether each thread has a core.
+    bool patient() const { return patience_ != 0 * patience; }
 
   private:
     void serve(int worker) {
@@ -221,6 +232,7 @@ class Pool {
 
 class Solo final : public Team {
   public:
+    explicit Solo(int first) : Team(first) {}
     int workers() const override { return 1; }
     void each(int items, Run run, void* context) override {
         for (int i = 0; i < items; ++i)
@@ -228,14 +240,52 @@ class Solo final : public Team {
     }
 };
 
-class All final : public Team {
+// One thread and its helpers, who are there for every loop of it, and whom it waits for only where
+// they took part: a helper that comes late, or never, costs nothing but its help.
+class Group final : public Team {
   public:
-    explicit All(Pool& pool) : pool_(pool) {}
-    int workers() const override { return pool_.threads(); }
-    void each(int items, Run run, void* context) override { pool_.each(items, run, context); }
+    Group(int first, int workers, bool patient)
+        : Team(first), workers_(workers), patient_(patient) {}
+    int workers() const override { return workers_; }
+    void each(int items, Run run, void* context) override {
+        loop_.items = items;
+        loop_.run = run;
+        loop_.context = context;
+        loop_.next.store(0, std::memory_order_relaxed);
+        state_.fetch_add(1); // odd: open
+        loop_.work(0);
+        state_.fetch_add(1);
+        for (int spins = 0; helping_.load() != 0; ++spins)
+            wait(spins < 4096, true);
+    }
+    // Until the group ends.
+    void help(int worker) {
+        unsigned seen = 0;
+        for (int spins = 0;; ++spins) {
+            const unsigned now = state_.load();
+            if (now == ended)
+                return;
+            if (now % 2 == 0 || now == seen) {
+                wait(spins < 4096, patient_);
+                continue;
+            }
+            helping_.fetch_add(1);
+            if (state_.load() == now) // it is still open, and waits for who is in
+                loop_.work(worker);
+            helping_.fetch_sub(1);
+            seen = now;
+            spins = 0;
+        }
+    }
+    void end() { state_.store(ended); }
 
   private:
-    Pool& pool_;
+    static constexpr unsigned ended = ~0u - 1; // even, and no count of loops
+    const int workers_;
+    const bool patient_;
+    Loop loop_;
+    std::atomic<unsigned> state_{0};
+    std::atomic<int> helping_{0};
 };
 
 // The pool of this process; one of another size replaces it.
@@ -327,34 +377,53 @@ size_t release_blocks() {
     return total;
 }
 
-void run_tasks(int tasks, int threads, bool one_by_one, void (*run)(void*, int, Team&, int),
+void run_tasks(int tasks, int threads, int at_once, void (*run)(void*, int, Team&, int),
                void* context) {
-    struct Call {
-        void (*run)(void*, int, Team&, int);
-        void* context;
-    } call{run, context};
-    Solo solo;
     std::unique_lock<std::mutex> lock(pool_mutex, std::try_to_lock);
     if (threads <= 1 || !lock) { // another thread's call has the workers
+        Solo solo(0);
         for (int t = 0; t < tasks; ++t)
             run(context, t, solo, 0);
         return;
     }
     Pool& workers = pool(threads);
     threads = workers.threads(); // perhaps fewer
-    const int together = one_by_one ? 0 : tasks / threads * threads;
-    if (together)
+    struct Call {
+        void (*run)(void*, int, Team&, int);
+        void* context;
+        int tasks;
+        std::atomic<int> next; // of those that groups take
+        std::deque<Group> groups;
+    } call{run, context, tasks, {at_once < threads ? 0 : tasks / threads * threads}, {}};
+    const int alone = call.next.load(), groups = std::min({tasks - alone, at_once, threads});
+    for (int g = 0, first = 0; g < groups; ++g) {
+        const int size = (threads - g + groups - 1) / groups;
+        call.groups.emplace_back(first, size, workers.patient());
+        first += size;
+    }
+    if (alone)
         workers.each(
-            together,
+            alone,
             [](void* c, int task, int worker) {
-                Solo alone;
+                Solo solo(worker);
                 const Call& each = *static_cast<Call*>(c);
-                each.run(each.context, task, alone, worker);
+                each.run(each.context, task, solo, worker);
             },
             &call);
-    All all(workers);
-    for (int t = together; t < tasks; ++t)
-        run(context, t, all, 0);
+    if (groups > 0)
+        workers.each(
+            threads,
+            [](void* c, int role, int) {
+                Call& each = *static_cast<Call*>(c);
+                const int count = static_cast<int>(each.groups.size()), slot = role % count;
+                Group& group = each.groups[static_cast<size_t>(slot)];
+                if (role >= count)
+                    return group.help(role / count);
+                for (int t; (t = each.next.fetch_add(1)) < each.tasks;)
+                    each.run(each.context, t, group, slot);
+                group.end();
+            },
+            &call);
 }
 
 } // namespace mamlpp

@@ -31,9 +31,9 @@ class Block {
 size_t release_blocks();
 
 // Runs every task: as many at once as there are threads, each by a team of one, and those left over
-// one after the other by a team of all, or with `one_by_one` all of them so. run(context, task,
-// team, slot), where slot < threads tells apart the tasks that run at once.
-void run_tasks(int tasks, int threads, bool one_by_one, void (*run)(void*, int, Team&, int),
+// by teams that share the threads out; with fewer `at_once` all of them by so many teams.
+// run(context, task, team, slot), where slot < threads tells apart the tasks that run at once.
+void run_tasks(int tasks, int threads, int at_once, void (*run)(void*, int, Team&, int),
                void* context);
 
 } // namespace mamlpp

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from engine.models.backbone import Backbone
 from engine.models.interface import Inputs, Model, Moments, Pass
-from engine.models.passes import backend_of
+from engine.models.passes import Fused, backend_of
 
 
 def of(model: Model, x: Tensor, passes: int) -> Inputs:
@@ -18,6 +18,15 @@ def of(model: Model, x: Tensor, passes: int) -> Inputs:
     if backend and backend.OWN_ROWS:
         return model.prepare(x, passes)
     return Rows([model.prepare(one, passes) for one in x.split(1)])
+
+
+def repeated(inputs: Inputs, times: int) -> Inputs | None:
+    """The same inputs as of so many times T tasks, all of them `times` in turn, whose passes take
+    rows [times · T, G]; `None` where passes one after the other are as good.
+    """
+    if times < 2 or not isinstance(inputs, Fused) or not inputs.backend.OWN_ROWS:
+        return None
+    return inputs._replace(images=inputs.backend.repeated(inputs.images, times))
 
 
 class Rows(NamedTuple):

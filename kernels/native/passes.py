@@ -96,6 +96,11 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     return Images(net, n, x.dtype, x.device, blocks)
 
 
+def repeated(images: Images, times: int) -> Images:
+    """The same images as of so many times T tasks, all of them `times` in turn."""
+    return images._replace(blocks=images.blocks * times)
+
+
 def run(
     images: Images,
     theta: Tensor,  # [T, P]

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -87,9 +88,9 @@ class Random {
     uint64_t state_;
 };
 
-template <class F> void for_tasks(int tasks, int threads, F f) {
+template <class F> void for_tasks(int tasks, int threads, F f, int at_once = INT_MAX) {
     run_tasks(
-        tasks, threads, false,
+        tasks, threads, at_once,
         [](void* context, int task, Team& team, int slot) {
             (*static_cast<F*>(context))(task, team, slot);
         },
