@@ -161,7 +161,7 @@ def _passes(
         Moments(*given) if given else None,
     )
     tensors = *found[:4], *found.moments
-    parts = zip(*(tensor.chunk(times) for tensor in tensors), strict=True)
+    parts = zip(*(tensor.split(tasks) for tensor in tensors), strict=True)
     return [Pass(*of[:4], Moments(*of[4:]), None) for of in parts]
 
 
@@ -198,7 +198,7 @@ def adjoint(
     branch = Branch(params.theta.device, later=True)
     with branch.on() as prepared:
         inputs = model.prepare(episode.target_x, len(wanted))
-    together = repeated(inputs, len(wanted))
+        together = repeated(inputs, len(wanted))
     norm, rates = (_ByStep(p, tasks) for p in params[1:])
     record, steps, direct = Record(model), [], {}
     for step in inner_loop(

@@ -174,12 +174,11 @@ def pass_operands(
     labels: Tensor | None,
     statistics: tuple[Tensor, Tensor] | None,
     keep: bool,
-    own_rows: bool = False,  # whether a row may be of each task
 ) -> None:
     """ValueError for arguments of a pass that do not fit its images."""
     tensors(op, theta=theta, row=row)
     stats = net.stages * net.filters
-    shape = (tasks, 2 * stats) if own_rows and row.dim() == 2 else (2 * stats,)
+    shape = (tasks, 2 * stats) if row.dim() == 2 else (2 * stats,)
     operands = {"theta": (theta, (tasks, parameters(net))), "row": (row, shape)}
     if statistics is not None:
         if len(statistics) != 2:

@@ -15,7 +15,7 @@ from engine.models.passes import Fused, backend_of
 def of(model: Model, x: Tensor, passes: int) -> Inputs:
     """A network's inputs [T, ...], whose passes take rows [T, G] in place of one [G]."""
     backend = backend_of(model, x)[0] if isinstance(model, Backbone) else None
-    if backend and backend.OWN_ROWS:
+    if backend:
         return model.prepare(x, passes)
     return Rows([model.prepare(one, passes) for one in x.split(1)])
 
@@ -24,9 +24,10 @@ def repeated(inputs: Inputs, times: int) -> Inputs | None:
     """The same inputs as of so many times T tasks, all of them `times` in turn, whose passes take
     rows [times · T, G]; `None` where passes one after the other are as good.
     """
-    if times < 2 or not isinstance(inputs, Fused) or not inputs.backend.OWN_ROWS:
+    if times < 2 or not isinstance(inputs, Fused):
         return None
-    return inputs._replace(images=inputs.backend.repeated(inputs.images, times))
+    images = inputs.backend.repeated(inputs.images, times)
+    return None if images is None else inputs._replace(images=images)
 
 
 class Rows(NamedTuple):

@@ -20,7 +20,6 @@ from kernels.tensors import address
 from kernels.threads import threads
 
 MOST_STAGES = 16  # as csrc/cpu/pass.h
-OWN_ROWS = True  # a row may be of each task
 LARGEST = 4096  # of any size: the kernels multiply some of them as ints
 MOST_IMAGES = 2**16
 PRECISIONS = ("fp32", "bf16x3", "bf16")
@@ -116,17 +115,7 @@ def run(
     expect("passes", images)
     net, tasks = images.net, len(images.blocks)
     checks.pass_operands(
-        "native passes",
-        net,
-        images,
-        tasks,
-        images.count,
-        theta,
-        row,
-        labels,
-        statistics,
-        keep,
-        True,
+        "native passes", net, images, tasks, images.count, theta, row, labels, statistics, keep
     )
     new, labels = theta.new_empty, whole(labels)
     loss, gradient, norm_gradient = (
@@ -154,7 +143,7 @@ def embed(
     expect("passes", images)
     net, tasks = images.net, len(images.blocks)
     checks.pass_operands(
-        "native passes", net, images, tasks, images.count, theta, row, None, statistics, False, True
+        "native passes", net, images, tasks, images.count, theta, row, None, statistics, False
     )
     features = theta.new_empty((tasks, images.count, checks.features(net)))
     mean, var, kept = _pass(images, theta, row, None, statistics, (None,) * 4, keep, features)

@@ -128,7 +128,7 @@ def _dgrad(products: list[tuple[Tensor, Tensor]], sizes: tuple[int, ...], stride
     w, w_dot = _turned(w), _turned(w_dot)
     conv_bwd_kernel[(triton.cdiv(n * side**2, blocks["BM"]), t, triton.cdiv(c, blocks["BN"]))](
         dz, dz_dot, w, w_dot, dz, dz, dz, dz, dz, dx, dz,
-        n, side, dense, c, f, w.stride(0), w_dot.stride(0), 1.0,
+        n, side, dense, c, f, w.stride(0), w_dot.stride(0), 0, 1.0,
         STRIDE=stride, BORDER=False, BELOW=False, DUAL=len(products) == 2,
         PRECISION=_precision(), **blocks,
     )  # fmt: skip

@@ -127,10 +127,12 @@ def conv_fwd_kernel(
 def conv_bwd_kernel(
     dz, dz_dot,  # [T, N, OH, OW, F]
     w, w_dot,  # turned, [C, 9, F] of a task, the next `w_step`, `w_dot_step` further on
-    x_hat, x_hat_dot, delta_below, gain, bias,  # of the stage below, with BELOW
+    x_hat, x_hat_dot, delta_below,  # of the stage below, with BELOW
+    gain, bias,  # [F] of a task, the next `row_step` further on
     out,  # its δ, or with DUAL the direction of it [T, N, H, W, C]
     part,  # [T, tiles, 2, C], with BELOW
-    images, side, dense, channels: tl.constexpr, filters: tl.constexpr, w_step, w_dot_step, slope,
+    images, side, dense, channels: tl.constexpr, filters: tl.constexpr, w_step, w_dot_step,
+    row_step, slope,
     STRIDE: tl.constexpr, BORDER: tl.constexpr, BELOW: tl.constexpr, DUAL: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -174,7 +176,8 @@ def conv_bwd_kernel(
     where = (task * pixels + m)[:, None] * channels + c[None, :]
     if BELOW:
         store_delta(
-            acc, where, valid, x_hat, x_hat_dot, delta_below, gain, bias, slope,
+            acc, where, valid, x_hat, x_hat_dot, delta_below,
+            gain + task * row_step, bias + task * row_step, slope,
             out, part, task, tile, tiles, c, channels, DUAL,
         )  # fmt: skip
     else:

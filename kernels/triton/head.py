@@ -55,12 +55,12 @@ def load_residual(residual, rows, k, valid, ways):
 
 @triton.jit(do_not_specialize=COUNTS)
 def head_kernel(
-    x_hat, x_hat_dot, gain, bias,
+    x_hat, x_hat_dot, gain, bias,  # of gain and bias a task's, the next `row_step` further on
     w, w_dot,  # [ways, D] then [ways] of a task, the next `w_step`, `w_dot_step` further on
     labels,  # int64 [T, N]
     logits, softmax, residual,  # [T, N, ways]; residual = (softmax − one-hot) / N
     losses,  # [T, N]
-    images, pixels, filters: tl.constexpr, ways, w_step, w_dot_step, slope,
+    images, pixels, filters: tl.constexpr, ways, row_step, w_step, w_dot_step, slope,
     MEAN: tl.constexpr, LABELS: tl.constexpr, DUAL: tl.constexpr,
     BD: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
@@ -69,6 +69,8 @@ def head_kernel(
     row = task * images + tl.program_id(1)
     size = pixels * filters
     width = filters if MEAN else size
+    gain += task * row_step
+    bias += task * row_step
     w += task * w_step
     w_dot += task * w_dot_step
     acc = tl.zeros((BW, BD), tl.float32)
@@ -121,7 +123,7 @@ def head_bwd_kernel(
     delta_dot,  # written with DUAL
     part,  # [T, pixels, 2, F] Σδ and Σδx̂ over the images, or their directions
     gradient,  # [ways, D] then [ways], tasks `out_step` apart; with DUAL the product
-    images, pixels, filters, ways, w_step, w_dot_step, out_step, slope,
+    images, pixels, filters, ways, row_step, w_step, w_dot_step, out_step, slope,
     MEAN: tl.constexpr, DUAL: tl.constexpr,
     BN: tl.constexpr, BF: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
@@ -131,6 +133,8 @@ def head_bwd_kernel(
     task, k = tl.program_id(0), tl.arange(0, BW)
     f = tl.program_id(2) * BF + tl.arange(0, BF)
     real = f < filters
+    gain += task * row_step
+    bias += task * row_step
     w += task * w_step
     w_dot += task * w_dot_step
     gradient += task * out_step

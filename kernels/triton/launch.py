@@ -38,7 +38,7 @@ OWN_TILES, AT_ONCE, OWN_PROGRAMS = 128, 32, 128
 # numbers that 16 divides.
 COUNTS = (
     "images", "count", "side", "out_side", "dense", "pooled", "pixels", "tiles", "per_tile",
-    "splits", "per_split", "ways", "pieces",
+    "splits", "per_split", "ways", "pieces", "row_step",
 )  # fmt: skip
 
 _trial: ContextVar[dict[str, dict[str, int]]] = ContextVar("launch_trial")

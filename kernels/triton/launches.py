@@ -47,7 +47,7 @@ def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Te
     norm_act_kernels.normalise_kernel[programs](
         z, *call.affine(s), coef, rstd, part, given_mean, given_var, *of_batch,
         x_hat, winners, x_hat if p is None else p,
-        n, stage.dense, stage.pooled, f, 0, net.negative_slope,
+        n, stage.dense, stage.pooled, f, call.row_step, net.negative_slope,
         grid[0], per_tile, step, mean.shape[1], net.eps,
         POOL=net.pool, ACT=p is not None, BORDER=p is not None, GIVEN=call.is_given,
         **merged, **maps,
@@ -70,7 +70,7 @@ def head_fwd(
     head.head_kernel[(t, n)](
         last.x_hat, last.x_hat, *call.affine(net.stages - 1), w, w,
         logits if labels is None else labels, logits, softmax, residual, losses,
-        n, plan.last_pixels, f, net.ways, theta.stride(0), 0, net.negative_slope,
+        n, plan.last_pixels, f, net.ways, call.row_step, theta.stride(0), 0, net.negative_slope,
         MEAN=not net.pool, LABELS=labels is not None, DUAL=False, **blocks,
     )  # fmt: skip
     return logits, softmax, residual, losses
@@ -86,7 +86,7 @@ def head_dot(kept: Kept, direction: Tensor, last_dot: Dot) -> Tensor:
         kept.stages[-1].x_hat, last_dot.x_hat, *call.affine(net.stages - 1),
         theta[:, plan.theta_head :], direction[:, plan.theta_head :],
         logits_dot, logits_dot, kept.softmax, residual_dot, logits_dot,
-        n, plan.last_pixels, f, net.ways, theta.stride(0), direction.stride(0),
+        n, plan.last_pixels, f, net.ways, call.row_step, theta.stride(0), direction.stride(0),
         net.negative_slope,
         MEAN=not net.pool, LABELS=False, DUAL=True, **blocks,
     )  # fmt: skip
@@ -115,7 +115,8 @@ def head_bwd(
         last.x_hat, last_dot.x_hat, *call.affine(net.stages - 1), w, w_dot,
         residual, residual_dot, losses, loss, last.delta if dots else delta, delta, part,
         gradient[:, plan.theta_head :],
-        n, plan.last_pixels, f, net.ways, theta.stride(0), w_dot.stride(0), gradient.stride(0),
+        n, plan.last_pixels, f, net.ways, call.row_step,
+        theta.stride(0), w_dot.stride(0), gradient.stride(0),
         net.negative_slope, MEAN=not net.pool, DUAL=dots is not None, **blocks,
     )  # fmt: skip
     return delta, part, loss
@@ -157,12 +158,12 @@ def dz(
         else:
             sums.bwd_sums_kernel[merging](
                 part, kept.coef, kept.rstd, gain, result, *rows,
-                tiles, pixels, f, 0, step, GIVEN=call.is_given, **merge,
+                tiles, pixels, f, call.row_step, step, GIVEN=call.is_given, **merge,
             )  # fmt: skip
     norm_act_kernels.dz_kernel[grid](
         kept.z, own.z, kept.delta, own.delta, kept.winners, kept.coef,
         part, kept.rstd, gain, dot.q if dot else gain, kept.sums if dot else result, result, *rows,
-        out, n, stage.dense, stage.pooled, f, tiles, step,
+        out, n, stage.dense, stage.pooled, f, tiles, call.row_step, step,
         POOL=plan.net.pool, DUAL=dot is not None, BORDER=True, GIVEN=call.is_given,
         **merged, **blocks,
     )  # fmt: skip
@@ -189,7 +190,7 @@ def dgrad(
         kept.dz, own.dz, w[:, s - 1], w_dot[:, s - 1],
         below.x_hat, dot_below.x_hat, below.delta if dots else out, *call.affine(s - 1), out, part,
         n, stage.side, stage.dense, stage.channels, f, w.stride(0), w_dot.stride(0),
-        plan.net.negative_slope,
+        call.row_step, plan.net.negative_slope,
         STRIDE=plan.stride, BORDER=True, BELOW=True, DUAL=dots is not None,
         PRECISION=plan.precision, **blocks,
     )  # fmt: skip
@@ -268,7 +269,7 @@ def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:
     norm_act_kernels.normalise_dot_kernel[programs](
         z_dot, own.x_hat, own.winners, own.coef, own.rstd, q, part, *call.affine(s),
         x_hat_dot, x_hat_dot if p is None else p,
-        n, stage.dense, stage.pooled, f, net.negative_slope, grid[0],
+        n, stage.dense, stage.pooled, f, call.row_step, net.negative_slope, grid[0],
         POOL=net.pool, BORDER=p is not None, GIVEN=call.is_given, **merged, **maps,
     )  # fmt: skip
     return Dot(z_dot, x_hat_dot, q, p)

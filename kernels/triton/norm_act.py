@@ -190,7 +190,7 @@ def _normalised_dot(saved: Saved, z_dot: Tensor) -> Tangent:
     x_hat_dot = empty_images(z_dot, t, n, c, small)
     normalise_dot_kernel[_grid(z_dot, small)](
         z_dot, saved.x_hat, _winners(saved), coef, saved.rstd, q, part, q, q, x_hat_dot, x_hat_dot,
-        n, side, small, c, 1.0, part.shape[1],
+        n, side, small, c, c, 1.0, part.shape[1],
         POOL=saved.winners is not None, BORDER=False, GIVEN=not saved.count, **merged,
         BM=TILE, BF=block(c), num_warps=8,
     )  # fmt: skip
@@ -230,7 +230,7 @@ def _dz(saved: Saved, coef: Tensor, delta: Tensor, dual: tuple | None = None) ->
     out = empty_images(saved.z, t, n, c, side)
     dz_kernel[_grid(saved.z, side)](
         saved.z, z_dot, delta, delta_dot, _winners(saved), coef, *[coef] * 8, out,
-        n, side, delta.shape[3], c, 0, 0,
+        n, side, delta.shape[3], c, 0, 0, 0,
         POOL=saved.winners is not None, DUAL=dual is not None, BORDER=False,
         GIVEN=False, MERGE=False, BT=16,
         BM=TILE, BF=block(c), num_warps=8,

@@ -67,11 +67,11 @@ def stored_by_one(filters):
 
 @triton.jit(do_not_specialize=COUNTS)
 def normalise_kernel(
-    z, gain, bias,  # [T, N, H, W, F], [F] of a task, the next `gain_step` further on
+    z, gain, bias,  # [T, N, H, W, F], [F] of a task, the next `row_step` further on
     coef, rstd,  # [T, 8, F], [T, F]
     part, given_mean, given_var, mean_out, var_out,  # of `settle_moments`, with MERGE
     x_hat, winners, out,  # [T, N, h, w, F], with BORDER `out` [T, N, h + 2, w + 2, F]
-    images, dense, pooled, filters, gain_step, slope,
+    images, dense, pooled, filters, row_step, slope,
     tiles, per_tile, given_step, out_step, eps,
     POOL: tl.constexpr, ACT: tl.constexpr, BORDER: tl.constexpr,
     MERGE: tl.constexpr, GIVEN: tl.constexpr, BT: tl.constexpr,
@@ -96,7 +96,7 @@ def normalise_kernel(
     else:
         mean = coefficient(coef, 3, task, f, filters)
         r = tl.load(rstd + task * filters + f, mask=f < filters, other=0.0)
-    g = tl.load(gain + task * gain_step + f, mask=f < filters, other=0.0)[None, :]
+    g = tl.load(gain + task * row_step + f, mask=f < filters, other=0.0)[None, :]
     where = (((task * images + n) * pooled + y) * pooled + x)[:, None] * filters + f[None, :]
     if POOL:
         corner = ((task * images + n) * dense + 2 * y) * dense + 2 * x
@@ -115,7 +115,7 @@ def normalise_kernel(
     value = (value - mean[None, :]) * r[None, :]
     tl.store(x_hat + where, value, mask=valid)
     if ACT:
-        b = tl.load(bias + task * gain_step + f, mask=f < filters, other=0.0)[None, :]
+        b = tl.load(bias + task * row_step + f, mask=f < filters, other=0.0)[None, :]
         value = unbent(value, g, b) * slope_at(value, g, b, slope)
         at = (task * images * side * side + m)[:, None] * filters + f[None, :]
         tl.store(out + at, tl.where(valid, value, 0.0), mask=there)
@@ -135,9 +135,9 @@ def store_bent_dot(out, pixel, f, valid, there, value, value_dot, gain, bias, sl
 def normalise_dot_kernel(
     z_dot, x_hat, winners, coef, rstd, q,
     part,  # of `settle_moments_dot`, with MERGE
-    gain, bias,  # [F], with BORDER
+    gain, bias,  # [F] of a task, the next `row_step` further on, with BORDER
     x_hat_dot, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
-    images, dense, pooled, filters, slope, tiles,
+    images, dense, pooled, filters, row_step, slope, tiles,
     POOL: tl.constexpr, BORDER: tl.constexpr,
     MERGE: tl.constexpr, GIVEN: tl.constexpr, BT: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr,
@@ -174,8 +174,8 @@ def normalise_dot_kernel(
     tl.store(x_hat_dot + own, value_dot, mask=valid)
     if BORDER:
         store_bent_dot(
-            out, task * images * side * side + m, f, valid, there, value, value_dot, gain, bias,
-            slope, filters,
+            out, task * images * side * side + m, f, valid, there, value, value_dot,
+            gain + task * row_step, bias + task * row_step, slope, filters,
         )  # fmt: skip
 
 
@@ -225,7 +225,7 @@ def dz_kernel(
     # of `settle_sums` and what follows, with MERGE; of a direction with DUAL, as are q and sums_dot
     part, rstd, gain, q, sums, sums_dot, d_gain, d_bias,
     out,  # [T, N, H, W, F], with BORDER [T, N, H + 2, W + 2, F]
-    images, dense, pooled, filters, tiles, out_step,
+    images, dense, pooled, filters, tiles, row_step, out_step,
     POOL: tl.constexpr, DUAL: tl.constexpr, BORDER: tl.constexpr,
     MERGE: tl.constexpr, GIVEN: tl.constexpr, BT: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr,
@@ -264,7 +264,7 @@ def dz_kernel(
     else:
         if MERGE:
             a0, a1, a2 = settle_coefficients(
-                s1, s2, coef, rstd, gain, stored, task, f, pixels, filters, 0, GIVEN
+                s1, s2, coef, rstd, gain, stored, task, f, pixels, filters, row_step, GIVEN
             )
         else:
             a0 = coefficient(coef, 0, task, f, filters)

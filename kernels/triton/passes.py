@@ -11,7 +11,7 @@ from kernels import checks
 from kernels.net import Embedded, Net, Result
 from kernels.plain.layout import channels_last, whole
 from kernels.triton import features, launches, stem_launches
-from kernels.triton.patches import patches
+from kernels.triton.patches import Patches, patches
 from kernels.triton.plan import (
     PRECISIONS,
     Call,
@@ -25,7 +25,7 @@ from kernels.triton.rows import aligned, new_rows
 from kernels.triton.tensors import countable, expect
 
 MOST_STAGES = 16
-OWN_ROWS = False
+MOST_REPEATED = 2**21  # pixels; of Omniglot five steps' targets of 16 tasks are 1.3 million at most
 
 
 def refusal(precision: str) -> str | None:
@@ -68,10 +68,23 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     return Images.of(plan, moments.images, moments)
 
 
+def repeated(images: Images, times: int) -> Images | None:
+    """The same images as of so many times T tasks, all of them `times` in turn; `None` where a pass
+    over those of T tasks fills a GPU.
+    """
+    plan, patches = images.plan, images.patches
+    if times * plan.tasks * plan.images * plan.net.side**2 > MOST_REPEATED:
+        return None
+    parts = [images.x] if patches is None else patches
+    x, *moments = (part.repeat(times, *[1] * (part.dim() - 1)) for part in parts)
+    patches = Patches(x, *moments) if moments else None
+    return Images.of(plan._replace(tasks=times * plan.tasks), x, patches)
+
+
 def run(
     images: Images,
     theta: Tensor,  # [T, P]
-    row: Tensor,  # [G]
+    row: Tensor,  # [G], or of each task its own [T, G]
     labels: Tensor | None = None,  # int64 [T, N]; None: forward only
     statistics: tuple[Tensor, Tensor] | None = None,  # mean, biased variance [S], or [T, S]
     keep: bool = False,
@@ -95,7 +108,7 @@ def run(
 def embed(
     images: Images,
     theta: Tensor,  # [T, P], of which the classifier is not read
-    row: Tensor,  # [G]
+    row: Tensor,  # [G], or of each task its own [T, G]
     statistics: tuple[Tensor, Tensor] | None = None,  # mean, biased variance [S], or [T, S]
     keep: bool = False,
 ) -> Embedded:
@@ -139,7 +152,7 @@ def _call(name: str, images: Images, theta: Tensor, row: Tensor, labels, statist
 def _forward(call: Call) -> tuple[list[StageKept], Tensor | None, Tensor, Tensor]:
     """What the stages keep, the stem's projection, and batch moments."""
     plan = call.plan
-    mean, var = (call.row.new_empty(plan.tasks, call.row.numel() // 2) for _ in range(2))
+    mean, var = (call.row.new_empty(plan.tasks, call.row.shape[-1] // 2) for _ in range(2))
     stages, projected = [], None
     for s, stage in enumerate(plan.stages):
         if stage.stem:
@@ -153,7 +166,7 @@ def _forward(call: Call) -> tuple[list[StageKept], Tensor | None, Tensor, Tensor
 def _gradients(call: Call) -> tuple[Tensor, Tensor]:
     """Of theta and of row, to be written."""
     return new_rows(call.theta, *call.theta.shape), call.row.new_empty(
-        call.plan.tasks, call.row.numel()
+        call.plan.tasks, call.row.shape[-1]
     )
 
 

@@ -99,7 +99,7 @@ class Call(NamedTuple):
 
     images: Images
     theta: Tensor  # [T, P]
-    row: Tensor  # [G]
+    row: Tensor  # [G], or of each task its own [T, G]
     given: tuple[Tensor, Tensor] | None  # statistics [S] or [T, S] each
 
     @property
@@ -172,9 +172,13 @@ class Call(NamedTuple):
         return triton.cdiv(n * side**2, pixels), t, triton.cdiv(f, filters)
 
     def affine(self, s: int) -> tuple[Tensor, Tensor]:
-        """Gain and bias of a stage, [F] each."""
+        """Where gain and bias of a stage begin, [F] each, those of tasks `row_step` apart."""
         f = self.plan.net.filters
-        return self.row[2 * s * f :], self.row[(2 * s + 1) * f :]
+        return self.row[..., 2 * s * f :], self.row[..., (2 * s + 1) * f :]
+
+    @property
+    def row_step(self) -> int:
+        return self.row.stride(0) if self.row.dim() == 2 else 0
 
     def statistics(self, s: int) -> tuple[Tensor, Tensor, int]:
         """Those given of a stage, and from one task's to the next."""

@@ -80,9 +80,9 @@ def stem_moments_kernel(
 
 @triton.jit(do_not_specialize=COUNTS)
 def stem_fwd_kernel(
-    images, w, gain, bias, coef, rstd,
+    images, w, gain, bias, coef, rstd,  # gain and bias of tasks are `row_step` apart
     x_hat, winners, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
-    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, w_step, slope,
+    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, row_step, w_step, slope,
     BORDER: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
@@ -104,7 +104,7 @@ def stem_fwd_kernel(
     z10 = dot(load_cells(images, at, inside, 2, side, channels), rows, zero, PRECISION)
     z11 = dot(load_cells(images, at, inside, 3, side, channels), rows, zero, PRECISION)
     real = f < filters
-    scale = tl.load(gain + f, mask=real, other=0.0)[None, :]
+    scale = tl.load(gain + task * row_step + f, mask=real, other=0.0)[None, :]
     position, value = winner_of(z00, z01, z10, z11, scale)
     centre = tl.load(coef + (task * 8 + 3) * filters + f, mask=real, other=0.0)[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
@@ -114,7 +114,7 @@ def stem_fwd_kernel(
     tl.store(x_hat + at, value, mask=both)
     tl.store(winners + at, position.to(tl.uint8), mask=both)
     if BORDER:
-        shift = tl.load(bias + f, mask=real, other=0.0)[None, :]
+        shift = tl.load(bias + task * row_step + f, mask=real, other=0.0)[None, :]
         value = unbent(value, scale, shift) * slope_at(value, scale, shift, slope)
         at = (task * count * out_side * out_side + m)[:, None] * filters + f[None, :]
         tl.store(out + at, tl.where(both, value, 0.0), mask=there[:, None] & real[None, :])
@@ -171,9 +171,9 @@ def stem_wgrad_kernel(
     part, outer,  # [T, splits, KP, F] of `stem_outer_kernel` → their sum [T, KP, F]
     sums_part, sums, d_gain, d_bias,  # of `settle_sums`
     patch_mean, pivot, projected,  # [T, KP], [T, KP], [T, KP, F]
-    gain, rstd,  # [F], [T, F]
+    gain, rstd,  # [F] of a task, the next `row_step` further on, [T, F]
     gradient,  # [F, 9, C], tasks `out_step` apart
-    channels: tl.constexpr, filters: tl.constexpr, splits, tiles, out_step, rows_step,
+    channels: tl.constexpr, filters: tl.constexpr, splits, tiles, row_step, out_step, norm_step,
     GIVEN: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """gain·r·(A − s₁m − s₂r·Gw)"""
@@ -184,11 +184,11 @@ def stem_wgrad_kernel(
     a = outer_sum(part, task, splits, k, f, filters, KP, BS)
     tl.store(outer + at, a, mask=real[None, :])
     s1, s2 = settle_sums(
-        sums_part, sums, d_gain, d_bias, filters, task, f, tiles, filters, rows_step, BT
+        sums_part, sums, d_gain, d_bias, filters, task, f, tiles, filters, norm_step, BT
     )
     s1, s2 = s1[None, :], s2[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
-    scale = tl.load(gain + f, mask=real, other=0.0)[None, :] * r
+    scale = tl.load(gain + task * row_step + f, mask=real, other=0.0)[None, :] * r
     if GIVEN:
         a += s1 * tl.load(pivot + task * KP + k)[:, None]
     else:
@@ -227,9 +227,9 @@ def stem_tan_moments_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def stem_dot_kernel(
     images, w_dot, x_hat, winners, coef, rstd, q,
-    gain, bias,  # [F], with BORDER
+    gain, bias,  # [F] of a task, the next `row_step` further on, with BORDER
     x_hat_dot, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
-    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, w_step, slope,
+    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, row_step, w_step, slope,
     BORDER: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
@@ -264,7 +264,7 @@ def stem_dot_kernel(
     if BORDER:
         store_bent_dot(
             out, task * count * out_side * out_side + m, f, both, there[:, None] & real[None, :],
-            own, value, gain, bias, slope, filters,
+            own, value, gain + task * row_step, bias + task * row_step, slope, filters,
         )  # fmt: skip
 
 
@@ -275,7 +275,8 @@ def stem_tan_wgrad_kernel(
     sums_part, sums_dot, d_gain_dot, d_bias_dot,  # of `settle_sums`
     patch_mean, cov, pivot, projected, gain, rstd, q, sums,
     product,  # [F, 9, C], tasks `out_step` apart
-    channels: tl.constexpr, filters: tl.constexpr, splits, tiles, w_step, out_step, rows_step,
+    channels: tl.constexpr, filters: tl.constexpr, splits, tiles,
+    row_step, w_step, out_step, norm_step,
     GIVEN: tl.constexpr, PRECISION: tl.constexpr,
     BT: tl.constexpr, BS: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
@@ -286,11 +287,11 @@ def stem_tan_wgrad_kernel(
     at = (task * KP + k[:, None]) * filters + f[None, :]
     a_dot = outer_sum(part, task, splits, k, f, filters, KP, BS)
     s1_dot, s2_dot = settle_sums(
-        sums_part, sums_dot, d_gain_dot, d_bias_dot, filters, task, f, tiles, filters, rows_step, BT
+        sums_part, sums_dot, d_gain_dot, d_bias_dot, filters, task, f, tiles, filters, norm_step, BT
     )
     s1_dot, s2_dot = s1_dot[None, :], s2_dot[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
-    g = tl.load(gain + f, mask=real, other=0.0)[None, :]
+    g = tl.load(gain + task * row_step + f, mask=real, other=0.0)[None, :]
     if GIVEN:
         value = g * r * (a_dot + s1_dot * tl.load(pivot + task * KP + k)[:, None])
     else:

@@ -30,7 +30,8 @@ def stem_fwd(call: Call, mean: Tensor, var: Tensor) -> tuple[StageKept, Tensor]:
     stem.stem_fwd_kernel[call.grid(call.out_side(0), blocks["BM"], blocks["BF"])](
         call.images.x, theta, *call.affine(0), coef, rstd, x_hat, winners,
         x_hat if p is None else p,
-        n, stage.side, stage.pooled, stage.channels, f, theta.stride(0), plan.net.negative_slope,
+        n, stage.side, stage.pooled, stage.channels, f, call.row_step, theta.stride(0),
+        plan.net.negative_slope,
         BORDER=p is not None, PRECISION=plan.stem_precision, KP=kp, **blocks,
     )  # fmt: skip
     return StageKept(None, x_hat, winners, coef, rstd, p), projected
@@ -53,7 +54,7 @@ def stem_bwd(
         part, outer, sums_part, sums, *plan.norm_gradient(norm_gradient, 0),
         patches.mean, patches.pivot, projected, call.affine(0)[0], kept.rstd, gradient,
         stage.channels, f, part.shape[1], sums_part.shape[1],
-        gradient.stride(0), norm_gradient.stride(0),
+        call.row_step, gradient.stride(0), norm_gradient.stride(0),
         GIVEN=call.is_given, KP=kp, **STEM_SUMS, **small,
     )  # fmt: skip
     return outer, sums
@@ -74,7 +75,8 @@ def stem_dot(kept: Kept, direction: Tensor) -> Dot:
     stem.stem_dot_kernel[call.grid(call.out_side(0), blocks["BM"], blocks["BF"])](
         call.images.x, direction, own.x_hat, own.winners, own.coef, own.rstd, q,
         *call.affine(0), x_hat_dot, x_hat_dot if p is None else p,
-        n, stage.side, stage.pooled, stage.channels, f, step, plan.net.negative_slope,
+        n, stage.side, stage.pooled, stage.channels, f, call.row_step, step,
+        plan.net.negative_slope,
         BORDER=p is not None, PRECISION=plan.stem_precision, KP=kp, **blocks,
     )  # fmt: skip
     return Dot(None, x_hat_dot, q, p)
@@ -97,7 +99,7 @@ def stem_bwd_dot(
         patches.mean, patches.cov, patches.pivot, kept.projected,
         call.affine(0)[0], own.rstd, dot.q, own.sums, product,
         stage.channels, f, part.shape[1], sums_part.shape[1],
-        direction.stride(0), product.stride(0), norm_product.stride(0),
+        call.row_step, direction.stride(0), product.stride(0), norm_product.stride(0),
         GIVEN=call.is_given, PRECISION=plan.stem_precision, KP=part.shape[2],
         **STEM_SUMS, **small,
     )  # fmt: skip

@@ -138,13 +138,13 @@ def settle_sums(
 @triton.jit
 def settle_coefficients(
     s1, s2, coef, rstd,  # Σδ, Σδx̂; [T, 8, F], [T, F]
-    gain,  # [F] of a task, the next `gain_step` further on
-    stored, task, f, pixels, filters, gain_step, GIVEN: tl.constexpr,
+    gain,  # [F] of a task, the next `row_step` further on
+    stored, task, f, pixels, filters, row_step, GIVEN: tl.constexpr,
 ):  # fmt: skip
     """a0, a1, a2 of dz."""
     real = f < filters
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)
-    a0 = tl.load(gain + task * gain_step + f, mask=real, other=0.0) * r
+    a0 = tl.load(gain + task * row_step + f, mask=real, other=0.0) * r
     a1 = tl.zeros(f.shape, tl.float32)
     a2 = tl.zeros(f.shape, tl.float32)
     if not GIVEN:
@@ -226,13 +226,13 @@ def moments_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def bwd_sums_kernel(
     part, coef, rstd, gain, sums, d_gain, d_bias,
-    tiles, pixels, filters, gain_step, out_step,
+    tiles, pixels, filters, row_step, out_step,
     GIVEN: tl.constexpr, BT: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     task, f = tl.program_id(0), tl.program_id(1) * BF + tl.arange(0, BF)
     s1, s2 = settle_sums(part, sums, d_gain, d_bias, filters, task, f, tiles, filters, out_step, BT)
     settle_coefficients(
-        s1, s2, coef, rstd, gain, filters, task, f, pixels, filters, gain_step, GIVEN
+        s1, s2, coef, rstd, gain, filters, task, f, pixels, filters, row_step, GIVEN
     )
 
 

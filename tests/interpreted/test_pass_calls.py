@@ -13,7 +13,16 @@ from engine.models.backbone import Backbone
 from engine.models.interface import Moments
 from kernels import triton
 from kernels.triton import launch, passes, sums
-from tests.passes import Problem, Results, composed, error, fused, named, often_equal, problem
+from tests.passes import (
+    Problem,
+    Results,
+    composed,
+    error,
+    fused,
+    named,
+    often_equal,
+    problem,
+)
 
 
 class Counted:
@@ -35,6 +44,10 @@ def triton_pass(made: Problem) -> Results:
     return fused(triton.passes, made)
 
 
+def features(p: Problem) -> tuple[Tensor, ...]:
+    return passes.embed(passes.prepare(p.model.net, p.x), p.theta, p.row, p.statistics)[:3]
+
+
 def small(model: Backbone = MODEL, images: int = 2, tasks: int = 1, given=None) -> Problem:
     return problem(model, images, tasks, given).to(torch.float32)
 
@@ -52,6 +65,34 @@ def test_a_task_does_not_depend_on_its_batch() -> None:
     statistics = Moments(*(s[part] for s in made.statistics))
     alone = triton_pass(made.of(part)._replace(statistics=statistics))
     assert all(torch.equal(a, b[part]) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize(("model", "merged"), [(MODEL, True), (MODELS["stride"], False)])
+def test_a_row_of_each_task_gives_the_bits_of_its_task_alone(model, merged, monkeypatch) -> None:
+    if not merged:
+        monkeypatch.setattr(launch, "OWN_TILES", 0)
+    made = small(model, 1, tasks=2)
+    rows = made.row * torch.tensor([[-0.5], [2.0]])
+    for run in triton_pass, features:
+        together = run(made._replace(row=rows))
+        for t, row in enumerate(rows):
+            part = slice(t, t + 1)
+            alone = run(made.of(part)._replace(row=row))
+            assert all(torch.equal(a, b[part]) for a, b in zip(alone, together, strict=True))
+
+
+def test_repeated_images_are_those_of_as_many_tasks(monkeypatch) -> None:
+    made = small(images=1, tasks=2)
+    images, many = passes.prepare(MODEL.net, made.x), [made.theta, made.theta.flip(0)]
+    found = passes.run(
+        passes.repeated(images, 2), torch.cat(many), made.row, made.labels.repeat(2, 1)
+    )
+    for t, theta in enumerate(many):
+        alone = passes.run(images, theta, made.row, made.labels)
+        pairs = zip(alone[:-1], found[:-1], strict=True)
+        assert all(torch.equal(a, b[2 * t : 2 * t + 2]) for a, b in pairs)
+    monkeypatch.setattr(passes, "MOST_REPEATED", 4 * MODEL.net.side**2 - 1)
+    assert passes.repeated(images, 2) is None
 
 
 def test_any_layout_gives_the_same_bits() -> None:
