@@ -1,5 +1,5 @@
-// Loops over 4 floats, of which the compiler makes what it can. Included by simd.h alone, which
-// says what its functions do.
+// 16 bytes in the vector types of GCC and Clang, of which they make what the target has. Included
+// by simd.h alone, which says what its functions do.
 #pragma once
 
 namespace mamlpp {
@@ -9,96 +9,73 @@ constexpr int register_rows[] = {0, 8, 6, 4, 2};
 constexpr int max_columns = 3;
 
 template <class T> struct Vec {
-    static constexpr int lanes = 4;
-    T v[lanes];
-    static MAMLPP_INLINE Vec load(const T* p) { return {{p[0], p[1], p[2], p[3]}}; }
-    static MAMLPP_INLINE Vec all(T x) { return {{x, x, x, x}}; }
-    MAMLPP_INLINE void store(T* p) const {
+    typedef T Values __attribute__((vector_size(16)));
+    static constexpr int lanes = 16 / static_cast<int>(sizeof(T));
+    Values v;
+    static MAMLPP_INLINE Vec load(const T* p) {
+        Vec x;
+        __builtin_memcpy(&x.v, p, sizeof x.v);
+        return x;
+    }
+    static MAMLPP_INLINE Vec all(T value) {
+        Vec x;
         for (int i = 0; i < lanes; ++i)
-            p[i] = v[i];
+            x.v[i] = value;
+        return x;
+    }
+    MAMLPP_INLINE void store(T* p) const { __builtin_memcpy(p, &v, sizeof v); }
+};
+template <class T> struct Mask { // all bits of a lane that is true
+    using Truth = decltype(typename Vec<T>::Values() > typename Vec<T>::Values());
+    Truth m;
+    static MAMLPP_INLINE Mask none() { return unpack(0); }
+    static MAMLPP_INLINE Mask unpack(uint16_t bits) {
+        Mask x;
+        for (int i = 0; i < Vec<T>::lanes; ++i)
+            x.m[i] = -((bits >> i) & 1);
+        return x;
+    }
+    MAMLPP_INLINE uint16_t pack() const {
+        unsigned bits = 0;
+        for (int i = 0; i < Vec<T>::lanes; ++i)
+            bits |= static_cast<unsigned>(m[i] & 1) << i;
+        return static_cast<uint16_t>(bits);
     }
 };
-template <class T> struct Mask {
-    uint16_t m;
-    static MAMLPP_INLINE Mask none() { return {0}; }
-    static MAMLPP_INLINE Mask unpack(uint16_t bits) { return {bits}; }
-    MAMLPP_INLINE uint16_t pack() const { return m; }
-};
-template <class T> MAMLPP_INLINE Mask<T> operator&(Mask<T> a, Mask<T> b) {
-    return {static_cast<uint16_t>(a.m & b.m)};
-}
-template <class T> MAMLPP_INLINE Mask<T> operator|(Mask<T> a, Mask<T> b) {
-    return {static_cast<uint16_t>(a.m | b.m)};
-}
-template <class T> MAMLPP_INLINE Mask<T> without(Mask<T> a, Mask<T> b) {
-    return {static_cast<uint16_t>(a.m & ~b.m)};
-}
-template <class T> MAMLPP_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
-    for (int i = 0; i < Vec<T>::lanes; ++i)
-        a.v[i] += b.v[i];
-    return a;
-}
-template <class T> MAMLPP_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) {
-    for (int i = 0; i < Vec<T>::lanes; ++i)
-        a.v[i] -= b.v[i];
-    return a;
-}
-template <class T> MAMLPP_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
-    for (int i = 0; i < Vec<T>::lanes; ++i)
-        a.v[i] *= b.v[i];
-    return a;
-}
+template <class T> MAMLPP_INLINE Mask<T> operator&(Mask<T> a, Mask<T> b) { return {a.m & b.m}; }
+template <class T> MAMLPP_INLINE Mask<T> operator|(Mask<T> a, Mask<T> b) { return {a.m | b.m}; }
+template <class T> MAMLPP_INLINE Mask<T> without(Mask<T> a, Mask<T> b) { return {a.m & ~b.m}; }
+
+template <class T> MAMLPP_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return {a.v + b.v}; }
+template <class T> MAMLPP_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { return {a.v - b.v}; }
+template <class T> MAMLPP_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return {a.v * b.v}; }
+template <class T> MAMLPP_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return {a.v / b.v}; }
 template <class T> MAMLPP_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
-    for (int i = 0; i < Vec<T>::lanes; ++i)
-        c.v[i] += a.v[i] * b.v[i];
-    return c;
+    return {c.v + a.v * b.v};
 }
-template <class T> MAMLPP_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
-    for (int i = 0; i < Vec<T>::lanes; ++i)
-        a.v[i] /= b.v[i];
-    return a;
+template <class T> MAMLPP_INLINE Mask<T> greater(Vec<T> a, Vec<T> b) { return {a.v > b.v}; }
+template <class T> MAMLPP_INLINE Mask<T> unordered(Vec<T> a) { return {a.v != a.v}; }
+template <class T> MAMLPP_INLINE Vec<T> select(Mask<T> m, Vec<T> a, Vec<T> b) {
+    using Bits = typename Mask<T>::Truth; // a cast of a vector keeps its bits
+    return {(typename Vec<T>::Values)(((Bits)a.v & m.m) | ((Bits)b.v & ~m.m))};
 }
 template <class T> MAMLPP_INLINE Vec<T> smaller(Vec<T> a, Vec<T> b) {
-    for (int i = 0; i < Vec<T>::lanes; ++i)
-        a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
-    return a;
+    return select(greater(b, a), a, b);
 }
 template <class T> MAMLPP_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
-    for (int i = 0; i < Vec<T>::lanes; ++i)
-        a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
-    return a;
-}
-template <class T> MAMLPP_INLINE Mask<T> greater(Vec<T> a, Vec<T> b) {
-    unsigned m = 0;
-    for (int i = 0; i < Vec<T>::lanes; ++i)
-        m |= static_cast<unsigned>(a.v[i] > b.v[i]) << i;
-    return {static_cast<uint16_t>(m)};
-}
-template <class T> MAMLPP_INLINE Mask<T> unordered(Vec<T> a) {
-    unsigned m = 0;
-    for (int i = 0; i < Vec<T>::lanes; ++i)
-        m |= static_cast<unsigned>(a.v[i] != a.v[i]) << i;
-    return {static_cast<uint16_t>(m)};
-}
-template <class T> MAMLPP_INLINE Vec<T> select(Mask<T> m, Vec<T> a, Vec<T> b) {
-    for (int i = 0; i < Vec<T>::lanes; ++i)
-        a.v[i] = (m.m >> i) & 1 ? a.v[i] : b.v[i];
-    return a;
+    return select(greater(a, b), a, b);
 }
 template <class T> struct Lane {
-    int v[Vec<T>::lanes];
+    typename Mask<T>::Truth v;
 };
 template <class T> MAMLPP_INLINE Lane<T> lanes_at(Mask<T> bit0, Mask<T> bit1) {
-    Lane<T> lane;
-    for (int i = 0; i < Vec<T>::lanes; ++i)
-        lane.v[i] = ((bit0.m >> i) & 1) + 4 * ((bit1.m >> i) & 1);
-    return lane;
+    return {(bit0.m & 1) + (bit1.m & 4)};
 }
 template <class T> MAMLPP_INLINE Vec<T> pick(const T* p, Lane<T> lane) {
-    Vec<T> result;
+    Vec<T> x;
     for (int i = 0; i < Vec<T>::lanes; ++i)
-        result.v[i] = p[lane.v[i]];
-    return result;
+        x.v[i] = p[lane.v[i]];
+    return x;
 }
 
 } // namespace MAMLPP_ISA
