@@ -6,6 +6,7 @@ runs this folder in a process of its own, and so does
     TRITON_INTERPRET=1 python -m pytest tests/interpreted
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ import torch
 
 import kernels
 from kernels.check.products import parts
+from tests.slow import ALL
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore_glob = ["test_*.py"]
@@ -74,7 +76,8 @@ def tensor_cores() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def quick_interpreter() -> Iterator[None]:
     """Has the interpreter set up its language once a launch, instead of in every call of a helper
-    as well, which takes a third of the time; and take the length of a loop as numpy 2.4 gives it,
+    as well, which takes a third of the time; look for sums and products beyond 32 bits, which takes
+    another third, among the slow tests alone; and take the length of a loop as numpy 2.4 gives it,
     which Triton's does from 3.7 on.
     """
     from triton.runtime import interpreter
@@ -98,4 +101,7 @@ def quick_interpreter() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", set_up_once)
         patch.setattr(interpreter.GridExecutor, "__call__", launch_afresh)
+        builder = interpreter.interpreter_builder
+        options = dataclasses.replace(builder.options, sanitize_overflow=ALL)
+        patch.setattr(builder, "options", options)
         yield
