@@ -1,6 +1,6 @@
 // Vectors of the instruction set that this translation unit is compiled for: AVX-512, AVX2 with
-// FMA, NEON, or whatever the compiler makes of four-element loops. NEON is where CMake says so: any
-// compiler for AArch64 has it, also for the portable set.
+// FMA, NEON, or whatever the compiler makes of vectors of 16 bytes. NEON is where CMake says so:
+// any compiler for AArch64 has it, also for the portable set.
 //
 // The kernels are compiled once for each set, in a namespace of its own (MAMLPP_ISA), and include
 // no standard header with inline functions of external linkage: the linker would merge those of an
@@ -39,8 +39,10 @@ template <class T> struct Lane;
 #include "simd_avx2.h"
 #elif defined(MAMLPP_NEON)
 #include "simd_neon.h"
+#include "simd_vector.h"
 #else
 #include "simd_portable.h"
+#include "simd_vector.h"
 #endif
 
 namespace mamlpp {

@@ -47,14 +47,6 @@ template <> struct Mask<double> {
         return static_cast<uint16_t>(vaddvq_u64(m & lane));
     }
 };
-template <class T> MAMLPP_INLINE Mask<T> operator&(Mask<T> a, Mask<T> b) { return {a.m & b.m}; }
-template <class T> MAMLPP_INLINE Mask<T> operator|(Mask<T> a, Mask<T> b) { return {a.m | b.m}; }
-template <class T> MAMLPP_INLINE Mask<T> without(Mask<T> a, Mask<T> b) { return {a.m & ~b.m}; }
-
-template <class T> MAMLPP_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return {a.v + b.v}; }
-template <class T> MAMLPP_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { return {a.v - b.v}; }
-template <class T> MAMLPP_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return {a.v * b.v}; }
-template <class T> MAMLPP_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return {a.v / b.v}; }
 
 MAMLPP_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
     return {vfmaq_f32(c.v, a.v, b.v)};
@@ -99,14 +91,6 @@ MAMLPP_INLINE Vec<double> pick(const double* p, Lane<double> lane) {
     const uint8x16x2_t row = {
         {vreinterpretq_u8_f64(vld1q_f64(p)), vreinterpretq_u8_f64(vld1q_f64(p + 4))}};
     return {vreinterpretq_f64_u8(vqtbl2q_u8(row, lane.v))};
-}
-
-// The second one where either is no number.
-template <class T> MAMLPP_INLINE Vec<T> smaller(Vec<T> a, Vec<T> b) {
-    return select(greater(b, a), a, b);
-}
-template <class T> MAMLPP_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
-    return select(greater(a, b), a, b);
 }
 
 } // namespace MAMLPP_ISA

@@ -42,14 +42,6 @@ template <class T> struct Mask { // all bits of a lane that is true
         return static_cast<uint16_t>(bits);
     }
 };
-template <class T> MAMLPP_INLINE Mask<T> operator&(Mask<T> a, Mask<T> b) { return {a.m & b.m}; }
-template <class T> MAMLPP_INLINE Mask<T> operator|(Mask<T> a, Mask<T> b) { return {a.m | b.m}; }
-template <class T> MAMLPP_INLINE Mask<T> without(Mask<T> a, Mask<T> b) { return {a.m & ~b.m}; }
-
-template <class T> MAMLPP_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return {a.v + b.v}; }
-template <class T> MAMLPP_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { return {a.v - b.v}; }
-template <class T> MAMLPP_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return {a.v * b.v}; }
-template <class T> MAMLPP_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return {a.v / b.v}; }
 template <class T> MAMLPP_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
     return {c.v + a.v * b.v};
 }
@@ -58,12 +50,6 @@ template <class T> MAMLPP_INLINE Mask<T> unordered(Vec<T> a) { return {a.v != a.
 template <class T> MAMLPP_INLINE Vec<T> select(Mask<T> m, Vec<T> a, Vec<T> b) {
     using Bits = typename Mask<T>::Truth; // a cast of a vector keeps its bits
     return {(typename Vec<T>::Values)(((Bits)a.v & m.m) | ((Bits)b.v & ~m.m))};
-}
-template <class T> MAMLPP_INLINE Vec<T> smaller(Vec<T> a, Vec<T> b) {
-    return select(greater(b, a), a, b);
-}
-template <class T> MAMLPP_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
-    return select(greater(a, b), a, b);
 }
 template <class T> struct Lane {
     typename Mask<T>::Truth v;
