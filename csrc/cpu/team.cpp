@@ -388,14 +388,15 @@ void run_tasks(int tasks, int threads, int at_once, void (*run)(void*, int, Team
     }
     Pool& workers = pool(threads);
     threads = workers.threads(); // perhaps fewer
+    const int alone = at_once < threads ? 0 : tasks / threads * threads;
+    const int groups = std::min({tasks - alone, at_once, threads});
     struct Call {
         void (*run)(void*, int, Team&, int);
         void* context;
         int tasks;
         std::atomic<int> next; // of those that groups take
         std::deque<Group> groups;
-    } call{run, context, tasks, {at_once < threads ? 0 : tasks / threads * threads}, {}};
-    const int alone = call.next.load(), groups = std::min({tasks - alone, at_once, threads});
+    } call{run, context, tasks, {alone}, {}};
     for (int g = 0, first = 0; g < groups; ++g) {
         const int size = (threads - g + groups - 1) / groups;
         call.groups.emplace_back(first, size, workers.patient());

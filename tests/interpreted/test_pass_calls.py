@@ -13,16 +13,7 @@ from engine.models.backbone import Backbone
 from engine.models.interface import Moments
 from kernels import triton
 from kernels.triton import launch, passes, sums
-from tests.passes import (
-    Problem,
-    Results,
-    composed,
-    error,
-    fused,
-    named,
-    often_equal,
-    problem,
-)
+from tests.passes import Problem, Results, composed, error, fused, named, often_equal, problem
 
 
 class Counted:

@@ -254,7 +254,7 @@ template <class T, class F> void on_every_isa(const Case& c, F f) {
     testing::on_every_isa([&](const std::string& isa) {
         const std::string what = c.name() + (sizeof(T) == 8 ? " double " : " float ") + isa;
         const Outputs<T> out = run(c, in, 1);
-        for (int threads : {2, 5})
+        for (int threads : {2, 3, 5})
             compare(run(c, in, threads), out, 0,
                     what + ", " + std::to_string(threads) + " threads");
         f(out, what);
