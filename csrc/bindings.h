@@ -8,6 +8,7 @@
 #include <pybind11/stl.h>
 
 #include "arguments.h"
+#include "cpu/block.h"
 #include "cpu/team.h"
 #include "ops.h"
 

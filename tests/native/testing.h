@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "../../csrc/cpu/block.h"
 #include "../../csrc/cpu/team.h"
 #include "../../csrc/ops.h"
 
