@@ -92,8 +92,11 @@ MAMLPP_INLINE void outer_block(const Run<S>* runs, int count, int pixels, ptrdif
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v)
+        for (int v = 0; v < V; ++v) {
             acc[r][v] = Vec<T>::all(0);
+            if (!fresh)
+                __builtin_prefetch(sum + r * sum_step + v * L, 1);
+        }
     for (int k = 0; k < count; ++k) {
         const S* s = runs[k].scalars + s_at;
         const S* x = runs[k].vectors + v_at;
