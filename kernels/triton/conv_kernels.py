@@ -10,7 +10,7 @@ Single convolutions are the same kernels with all that off.
 import triton
 import triton.language as tl
 
-from kernels.triton.launch import COUNTS
+from kernels.triton.launch import COUNTS_AND_SIDES
 from kernels.triton.operands import dot, pixels_of
 from kernels.triton.sums import store_delta, store_moments
 
@@ -47,7 +47,7 @@ def load_tap(images, n, y, x, c, real, side, size: tl.constexpr, BORDER: tl.cons
     return tl.load(at, mask=inside[:, None] & (c < size)[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=COUNTS_AND_SIDES)
 def turn_kernel(
     w,  # [stages, F, 9, C] of a task, the next `w_step` further on
     out,  # [T, stages, C, 9, F]
@@ -67,7 +67,7 @@ def turn_kernel(
     tl.store(to, value, mask=(c < channels)[:, None] & (f < filters)[None, :])
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=COUNTS_AND_SIDES)
 def conv_fwd_kernel(
     x, x_dot,  # [T, N, H, W, C]
     w, w_dot,  # [F, 9, C] of a task, the next `w_step`, `w_dot_step` further on
@@ -123,7 +123,7 @@ def conv_fwd_kernel(
         )
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=COUNTS_AND_SIDES)
 def conv_bwd_kernel(
     dz, dz_dot,  # [T, N, OH, OW, F]
     w, w_dot,  # turned, [C, 9, F] of a task, the next `w_step`, `w_dot_step` further on
@@ -185,6 +185,19 @@ def conv_bwd_kernel(
 
 
 @triton.jit
+def load_dz_at(dz, q, f, real, filters: tl.constexpr, LINEAR: tl.constexpr, BF: tl.constexpr):
+    """[pixels, filters] at pixels q, 0 where they are not real; of a line those are 0 anyway, and
+    beyond the filters are values of the border's next pixels, of which nothing is kept.
+    """
+    at = dz + q[:, None] * filters + f[None, :]
+    if LINEAR:
+        if filters >= 16:  # the border behind the last pixel of all is four pixels at least
+            return tl.load(at)
+        return load_columns(at, f, filters, BF)
+    return tl.load(at, mask=real[:, None] & (f < filters)[None, :], other=0.0)
+
+
+@triton.jit
 def add_tap(
     acc, x, x_dot, dz, dz_dot, q, n, yy, xx, shift, c, real, side, channels: tl.constexpr,
     BORDER: tl.constexpr, LINEAR: tl.constexpr, DUAL: tl.constexpr, DOT_IN: tl.constexpr,
@@ -208,7 +221,7 @@ def add_tap(
     return acc
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=COUNTS_AND_SIDES)
 def conv_wgrad_kernel(
     x, x_dot,  # [T, N, H, W, C]
     dz, dz_dot,  # [T, N, OH, OW, F]
@@ -242,15 +255,13 @@ def conv_wgrad_kernel(
         n += task * images
         real = m < end
         if LINEAR:
-            q = begin + tl.minimum(m, pixels - 1)
+            q = begin + tl.where(real, m, pitch - 2)  # or a pixel of the border
         else:
             q = pixel_at(n, y, col, dense, BORDER)
-        at = q[:, None] * filters + f[None, :]
-        inside = real[:, None] & (f < filters)[None, :]
-        d = tl.trans(tl.load(dz + at, mask=inside, other=0.0))
+        d = tl.trans(load_dz_at(dz, q, f, real, filters, LINEAR, BF))
         d_dot = d
         if DUAL:
-            d_dot = tl.trans(tl.load(dz_dot + at, mask=inside, other=0.0))
+            d_dot = tl.trans(load_dz_at(dz_dot, q, f, real, filters, LINEAR, BF))
         yy, xx = y * STRIDE + row - 1, col * STRIDE
         left = add_tap(
             left, x, x_dot, d, d_dot, q, n, yy, xx - 1, up - 1, c, real, side, channels,

@@ -123,7 +123,7 @@ def head_bwd_kernel(
     delta_dot,  # written with DUAL
     part,  # [T, pixels, 2, F] Σδ and Σδx̂ over the images, or their directions
     gradient,  # [ways, D] then [ways], tasks `out_step` apart; with DUAL the product
-    images, pixels, filters, ways, row_step, w_step, w_dot_step, out_step, slope,
+    images, pixels, filters: tl.constexpr, ways, row_step, w_step, w_dot_step, out_step, slope,
     MEAN: tl.constexpr, DUAL: tl.constexpr,
     BN: tl.constexpr, BF: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip

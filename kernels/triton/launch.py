@@ -37,9 +37,11 @@ OWN_TILES, AT_ONCE, OWN_PROGRAMS = 128, 32, 128
 # Arguments of kernels that no address is a multiple of: Triton would compile each kernel again for
 # numbers that 16 divides.
 COUNTS = (
-    "images", "count", "side", "out_side", "dense", "pooled", "pixels", "tiles", "per_tile",
-    "splits", "per_split", "ways", "pieces", "row_step",
+    "images", "count", "pixels", "tiles", "per_tile", "splits", "per_split", "ways", "pieces",
+    "row_step",
 )  # fmt: skip
+# Also of those that make pixels of an index but once, and are not compiled for each side.
+COUNTS_AND_SIDES = (*COUNTS, "side", "out_side", "dense")
 
 _trial: ContextVar[dict[str, dict[str, int]]] = ContextVar("launch_trial")
 _asked: ContextVar[dict] = ContextVar("launch_asked")
@@ -55,6 +57,7 @@ class Geometry(NamedTuple):
     filters: int
     precision: str = "ieee"
     dual: bool = False
+    line: bool = False  # the pixels with their borders are one line, without masks
 
     @property
     def pixels(self) -> int:
@@ -67,7 +70,7 @@ def key(g: Geometry) -> str:
     rows = (g.pixels - 1).bit_length()
     kind = "dual" if g.dual else "single"
     shape = f"{g.channels}x{g.filters} side {g.side} rows 2^{rows}"
-    return f"{g.kernel} {shape} {kind} {g.precision}"
+    return f"{g.kernel} {shape} {kind} {g.precision}" + " line" * g.line
 
 
 def config(g: Geometry, device: torch.device) -> dict[str, int]:
@@ -187,21 +190,24 @@ def _conv(g: Geometry) -> dict[str, int]:
 def _wgrad(g: Geometry) -> dict[str, int]:
     # Three accumulators, besides two parts of each operand (tf32x3) or scalar products, which are
     # unrolled (ieee).
-    bf, bc = block(g.filters), 32 if g.dual else 64
+    bf, bc, warps = block(g.filters), 32 if g.dual else 64, 8 if g.precision == "ieee" else 4
     if g.precision in ("tf32x3", "ieee"):
         bc //= 2
     if g.precision == "tf32":
         # Its wgmma reads 32-bit values along the pixels only, value by value into shared memory;
-        # the older product, which fewer rows than 64 take, reads them as they lie.
-        bf = 32 if g.filters % 32 == 0 else 16
+        # the older product, which fewer rows than 64 or fewer than four warps take, reads them as
+        # they lie. The masks of what is no line take the registers of larger blocks.
+        if g.line:
+            bf, bc, warps = min(bf, 32) if g.dual else bf, 64, 2
+        else:
+            bf = 32 if g.filters % 32 == 0 else 16
     bc = block(g.channels, bc)
     # Long splits, whose sums are few: as many programs as run at once.
     programs = 3 * -(-g.filters // bf) * -(-g.channels // bc) * TASKS
     return {
         "BF": bf, "BC": bc, "BP": 16,
-        "per_split": _per_split(g.pixels, 32, max(4, 2 * PROGRAMS // programs)),
-        "num_warps": 8 if g.precision == "ieee" else 4,
-        "num_stages": 3 if rounded(g) else 2,
+        "per_split": _per_split(g.pixels, 16, max(4, 2 * PROGRAMS // programs)),
+        "num_warps": warps, "num_stages": 3 if rounded(g) else 2,
     }  # fmt: skip
 
 
@@ -263,7 +269,8 @@ _STAGES = ("num_stages", (1, 2, 3, 4, 5))
 _CONV = (("BM", (32, 64, 128, 256)), ("BN", (16, 32, 64)), ("BK", (16, 32, 64)), _WARPS, _STAGES)
 _WGRAD = (
     ("BF", (16, 32, 64)), ("BP", (16, 32, 64)), ("BC", (16, 32, 64)),
-    ("per_split", (128, 256, 512, 1024, 2048, 4096)), _WARPS, _STAGES,
+    ("per_split", (256, 512, 1024, 2048, 4096)), ("num_warps", (2, 4, 8)),
+    ("num_stages", (1, 2, 3, 4)),
 )  # fmt: skip
 _STEM = (("BM", (32, 64, 128)), ("BF", (32, 64)), _WARPS)
 _OUTER = (("BM", (32, 64, 128)), ("per_split", (64, 128, 256, 512, 1024, 2048)), _WARPS, _STAGES)

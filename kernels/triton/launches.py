@@ -211,9 +211,9 @@ class Wgrads:
         self.grids, segments = {}, []
         for s, stage in reversed([*enumerate(plan.stages)]):  # in the order of their launches
             if not stage.stem:
-                side = stage.dense + 2 * (plan.stride == 1)  # a line of pixels has the borders, too
-                sizes = n, side, stage.channels, f
-                geometry = Geometry("conv_wgrad", *sizes, plan.precision, dots is not None)
+                line = plan.stride == 1
+                sizes = n, stage.dense + 2 * line, stage.channels, f
+                geometry = Geometry("conv_wgrad", *sizes, plan.precision, dots is not None, line)
                 self.grids[s] = len(segments), *wgrad_grid(geometry, t, gradient.device)
                 segments.append(Segment(self.grids[s][1][0], f * 9 * stage.channels, stage.theta))
         self.parts = Parts.of(gradient, t, *segments) if segments else None

@@ -37,26 +37,26 @@ def bordered(m, pooled, BORDER: tl.constexpr):
 
 
 @triton.jit
-def winner_of(z00, z01, z10, z11, gain):
-    """Position of the winner of gain·z, and its z: the first one of equals, and as in
-    `torch.max_pool2d` whatever is not a number, the last of those.
-    """
-    sign = tl.where(gain > 0, 1.0, tl.where(gain < 0, -1.0, 0.0))
-    key, value, position = z00 * sign, z00, tl.zeros(z00.shape, tl.int32)
-    key, value, position = _better(z01, z01 * sign, 1, key, value, position)
-    key, value, position = _better(z10, z10 * sign, 2, key, value, position)
-    key, value, position = _better(z11, z11 * sign, 3, key, value, position)
-    return position, value
+def sign_of(gain):
+    """What orders sign·z as gain·z, and gives z back of it."""
+    return tl.where(gain < 0, -1.0, 1.0)
 
 
 @triton.jit
-def _better(z, z_key, z_position: tl.constexpr, key, value, position):
-    more = (z_key > key) | (z_key != z_key)
-    return (
-        tl.where(more, z_key, key),
-        tl.where(more, z, value),
-        tl.where(more, z_position, position),
-    )
+def winner_of(z00, z01, z10, z11, gain):
+    """Position of the winner of gain·z, and its value, of z times `sign_of`: the first one of
+    equals, and as in `torch.max_pool2d` whatever is not a number, the last of those.
+    """
+    differ = gain != 0  # by 0 all are equal
+    value, position = _better(z01, 1, z00, tl.zeros(z00.shape, tl.int32), differ)
+    value, position = _better(z10, 2, value, position, differ)
+    return _better(z11, 3, value, position, differ)
+
+
+@triton.jit
+def _better(z, z_position: tl.constexpr, value, position, differ):
+    more = ((z > value) & differ) | (z != z)
+    return tl.where(more, z, value), tl.where(more, z_position, position)
 
 
 @triton.jit
@@ -71,8 +71,8 @@ def normalise_kernel(
     coef, rstd,  # [T, 8, F], [T, F]
     part, given_mean, given_var, mean_out, var_out,  # of `settle_moments`, with MERGE
     x_hat, winners, out,  # [T, N, h, w, F], with BORDER `out` [T, N, h + 2, w + 2, F]
-    images, dense, pooled, filters, row_step, slope,
-    tiles, per_tile, given_step, out_step, eps,
+    images, dense: tl.constexpr, pooled: tl.constexpr, filters: tl.constexpr,
+    row_step, slope, tiles, per_tile, given_step, out_step, eps,
     POOL: tl.constexpr, ACT: tl.constexpr, BORDER: tl.constexpr,
     MERGE: tl.constexpr, GIVEN: tl.constexpr, BT: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr,
@@ -101,14 +101,15 @@ def normalise_kernel(
     if POOL:
         corner = ((task * images + n) * dense + 2 * y) * dense + 2 * x
         at = z + corner[:, None] * filters + f[None, :]
-        below = at + dense * filters
-        position, value = winner_of(
-            tl.load(at, mask=valid, other=0.0),
-            tl.load(at + filters, mask=valid, other=0.0),
-            tl.load(below, mask=valid, other=0.0),
-            tl.load(below + filters, mask=valid, other=0.0),
+        below, sign = at + dense * filters, sign_of(g)
+        value, position = winner_of(
+            tl.load(at, mask=valid, other=0.0) * sign,
+            tl.load(at + filters, mask=valid, other=0.0) * sign,
+            tl.load(below, mask=valid, other=0.0) * sign,
+            tl.load(below + filters, mask=valid, other=0.0) * sign,
             g,
         )
+        value *= sign
         tl.store(winners + where, position.to(tl.uint8), mask=valid)
     else:
         value = tl.load(z + where, mask=valid, other=0.0)
@@ -137,7 +138,8 @@ def normalise_dot_kernel(
     part,  # of `settle_moments_dot`, with MERGE
     gain, bias,  # [F] of a task, the next `row_step` further on, with BORDER
     x_hat_dot, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
-    images, dense, pooled, filters, row_step, slope, tiles,
+    images, dense: tl.constexpr, pooled: tl.constexpr, filters: tl.constexpr,
+    row_step, slope, tiles,
     POOL: tl.constexpr, BORDER: tl.constexpr,
     MERGE: tl.constexpr, GIVEN: tl.constexpr, BT: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr,
@@ -225,7 +227,8 @@ def dz_kernel(
     # of `settle_sums` and what follows, with MERGE; of a direction with DUAL, as are q and sums_dot
     part, rstd, gain, q, sums, sums_dot, d_gain, d_bias,
     out,  # [T, N, H, W, F], with BORDER [T, N, H + 2, W + 2, F]
-    images, dense, pooled, filters, tiles, row_step, out_step,
+    images, dense: tl.constexpr, pooled: tl.constexpr, filters: tl.constexpr,
+    tiles, row_step, out_step,
     POOL: tl.constexpr, DUAL: tl.constexpr, BORDER: tl.constexpr,
     MERGE: tl.constexpr, GIVEN: tl.constexpr, BT: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr,

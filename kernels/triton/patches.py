@@ -52,7 +52,7 @@ def image_sums_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def border_kernel(
     images, part, out, pivot,  # [T, N, H, W, C], [T, splits, C], [T, N, H + 2, W + 2, C], [T, KP]
-    count, side, splits, pixels, channels: tl.constexpr,
+    count, side: tl.constexpr, splits, pixels, channels: tl.constexpr,
     PRECISION: tl.constexpr,
     KP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
@@ -83,7 +83,7 @@ def border_kernel(
 def patch_sums_kernel(
     images,
     part,  # [T, splits, KP + 1, KP] Σ patch·patchᵀ, then Σ patch
-    count, side, channels, per_split,
+    count, side: tl.constexpr, channels: tl.constexpr, per_split,
     PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     split, task, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(0)

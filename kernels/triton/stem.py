@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton.launch import COUNTS
-from kernels.triton.norm_act_kernels import bordered, store_bent_dot, winner_of
+from kernels.triton.norm_act_kernels import bordered, sign_of, store_bent_dot, winner_of
 from kernels.triton.operands import dot, pixels_of, rounded_to, slope_at, unbent
 from kernels.triton.sums import settle_sums
 
@@ -82,7 +82,8 @@ def stem_moments_kernel(
 def stem_fwd_kernel(
     images, w, gain, bias, coef, rstd,  # gain and bias of tasks are `row_step` apart
     x_hat, winners, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
-    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, row_step, w_step, slope,
+    count, side: tl.constexpr, pooled: tl.constexpr, channels: tl.constexpr,
+    filters: tl.constexpr, row_step, w_step, slope,
     BORDER: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
@@ -95,7 +96,10 @@ def stem_fwd_kernel(
     there = m < count * out_side * out_side
     valid = valid & there
     n += task * count
-    rows = load_stem_filters(w + task * w_step, k, f, filters, channels, PRECISION)
+    real = f < filters
+    scale = tl.load(gain + task * row_step + f, mask=real, other=0.0)[None, :]
+    sign = sign_of(scale)
+    rows = load_stem_filters(w + task * w_step, k, f, filters, channels, PRECISION) * sign
     at = patches_at(n, 2 * y, 2 * x, k, side, channels)
     inside = valid[:, None] & (k < 9 * channels)[None, :]
     zero = tl.zeros((BM, BF), tl.float32)
@@ -103,14 +107,12 @@ def stem_fwd_kernel(
     z01 = dot(load_cells(images, at, inside, 1, side, channels), rows, zero, PRECISION)
     z10 = dot(load_cells(images, at, inside, 2, side, channels), rows, zero, PRECISION)
     z11 = dot(load_cells(images, at, inside, 3, side, channels), rows, zero, PRECISION)
-    real = f < filters
-    scale = tl.load(gain + task * row_step + f, mask=real, other=0.0)[None, :]
-    position, value = winner_of(z00, z01, z10, z11, scale)
+    value, position = winner_of(z00, z01, z10, z11, scale)
     centre = tl.load(coef + (task * 8 + 3) * filters + f, mask=real, other=0.0)[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
     at = ((n * pooled + y) * pooled + x)[:, None] * filters + f[None, :]
     both = valid[:, None] & real[None, :]
-    value = (value - centre) * r
+    value = (value * sign - centre) * r
     tl.store(x_hat + at, value, mask=both)
     tl.store(winners + at, position.to(tl.uint8), mask=both)
     if BORDER:
@@ -124,7 +126,8 @@ def stem_fwd_kernel(
 def stem_outer_kernel(
     images, values, winners,  # values and winners [T, N, h, w, F]
     part,  # [T, splits, KP, F] Σ values·patch over the winners of a split
-    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, per_split,
+    count, side: tl.constexpr, pooled: tl.constexpr, channels: tl.constexpr,
+    filters: tl.constexpr, per_split,
     PRECISION: tl.constexpr, KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """A split is of windows, `BM` of them and each of their four pixels at a time."""
@@ -229,7 +232,8 @@ def stem_dot_kernel(
     images, w_dot, x_hat, winners, coef, rstd, q,
     gain, bias,  # [F] of a task, the next `row_step` further on, with BORDER
     x_hat_dot, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
-    count, side, pooled, channels: tl.constexpr, filters: tl.constexpr, row_step, w_step, slope,
+    count, side: tl.constexpr, pooled: tl.constexpr, channels: tl.constexpr,
+    filters: tl.constexpr, row_step, w_step, slope,
     BORDER: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr,
     BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
