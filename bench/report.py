@@ -28,6 +28,7 @@ def _of_each(folder: str, text: Callable[[dict], str]) -> str:
 
 KEPT = {  # what fills the part of the README marked so
     "processors": partial(_of_each, "processors", tables.iterations),
+    "peers": partial(_of_each, "peers", tables.iterations),
     "modules": partial(_of_each, "modules", tables.text),
     "methods": partial(_of_each, "methods", methods.text),
     "scaling": partial(_of_each, "scaling", scaling.text),
