@@ -234,8 +234,12 @@ def adjoint(
             target, _ = direct[step.index]
             logits, per_step[step.index] = target.logits, target.loss
             record.add(step.index, target.moments, episode.target_x)
+    loss, weights = None, {k: _weight(loss_weights[k], params.theta) for k in wanted}
+    with branch.on() as told:
+        for k in wanted:
+            loss = _plus(loss, weights[k], per_step[k])
+        moments = record.result()
 
-    weights = {k: _weight(loss_weights[k], params.theta) for k in wanted}
     update = rule(params.rates, model.sizes)
     carry = None  # gradient of the loss in the parameters after a step
     while steps:
@@ -260,11 +264,9 @@ def adjoint(
             norm.add(step.index, of_norm)
         elif target:
             norm.add(step.index, weight * target.norm_gradient)
-    loss = None
-    for k in wanted:
-        loss = _plus(loss, weights[k], per_step[k])
     gradient = Params(carry, norm.result(), rates.result())
-    return MetaGradient(loss, logits, gradient, tuple(per_step), *record.result())
+    told.wait()
+    return MetaGradient(loss, logits, gradient, tuple(per_step), *moments)
 
 
 @torch.inference_mode(False)

@@ -115,8 +115,8 @@ def test_what_a_branch_reads_is_held_until_it_is_waited_for(
     with kernels.use("plain"), lifetimes:
         unroll.adjoint(model, params, episode, [0.2, 0.3, 0.5], second_order)
     # The last step's targets, and the end of the steps, wait for the images alone; the reverse
-    # sweep for the others' targets.
-    assert [len(each) > 0 for each in gone] == [False, False, False, True, True]
+    # sweep for the others' targets, and its end for the loss and the moments.
+    assert [len(each) > 0 for each in gone] == [False, False, False, True, True, True]
     assert not any(sum(gone, []))
 
 

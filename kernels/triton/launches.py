@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.branch import Branch
+from kernels.branch import Branch, Mark
 from kernels.triton import conv_kernels, head, norm_act_kernels, sums
 from kernels.triton.conv import turn, wgrad_grid
 from kernels.triton.launch import Geometry, within
@@ -122,15 +122,22 @@ def head_bwd(
     return delta, part, loss
 
 
-def turned(call: Call, theta: Tensor) -> Tensor | None:  # [T, stages − 1, F, 9, F]
-    """The filters of all stages but the first as `dgrad` reads them; `None` if there are none."""
-    plan, (t, _, f, new) = call.plan, call.sizes
-    stages = plan.net.stages - 1
-    if not stages:
-        return None
-    out = new(t, stages, f, 9, f, dtype=plan.storage)
-    turn(theta[:, plan.stages[1].theta :], out, theta.stride(0))
-    return out
+class Turned:
+    """The filters of all stages but the first as `dgrad` reads them, made beside what comes before
+    it; there are none of a single stage.
+    """
+
+    def __init__(self, call: Call, theta: Tensor):
+        plan, (t, _, f, new) = call.plan, call.sizes
+        self._filters, self._mark, stages = None, Mark(), plan.net.stages - 1
+        if stages:
+            self._filters = new(t, stages, f, 9, f, dtype=plan.storage)
+            with Branch(theta.device).on() as self._mark:
+                turn(theta[:, plan.stages[1].theta :], self._filters, theta.stride(0))
+
+    def filters(self) -> Tensor | None:  # [T, stages − 1, F, 9, F]
+        self._mark.wait()
+        return self._filters
 
 
 def dz(
@@ -174,7 +181,7 @@ def dgrad(
     call: Call,
     stages: list[StageKept],
     s: int,
-    w: Tensor,  # of `turned`
+    w: Tensor,  # of `Turned`
     w_dot: Tensor | None = None,  # with `dots`
     dots: list[Dot] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -199,7 +206,7 @@ def dgrad(
 
 class Wgrads:
     """The filters' gradients of a pass, but for a stem's: each begins when its dz is there and runs
-    beside what comes then.
+    beside what comes then, and behind the last one their sums.
     """
 
     def __init__(
@@ -217,6 +224,7 @@ class Wgrads:
                 self.grids[s] = len(segments), *wgrad_grid(geometry, t, gradient.device)
                 segments.append(Segment(self.grids[s][1][0], f * 9 * stage.channels, stage.theta))
         self.parts = Parts.of(gradient, t, *segments) if segments else None
+        self.last = len(segments) - 1
         self.branch, self.marks = Branch(gradient.device), []
 
     def begin(self, s: int) -> None:
@@ -233,13 +241,13 @@ class Wgrads:
                 STRIDE=plan.stride, BORDER=True, DUAL=dual, DOT_IN=s > 0,
                 PRECISION=plan.precision, **blocks,
             )  # fmt: skip
+            if index == self.last:
+                self.parts.add(self.gradient, self.gradient.stride(0))
         self.marks.append(mark)
 
     def finish(self) -> None:
         for mark in self.marks:
             mark.wait()
-        if self.parts is not None:
-            self.parts.add(self.gradient, self.gradient.stride(0))
 
 
 def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:

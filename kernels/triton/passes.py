@@ -93,6 +93,7 @@ def run(
     gradient; `keep` what `tangent` needs. A label outside 0…ways − 1 makes the loss NaN.
     """
     call = _call("run", images, theta, row, labels, statistics, keep)
+    turned = None if labels is None else launches.Turned(call, call.theta)
     stages, projected, mean, var = _forward(call)
     labels = whole(labels)
     logits, softmax, residual, losses = launches.head_fwd(call, stages[-1], labels)
@@ -100,8 +101,9 @@ def run(
         return Result(None, logits, None, None, mean, var, None)
     gradient, norm_gradient = _gradients(call)
     delta, part, loss = launches.head_bwd(call, stages[-1], residual, losses, gradient)
-    outer, turned = _backward(call, stages, projected, delta, part, gradient, norm_gradient)
-    kept = Kept.of(call, stages, projected, outer, turned, softmax, residual) if keep else None
+    w = turned.filters()
+    outer = _backward(call, stages, projected, delta, part, gradient, norm_gradient, w)
+    kept = Kept.of(call, stages, projected, outer, w, softmax, residual) if keep else None
     return Result(loss, logits, gradient, norm_gradient, mean, var, kept)
 
 
@@ -132,10 +134,12 @@ def pullback(
     call, plan = kept.call, kept.call.plan
     shape = plan.tasks, plan.images, checks.features(plan.net)
     expect("passes", call.images.x, d_features=(d_features, shape))
+    turned = launches.Turned(call, call.theta)
     gradient, norm_gradient = _gradients(call)
     gradient[:, plan.theta_head :] = 0
     delta, part = features.bwd(call, kept.stages[-1], d_features)
-    _backward(call, [*kept.stages], kept.projected, delta, part, gradient, norm_gradient)
+    stages, rows = [*kept.stages], (gradient, norm_gradient)
+    _backward(call, stages, kept.projected, delta, part, *rows, turned.filters())
     return gradient, norm_gradient
 
 
@@ -178,9 +182,10 @@ def _backward(
     part: Tensor,  # of its sums
     gradient: Tensor,
     norm_gradient: Tensor,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Writes all but the classifier's gradient; the stem's Σ δ·patch, and the turned filters."""
-    outer, w = None, launches.turned(call, call.theta)
+    w: Tensor | None,  # of `launches.Turned`
+) -> Tensor | None:
+    """Writes all but the classifier's gradient; the stem's Σ δ·patch."""
+    outer = None
     wgrads = launches.Wgrads(call, stages, gradient)
     for s in reversed(range(call.plan.net.stages)):
         own = stages[s]._replace(delta=delta)
@@ -196,7 +201,7 @@ def _backward(
         if s:
             delta, part = launches.dgrad(call, stages, s, w)
     wgrads.finish()
-    return outer, w
+    return outer
 
 
 def tangent(
@@ -213,7 +218,7 @@ def tangent(
     direction = aligned(direction)
     product = new_rows(direction, *direction.shape)
     norm_product = direction.new_empty(plan.tasks, 2 * net.stages * net.filters)
-    turned = kept.turned, launches.turned(call, direction)
+    turned = launches.Turned(call, direction)
     dots = []
     for s, stage in enumerate(plan.stages):
         if stage.stem:
@@ -224,6 +229,7 @@ def tangent(
     delta_dot, part, _ = launches.head_bwd(
         call, stages[-1], kept.residual, kept.softmax, product, direction, (dots[-1], residual_dot)
     )
+    filters = kept.turned, turned.filters()
     wgrads = launches.Wgrads(call, stages, product, dots)
     for s in reversed(range(net.stages)):
         dots[s] = dots[s]._replace(delta=delta_dot)
@@ -234,6 +240,6 @@ def tangent(
         dots[s] = dots[s]._replace(dz=dz)
         wgrads.begin(s)
         if s:
-            delta_dot, part = launches.dgrad(call, stages, s, *turned, dots)
+            delta_dot, part = launches.dgrad(call, stages, s, *filters, dots)
     wgrads.finish()
     return product, norm_product

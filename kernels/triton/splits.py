@@ -19,8 +19,9 @@ from kernels.triton.tensors import countable
 
 @triton.jit(do_not_specialize=["out_step"])
 def add_splits_kernel(
-    part, out,  # segments [T, splits, size]; [T, …], rows `out_step` apart
+    part,  # segments [T, splits, size]
     table,  # int64 [blocks, 5]: segment's start in part, splits, size, first value, first in out
+    out,  # [T, …], rows `out_step` apart
     out_step,
     ALIGNED: tl.constexpr, BS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -80,7 +81,7 @@ class Parts(NamedTuple):
         table = _table(self.segments, self.tasks, out.device)
         sizes = [step, *(n for s in self.segments for n in (s.size, s.to))]
         add_splits_kernel[(len(table), self.tasks)](
-            self.buffer, out, table, step,
+            self.buffer, table, out, step,
             ALIGNED=all(n % ALIGNMENT == 0 for n in sizes), **SPLITS,
         )  # fmt: skip
 

@@ -79,10 +79,10 @@ def joined(monkeypatch) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("model", "filters"), MODELS.values(), ids=MODELS)
-def test_what_the_filters_gradients_use_stays_until_they_are_waited_for(
-    model, filters, joined
-) -> None:
+def test_what_is_beside_a_pass_stays_until_it_is_waited_for(model, filters, joined) -> None:
     """A stream of a GPU would read memory that another already writes to."""
     fused(passes, problem(model, 2, 1).to(torch.float32))
-    # Of the gradient, then of its tangent: image and dz with their directions, and the sums' parts.
-    assert joined == [["there"] * 5] * (2 * filters)
+    # Of the gradient, then of its tangent: filters, and turned ones; image and dz with their
+    # directions, and the sums' parts, and behind the last one these, a table, and the sums.
+    once = [2, *[5] * (filters - 1), 5 + 3]
+    assert joined == [["there"] * count for count in 2 * once]
