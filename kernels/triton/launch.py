@@ -249,7 +249,11 @@ def _merge(g: Geometry) -> dict[str, int]:
 
 
 def _map(g: Geometry) -> dict[str, int]:
-    return {"BM": 32, "BF": block(g.filters), "num_warps": 4, "num_stages": 1}
+    """Blocks of filters without padding where there are: the masks of one are no multiples of four
+    values, which are then loaded one by one.
+    """
+    bf = next((b for b in (64, 32, 16) if g.filters % b == 0), block(g.filters))
+    return {"BM": 64 if bf == 16 else 32, "BF": bf, "num_warps": 4, "num_stages": 1}
 
 
 def _head(g: Geometry) -> dict[str, int]:
@@ -275,7 +279,7 @@ _WGRAD = (
 _STEM = (("BM", (32, 64, 128)), ("BF", (32, 64)), _WARPS)
 _OUTER = (("BM", (32, 64, 128)), ("per_split", (64, 128, 256, 512, 1024, 2048)), _WARPS, _STAGES)
 _MERGE = (("BT", (32, 128, 256)), ("BF", (16, 32, 64)), _WARPS)
-_MAP = (("BM", (8, 16, 32, 64, 128)), _WARPS)
+_MAP = (("BM", (8, 16, 32, 64, 128)), ("BF", (16, 32, 64)), _WARPS)
 _HEAD = (("BD", (64, 128, 256)), _WARPS, _STAGES)
 _HEAD_BWD = (_WARPS, _STAGES)
 # Each kernel's default, and what a tuner varies of it.
