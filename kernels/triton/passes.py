@@ -138,8 +138,8 @@ def pullback(
     gradient, norm_gradient = _gradients(call)
     gradient[:, plan.theta_head :] = 0
     delta, part = features.bwd(call, kept.stages[-1], d_features)
-    stages, rows = [*kept.stages], (gradient, norm_gradient)
-    _backward(call, stages, kept.projected, delta, part, *rows, turned.filters())
+    stages, w = [*kept.stages], turned.filters()
+    _backward(call, stages, kept.projected, delta, part, gradient, norm_gradient, w)
     return gradient, norm_gradient
 
 
