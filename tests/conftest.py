@@ -80,6 +80,16 @@ def backend(request) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture
+def only_fp32() -> Iterator[None]:
+    """Native runs passes in no other precision, as on processors without bfloat16."""
+    if native.module is not None:
+        native.module.limit_isa(native.module.Isa.avx512)
+    yield
+    if native.module is not None:
+        native.module.limit_isa(native.module.Isa.amx)
+
+
 @pytest.fixture(params=["portable", "neon", "avx2", "avx512"])
 def isa(request) -> Iterator[str]:
     """Runs a test on every instruction set of the native module that this machine grants."""

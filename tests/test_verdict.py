@@ -122,7 +122,7 @@ def test_verdicts_written_at_once_are_whole(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["fwd", "bwd", "tan"])
-def test_what_fails_is_left_out_by_auto_and_refused_when_asked_for(part: str, tmp_path):
+def test_what_fails_is_left_out_by_auto_and_refused_when_asked_for(part: str, tmp_path, only_fp32):
     with wrong(native.passes, "passes", part, scaled):
         found = verdict.of(CPU, "auto", tmp_path)
     assert list(found.findings.failures) == [("native", "passes", "fp32")]
@@ -262,7 +262,9 @@ def opened(images, folder: Path) -> Run:
         return Run.open(cfg, folder, Pictures(load_dataset(cfg, "train")), device)
 
 
-def test_a_resumed_run_keeps_its_precision_whatever_is_measured(images, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_its_precision_whatever_is_measured(
+    images, tmp_path, monkeypatch, only_fp32
+):
     folder = tmp_path / "run"
     first = opened(images, folder)
     assert (first.cfg.precision, first.asked) == ("fp32", "auto")
@@ -301,7 +303,7 @@ def test_a_precision_that_is_gone_is_replaced_with_a_line(capsys):
         assert settled(cfg, CPU, {"cpu": "fp32"}).precision == "auto"
 
 
-def test_the_table_shows_what_is_left_out(tmp_path, monkeypatch, capsys):
+def test_the_table_shows_what_is_left_out(tmp_path, monkeypatch, capsys, only_fp32):
     from kernels import __main__ as cli
 
     monkeypatch.setenv("MAMLPP_CACHE", str(tmp_path))

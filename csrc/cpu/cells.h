@@ -78,10 +78,16 @@ template <class T> struct EachRow {
     MAMLPP_INLINE void operator()(int image, int y, T* row) const { run(context, image, y, row); }
 };
 
+// Values of T's size in the buffers of a strip: in those of its operands, and of its products.
+struct StripSizes {
+    ptrdiff_t operands, products;
+};
+
 template <class T> struct Winograd {
-    int most; // the largest tile
+    int most; // the largest tile; 1: no other, for it takes the taps as they are
     // values of T's size in the cells of `rows` rows of operands
     ptrdiff_t (*operands_size)(int tile, int rows, int pitch);
+    StripSizes (*strip)(const Conv<T>&);
     void (*pack)(int tile, const T* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
                  int pitch, bool flipped, void* to);
     void (*fwd)(const Conv<T>&, const Factors<T>* pairs, int count, Span of_tiles, const Tiles<T>&,
@@ -120,7 +126,12 @@ enum class Decides { winners, nothing };
 // Products by 16 lanes are so fast that it has to save more of them, and of enough tiles to make up
 // for the cells of its filters, which leave the cache; both by what was measured.
 template <class T> MAMLPP_INLINE Conv<T> tiled(Conv<T> g, int images, int most, Decides what) {
-    g.tile = g.stride == 1 && g.pitch_in % lanes<T> == 0 && g.side >= 6 ? 2 : 0;
+    const bool fits = g.stride == 1 && g.pitch_in % lanes<T> == 0;
+    if (most == 1) {
+        g.tile = fits;
+        return g;
+    }
+    g.tile = fits && g.side >= 6 ? 2 : 0;
     const auto tiles = [&](int tile) {
         return tile_columns(g.side, tile) * tile_columns(g.side, tile);
     };

@@ -120,6 +120,15 @@ inline void conv_wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, int im
         }
 }
 
+// [9][pitch_out][pitch] → [filters][9][pitch]
+template <class T> inline void taps_gradient(const Conv<T>& g, const T* sum, T* dw) {
+    const ptrdiff_t tap = static_cast<ptrdiff_t>(g.pitch_out) * g.pitch_in;
+    for (int f = 0; f < g.filters; ++f, sum += g.pitch_in)
+        for (int t = 0; t < taps; ++t, dw += g.pitch_in)
+            for (int c = 0; c < g.pitch_in; c += lanes<T>)
+                Vec<T>::load(sum + t * tap + c).store(dw + c);
+}
+
 // Σ of `parts` results of conv_wgrad, `stride` apart, into the first → [filters][9][channels]: of
 // some filters, or where those are not wide, of all
 template <class T>

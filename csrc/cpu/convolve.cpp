@@ -71,7 +71,9 @@ void add_wgrad(const Winograd<T>& by, const Conv<T>& g, const Pair<T>* pairs, in
         conv_wgrad(g, pairs, count, part.images, share, fresh);
 }
 template <class T> void finish_wgrad(const Conv<T>& g, const Cells<T>& room, T* share) {
-    if (g.tile == 4)
+    if (g.tile == 1)
+        taps_gradient(g, room.sum, share);
+    else if (g.tile == 4)
         tiles_gradient<4>(room.sum, g.filters, g.pitch_in, share);
     else if (g.tile)
         tiles_gradient<2>(room.sum, g.filters, g.pitch_in, share);

@@ -20,11 +20,10 @@ template <class T> class CellRoom {
     void include(const Conv<T>& g) {
         if (!g.tile)
             return;
-        const int most = most_tiles(g.side, g.tile);
-        const int pitch = g.pitch_in > g.pitch_out ? g.pitch_in : g.pitch_out;
-        raise(operands_, by_.operands_size(g.tile, most, pitch));
-        raise(products_, sums_size<T>(g.tile, most, pitch));
-        raise(sum_, sums_size<T>(g.tile, g.filters, g.pitch_in));
+        const StripSizes strip = by_.strip(g);
+        raise(operands_, strip.operands);
+        raise(products_, strip.products);
+        raise(sum_, sums_size<T>(g.tile, g.pitch_out, g.pitch_in));
     }
     Cells<T> take(Carver& carver) const {
         Cells<T> room;

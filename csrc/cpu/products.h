@@ -1,6 +1,6 @@
-// The two matrix products that all convolutions are made of. They are compiled once, in
-// products.cpp, and where the processor has tiles in tiles.cpp. S is what they read, T what they
-// sum: the same type, or pairs of bfloat16 and float; sizes and steps are then in pairs.
+// The two matrix products that all convolutions are made of, but those of AMX (amx.cpp). They are
+// compiled once, in products.cpp. S is what they read, T what they sum: the same type, or pairs of
+// bfloat16 and float; sizes and steps are then in pairs.
 #pragma once
 
 #include "simd.h"

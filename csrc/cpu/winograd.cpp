@@ -9,6 +9,12 @@ namespace {
 // Operands of bfloat16 are for tiles of 2×2: larger ones would enlarge what rounding them costs.
 template <class T> constexpr int most = values<T> == 1 ? 4 : 2;
 
+template <class T> StripSizes strip(const Conv<T>& g) {
+    const int tiles = most_tiles(g.side, g.tile);
+    const int pitch = g.pitch_in > g.pitch_out ? g.pitch_in : g.pitch_out;
+    return {operands_size<T>(g.tile, tiles, pitch), sums_size<T>(g.tile, tiles, pitch)};
+}
+
 template <class T>
 void pack(int tile, const T* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
           int pitch, bool flipped, void* to) {
@@ -39,7 +45,8 @@ void wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, Span of_tiles, con
 } // namespace
 
 template <class T> const Winograd<T>& winograd() {
-    static constexpr Winograd<T> table{most<T>, operands_size<T>, pack<T>, fwd<T>, wgrad<T>};
+    static constexpr Winograd<T> table{most<T>, operands_size<T>, strip<T>,
+                                       pack<T>, fwd<T>,           wgrad<T>};
     return table;
 }
 template const Winograd<float>& winograd<float>();

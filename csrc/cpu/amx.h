@@ -1,5 +1,5 @@
 // The tile registers of AMX: eight of up to 16 rows of 64 bytes, and the instructions on them that
-// the products use (Intel SDM vol. 1 chapter 18). In a unit that is compiled without them they are
+// convolutions use (Intel SDM vol. 1 chapter 18). In a unit that is compiled without them they are
 // emulated, instruction by instruction, so that tests run the code around them on any processor.
 #pragma once
 
@@ -25,13 +25,23 @@ static_assert(sizeof(TileShapes) == 64, "the layout of palette 1");
 
 #ifdef __AMX_TILE__
 
-// Macros, because the number of a tile is a part of the instruction. Steps are in bytes.
-#define MAMLPP_TILES_SHAPE(shapes) _tile_loadconfig(&(shapes))
-#define MAMLPP_TILES_END() _tile_release()
-#define MAMLPP_TILE_ZERO(tile) _tile_zero(tile)
-#define MAMLPP_TILE_LOAD(tile, from, step) _tile_loadd(tile, from, step)
-#define MAMLPP_TILE_STORE(tile, to, step) _tile_stored(tile, to, step)
-#define MAMLPP_TILE_DOT(sum, a, b) _tile_dpbf16ps(sum, a, b)
+// Not the compiler's own: those of GCC do not say that what reads memory does. Steps are in bytes.
+MAMLPP_INLINE void shape_tiles(const TileShapes& shapes) {
+    __asm__ volatile("ldtilecfg %0" ::"m"(shapes));
+}
+MAMLPP_INLINE void release_tiles() { __asm__ volatile("tilerelease"); }
+template <int tile> MAMLPP_INLINE void zero_tile() {
+    __asm__ volatile("tilezero %%tmm%c0" ::"i"(tile));
+}
+template <int tile> MAMLPP_INLINE void load_tile(const void* from, ptrdiff_t step) {
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(step), "i"(tile) : "memory");
+}
+template <int tile> MAMLPP_INLINE void store_tile(void* to, ptrdiff_t step) {
+    __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(step), "i"(tile) : "memory");
+}
+template <int sum, int a, int b> MAMLPP_INLINE void add_dots() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(a), "i"(b));
+}
 
 #else
 
@@ -64,21 +74,24 @@ struct EmulatedTiles {
         for (int r = 0; r < shapes.rows[t]; ++r)
             __builtin_memcpy(static_cast<char*>(to) + r * step, data[t][r], shapes.row_bytes[t]);
     }
-    // TDPBF16PS: of each pair the product of the high halves is added last
+    // TDPBF16PS: the products of the low halves are one sum, those of the high halves another, and
+    // both together are added to what was there. (Subnormal numbers count as 0 there, not here.)
     void dot(int sum, int a, int b) {
         check(sum), check(a), check(b);
         require(shapes.rows[sum] == shapes.rows[a] && shapes.row_bytes[a] == 4 * shapes.rows[b] &&
                 shapes.row_bytes[sum] == shapes.row_bytes[b]);
         for (int r = 0; r < shapes.rows[sum]; ++r)
-            for (int k = 0; k < shapes.rows[b]; ++k)
-                for (int c = 0; c < shapes.row_bytes[b] / 4; ++c) {
-                    float value;
-                    __builtin_memcpy(&value, &data[sum][r][4 * c], 4);
+            for (int c = 0; c < shapes.row_bytes[b] / 4; ++c) {
+                float halves[2] = {};
+                for (int k = 0; k < shapes.rows[b]; ++k)
                     for (int half = 0; half < 2; ++half)
-                        value += bf16(&data[a][r][4 * k + 2 * half]) *
-                                 bf16(&data[b][k][4 * c + 2 * half]);
-                    __builtin_memcpy(&data[sum][r][4 * c], &value, 4);
-                }
+                        halves[half] += bf16(&data[a][r][4 * k + 2 * half]) *
+                                        bf16(&data[b][k][4 * c + 2 * half]);
+                float value;
+                __builtin_memcpy(&value, &data[sum][r][4 * c], 4);
+                value += halves[0] + halves[1];
+                __builtin_memcpy(&data[sum][r][4 * c], &value, 4);
+            }
     }
 
   private:
@@ -98,12 +111,16 @@ struct EmulatedTiles {
 };
 static thread_local EmulatedTiles emulated_tiles;
 
-#define MAMLPP_TILES_SHAPE(shapes) emulated_tiles.shape(shapes)
-#define MAMLPP_TILES_END() emulated_tiles.end()
-#define MAMLPP_TILE_ZERO(tile) emulated_tiles.zero(tile)
-#define MAMLPP_TILE_LOAD(tile, from, step) emulated_tiles.load(tile, from, step)
-#define MAMLPP_TILE_STORE(tile, to, step) emulated_tiles.store(tile, to, step)
-#define MAMLPP_TILE_DOT(sum, a, b) emulated_tiles.dot(sum, a, b)
+inline void shape_tiles(const TileShapes& shapes) { emulated_tiles.shape(shapes); }
+inline void release_tiles() { emulated_tiles.end(); }
+template <int tile> void zero_tile() { emulated_tiles.zero(tile); }
+template <int tile> void load_tile(const void* from, ptrdiff_t step) {
+    emulated_tiles.load(tile, from, step);
+}
+template <int tile> void store_tile(void* to, ptrdiff_t step) {
+    emulated_tiles.store(tile, to, step);
+}
+template <int sum, int a, int b> void add_dots() { emulated_tiles.dot(sum, a, b); }
 
 #endif
 

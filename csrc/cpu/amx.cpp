@@ -1,0 +1,490 @@
+// The 3×3 convolution of stride 1 by AMX, directly: Winograd's F(1×1, 3×3), whose cells are the
+// taps. Products of bfloat16 take so little there that to transform for fewer of them does not pay.
+//
+// Images lie as lines of `side + 1` pixels, side + 1 lines an image, the first of either a border
+// of zeros, which is also that of the line and the image before. So one number says how far from a
+// pixel the one lies that a tap meets, in all images, and 16 pixels that follow each other are the
+// rows of a tile, wherever lines end: what is computed for pixels of a border is dropped.
+#include "amx.h"
+#include "bf16.h"
+#include "cells.h"
+#include "transpose.h"
+
+namespace mamlpp {
+namespace MAMLPP_ISA {
+
+namespace {
+
+constexpr int parts = MAMLPP_PARTS; // see operands.h
+constexpr int edge = 16;            // of a tile, in rows, and in columns of 32 bits
+constexpr int width = 2 * edge;     // bfloat16 of its rows
+constexpr ptrdiff_t tile = edge * width;
+constexpr int row_bytes = 64;
+
+// Pixels whose operands are built at once: enough to amortise the sums of a weight gradient, few
+// enough that they stay in the second-level cache.
+constexpr int strip_pixels = 1024;
+
+constexpr int up(int n, int to) { return (n + to - 1) / to * to; }
+
+struct Lines {
+    int side;
+    int count() const { return side + 1; } // of an image
+    int length() const { return side + 1; }
+    int of_strip() const {
+        const int n = strip_pixels / length();
+        return n < 1 ? 1 : n;
+    }
+    // Pixels of a strip, as rows of whole tiles, and those that its taps meet.
+    int pixels() const { return up(of_strip() * length(), width); }
+    int met() const { return pixels() + 2 * length() + 2; }
+    // The line of a row of images one behind the other.
+    int at(int row) const { return row / side * count() + row % side; }
+};
+
+// Channels by tiles: whole ones, and where half a tile is left, one in which it lies beside that of
+// the next pixel, so that one product takes it for two taps.
+struct Depth {
+    int whole;
+    bool half;
+    explicit Depth(int pitch) : whole(pitch / width), half(pitch % width != 0) {}
+    int planes() const { return whole + half; }
+    int steps() const { return 3 * whole + 2 * half; } // of three taps
+};
+
+ptrdiff_t filters_size(int rows, int pitch) { // in bfloat16, of a part
+    return 3 * Depth(up(rows, edge)).steps() * tile * (pitch / edge);
+}
+
+// Two vectors of floats → 32 bfloat16, the ones of `even` first
+MAMLPP_INLINE __m512i rounded(Vec<float> even, Vec<float> odd) {
+    return (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v);
+}
+
+// The same as pairs, one of each.
+MAMLPP_INLINE __m512i pairs(Vec<float> even, Vec<float> odd) {
+    alignas(64) static constexpr uint16_t order[] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                     21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                     11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return _mm512_permutexvar_epi16(_mm512_load_si512(order), rounded(even, odd));
+}
+
+// What a vector is written in.
+struct Parts {
+    Vec<float> of[parts];
+    explicit MAMLPP_INLINE Parts(Vec<float> x) {
+        of[0] = x;
+        if constexpr (parts > 1)
+            of[1] = x - round_bf16(x).wide();
+    }
+};
+
+// A call's shapes: all tiles whole.
+struct TilesInUse {
+    TilesInUse() {
+        TileShapes shapes;
+        for (int t = 0; t < 8; ++t)
+            shapes.set(t, edge, row_bytes);
+        shape_tiles(shapes);
+    }
+    ~TilesInUse() { release_tiles(); }
+};
+
+// The tiles of an operand that a product takes side by side, and from them to those of the next
+// part.
+template <int N> struct Operands {
+    const uint16_t* at[N];
+    ptrdiff_t part;
+    MAMLPP_INLINE void next() {
+        for (int i = 0; i < N; ++i)
+            at[i] += tile;
+    }
+};
+
+// M×N sums of at most six tiles: sum (i, j) is in tile i·N + j. What is multiplied has tiles of its
+// own where they last, and is loaded once; otherwise tiles 6 and 7, and a column is loaded for each
+// row, from the first-level cache.
+template <int M, int N> struct Block {
+    static constexpr bool apart = M * N + M + N <= 8;
+    static constexpr int row(int i) { return apart ? 8 - N - M + i : 6; }
+    static constexpr int column(int j) { return apart ? 8 - N + j : 7; }
+
+    template <int t = 0> static MAMLPP_INLINE void zero() {
+        zero_tile<t>();
+        if constexpr (t + 1 < M * N)
+            zero<t + 1>();
+    }
+    // Sums of tiles `down` and `right` apart, whose rows are `step` apart.
+    template <int t = 0>
+    static MAMLPP_INLINE void load(const float* from, ptrdiff_t step, ptrdiff_t down,
+                                   ptrdiff_t right) {
+        load_tile<t>(from + t / N * down + t % N * right, 4 * step);
+        if constexpr (t + 1 < M * N)
+            load<t + 1>(from, step, down, right);
+    }
+    template <int t = 0>
+    static MAMLPP_INLINE void store(float* to, ptrdiff_t step, ptrdiff_t down, ptrdiff_t right) {
+        store_tile<t>(to + t / N * down + t % N * right, 4 * step);
+        if constexpr (t + 1 < M * N)
+            store<t + 1>(to, step, down, right);
+    }
+    // Adds the products of 16 pairs, of the operands' parts that count.
+    static MAMLPP_INLINE void add(const Operands<M>& a, const Operands<N>& b) {
+        if constexpr (parts > 1) {
+            multiply<true, true>(a, a.part, b, 0);
+            multiply<true, false>(a, 0, b, 0);
+            multiply<false, true>(a, 0, b, b.part);
+        } else {
+            multiply<true, true>(a, 0, b, 0);
+        }
+    }
+
+  private:
+    // `rows` and `columns`: which are not there yet.
+    template <bool rows, bool columns, int t = 0>
+    static MAMLPP_INLINE void multiply(const Operands<M>& a, ptrdiff_t a_part, const Operands<N>& b,
+                                       ptrdiff_t b_part) {
+        constexpr int i = t / N, j = t % N;
+        if constexpr (j == 0 && (rows || !apart))
+            load_tile<row(i)>(a.at[i] + a_part, row_bytes);
+        if constexpr ((i == 0 && columns) || !apart)
+            load_tile<column(j)>(b.at[j] + b_part, row_bytes);
+        add_dots<t, row(i), column(j)>();
+        if constexpr (t + 1 < M * N)
+            multiply<rows, columns, t + 1>(a, a_part, b, b_part);
+    }
+};
+
+// Images with borders of their own, [span][span][pitch] each, line by line.
+struct Source {
+    const float* images;
+    Lines lines;
+    int pitch, count; // of images
+    ptrdiff_t row;
+
+    Source(const float* from, int side, int to_pitch, int images_of)
+        : images(from), lines{side}, pitch(to_pitch), count(images_of),
+          row(static_cast<ptrdiff_t>(span(side)) * to_pitch) {}
+    const float* line(int at) const {
+        int image = at / lines.count(), y = at % lines.count();
+        if (image >= count) // the border below the last one, and what no tap meets
+            image = count - 1, y = lines.count();
+        return images + (image * static_cast<ptrdiff_t>(span(lines.side)) + y) * row;
+    }
+    // A line of what lies inside the borders: those of a line and an image are at their ends.
+    const float* inside(int at) const { return line(at) + row + pitch; }
+};
+
+// Lines, and the border behind the last one, as rows of tiles: [part][plane][pixel][32 channels]
+void store_planes(const Source& from, int first, int count, uint16_t* to, ptrdiff_t plane) {
+    const Depth depth(from.pitch);
+    const ptrdiff_t part = depth.planes() * plane;
+    for (int line = first; line < first + count; ++line) {
+        const float* x = from.line(line);
+        for (int p = 0; p < from.lines.length(); ++p, x += from.pitch, to += width) {
+            const auto store = [&](const float* even, const float* odd,
+                                   uint16_t* at) MAMLPP_LAMBDA {
+                const Parts a(Vec<float>::load(even)), b(Vec<float>::load(odd));
+                for (int k = 0; k < parts; ++k)
+                    _mm512_storeu_si512(at + k * part, rounded(a.of[k], b.of[k]));
+            };
+            for (int b = 0; b < depth.whole; ++b)
+                store(x + b * width, x + b * width + edge, to + b * plane);
+            if (depth.half)
+                store(x + depth.whole * width, x + from.pitch + depth.whole * width,
+                      to + depth.whole * plane);
+        }
+    }
+    for (int p = 0; p < parts * depth.planes(); ++p)
+        _mm512_storeu_si512(to + p * plane, _mm512_setzero_si512());
+}
+
+// The same as columns: [part][16 channels][parity][pair of pixels][16 channels of both]. The pairs
+// of one parity begin at even pixels, those of the other at odd ones, so that wherever a tap
+// begins, it meets whole ones. What follows up to `pixels` is 0.
+void store_pairs(const Source& from, int first, int count, int pixels, uint16_t* to,
+                 ptrdiff_t parity) {
+    const ptrdiff_t part = from.pitch / edge * 2 * parity;
+    for (int c = 0; c < from.pitch; c += edge, to += 2 * parity) {
+        Parts before(Vec<float>::all(0));
+        int at = 0;
+        const auto next = [&](Vec<float> x) MAMLPP_LAMBDA {
+            const Parts now(x);
+            for (int k = 0; k < parts && at; ++k)
+                _mm512_storeu_si512(to + k * part + (at & 1 ? 0 : parity) +
+                                        static_cast<ptrdiff_t>((at - 1) / 2) * width,
+                                    pairs(before.of[k], now.of[k]));
+            before = now;
+            ++at;
+        };
+        for (int line = first; line < first + count; ++line) {
+            const float* x = from.line(line) + c;
+            for (int p = 0; p < from.lines.length(); ++p, x += from.pitch)
+                next(Vec<float>::load(x));
+        }
+        while (at <= pixels)
+            next(Vec<float>::all(0));
+    }
+}
+
+// The lines inside the borders as rows of tiles, their pixels along a row:
+// [part][16 channels][32 pixels][16 channels][32 pixels], up to whole tiles.
+void store_turned(const Source& from, int first, int count, uint16_t* to, ptrdiff_t channels) {
+    const int pixels = count * from.lines.length();
+    const ptrdiff_t part = from.pitch / edge * channels;
+    int line = first, x = 0;
+    for (int p = 0; p < pixels; p += width, to += tile) {
+        const float* at[width];
+        for (int i = 0; i < width; ++i) {
+            at[i] = p + i < pixels ? from.inside(line) + static_cast<ptrdiff_t>(x) * from.pitch
+                                   : nullptr;
+            if (++x == from.lines.length())
+                x = 0, ++line;
+        }
+        for (int c = 0; c < from.pitch; c += edge) {
+            Vec<float> block[parts][edge];
+            for (int i = 0; i < edge; ++i) {
+                const auto value = [&](const float* v) MAMLPP_LAMBDA {
+                    return v ? Vec<float>::load(v + c) : Vec<float>::all(0);
+                };
+                const Parts a(value(at[2 * i])), b(value(at[2 * i + 1]));
+                for (int k = 0; k < parts; ++k)
+                    block[k][i] = {_mm512_castsi512_ps(pairs(a.of[k], b.of[k]))};
+            }
+            for (int k = 0; k < parts; ++k) {
+                transpose(block[k]);
+                for (int i = 0; i < edge; ++i)
+                    _mm512_storeu_si512(to + k * part + c / edge * channels + i * width,
+                                        _mm512_castps_si512(block[k][i].v));
+            }
+        }
+    }
+}
+
+// In floats, as the room for all of them is.
+ptrdiff_t in_floats(ptrdiff_t bfloat16s) { return (bfloat16s + 1) / 2; }
+
+ptrdiff_t operands_size(int, int rows, int pitch) {
+    return in_floats(parts * filters_size(rows, pitch));
+}
+
+// From one parity of a strip's pairs to the other, and from 16 of its turned channels to the next.
+ptrdiff_t parity_step(const Lines& lines) {
+    return static_cast<ptrdiff_t>(lines.met() / 2 + 1) * width;
+}
+ptrdiff_t turned_step(const Lines& lines) { return lines.pixels() / width * tile; }
+
+StripSizes strip(const Conv<float>& g) {
+    const Lines lines{g.side};
+    const int pitch = g.pitch_in > g.pitch_out ? g.pitch_in : g.pitch_out;
+    const ptrdiff_t planes = Depth(pitch).planes() * static_cast<ptrdiff_t>(lines.met()) * width;
+    const ptrdiff_t by_pairs = pitch / edge * 2 * parity_step(lines);
+    return {in_floats(parts * (planes > by_pairs ? planes : by_pairs)),
+            static_cast<ptrdiff_t>(lines.pixels()) * pitch};
+}
+
+// Filters as columns, in the order in which `fwd` takes them:
+// [part][16 filters][row of taps][step][pair of channels][16 filters of both]
+void pack(int, const float* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
+          int pitch, bool flipped, void* to) {
+    const Depth depth(up(rows, edge));
+    const ptrdiff_t block = 3 * depth.steps() * tile, part = filters_size(rows, pitch);
+    const int all = which.end == rows ? up(rows, edge) : which.end;
+    for (int c = which.begin; c < all; c += 2)
+        for (int t = 0; t < taps; ++t) {
+            const float* const from = w + c * row_step + (flipped ? taps - 1 - t : t) * tap_step;
+            const bool half = c >= depth.whole * width;
+            const int s = t % 3, row = c % width / 2;
+            const int step = half ? 3 * depth.whole + s / 2 : s * depth.whole + c / width;
+            uint16_t* at = static_cast<uint16_t*>(to) + (t / 3 * depth.steps() + step) * tile +
+                           (row + (half && s == 1 ? edge / 2 : 0)) * width;
+            for (int f = 0; f < pitch; f += edge, at += block) {
+                const auto value = [&](int i) MAMLPP_LAMBDA {
+                    return c + i < rows ? Vec<float>::load(from + i * row_step + f)
+                                        : Vec<float>::all(0);
+                };
+                const Parts a(value(0)), b(value(1));
+                for (int k = 0; k < parts; ++k) {
+                    uint16_t* const pair = at + k * part;
+                    _mm512_storeu_si512(pair, pairs(a.of[k], b.of[k]));
+                    if (half && s == 2) // there is no tap beside it
+                        _mm512_storeu_si512(pair + edge / 2 * width, _mm512_setzero_si512());
+                }
+            }
+        }
+}
+
+// Calls strip(first line, count) for the lines of some rows of images.
+template <class F> MAMLPP_INLINE void for_strips(const Lines& lines, Span rows, F strip) {
+    const int begin = lines.at(rows.begin), all = lines.at(rows.end - 1) + 1 - begin;
+    const int strips = (all + lines.of_strip() - 1) / lines.of_strip();
+    for (int i = 0, first = begin; i < strips; ++i) {
+        const int count = all / strips + (i < all % strips);
+        strip(first, count);
+        first += count;
+    }
+}
+
+// Products of M tiles of pixels, from one on, with N of filters → z [pixels][pitch_out]
+struct Planes {
+    const uint16_t* at[2]; // of one or two pairs of operands
+    const uint16_t* filters[2];
+    int count;
+    ptrdiff_t plane;
+};
+template <int M, int N>
+MAMLPP_APART void multiply_block(const Conv<float>& g, const Planes& from, int pixel, int column,
+                                 float* z) {
+    const Depth depth(g.pitch_in);
+    const int length = Lines{g.side}.length(), columns = g.pitch_out / edge;
+    const ptrdiff_t block = 3 * depth.steps() * tile;
+    Block<M, N>::zero();
+    for (int k = 0; k < from.count; ++k) {
+        Operands<N> w;
+        w.part = block * columns;
+        for (int j = 0; j < N; ++j)
+            w.at[j] = from.filters[k] + (column + j) * block;
+        const auto step = [&](int p, int met) MAMLPP_LAMBDA {
+            Operands<M> x;
+            x.part = depth.planes() * from.plane;
+            for (int i = 0; i < M; ++i)
+                x.at[i] = from.at[k] + p * from.plane +
+                          static_cast<ptrdiff_t>(pixel + i * edge + met) * width;
+            Block<M, N>::add(x, w);
+            w.next();
+        };
+        for (int r = 0; r < 3; ++r) {
+            const int met = r * length;
+            for (int s = 0; s < 3; ++s)
+                for (int p = 0; p < depth.whole; ++p)
+                    step(p, met + s);
+            if (depth.half) {
+                step(depth.whole, met);
+                step(depth.whole, met + 2);
+            }
+        }
+    }
+    Block<M, N>::store(z + column * edge, g.pitch_out, static_cast<ptrdiff_t>(edge) * g.pitch_out,
+                       edge);
+}
+
+// The same of a strip's pixels; the filters of some columns after the others, which stay in the
+// cache.
+template <int N>
+void multiply_pixels(const Conv<float>& g, const Planes& from, int pixels, int column, float* z) {
+    for (int p = 0; p < pixels; p += 2 * edge, z += static_cast<ptrdiff_t>(2 * edge) * g.pitch_out)
+        if (pixels - p > edge)
+            multiply_block<2, N>(g, from, p, column, z);
+        else
+            multiply_block<1, N>(g, from, p, column, z);
+}
+void multiply_columns(const Conv<float>& g, const Planes& from, int pixels, float* z) {
+    const int columns = g.pitch_out / edge;
+    for (int j = 0; j < columns;) {
+        const int left = columns - j;
+        if (left == 1)
+            multiply_pixels<1>(g, from, pixels, j, z), j += 1;
+        else if (left == 3)
+            multiply_pixels<3>(g, from, pixels, j, z), j += 3;
+        else
+            multiply_pixels<2>(g, from, pixels, j, z), j += 2;
+    }
+}
+
+void fwd(const Conv<float>& g, const Factors<float>* factors, int count, Span of_rows,
+         const Tiles<float>& room, float* z, EachRow<float> row) {
+    const TilesInUse in_use;
+    const Lines lines{g.side};
+    Planes planes{{}, {}, count, static_cast<ptrdiff_t>(lines.met()) * width};
+    const int images = (of_rows.end - 1) / g.side + 1;
+    const ptrdiff_t pitch = g.pitch_out;
+    for_strips(lines, of_rows, [&](int first, int strip) {
+        for (int k = 0; k < count; ++k) {
+            uint16_t* const to = static_cast<uint16_t*>(room.x[k]);
+            store_planes({factors[k].image, g.side, g.pitch_in, images}, first, strip + 2, to,
+                         planes.plane);
+            planes.at[k] = to;
+            planes.filters[k] = static_cast<const uint16_t*>(factors[k].w.cells);
+        }
+        multiply_columns(g, planes, strip * lines.length(), room.z);
+        const float* from = room.z;
+        for (int line = first; line < first + strip; ++line, from += lines.length() * pitch) {
+            const int image = line / lines.count(), y = line % lines.count();
+            if (y == g.side)
+                continue;
+            float* const to = z + (static_cast<ptrdiff_t>(image) * g.side + y) * g.side * pitch;
+            for (ptrdiff_t v = 0; v < g.side * pitch; v += edge)
+                Vec<float>::load(from + v).store(to + v);
+            row(image, y, to);
+        }
+    });
+}
+
+// One of M blocks of filters from one on, and channels from one on, of a column of taps; all of one
+// strip's pixels.
+template <int M>
+MAMLPP_APART void add_block(const Conv<float>& g, const Tiles<float>& room, int count, int pixels,
+                            int i, int j, int s, float* sum, bool fresh) {
+    const Lines lines{g.side};
+    const ptrdiff_t parity = parity_step(lines), turned = turned_step(lines);
+    const ptrdiff_t tap = static_cast<ptrdiff_t>(g.pitch_out) * g.pitch_in;
+    const ptrdiff_t down = static_cast<ptrdiff_t>(edge) * g.pitch_in;
+    float* const to = sum + s * tap + i * down + j * edge;
+    if (fresh)
+        Block<M, 3>::zero();
+    else
+        Block<M, 3>::load(to, g.pitch_in, down, 3 * tap);
+    for (int k = 0; k < count; ++k) {
+        Operands<M> dz;
+        dz.part = g.pitch_out / edge * turned;
+        for (int m = 0; m < M; ++m)
+            dz.at[m] = static_cast<const uint16_t*>(room.dz[k]) + (i + m) * turned;
+        Operands<3> x;
+        x.part = g.pitch_in / edge * 2 * parity;
+        for (int r = 0; r < 3; ++r) {
+            const int met = r * lines.length() + s;
+            x.at[r] = static_cast<const uint16_t*>(room.x[k]) + (2 * j + met % 2) * parity +
+                      static_cast<ptrdiff_t>(met / 2) * width;
+        }
+        for (int p = 0; p < pixels; p += width, dz.next(), x.next())
+            Block<M, 3>::add(dz, x);
+    }
+    Block<M, 3>::store(to, g.pitch_in, down, 3 * tap);
+}
+
+// sum[taps][filters, whole tiles][pitch_in]
+void wgrad(const Conv<float>& g, const Pair<float>* factors, int count, Span of_rows,
+           const Tiles<float>& room, float* sum, bool fresh) {
+    const TilesInUse in_use;
+    const Lines lines{g.side};
+    const int images = (of_rows.end - 1) / g.side + 1;
+    const int rows = g.pitch_out / edge, columns = g.pitch_in / edge;
+    for_strips(lines, of_rows, [&](int first, int strip) {
+        const int pixels = up(strip * lines.length(), width);
+        for (int k = 0; k < count; ++k) {
+            store_pairs({factors[k].image, g.side, g.pitch_in, images}, first, strip + 2,
+                        pixels + 2 * lines.length() + 2, static_cast<uint16_t*>(room.x[k]),
+                        parity_step(lines));
+            store_turned({factors[k].w, g.side, g.pitch_out, images}, first, strip,
+                         static_cast<uint16_t*>(room.dz[k]), turned_step(lines));
+        }
+        for (int j = 0; j < columns; ++j)
+            for (int i = 0; i < rows; i += 2)
+                for (int s = 0; s < 3; ++s)
+                    if (i + 1 < rows)
+                        add_block<2>(g, room, count, pixels, i, j, s, sum, fresh);
+                    else
+                        add_block<1>(g, room, count, pixels, i, j, s, sum, fresh);
+        fresh = false;
+    });
+}
+
+} // namespace
+
+template <> const Winograd<float>& winograd<float>() {
+    static constexpr Winograd<float> table{1, operands_size, strip, pack, fwd, wgrad};
+    return table;
+}
+
+} // namespace MAMLPP_ISA
+} // namespace mamlpp

@@ -1,0 +1,207 @@
+// The convolution by AMX, and by its emulation, against sums of doubles: of one part with operands
+// that bfloat16 holds, of two with one operand that takes both.
+
+#define MAMLPP_ISA amx_test
+#include "../../csrc/cpu/cells.h"
+#include "testing.h"
+
+namespace mamlpp {
+#define MAMLPP_ROUNDED(name)                                                                       \
+    namespace name {                                                                               \
+    template <class T> const Winograd<T>& winograd();                                              \
+    }
+#ifdef MAMLPP_EMULATED_TILES
+MAMLPP_ROUNDED(emulatedbf16)
+MAMLPP_ROUNDED(emulatedbf16x3)
+#endif
+#ifdef MAMLPP_HAS_AMX
+MAMLPP_ROUNDED(amxbf16)
+MAMLPP_ROUNDED(amxbf16x3)
+#endif
+
+namespace {
+
+using testing::Exact;
+using testing::expect;
+
+struct Shape {
+    int side, channels, filters, images, pairs;
+    std::string name() const {
+        return std::to_string(channels) + "x" + std::to_string(side) + "x" + std::to_string(side) +
+               " by " + std::to_string(filters) + ", " + std::to_string(images) + " images, " +
+               std::to_string(pairs) + " pairs";
+    }
+};
+
+int padded_to_vectors(int n) { return (n + 15) / 16 * 16; }
+
+// Multiples of 1/4 below 2, which one bfloat16 holds; `fine` ones differ from them by up to 1/128.
+float value(int& seed, bool fine) {
+    seed = seed * 1103515245 + 12345;
+    const int bits = seed >> 16 & 0x7fff;
+    return static_cast<float>(bits % 15 - 7) / 4 +
+           (fine ? static_cast<float>(bits / 15 % 17 - 8) / 1024 : 0);
+}
+
+float* floats(const Exact& block) { return static_cast<float*>(block.data()); }
+Exact block_of(ptrdiff_t count) { return Exact(static_cast<size_t>(count) * sizeof(float)); }
+
+struct Problem {
+    Shape shape;
+    Conv<float> g;
+    std::vector<std::vector<float>> x, w, dz; // of each pair, x and dz with their borders
+
+    Problem(const Shape& s, bool fine_images, bool fine_filters)
+        : shape(s), g{s.channels, padded_to_vectors(s.channels), s.side, 1,
+                      s.filters,  padded_to_vectors(s.filters),  1} {
+        int seed = 1;
+        const auto image = [&](ptrdiff_t size, ptrdiff_t row, int pitch, int channels, bool fine) {
+            std::vector<float> to(static_cast<size_t>(s.images * size));
+            for (int i = 0; i < s.images; ++i)
+                for (int y = 1; y <= s.side; ++y)
+                    for (int at = 1; at <= s.side; ++at)
+                        for (int c = 0; c < channels; ++c)
+                            to[static_cast<size_t>(i * size + y * row + at * pitch + c)] =
+                                value(seed, fine);
+            return to;
+        };
+        for (int k = 0; k < s.pairs; ++k) {
+            x.push_back(image(g.in_image(), g.in_row(), g.pitch_in, g.channels, fine_images));
+            dz.push_back(image(g.dz_image(), g.dz_row(), g.pitch_out, g.filters, fine_filters));
+            w.emplace_back(static_cast<size_t>(taps * g.channels * g.pitch_out));
+            for (int row = 0; row < taps * g.channels; ++row)
+                for (int f = 0; f < g.filters; ++f)
+                    w[static_cast<size_t>(k)][static_cast<size_t>(row * g.pitch_out + f)] =
+                        value(seed, fine_filters);
+        }
+    }
+    double of(const std::vector<float>& from, ptrdiff_t at) const {
+        return static_cast<double>(from[static_cast<size_t>(at)]);
+    }
+};
+
+void check_values(const Problem& p, const Winograd<float>& by, const Tiles<float>& room,
+                  const std::string& what) {
+    const Conv<float>& g = p.g;
+    std::vector<Exact> cells;
+    Factors<float> factors[2];
+    for (int k = 0; k < p.shape.pairs; ++k) {
+        cells.push_back(block_of(by.operands_size(1, g.channels, g.pitch_out)));
+        const size_t i = static_cast<size_t>(k);
+        by.pack(1, p.w[i].data(), g.channels, {0, g.channels}, g.pitch_out,
+                static_cast<ptrdiff_t>(g.channels) * g.pitch_out, g.pitch_out, false,
+                cells.back().data());
+        factors[k] = {p.x[i].data(), {nullptr, cells.back().data()}};
+    }
+    const int rows = p.shape.images * g.side;
+    const Exact z = block_of(static_cast<ptrdiff_t>(rows) * g.side * g.pitch_out);
+    std::vector<int> seen;
+    const EachRow<float> each{[](const void* to, int image, int y, float*) {
+                                  auto* list = static_cast<const std::vector<int>*>(to);
+                                  const_cast<std::vector<int>*>(list)->push_back(image * 1000 + y);
+                              },
+                              &seen};
+    // in two parts that end within an image, the later one first
+    by.fwd(g, factors, p.shape.pairs, {rows / 2, rows}, room, floats(z), each);
+    if (rows / 2)
+        by.fwd(g, factors, p.shape.pairs, {0, rows / 2}, room, floats(z), each);
+    expect(seen.size() == static_cast<size_t>(rows), what + ": each row once");
+    for (int row = 0; row < rows; ++row)
+        for (int at = 0; at < g.side; ++at)
+            for (int f = 0; f < g.filters; ++f) {
+                double sum = 0;
+                for (size_t k = 0; k < p.x.size(); ++k)
+                    for (int t = 0; t < taps; ++t) {
+                        const ptrdiff_t from = row / g.side * g.in_image() +
+                                               (row % g.side + t / 3) * g.in_row() +
+                                               static_cast<ptrdiff_t>(at + t % 3) * g.pitch_in;
+                        for (int c = 0; c < g.channels; ++c)
+                            sum += p.of(p.x[k], from + c) *
+                                   p.of(p.w[k],
+                                        (static_cast<ptrdiff_t>(t) * g.channels + c) * g.pitch_out +
+                                            f);
+                    }
+                const ptrdiff_t pixel = static_cast<ptrdiff_t>(row) * g.side + at;
+                if (!(std::abs(sum - static_cast<double>(floats(z)[pixel * g.pitch_out + f])) <
+                      2e-3))
+                    return expect(false, what + ": values of row " + std::to_string(row));
+            }
+}
+
+void check_gradient(const Problem& p, const Winograd<float>& by, const Tiles<float>& room,
+                    const std::string& what) {
+    const Conv<float>& g = p.g;
+    Pair<float> pairs[2];
+    for (size_t k = 0; k < p.x.size(); ++k)
+        pairs[k] = {p.x[k].data(), p.dz[k].data()};
+    const int rows = p.shape.images * g.side;
+    const Exact sum = block_of(static_cast<ptrdiff_t>(taps) * g.pitch_out * g.pitch_in);
+    const bool parts = rows > 1;
+    by.wgrad(g, pairs, p.shape.pairs, {0, parts ? rows / 2 : rows}, room, floats(sum), true);
+    if (parts)
+        by.wgrad(g, pairs, p.shape.pairs, {rows / 2, rows}, room, floats(sum), false);
+    for (int t = 0; t < taps; ++t)
+        for (int f = 0; f < g.filters; ++f)
+            for (int c = 0; c < g.channels; ++c) {
+                double expected = 0;
+                for (size_t k = 0; k < p.x.size(); ++k)
+                    for (int row = 0; row < rows; ++row)
+                        for (int at = 0; at < g.side; ++at) {
+                            const int image = row / g.side, y = row % g.side;
+                            const double of_x = p.of(
+                                p.x[k], image * g.in_image() + (y + t / 3) * g.in_row() +
+                                            static_cast<ptrdiff_t>(at + t % 3) * g.pitch_in + c);
+                            const double of_dz =
+                                p.of(p.dz[k], image * g.dz_image() + (y + 1) * g.dz_row() +
+                                                  static_cast<ptrdiff_t>(at + 1) * g.pitch_out + f);
+                            expected += of_x * of_dz;
+                        }
+                const ptrdiff_t at = (static_cast<ptrdiff_t>(t) * g.pitch_out + f) * g.pitch_in + c;
+                if (!(std::abs(expected - static_cast<double>(floats(sum)[at])) < 2e-3))
+                    return expect(false, what + ": gradient of tap " + std::to_string(t));
+            }
+}
+
+void check(const Problem& p, const Winograd<float>& by, const std::string& what) {
+    const StripSizes strip = by.strip(p.g);
+    const ptrdiff_t larger = strip.operands > strip.products ? strip.operands : strip.products;
+    const Exact x0 = block_of(strip.operands), x1 = block_of(strip.operands);
+    const Exact z = block_of(larger), dz1 = block_of(strip.operands);
+    const Tiles<float> room{{x0.data(), x1.data()}, {z.data(), dz1.data()}, floats(z)};
+    expect(by.most == 1, what + ": takes the taps as they are");
+    check_values(p, by, room, what);
+    check_gradient(p, by, room, what);
+}
+
+} // namespace
+} // namespace mamlpp
+
+int main() {
+    using namespace mamlpp;
+    const Shape shapes[] = {{14, 64, 64, 2, 2}, {6, 16, 16, 1, 1}, {5, 20, 40, 3, 2},
+                            {42, 48, 48, 1, 1}, {3, 64, 64, 5, 1}, {1, 80, 16, 2, 2},
+                            {7, 112, 33, 3, 2}, {33, 17, 5, 1, 1}};
+    for (const Shape& shape : shapes) {
+        const Problem coarse(shape, false, false), images(shape, true, false),
+            filters(shape, false, true);
+        const auto by_parts = [&](const Winograd<float>& one, const Winograd<float>& two,
+                                  const std::string& name) {
+            const std::string what = name + ", " + shape.name();
+            check(coarse, one, what + ", one part");
+            check(coarse, two, what + ", two parts");
+            check(images, two, what + ", fine images");
+            check(filters, two, what + ", fine filters");
+        };
+        (void)by_parts;
+#ifdef MAMLPP_EMULATED_TILES
+        if (cpu_features().avx512bf16)
+            by_parts(emulatedbf16::winograd<float>(), emulatedbf16x3::winograd<float>(),
+                     "emulated");
+#endif
+#ifdef MAMLPP_HAS_AMX
+        if (isa() == Isa::amx)
+            by_parts(amxbf16::winograd<float>(), amxbf16x3::winograd<float>(), "AMX");
+#endif
+    }
+    return testing::report();
+}
