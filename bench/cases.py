@@ -109,7 +109,7 @@ def others(row: Row, full: bool) -> list[str]:
     names = ["loop"]
     if row == MAIN:
         names.append("ours, AVX2")
-    if row in (TARGETS if full else TARGETS[:1]):
+    if row in TARGETS:
         names += PRECISIONS
     if row in (TARGETS[:2] + TARGETS[3:] if full else TARGETS[4:]):
         names += PEERS[:2]
