@@ -175,18 +175,22 @@ def _peers(run: dict) -> Iterator[Section]:
 
 
 def iterations(run: dict) -> str:
-    """Those of the short rows, and the other implementations."""
-    parts = [machine(run), *(s.short for s in (*_meta(run), *_peers(run)))]
+    """Those of the short rows, their precisions, and the other implementations."""
+    sections = (*_meta(run), *_precisions(run), *_peers(run))
+    parts = [machine(run), *(s.short for s in sections)]
     return "\n".join(parts)
 
 
 def authors(run: dict) -> str:
-    """Ours against the authors' own code, of a run that had it."""
+    """Ours, in each precision of the processor, against the authors' own code, of a run that had
+    it.
+    """
     name = "authors' code"
     rows = [(_name(row), row["seconds"]) for row in run["meta"] if name in row["seconds"]]
-    head = ["second order, 5 steps", "s", f"s, {name}", "speed-up"]
+    ours = [n for n in ("ours", *PRECISIONS) if any(n in seconds for _, seconds in rows)]
+    head = ["s (speed-up), second order, 5 steps", name, *ours]
     body = [
-        [what, f"{s['ours']:.3f}", f"{s[name]:.3f}", f"{s[name] / s['ours']:.1f}×"]
+        [what, f"{s[name]:.3f}", *(f"{s[n]:.3f} ({s[name] / s[n]:.1f}×)" for n in ours)]
         for what, s in rows
     ]
     return f"{where(run)}\n\n{table(head, body)}"

@@ -132,15 +132,18 @@ def test_tables_say_what_was_measured():
 
 def test_the_authors_code_is_shown_beside_ours_where_it_ran():
     assert not cells(tables.authors(RUN))[4:]  # in no row
-    seconds = {"ours": 2.0, "loop": 6.0, "authors' code": 15.0}
+    seconds = {"ours": 2.0, "loop": 6.0, "ours, bf16": 1.0, "authors' code": 15.0}
     row = iteration(seconds=seconds, memory=dict.fromkeys(seconds, 2**29))
     run = RUN | {"meta": [row]}
-    expected = ["mini 5w1s, 2 tasks, MAML++, MSL", "2.000", "15.000", "7.5×"]
+    expected = ["mini 5w1s, 2 tasks, MAML++, MSL", "15.000", "2.000 (7.5×)", "1.000 (15.0×)"]
     assert cells(tables.authors(run))[-1] == expected
     assert tables.authors(run).startswith("a processor")
-    shown = [f"{each:.3f} (512)" for each in seconds.values()]
+    shown = [f"{seconds[name]:.3f} (512)" for name in ("ours", "loop", "authors' code")]
     expected = ["mini 5w1s, 2 tasks, MAML++, MSL, second", *shown]
-    assert expected in cells(tables.iterations(run))
+    iterations = cells(tables.iterations(run))
+    assert expected in iterations
+    precisions = ["2.000 (3.00×)", "–", "1.000 (6.00×)"]
+    assert ["mini 5w1s, 2 tasks, MAML++, MSL, second", *precisions] in iterations
 
 
 def test_runs_of_before_there_were_such_rows_are_shown():
