@@ -325,51 +325,55 @@ template <class F> MAMLPP_INLINE void for_strips(const Lines& lines, Span rows, 
     }
 }
 
-// Products of M tiles of pixels, from one on, with N of filters → z [pixels][pitch_out]
+// A strip of one or two pairs of operands, and where a pixel meets the steps of a row of taps.
 struct Planes {
-    const uint16_t* at[2]; // of one or two pairs of operands
-    const uint16_t* filters[2];
-    int count;
-    ptrdiff_t plane;
+    static constexpr int most_steps = 3 * 4096 / width; // of as many channels as a network may have
+    const uint16_t *at[2], *filters[2];
+    int count = 0, steps = 0;
+    ptrdiff_t line, plane, offsets[most_steps];
+
+    Planes(const Conv<float>& g, const Factors<float>* factors, int pairs, const Tiles<float>& room)
+        : line(Lines{g.side}.length() * width), plane(Lines{g.side}.met() * width) {
+        for (; count < pairs; ++count) {
+            at[count] = static_cast<const uint16_t*>(room.x[count]);
+            filters[count] = static_cast<const uint16_t*>(factors[count].w.cells);
+        }
+        const Depth depth(g.pitch_in);
+        for (int s = 0; s < 3; ++s)
+            for (int p = 0; p < depth.whole; ++p)
+                offsets[steps++] = p * plane + s * width;
+        for (int s = 0; depth.half && s < 3; s += 2)
+            offsets[steps++] = depth.whole * plane + s * width;
+    }
 };
+
+// Products of M tiles of pixels, from one on, with N of filters → z [pixels][pitch_out]
 template <int M, int N>
 MAMLPP_APART void multiply_block(const Conv<float>& g, const Planes& from, int pixel, int column,
                                  float* z) {
-    const Depth depth(g.pitch_in);
-    const int length = Lines{g.side}.length(), columns = g.pitch_out / edge;
-    const ptrdiff_t block = 3 * depth.steps() * tile;
+    const ptrdiff_t block = 3 * from.steps * tile;
     Block<M, N>::zero();
     for (int k = 0; k < from.count; ++k) {
         Operands<N> w;
-        w.part = block * columns;
+        w.part = block * (g.pitch_out / edge);
         for (int j = 0; j < N; ++j)
             w.at[j] = from.filters[k] + (column + j) * block;
-        const auto step = [&](int p, int met) MAMLPP_LAMBDA {
-            Operands<M> x;
-            x.part = depth.planes() * from.plane;
-            for (int i = 0; i < M; ++i)
-                x.at[i] = from.at[k] + p * from.plane +
-                          static_cast<ptrdiff_t>(pixel + i * edge + met) * width;
-            Block<M, N>::add(x, w);
-            w.next();
-        };
-        for (int r = 0; r < 3; ++r) {
-            const int met = r * length;
-            for (int s = 0; s < 3; ++s)
-                for (int p = 0; p < depth.whole; ++p)
-                    step(p, met + s);
-            if (depth.half) {
-                step(depth.whole, met);
-                step(depth.whole, met + 2);
+        Operands<M> x;
+        x.part = Depth(g.pitch_in).planes() * from.plane;
+        const uint16_t* first = from.at[k] + static_cast<ptrdiff_t>(pixel) * width;
+        for (int r = 0; r < 3; ++r, first += from.line)
+            for (int step = 0; step < from.steps; ++step, w.next()) {
+                for (int i = 0; i < M; ++i)
+                    x.at[i] = first + from.offsets[step] + i * tile;
+                Block<M, N>::add(x, w);
             }
-        }
     }
     Block<M, N>::store(z + column * edge, g.pitch_out, static_cast<ptrdiff_t>(edge) * g.pitch_out,
                        edge);
 }
 
-// The same of a strip's pixels; the filters of some columns after the others, which stay in the
-// cache.
+// The same of a strip's pixels: the filters of a block of columns after the others, which stay in
+// the cache.
 template <int N>
 void multiply_pixels(const Conv<float>& g, const Planes& from, int pixels, int column, float* z) {
     for (int p = 0; p < pixels; p += 2 * edge, z += static_cast<ptrdiff_t>(2 * edge) * g.pitch_out)
@@ -380,32 +384,24 @@ void multiply_pixels(const Conv<float>& g, const Planes& from, int pixels, int c
 }
 void multiply_columns(const Conv<float>& g, const Planes& from, int pixels, float* z) {
     const int columns = g.pitch_out / edge;
-    for (int j = 0; j < columns;) {
-        const int left = columns - j;
-        if (left == 1)
-            multiply_pixels<1>(g, from, pixels, j, z), j += 1;
-        else if (left == 3)
-            multiply_pixels<3>(g, from, pixels, j, z), j += 3;
-        else
-            multiply_pixels<2>(g, from, pixels, j, z), j += 2;
-    }
+    int j = 0;
+    for (; j + 1 < columns; j += 2)
+        multiply_pixels<2>(g, from, pixels, j, z);
+    if (j < columns)
+        multiply_pixels<1>(g, from, pixels, j, z);
 }
 
 void fwd(const Conv<float>& g, const Factors<float>* factors, int count, Span of_rows,
          const Tiles<float>& room, float* z, EachRow<float> row) {
     const TilesInUse in_use;
     const Lines lines{g.side};
-    Planes planes{{}, {}, count, static_cast<ptrdiff_t>(lines.met()) * width};
+    const Planes planes(g, factors, count, room);
     const int images = (of_rows.end - 1) / g.side + 1;
     const ptrdiff_t pitch = g.pitch_out;
     for_strips(lines, of_rows, [&](int first, int strip) {
-        for (int k = 0; k < count; ++k) {
-            uint16_t* const to = static_cast<uint16_t*>(room.x[k]);
-            store_planes({factors[k].image, g.side, g.pitch_in, images}, first, strip + 2, to,
-                         planes.plane);
-            planes.at[k] = to;
-            planes.filters[k] = static_cast<const uint16_t*>(factors[k].w.cells);
-        }
+        for (int k = 0; k < count; ++k)
+            store_planes({factors[k].image, g.side, g.pitch_in, images}, first, strip + 2,
+                         static_cast<uint16_t*>(room.x[k]), planes.plane);
         multiply_columns(g, planes, strip * lines.length(), room.z);
         const float* from = room.z;
         for (int line = first; line < first + strip; ++line, from += lines.length() * pitch) {
