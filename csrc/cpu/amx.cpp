@@ -43,7 +43,9 @@ struct Lines {
 };
 
 // Channels by tiles: whole ones, and where half a tile is left, one in which it lies beside that of
-// the next pixel, so that one product takes it for two taps.
+// the next pixel, so that one product takes it for two taps. The third tap of a row is taken with
+// the second one once more, times 0: what a filter does not meet, which may be infinite, is in no
+// product.
 struct Depth {
     int whole;
     bool half;
@@ -294,10 +296,10 @@ void pack(int, const float* w, int rows, Span which, ptrdiff_t row_step, ptrdiff
         for (int t = 0; t < taps; ++t) {
             const float* const from = w + c * row_step + (flipped ? taps - 1 - t : t) * tap_step;
             const bool half = c >= depth.whole * width;
-            const int s = t % 3, row = c % width / 2;
+            const int s = t % 3, row = c % width / 2 + (half && s ? edge / 2 : 0);
             const int step = half ? 3 * depth.whole + s / 2 : s * depth.whole + c / width;
-            uint16_t* at = static_cast<uint16_t*>(to) + (t / 3 * depth.steps() + step) * tile +
-                           (row + (half && s == 1 ? edge / 2 : 0)) * width;
+            uint16_t* at =
+                static_cast<uint16_t*>(to) + (t / 3 * depth.steps() + step) * tile + row * width;
             for (int f = 0; f < pitch; f += edge, at += block) {
                 const auto value = [&](int i) MAMLPP_LAMBDA {
                     return c + i < rows ? Vec<float>::load(from + i * row_step + f)
@@ -307,8 +309,8 @@ void pack(int, const float* w, int rows, Span which, ptrdiff_t row_step, ptrdiff
                 for (int k = 0; k < parts; ++k) {
                     uint16_t* const pair = at + k * part;
                     _mm512_storeu_si512(pair, pairs(a.of[k], b.of[k]));
-                    if (half && s == 2) // there is no tap beside it
-                        _mm512_storeu_si512(pair + edge / 2 * width, _mm512_setzero_si512());
+                    if (half && s == 2)
+                        _mm512_storeu_si512(pair - edge / 2 * width, _mm512_setzero_si512());
                 }
             }
         }
@@ -342,7 +344,7 @@ struct Planes {
         for (int s = 0; s < 3; ++s)
             for (int p = 0; p < depth.whole; ++p)
                 offsets[steps++] = p * plane + s * width;
-        for (int s = 0; depth.half && s < 3; s += 2)
+        for (int s = 0; depth.half && s < 2; ++s)
             offsets[steps++] = depth.whole * plane + s * width;
     }
 };

@@ -128,6 +128,29 @@ void check_values(const Problem& p, const Winograd<float>& by, const Tiles<float
             }
 }
 
+// What is infinite in one image is in no value of the others.
+void check_images_apart(Problem p, const Winograd<float>& by, const Tiles<float>& room,
+                        const std::string& what) {
+    const Conv<float>& g = p.g;
+    const int bad = p.shape.images / 2, rows = p.shape.images * g.side;
+    for (int y : {1, g.side})
+        for (int at : {1, g.side})
+            for (int c = 0; c < g.channels; ++c)
+                p.x[0][static_cast<size_t>(bad * g.in_image() + y * g.in_row() + at * g.pitch_in +
+                                           c)] = INFINITY;
+    const Exact cells = block_of(by.operands_size(1, g.channels, g.pitch_out));
+    by.pack(1, p.w[0].data(), g.channels, {0, g.channels}, g.pitch_out,
+            static_cast<ptrdiff_t>(g.channels) * g.pitch_out, g.pitch_out, false, cells.data());
+    const Factors<float> factors{p.x[0].data(), {nullptr, cells.data()}};
+    const Exact z = block_of(static_cast<ptrdiff_t>(rows) * g.side * g.pitch_out);
+    by.fwd(g, &factors, 1, {0, rows}, room, floats(z),
+           {[](const void*, int, int, float*) {}, nullptr});
+    for (int row = 0; row < rows; ++row)
+        for (int i = 0; row / g.side != bad && i < g.side * g.pitch_out; ++i)
+            if (!std::isfinite(floats(z)[row * g.side * g.pitch_out + i]))
+                return expect(false, what + ": an image has another's values");
+}
+
 void check_gradient(const Problem& p, const Winograd<float>& by, const Tiles<float>& room,
                     const std::string& what) {
     const Conv<float>& g = p.g;
@@ -170,6 +193,7 @@ void check(const Problem& p, const Winograd<float>& by, const std::string& what)
     const Tiles<float> room{{x0.data(), x1.data()}, {z.data(), dz1.data()}, floats(z)};
     expect(by.most == 1, what + ": takes the taps as they are");
     check_values(p, by, room, what);
+    check_images_apart(p, by, room, what);
     check_gradient(p, by, room, what);
 }
 
