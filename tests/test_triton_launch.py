@@ -90,6 +90,13 @@ def test_candidates_begin_with_the_default_and_are_powers_of_two(kernel, precisi
         assert all(v & (v - 1) == 0 for v in powers)
 
 
+@pytest.mark.parametrize("kernel", launch.KERNELS)
+def test_no_candidate_but_the_default_pads_filters(kernel):
+    g = MINI._replace(kernel=kernel, filters=16)
+    most = max(16, launch.default(g).get("BF", 0))
+    assert all(made.get("BF", 0) <= most for made in launch.candidates(g))
+
+
 def test_committed_table_names_known_kernels_and_parameters():
     for entries in launch._tuned().values():
         for name, values in entries.items():

@@ -161,7 +161,7 @@ def _name(device: torch.device) -> str:
 def _most(g: Geometry, name: str) -> int:
     """Beyond this a block size is only padding."""
     limits = {"BN": max(g.channels, g.filters), "BK": min(g.channels, g.filters)}
-    limits["BC"] = g.channels
+    limits |= {"BC": g.channels, "BF": g.filters}
     return padded(limits[name]) if name in limits else 1 << 30
 
 
