@@ -136,7 +136,7 @@ def _run(
         return 0
     members = cells.members(found)
     if not members:
-        reasons = dict.fromkeys(c.reason for c in found if c.row.key in asked["rows"])
+        reasons = dict.fromkeys(c.untrained for c in found if c.row.key in asked["rows"])
         raise UserError(f"--rows: none of them is trained here: {listed(reasons)}; give others")
     if looking:
         say(*sweep.status(members))
@@ -222,10 +222,10 @@ def _listed(found: list[Cell]) -> list[str]:
     lines = []
     for cell in found:
         quoted = f", quoted {cell.quoted.text}" if cell.quoted else ""
-        alone = "" if cell.members else f": quoted alone, {cell.reason}"
-        alone = ": left out by --rows" if cell.left_out else alone
-        lines += [f"# {cell.row.key}: {cell.label}{quoted}{alone}"]
-        lines += [member.command() for member in cell.members if not cell.left_out]
+        alone = "" if cell.members else "quoted alone, "
+        why = f": {alone}{cell.untrained}" if cell.untrained else ""
+        lines += [f"# {cell.row.key}: {cell.label}{quoted}{why}"]
+        lines += [member.command() for member in cell.members if not cell.untrained]
     return lines
 
 

@@ -110,7 +110,7 @@ def test_gains_over_maml_are_of_the_same_seeds_in_the_order_quoted():
 
 def test_rows_without_runs_say_why():
     alone = found("omniglot-20way", "maml++", [])
-    alone = alone._replace(cell=alone.cell._replace(reason="there is none"))
+    alone = alone._replace(cell=alone.cell._replace(untrained="there is none"))
     text = page.page(rows.of("omniglot-20way"), [alone, alone], {}, None)
     assert cells_of(text, "MAML++")[2:] == ["97.65 ± 0.05 [1]", *["–"] * 6, "P1", "–"]
     assert "Quoted alone: MAML++: there is none." in text

@@ -110,7 +110,7 @@ def test_every_method_has_a_row_and_trains_in_each_task(name):
     trained = {cell.row.method for cell in found if cell.members}
     assert {"maml++", "maml", "meta-sgd", "anil", "protonet", "matching"} <= trained
     for cell in found:  # a method that does not go with a task says so
-        assert bool(cell.members) != bool(cell.reason)
+        assert bool(cell.members) != bool(cell.untrained)
         assert {member.cfg.method for member in cell.members} <= {cell.row.method}
     for cell in found:
         for seed, member in enumerate(cell.members):
@@ -129,7 +129,7 @@ def test_a_row_of_a_method_that_there_is_not_is_quoted_alone(monkeypatch):
     boil = METHODS["boil"]
     monkeypatch.delitem(METHODS, "boil")
     found = of_boil("mini")
-    assert not found.members and found.reason == "there is no method boil here"
+    assert not found.members and found.untrained == "there is no method boil here"
     assert found.quoted.text == "49.61 ± 0.16"
     monkeypatch.setitem(METHODS, "boil", boil)
     assert of_boil("mini").members[0].cfg.method == "boil"
@@ -144,7 +144,7 @@ def test_a_row_follows_what_its_method_goes_with(monkeypatch):
     fixed = METHODS["boil"]._replace(presets=("maml++",), fixed={"ways": 7})
     monkeypatch.setitem(METHODS, "boil", fixed)
     found = of_boil("omniglot-20way")
-    assert not found.members and found.reason.startswith("--ways is 20 with --method boil")
+    assert not found.members and found.untrained.startswith("--ways is 20 with --method boil")
 
 
 def of_boil(name: str) -> cells.Cell:
@@ -209,7 +209,7 @@ def test_matching_networks_of_mini_imagenet_are_those_with_context_embeddings(mo
     monkeypatch.setattr(cells, "FIELDS", fields)
     found = cells.of(rows.of("mini"), Path("there"), 1, {})
     bare = next(cell for cell in found if cell.row is not plain and cell.row.method == "matching")
-    assert not bare.members and bare.reason.startswith("there is no setting context")
+    assert not bare.members and bare.untrained.startswith("there is no setting context")
 
 
 def test_flags_go_to_every_row_and_rows_can_be_chosen():
@@ -217,7 +217,7 @@ def test_flags_go_to_every_row_and_rows_can_be_chosen():
     trained = [cell for cell in found if cell.members]
     assert {cell.row.key for cell in trained} == {"maml", "boil"}
     assert all(cell.members[0].cfg.filters == 8 for cell in trained)
-    assert {cell.reason for cell in found if cell.row.method == "anil"} == {"left out by --rows"}
+    assert {cell.untrained for cell in found if cell.row.method == "anil"} == {"left out by --rows"}
     with pytest.raises(UserError, match="5-way 1-shot: --filters is 0: give a number >= 1"):
         cells.of(rows.of("mini"), Path("there"), 1, {"filters": 0})
 

@@ -68,7 +68,7 @@ def made(cells: list[Cell], asked: dict[str, Any], interrupt: Interrupt) -> Plan
     """Measures a run of each row and chooses the lengths. Raises UserError when the hours do not
     even suffice for three epochs of one iteration."""
     costs = {}
-    trained = [cell for cell in cells if cell.members and not cell.left_out]
+    trained = [cell for cell in cells if cell.members and not cell.untrained]
     for number, cell in enumerate(trained, 1):
         found = costs[cell.name] = measured(cell)
         say(

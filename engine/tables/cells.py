@@ -30,8 +30,7 @@ class Cell(NamedTuple):
     row: Row
     task: Task
     members: tuple[Member, ...]  # a run a seed; none where it is quoted alone
-    reason: str = ""  # why it is
-    left_out: bool = False  # by --rows: shown as it is, and not trained
+    untrained: str = ""  # why it is quoted alone, or shown as far as it was trained
 
     @property
     def name(self) -> str:
@@ -70,7 +69,7 @@ def of(
 def members(cells: list[Cell]) -> list[Member]:
     """Those to train, one seed after the other, so that a stopped table has whole rows of fewer
     seeds."""
-    trained = [cell.members for cell in cells if not cell.left_out]
+    trained = [cell.members for cell in cells if not cell.untrained]
     seeds = max(map(len, trained), default=0)
     return [of_cell[seed] for seed in range(seeds) for of_cell in trained if of_cell]
 
@@ -107,7 +106,7 @@ def _cell(
         raise UserError(f"{bare.label}: {error}") from error
     if left_out and not any(map(finished, found)):
         return left_out
-    return bare._replace(members=found, left_out=left_out is not None)
+    return (left_out or bare)._replace(members=found)
 
 
 def _tricks(row: Row, own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

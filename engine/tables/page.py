@@ -183,13 +183,13 @@ def _hours(plan: Plan) -> str:
 
 def _missing(found: list[Found]) -> list[str]:
     alone = dict.fromkeys(
-        f"{each.cell.row.label}: {each.cell.reason}" for each in found if not each.cell.members
+        f"{each.cell.row.label}: {each.cell.untrained}" for each in found if not each.cell.members
     )
     open_runs = [
         f"{member.name}: {run.state}"
         for each in found
         for member, run in zip(each.cell.members, each.runs, strict=True)
-        if not run.result and not each.cell.left_out
+        if not run.result and not each.cell.untrained
     ]
     notes = [f"Quoted alone: {'; '.join(alone)}."] if alone else []
     if open_runs:
@@ -269,7 +269,7 @@ def _datum(found: Found) -> dict[str, Any]:
         "quoted": quoted and quoted._asdict() | known,
         "ours": {test: summary and summary._asdict() for test, summary in summaries.items()},
         "protocol": results.told(cell, runs),
-        "not_trained": cell.reason or None,
+        "not_trained": cell.untrained or None,
         "runs": [
             {"folder": member.name, "settings": member.settings, **run._asdict()}
             for member, run in zip(cell.members, runs, strict=True)

@@ -47,7 +47,7 @@ def load_tap(images, n, y, x, c, real, side, size: tl.constexpr, BORDER: tl.cons
     return tl.load(at, mask=inside[:, None] & (c < size)[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=COUNTS_AND_SIDES)
+@triton.jit
 def turn_kernel(
     w,  # [stages, F, 9, C] of a task, the next `w_step` further on
     out,  # [T, stages, C, 9, F]
