@@ -240,7 +240,8 @@ template <class T> struct LstmSweep {
 };
 
 // Multiply-adds of the convolutions of a pass, as they are taken: by Winograd in its cells, and of
-// the filters that complete a vector; directly of all nine taps, also on the border.
+// the filters that complete a vector; directly of all nine taps, also on the border. By AMX what
+// completes a tile is more than they say.
 struct Products {
     double forward = 0;
     double backward = 0; // beside it, of a gradient

@@ -21,8 +21,8 @@ constexpr int width = 2 * edge;     // bfloat16 of its rows
 constexpr ptrdiff_t tile = edge * width;
 constexpr int row_bytes = 64;
 
-// Pixels whose operands are built at once: enough to amortise the sums of a weight gradient, few
-// enough that they stay in the second-level cache.
+// Pixels whose operands are built at once: enough to amortise the sums of a weight gradient, and
+// of 64 channels few enough that they stay in the second-level cache.
 constexpr int strip_pixels = 1024;
 
 constexpr int up(int n, int to) { return (n + to - 1) / to * to; }
@@ -64,7 +64,7 @@ MAMLPP_INLINE __m512i rounded(Vec<float> even, Vec<float> odd) {
 }
 
 // The same as pairs, one of each.
-MAMLPP_INLINE __m512i pairs(Vec<float> even, Vec<float> odd) {
+MAMLPP_INLINE __m512i interleaved(Vec<float> even, Vec<float> odd) {
     alignas(64) static constexpr uint16_t order[] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -104,8 +104,8 @@ template <int N> struct Operands {
 };
 
 // M×N sums of at most six tiles: sum (i, j) is in tile i·N + j. What is multiplied has tiles of its
-// own where they last, and is loaded once; otherwise tiles 6 and 7, and a column is loaded for each
-// row, from the first-level cache.
+// own where there are enough, and is loaded once; otherwise tiles 6 and 7, and a column is loaded
+// for each row, from the first-level cache.
 template <int M, int N> struct Block {
     static constexpr bool apart = M * N + M + N <= 8;
     static constexpr int row(int i) { return apart ? 8 - N - M + i : 6; }
@@ -169,7 +169,7 @@ struct Source {
           row(static_cast<ptrdiff_t>(span(side)) * to_pitch) {}
     const float* line(int at) const {
         int image = at / lines.count(), y = at % lines.count();
-        if (image >= count) // the border below the last one, and what no tap meets
+        if (image == count) // the border below the last one
             image = count - 1, y = lines.count();
         return images + (image * static_cast<ptrdiff_t>(span(lines.side)) + y) * row;
     }
@@ -212,10 +212,10 @@ void store_pairs(const Source& from, int first, int count, int pixels, uint16_t*
         int at = 0;
         const auto next = [&](Vec<float> x) MAMLPP_LAMBDA {
             const Parts now(x);
-            for (int k = 0; k < parts && at; ++k)
+            for (int k = 0; at && k < parts; ++k)
                 _mm512_storeu_si512(to + k * part + (at & 1 ? 0 : parity) +
                                         static_cast<ptrdiff_t>((at - 1) / 2) * width,
-                                    pairs(before.of[k], now.of[k]));
+                                    interleaved(before.of[k], now.of[k]));
             before = now;
             ++at;
         };
@@ -251,7 +251,7 @@ void store_turned(const Source& from, int first, int count, uint16_t* to, ptrdif
                 };
                 const Parts a(value(at[2 * i])), b(value(at[2 * i + 1]));
                 for (int k = 0; k < parts; ++k)
-                    block[k][i] = {_mm512_castsi512_ps(pairs(a.of[k], b.of[k]))};
+                    block[k][i] = {_mm512_castsi512_ps(interleaved(a.of[k], b.of[k]))};
             }
             for (int k = 0; k < parts; ++k) {
                 transpose(block[k]);
@@ -276,7 +276,7 @@ ptrdiff_t parity_step(const Lines& lines) {
 }
 ptrdiff_t turned_step(const Lines& lines) { return lines.pixels() / width * tile; }
 
-StripSizes strip(const Conv<float>& g) {
+StripSizes strip_sizes(const Conv<float>& g) {
     const Lines lines{g.side};
     const int pitch = g.pitch_in > g.pitch_out ? g.pitch_in : g.pitch_out;
     const ptrdiff_t planes = Depth(pitch).planes() * static_cast<ptrdiff_t>(lines.met()) * width;
@@ -308,7 +308,7 @@ void pack(int, const float* w, int rows, Span which, ptrdiff_t row_step, ptrdiff
                 const Parts a(value(0)), b(value(1));
                 for (int k = 0; k < parts; ++k) {
                     uint16_t* const pair = at + k * part;
-                    _mm512_storeu_si512(pair, pairs(a.of[k], b.of[k]));
+                    _mm512_storeu_si512(pair, interleaved(a.of[k], b.of[k]));
                     if (half && s == 2)
                         _mm512_storeu_si512(pair - edge / 2 * width, _mm512_setzero_si512());
                 }
@@ -329,7 +329,7 @@ template <class F> MAMLPP_INLINE void for_strips(const Lines& lines, Span rows, 
 
 // A strip of one or two pairs of operands, and where a pixel meets the steps of a row of taps.
 struct Planes {
-    static constexpr int most_steps = 3 * 4096 / width; // of as many channels as a network may have
+    static constexpr int most_steps = 3 * 4096 / width; // of LARGEST of kernels/native/passes.py
     const uint16_t *at[2], *filters[2];
     int count = 0, steps = 0;
     ptrdiff_t line, plane, offsets[most_steps];
@@ -349,7 +349,8 @@ struct Planes {
     }
 };
 
-// Products of M tiles of pixels, from one on, with N of filters → z [pixels][pitch_out]
+// Products of M tiles of pixels from `pixel` on with N of filters from `column` on → z
+// [pixels][pitch_out]
 template <int M, int N>
 MAMLPP_APART void multiply_block(const Conv<float>& g, const Planes& from, int pixel, int column,
                                  float* z) {
@@ -418,8 +419,8 @@ void fwd(const Conv<float>& g, const Factors<float>* factors, int count, Span of
     });
 }
 
-// One of M blocks of filters from one on, and channels from one on, of a column of taps; all of one
-// strip's pixels.
+// A strip's share of `sum` for M tiles of filters from tile i on, the channels of tile j and the
+// three taps of column s.
 template <int M>
 MAMLPP_APART void add_block(const Conv<float>& g, const Tiles<float>& room, int count, int pixels,
                             int i, int j, int s, float* sum, bool fresh) {
@@ -480,7 +481,7 @@ void wgrad(const Conv<float>& g, const Pair<float>* factors, int count, Span of_
 } // namespace
 
 template <> const Winograd<float>& winograd<float>() {
-    static constexpr Winograd<float> table{1, operands_size, strip, pack, fwd, wgrad};
+    static constexpr Winograd<float> table{1, operands_size, strip_sizes, pack, fwd, wgrad};
     return table;
 }
 

@@ -30,7 +30,7 @@ template <class T> struct Conv {
     int stride;    // 1 or 2
     int filters;   // real
     int pitch_out; // of an output pixel, whole vectors
-    int tile = 0;  // of Winograd's, its outputs a side; 0: directly
+    int tile = 0;  // of Winograd's, its outputs a side; 1: the taps as they are, by AMX; 0: without
 
     MAMLPP_INLINE int out() const { return (side - 1) / stride + 1; }
     MAMLPP_INLINE ptrdiff_t in_row() const { return static_cast<ptrdiff_t>(span(side)) * pitch_in; }
@@ -88,11 +88,12 @@ template <class T> struct Winograd {
     // values of T's size in the cells of `rows` rows of operands
     ptrdiff_t (*operands_size)(int tile, int rows, int pitch);
     StripSizes (*strip)(const Conv<T>&);
+    // `which` begins at an even row, and ends at one or at the last
     void (*pack)(int tile, const T* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
                  int pitch, bool flipped, void* to);
-    void (*fwd)(const Conv<T>&, const Factors<T>* pairs, int count, Span of_tiles, const Tiles<T>&,
+    void (*fwd)(const Conv<T>&, const Factors<T>* pairs, int count, Span rows, const Tiles<T>&,
                 T* z, EachRow<T>);
-    void (*wgrad)(const Conv<T>&, const Pair<T>* pairs, int count, Span of_tiles, const Tiles<T>&,
+    void (*wgrad)(const Conv<T>&, const Pair<T>* pairs, int count, Span rows, const Tiles<T>&,
                   T* sum, bool fresh);
 };
 
@@ -124,7 +125,8 @@ enum class Decides { winners, nothing };
 // The tile that pays, of those up to `most`: none for the narrow pixels of a first layer, nor for
 // maps of which tiles and borders are the larger part; a large one not where it is cut too often.
 // Products by 16 lanes are so fast that it has to save more of them, and of enough tiles to make up
-// for the cells of its filters, which leave the cache; both by what was measured.
+// for the cells of its filters, which leave the cache; both by what was measured. What takes the
+// taps as they are takes all maps but a first layer's.
 template <class T> MAMLPP_INLINE Conv<T> tiled(Conv<T> g, int images, int most, Decides what) {
     const bool fits = g.stride == 1 && g.pitch_in % lanes<T> == 0;
     if (most == 1) {

@@ -9,7 +9,7 @@ namespace {
 // Operands of bfloat16 are for tiles of 2×2: larger ones would enlarge what rounding them costs.
 template <class T> constexpr int most = values<T> == 1 ? 4 : 2;
 
-template <class T> StripSizes strip(const Conv<T>& g) {
+template <class T> StripSizes strip_sizes(const Conv<T>& g) {
     const int tiles = most_tiles(g.side, g.tile);
     const int pitch = g.pitch_in > g.pitch_out ? g.pitch_in : g.pitch_out;
     return {operands_size<T>(g.tile, tiles, pitch), sums_size<T>(g.tile, tiles, pitch)};
@@ -45,7 +45,7 @@ void wgrad(const Conv<T>& g, const Pair<T>* pairs, int count, Span of_tiles, con
 } // namespace
 
 template <class T> const Winograd<T>& winograd() {
-    static constexpr Winograd<T> table{most<T>, operands_size<T>, strip<T>,
+    static constexpr Winograd<T> table{most<T>, operands_size<T>, strip_sizes<T>,
                                        pack<T>, fwd<T>,           wgrad<T>};
     return table;
 }

@@ -20,7 +20,7 @@ from kernels.tensors import address
 from kernels.threads import threads
 
 MOST_STAGES = 16  # as csrc/cpu/pass.h
-LARGEST = 4096  # of any size: the kernels multiply some of them as ints
+LARGEST = 4096  # of any size, as csrc/cpu/amx.cpp; the kernels multiply some of them as ints
 MOST_IMAGES = 2**16
 PRECISIONS = ("fp32", "bf16x3", "bf16")
 
