@@ -83,11 +83,9 @@ def backend(request) -> Iterator[str]:
 @pytest.fixture
 def only_fp32() -> Iterator[None]:
     """Native runs passes in no other precision, as on processors without bfloat16."""
-    if native.module is not None:
-        native.module.limit_isa(native.module.Isa.avx512)
+    native.module.limit_isa(native.module.Isa.avx512)
     yield
-    if native.module is not None:
-        native.module.limit_isa(native.module.Isa.amx)
+    native.module.limit_isa(native.module.Isa.amx)
 
 
 @pytest.fixture(params=["portable", "neon", "avx2", "avx512"])

@@ -160,8 +160,10 @@ def _name(device: torch.device) -> str:
 
 def _most(g: Geometry, name: str) -> int:
     """Beyond this a block size is only padding."""
-    limits = {"BN": max(g.channels, g.filters), "BK": min(g.channels, g.filters)}
-    limits |= {"BC": g.channels, "BF": g.filters}
+    limits = {
+        "BN": max(g.channels, g.filters), "BK": min(g.channels, g.filters),
+        "BC": g.channels, "BF": g.filters,
+    }  # fmt: skip
     return padded(limits[name]) if name in limits else 1 << 30
 
 

@@ -83,17 +83,21 @@ struct Problem {
     }
 };
 
+Exact packed(const Conv<float>& g, const std::vector<float>& w, const Winograd<float>& by) {
+    Exact cells = block_of(by.operands_size(1, g.channels, g.pitch_out));
+    by.pack(1, w.data(), g.channels, {0, g.channels}, g.pitch_out,
+            static_cast<ptrdiff_t>(g.channels) * g.pitch_out, g.pitch_out, false, cells.data());
+    return cells;
+}
+
 void check_values(const Problem& p, const Winograd<float>& by, const Tiles<float>& room,
                   const std::string& what) {
     const Conv<float>& g = p.g;
     std::vector<Exact> cells;
     Factors<float> factors[2];
     for (int k = 0; k < p.shape.pairs; ++k) {
-        cells.push_back(block_of(by.operands_size(1, g.channels, g.pitch_out)));
         const size_t i = static_cast<size_t>(k);
-        by.pack(1, p.w[i].data(), g.channels, {0, g.channels}, g.pitch_out,
-                static_cast<ptrdiff_t>(g.channels) * g.pitch_out, g.pitch_out, false,
-                cells.back().data());
+        cells.push_back(packed(g, p.w[i], by));
         factors[k] = {p.x[i].data(), {nullptr, cells.back().data()}};
     }
     const int rows = p.shape.images * g.side;
@@ -141,9 +145,7 @@ void check_images_apart(Problem p, const Winograd<float>& by, const Tiles<float>
             for (int c = 0; c < g.channels; ++c)
                 p.x[0][static_cast<size_t>(bad * g.in_image() + y * g.in_row() + at * g.pitch_in +
                                            c)] = INFINITY;
-    const Exact cells = block_of(by.operands_size(1, g.channels, g.pitch_out));
-    by.pack(1, p.w[0].data(), g.channels, {0, g.channels}, g.pitch_out,
-            static_cast<ptrdiff_t>(g.channels) * g.pitch_out, g.pitch_out, false, cells.data());
+    const Exact cells = packed(g, p.w[0], by);
     const Factors<float> factors{p.x[0].data(), {nullptr, cells.data()}};
     const Exact z = block_of(static_cast<ptrdiff_t>(rows) * g.side * g.pitch_out);
     by.fwd(g, &factors, 1, {0, rows}, room, floats(z),
