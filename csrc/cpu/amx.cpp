@@ -1,6 +1,5 @@
 // The 3×3 convolution of stride 1 by AMX, directly: Winograd's F(1×1, 3×3), whose cells are the
 // taps. Products of bfloat16 take so little there that to transform for fewer of them does not pay.
-#include "amx.h"
 #include "amx_images.h"
 
 namespace mamlpp {
@@ -8,84 +7,8 @@ namespace MAMLPP_ISA {
 
 namespace {
 
-// A call's shapes: all tiles whole.
-struct TilesInUse {
-    TilesInUse() {
-        TileShapes shapes;
-        for (int t = 0; t < 8; ++t)
-            shapes.set(t, edge, row_bytes);
-        shape_tiles(shapes);
-    }
-    ~TilesInUse() { release_tiles(); }
-};
-
-// The tiles of an operand that a product takes side by side, and from them to those of the next
-// part.
-template <int N> struct Operands {
-    const uint16_t* at[N];
-    ptrdiff_t part;
-    MAMLPP_INLINE void next() {
-        for (int i = 0; i < N; ++i)
-            at[i] += tile;
-    }
-};
-
-// M×N sums of at most six tiles: sum (i, j) is in tile i·N + j. What is multiplied has tiles of its
-// own where there are enough, and is loaded once; otherwise tiles 6 and 7, and a column is loaded
-// for each row, from the first-level cache.
-template <int M, int N> struct Block {
-    static constexpr bool apart = M * N + M + N <= 8;
-    static constexpr int row(int i) { return apart ? 8 - N - M + i : 6; }
-    static constexpr int column(int j) { return apart ? 8 - N + j : 7; }
-
-    template <int t = 0> static MAMLPP_INLINE void zero() {
-        zero_tile<t>();
-        if constexpr (t + 1 < M * N)
-            zero<t + 1>();
-    }
-    // Sums of tiles `down` and `right` apart, whose rows are `step` apart.
-    template <int t = 0>
-    static MAMLPP_INLINE void load(const float* from, ptrdiff_t step, ptrdiff_t down,
-                                   ptrdiff_t right) {
-        load_tile<t>(from + t / N * down + t % N * right, 4 * step);
-        if constexpr (t + 1 < M * N)
-            load<t + 1>(from, step, down, right);
-    }
-    template <int t = 0>
-    static MAMLPP_INLINE void store(float* to, ptrdiff_t step, ptrdiff_t down, ptrdiff_t right) {
-        store_tile<t>(to + t / N * down + t % N * right, 4 * step);
-        if constexpr (t + 1 < M * N)
-            store<t + 1>(to, step, down, right);
-    }
-    // Adds the products of 16 pairs, of the operands' parts that count.
-    static MAMLPP_INLINE void add(const Operands<M>& a, const Operands<N>& b) {
-        if constexpr (parts > 1) {
-            multiply<true, true>(a, a.part, b, 0);
-            multiply<true, false>(a, 0, b, 0);
-            multiply<false, true>(a, 0, b, b.part);
-        } else {
-            multiply<true, true>(a, 0, b, 0);
-        }
-    }
-
-  private:
-    // `rows` and `columns`: which are not there yet.
-    template <bool rows, bool columns, int t = 0>
-    static MAMLPP_INLINE void multiply(const Operands<M>& a, ptrdiff_t a_part, const Operands<N>& b,
-                                       ptrdiff_t b_part) {
-        constexpr int i = t / N, j = t % N;
-        if constexpr (j == 0 && (rows || !apart))
-            load_tile<row(i)>(a.at[i] + a_part, row_bytes);
-        if constexpr ((i == 0 && columns) || !apart)
-            load_tile<column(j)>(b.at[j] + b_part, row_bytes);
-        add_dots<t, row(i), column(j)>();
-        if constexpr (t + 1 < M * N)
-            multiply<rows, columns, t + 1>(a, a_part, b, b_part);
-    }
-};
-
 ptrdiff_t filters_size(int rows, int pitch) { // in bfloat16, of a part
-    return 3 * Depth(up(rows, edge)).steps() * tile * (pitch / edge);
+    return 3 * Depth(up(rows, edge)).steps() * whole_tile * (pitch / edge);
 }
 
 // In floats, as the room for all of them is.
@@ -99,7 +22,7 @@ ptrdiff_t operands_size(int, int rows, int pitch) {
 ptrdiff_t parity_step(const Lines& lines) {
     return static_cast<ptrdiff_t>(lines.met() / 2 + 1) * width;
 }
-ptrdiff_t turned_step(const Lines& lines) { return lines.pixels() / width * tile; }
+ptrdiff_t turned_step(const Lines& lines) { return lines.pixels() / width * whole_tile; }
 
 StripSizes strip_sizes(const Conv<float>& g) {
     const Lines lines{g.side};
@@ -115,7 +38,7 @@ StripSizes strip_sizes(const Conv<float>& g) {
 void pack(int, const float* w, int rows, Span which, ptrdiff_t row_step, ptrdiff_t tap_step,
           int pitch, bool flipped, void* to) {
     const Depth depth(up(rows, edge));
-    const ptrdiff_t block = 3 * depth.steps() * tile, part = filters_size(rows, pitch);
+    const ptrdiff_t block = 3 * depth.steps() * whole_tile, part = filters_size(rows, pitch);
     const int all = which.end == rows ? up(rows, edge) : which.end;
     for (int c = which.begin; c < all; c += 2)
         for (int t = 0; t < taps; ++t) {
@@ -123,8 +46,8 @@ void pack(int, const float* w, int rows, Span which, ptrdiff_t row_step, ptrdiff
             const bool half = c >= depth.whole * width;
             const int s = t % 3, row = c % width / 2 + (half && s ? edge / 2 : 0);
             const int step = half ? 3 * depth.whole + s / 2 : s * depth.whole + c / width;
-            uint16_t* at =
-                static_cast<uint16_t*>(to) + (t / 3 * depth.steps() + step) * tile + row * width;
+            uint16_t* at = static_cast<uint16_t*>(to) +
+                           (t / 3 * depth.steps() + step) * whole_tile + row * width;
             for (int f = 0; f < pitch; f += edge, at += block) {
                 const auto value = [&](int i) MAMLPP_LAMBDA {
                     return c + i < rows ? Vec<float>::load(from + i * row_step + f)
@@ -179,7 +102,7 @@ struct Planes {
 template <int M, int N>
 MAMLPP_APART void multiply_block(const Conv<float>& g, const Planes& from, int pixel, int column,
                                  float* z) {
-    const ptrdiff_t block = 3 * from.steps * tile;
+    const ptrdiff_t block = 3 * from.steps * whole_tile;
     Block<M, N>::zero();
     for (int k = 0; k < from.count; ++k) {
         Operands<N> w;
@@ -192,7 +115,7 @@ MAMLPP_APART void multiply_block(const Conv<float>& g, const Planes& from, int p
         for (int r = 0; r < 3; ++r, first += from.line)
             for (int step = 0; step < from.steps; ++step, w.next()) {
                 for (int i = 0; i < M; ++i)
-                    x.at[i] = first + from.offsets[step] + i * tile;
+                    x.at[i] = first + from.offsets[step] + i * whole_tile;
                 Block<M, N>::add(x, w);
             }
     }

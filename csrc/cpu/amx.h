@@ -109,7 +109,7 @@ struct EmulatedTiles {
         require(configured && shapes.rows[t] > 0 && shapes.row_bytes[t] > 0);
     }
 };
-static thread_local EmulatedTiles emulated_tiles;
+inline thread_local EmulatedTiles emulated_tiles;
 
 inline void shape_tiles(const TileShapes& shapes) { emulated_tiles.shape(shapes); }
 inline void release_tiles() { emulated_tiles.end(); }

@@ -6,24 +6,16 @@
 // rows of a tile, wherever lines end: what is computed for pixels of a border is dropped.
 #pragma once
 
-#include "bf16.h"
+#include "amx_block.h"
 #include "cells.h"
 #include "transpose.h"
 
 namespace mamlpp {
 namespace MAMLPP_ISA {
 
-constexpr int parts = MAMLPP_PARTS; // see operands.h
-constexpr int edge = 16;            // of a tile, in rows, and in columns of 32 bits
-constexpr int width = 2 * edge;     // bfloat16 of its rows
-constexpr ptrdiff_t tile = edge * width;
-constexpr int row_bytes = 64;
-
 // Pixels whose operands are built at once: enough to amortise the sums of a weight gradient, and
 // of 64 channels few enough that they stay in the second-level cache.
 constexpr int strip_pixels = 1024;
-
-constexpr int up(int n, int to) { return (n + to - 1) / to * to; }
 
 struct Lines {
     int side;
@@ -50,29 +42,6 @@ struct Depth {
     explicit Depth(int pitch) : whole(pitch / width), half(pitch % width != 0) {}
     int planes() const { return whole + half; }
     int steps() const { return 3 * whole + 2 * half; } // of three taps
-};
-
-// Two vectors of floats → 32 bfloat16, the ones of `even` first
-MAMLPP_INLINE __m512i rounded(Vec<float> even, Vec<float> odd) {
-    return (__m512i)_mm512_cvtne2ps_pbh(odd.v, even.v);
-}
-
-// The same as pairs, one of each.
-MAMLPP_INLINE __m512i interleaved(Vec<float> even, Vec<float> odd) {
-    alignas(64) static constexpr uint16_t order[] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
-                                                     21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
-                                                     11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return _mm512_permutexvar_epi16(_mm512_load_si512(order), rounded(even, odd));
-}
-
-// What a vector is written in.
-struct Parts {
-    Vec<float> of[parts];
-    explicit MAMLPP_INLINE Parts(Vec<float> x) {
-        of[0] = x;
-        if constexpr (parts > 1)
-            of[1] = x - round_bf16(x).wide();
-    }
 };
 
 // Images with borders of their own, [span][span][pitch] each, line by line.
@@ -154,7 +123,7 @@ inline void store_turned(const Source& from, int first, int count, uint16_t* to,
     const int pixels = count * from.lines.length();
     const ptrdiff_t part = from.pitch / edge * channels;
     int line = first, x = 0;
-    for (int p = 0; p < pixels; p += width, to += tile) {
+    for (int p = 0; p < pixels; p += width, to += whole_tile) {
         const float* at[width];
         for (int i = 0; i < width; ++i) {
             at[i] = p + i < pixels ? from.inside(line) + static_cast<ptrdiff_t>(x) * from.pitch

@@ -100,6 +100,33 @@ template <class T> struct Winograd {
 // Of the set of bfloat16 in use; not for fp32.
 const Winograd<float>& rounded_winograd(Precision);
 
+// A first stage that pools (stem.h) by products of bfloat16 in two parts, an image at a time, of as
+// many channels as it pays for. Arrays are as there, but for the image, of which it makes its own.
+template <class T> struct RoundedStem {
+    struct Fwd {
+        int pitch;
+        const T *w, *gain, *centre, *rstd;
+        T* x_hat;
+        uint16_t* winners;
+    };
+    struct Gradient {
+        int pitch;
+        const T* values;
+        const uint16_t* winners;
+        T* sum;
+        bool fresh;
+    };
+    int least_channels, most_channels;
+    ptrdiff_t (*image_size)(int side, int channels);
+    // `planes` may be read up to `pick_slack` values behind the last one
+    void (*round_image)(int side, int channels, const T* planes, uint16_t* to);
+    void (*fwd)(int side, int channels, const uint16_t* image, const Fwd&);
+    void (*gradient)(int side, int channels, const uint16_t* image, const Gradient&);
+};
+
+// Of the set in use for passes of float32 in this precision, or null: where it has none.
+const RoundedStem<float>* rounded_stem(Precision);
+
 namespace MAMLPP_ISA {
 
 // Of a tile.

@@ -19,6 +19,7 @@ MAMLPP_SET(avx512)
 MAMLPP_SET(neon)
 #endif
 template <class T> struct Winograd;
+template <class T> struct RoundedStem;
 #define MAMLPP_ROUNDED(name)                                                                       \
     namespace name {                                                                               \
     template <class T> const Winograd<T>& winograd();                                              \
@@ -30,10 +31,16 @@ MAMLPP_ROUNDED(avx512bf16x3)
 #ifdef MAMLPP_HAS_AMX
 MAMLPP_ROUNDED(amxbf16)
 MAMLPP_ROUNDED(amxbf16x3)
+namespace amxbf16x3 {
+const RoundedStem<float>& stem_table();
+}
 #endif
 #ifdef MAMLPP_EMULATED_TILES
 MAMLPP_ROUNDED(emulatedbf16)
 MAMLPP_ROUNDED(emulatedbf16x3)
+namespace emulatedbf16x3 {
+const RoundedStem<float>& stem_table();
+}
 #endif
 
 namespace {
@@ -147,6 +154,19 @@ void emulate_tiles(bool on) { emulated = on; }
 #endif
 
 const Winograd<float>& rounded_winograd(Precision precision) { return *rounded_or_null(precision); }
+
+// The same for one part and two: the statistics of a first stage are of its patches in float64.
+const RoundedStem<float>* rounded_stem([[maybe_unused]] Precision precision) {
+#ifdef MAMLPP_EMULATED_TILES
+    if (emulated && precision != Precision::fp32)
+        return &emulatedbf16x3::stem_table();
+#endif
+#ifdef MAMLPP_HAS_AMX
+    if (current == Isa::amx && precision != Precision::fp32)
+        return &amxbf16x3::stem_table();
+#endif
+    return nullptr;
+}
 
 template <> const PassOps<float>* pass_ops(Precision precision) {
     return precision == Precision::fp32 || rounded_or_null(precision) ? &tables<float>().passes

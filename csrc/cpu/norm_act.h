@@ -89,19 +89,18 @@ inline void add_products(T* const sums[2], const T* z_dot, const T* z, const T* 
 // The winner of four values, the first one of equals, and its value. What is not a number wins.
 template <class T>
 MAMLPP_INLINE Winner<T> compete(const Vec<T> (&z)[4], Vec<T> sign, Vec<T>& value) {
-    Vec<T> key = z[0] * sign;
-    value = z[0];
-    Winner<T> winner{Mask<T>::none(), Mask<T>::none()};
-#pragma GCC unroll 4
-    for (int i = 1; i < 4; ++i) {
-        const Vec<T> other = z[i] * sign;
-        const Mask<T> more = greater(other, key) | unordered(other);
-        key = select(more, other, key);
-        value = select(more, z[i], value);
-        winner.bit0 = i & 1 ? winner.bit0 | more : without(winner.bit0, more);
-        winner.bit1 = i & 2 ? winner.bit1 | more : without(winner.bit1, more);
+    Vec<T> keys[2], values[2];
+    Mask<T> right[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) { // of a row
+        const Vec<T> key = z[2 * i] * sign, other = z[2 * i + 1] * sign;
+        right[i] = greater(other, key) | unordered(other);
+        keys[i] = select(right[i], other, key);
+        values[i] = select(right[i], z[2 * i + 1], z[2 * i]);
     }
-    return winner;
+    const Mask<T> below = greater(keys[1], keys[0]) | unordered(keys[1]);
+    value = select(below, values[1], values[0]);
+    return {without(right[0], below) | (right[1] & below), below};
 }
 
 // −1, 0 or 1 in every lane: with a gain of 0 all values of a window are equal, the first one wins.

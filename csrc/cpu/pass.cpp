@@ -19,7 +19,12 @@ void normalise_image(const Plan<T>& plan, const Images<T>& images, const Kept<T>
     const StageKept<T>& k = kept.stages[s];
     T* x_hat = k.x_hat + image * stage.window.pooled_image();
     uint16_t* winners = k.winners + image * stage.window.template winner_words<T>();
-    if (stage.stem)
+    if (stage.stem && plan.rounded)
+        plan.rounded->fwd(
+            stage.conv.side, stage.conv.channels,
+            images.stem.rounded + image * images.stem.rounded_size,
+            {plan.pitch, shares.packed.stem, k.gain, k.centre, k.rstd, x_hat, winners});
+    else if (stage.stem)
         stem_fwd(stage.window,
                  images.stem.images + image * stage.conv.channels * plane(stage.conv.side),
                  stage.conv.channels, shares.packed.stem, k.gain, k.centre, k.rstd, x_hat, winners,

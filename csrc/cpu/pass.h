@@ -55,8 +55,15 @@ template <class T> inline const Winograd<T>& winograd_of(Precision precision) {
     return winograd<T>();
 }
 
+template <class T> inline const RoundedStem<T>* rounded_stem_of(Precision precision) {
+    if constexpr (sizeof(T) == sizeof(float))
+        return rounded_stem(precision);
+    return nullptr;
+}
+
 template <class T> struct Plan {
     const Winograd<T>& winograd;
+    const RoundedStem<T>* rounded; // of the first stage; null: by stem.h
     Stage<T> stages[max_stages] = {};
     int n, count, pitch;
     Head head;
@@ -65,8 +72,11 @@ template <class T> struct Plan {
 
     // `decides`: what a pass computes; a tangent's winners are known.
     Plan(const Net& net, int images, Decides decides = Decides::winners)
-        : winograd(winograd_of<T>(net.precision)), n(images), count(net.stages),
-          pitch(padded<T>(net.filters)) {
+        : winograd(winograd_of<T>(net.precision)), rounded(rounded_stem_of<T>(net.precision)),
+          n(images), count(net.stages), pitch(padded<T>(net.filters)) {
+        if (rounded &&
+            (net.channels < rounded->least_channels || net.channels > rounded->most_channels))
+            rounded = nullptr;
         slope = static_cast<T>(net.slope);
         int side = net.side, channels = net.channels;
         ptrdiff_t theta = 0;
@@ -125,6 +135,9 @@ template <class T> struct Images {
         if (s.stem) {
             stem.images =
                 carver.take<T>(plan.n * s.conv.channels * plane(s.conv.side) + pick_slack);
+            stem.rounded_size =
+                plan.rounded ? plan.rounded->image_size(s.conv.side, s.conv.channels) : 0;
+            stem.rounded = carver.take<uint16_t>(plan.n * stem.rounded_size);
             stem.pivot = carver.take<double>(s.conv.channels);
             stem.mean = carver.take<double>(d);
             stem.cov = carver.take<double>(static_cast<ptrdiff_t>(d) * d);

@@ -243,6 +243,12 @@ void prepare(const Net& net, int n, const T* x, void* block, void* work, void* s
             stem.cov[i * d + j] = shares[i * pitch + j] / positions - stem.mean[i] * stem.mean[j];
     for (int i = 0; i < pick_slack; ++i)
         stem.images[n * g.channels * plane(g.side) + i] = 0;
+    if (plan.rounded)
+        each(team, n, [&](int i, int) {
+            plan.rounded->round_image(g.side, g.channels,
+                                      stem.images + i * g.channels * plane(g.side),
+                                      stem.rounded + i * stem.rounded_size);
+        });
 }
 
 template <class T> const PassOps<T>& pass_ops() {

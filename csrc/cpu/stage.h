@@ -48,12 +48,18 @@ void stem_outer(const Plan<T>& plan, const Images<T>& images, const uint16_t* wi
     const int size = plan.patch() * plan.pitch, parts = chunks(plan.n);
     each(team, parts, [&](int chunk, int worker) {
         const int begin = chunk_begin(plan.n, chunk);
-        for (int i = begin; i < chunk_begin(plan.n, chunk + 1); ++i)
-            stem_gradient(stage.window, images.stem.images + i * g.channels * plane(g.side),
-                          g.channels, values + i * stage.window.pooled_image(),
-                          winners + i * stage.window.template winner_words<T>(),
-                          shares + static_cast<ptrdiff_t>(chunk) * size, i == begin,
-                          workers[worker].row);
+        T* const share = shares + static_cast<ptrdiff_t>(chunk) * size;
+        for (int i = begin; i < chunk_begin(plan.n, chunk + 1); ++i) {
+            const T* const of = values + i * stage.window.pooled_image();
+            const uint16_t* const at = winners + i * stage.window.template winner_words<T>();
+            if (plan.rounded)
+                plan.rounded->gradient(g.side, g.channels,
+                                       images.stem.rounded + i * images.stem.rounded_size,
+                                       {plan.pitch, of, at, share, i == begin});
+            else
+                stem_gradient(stage.window, images.stem.images + i * g.channels * plane(g.side),
+                              g.channels, of, at, share, i == begin, workers[worker].row);
+        }
     });
     add_shares(shares, parts, size, size, sum);
 }

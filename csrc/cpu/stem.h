@@ -177,7 +177,9 @@ inline void stem_dot(const Window& g, const T* image, int channels, const T* w_d
 
 // The images of a task as the stem reads them, and the moments of their patches.
 template <class T> struct StemImages {
-    T* images;     // [n][channels][side + 2][side + 2], less `pivot`
+    T* images;         // [n][channels][side + 2][side + 2], less `pivot`
+    uint16_t* rounded; // [n][rounded_size], where the set in use rounds them
+    ptrdiff_t rounded_size;
     double* pivot; // [channels]
     double* mean;  // [channels · 9] of the patches of `images`
     double* cov;   // [channels · 9][channels · 9]

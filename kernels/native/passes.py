@@ -62,7 +62,9 @@ def refusal(precision: str) -> str | None:
 
 
 def stem_precision(precision: str) -> str:
-    """Of the products of a first stage that pools."""
+    """Of the products of a first stage that pools, or what they are held to: of few channels AMX takes
+    them in two parts.
+    """
     return "fp32"
 
 
