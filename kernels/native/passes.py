@@ -62,8 +62,8 @@ def refusal(precision: str) -> str | None:
 
 
 def stem_precision(precision: str) -> str:
-    """Of the products of a first stage that pools, or what they are held to: of few channels AMX takes
-    them in two parts.
+    """Of the products of a first stage that pools; of AMX, which takes them in two parts, what they
+    are held to.
     """
     return "fp32"
 
