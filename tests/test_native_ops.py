@@ -296,3 +296,24 @@ def test_gradients_that_do_not_fit_what_was_saved_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="native norm_act: .* must be torch.float32"):
             call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_first_of_equals_wins_a_window_and_before_all_what_is_not_a_number(dtype, isa) -> None:
+    values = torch.tensor([torch.nan, -1, 0, 1], dtype=dtype)
+    windows = torch.cartesian_prod(*[values] * 4)  # [256, 4]
+    zeros, ones = torch.zeros(256, 1, dtype=dtype), torch.ones(256, 1, dtype=dtype)
+    for sign in (-1, 0, 1):
+        z = windows.view(256, 1, 1, 2, 2)
+        saved = native.norm_act.fwd(z, sign * ones, zeros, 0.0, 1.0, True, (zeros, ones))[1]
+        found = saved.winners[:, 0, 0] % 2 + 2 * (saved.winners[:, 0, 1] % 2)
+        expected = [_winner([sign * v for v in window]) for window in windows.tolist()]
+        assert found.tolist() == expected
+        chosen = windows.gather(1, found.long()[:, None]).flatten()
+        torch.testing.assert_close(saved.x_hat.flatten()[:256], chosen, equal_nan=True)
+
+
+def _winner(window: list[float]) -> int:
+    """The last one that is not a number, or the first of the largest ones."""
+    missing = [i for i, v in enumerate(window) if v != v]
+    return missing[-1] if missing else window.index(max(window))

@@ -42,8 +42,8 @@ def on_a_grid(values: torch.Tensor, step: float, most: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(("side", "filters"), [(12, 5), (13, 16), (21, 33), (14, 64)])
 def test_operands_that_bfloat16_holds_give_the_logits_of_float32(side, filters, precision) -> None:
-    # The first stage is float32 always; with μ = 0 and 1/√(σ² + ε) = 1 the second one's cells are
-    # multiples of 1/8 that have at most eight bits, and the rounding of the first stage.
+    # A first stage of one channel is float32 always; with μ = 0 and 1/√(σ² + ε) = 1 the cells of the
+    # second one are multiples of 1/8 that have at most eight bits, and the rounding of the first.
     model = Backbone(1, side, filters, 2, 4, "pool", 0.5, norm_eps=2.0**-17)
     made = problem(model, images=5).to(torch.float32)
     theta = on_a_grid(made.theta, 0.5, 0.5)
@@ -69,16 +69,18 @@ BUDGETS = {"bf16x3": (1e-3, 6e-5), "bf16": (3e-2, 4e-2)}
 
 
 @cache
-def apart(margin: float, filters: int) -> Problem:
-    model = Backbone(1, 12, filters, 2, 4)
+def apart(margin: float, channels: int, filters: int) -> Problem:
+    model = Backbone(channels, 12, filters, 2, 4)
     tries = (problem(model, 2, 1, seed=seed).to(torch.float32) for seed in range(400))
     return next(p for p in tries if margins(p.to(torch.float64), since=1) > margin)
 
 
-@pytest.mark.parametrize("filters", [2, 4])
-def test_error_is_within_budget_where_winners_agree(filters: int, precision: str) -> None:
+@pytest.mark.parametrize(("channels", "filters"), [(1, 2), (1, 4), (3, 2), (3, 4)])
+def test_error_is_within_budget_where_winners_agree(
+    channels: int, filters: int, precision: str
+) -> None:
     margin, budget = BUDGETS[precision]
-    made = apart(margin, filters)
+    made = apart(margin, channels, filters)
     exact = named(made.model, composed(made.to(torch.float64)))
     for name, ours in named(made.model, native_pass(at(precision, made))).items():
         error = (ours - exact[name]).abs().max() / exact[name].abs().max()
@@ -90,8 +92,12 @@ def test_error_is_within_budget_where_winners_agree(filters: int, precision: str
 MODEL = Backbone(1, 18, 20, 3, 4)
 
 
-def test_threads_layout_and_batch_do_not_change_a_bit(precision: str, threads) -> None:
-    made = at(precision, problem(MODEL, 7, 5, "each").to(torch.float32))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_threads_layout_and_batch_do_not_change_a_bit(
+    channels: int, precision: str, threads
+) -> None:
+    model = replace(MODEL, in_channels=channels)
+    made = at(precision, problem(model, 7, 5, "each").to(torch.float32))
     torch.set_num_threads(1)
     together = native_pass(made)
     for count in (1, 2, 3):
@@ -104,9 +110,12 @@ def test_threads_layout_and_batch_do_not_change_a_bit(precision: str, threads) -
         assert all(torch.equal(a, b[part]) for a, b in zip(alone, together, strict=True))
 
 
-def test_not_a_number_stays_one(precision: str) -> None:
-    made = at(precision, problem(MODEL, 3).to(torch.float32))
-    made.theta[0, -MODEL.sizes[-1] - MODEL.sizes[-2] - 1] = torch.nan  # of the last convolution
+@pytest.mark.parametrize("where", ["first", "last"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_not_a_number_stays_one(channels: int, where: str, precision: str) -> None:
+    made = at(precision, problem(replace(MODEL, in_channels=channels), 3).to(torch.float32))
+    head = sum(made.model.sizes[-2:])
+    made.theta[0, 0 if where == "first" else -head - 1] = torch.nan  # of that convolution
     results = native_pass(made)
     assert results.loss[0].isnan() and results.loss[1].isfinite()
     assert results.gradient[0].isnan().any() and results.gradient[1].isfinite().all()

@@ -10,7 +10,7 @@ namespace MAMLPP_ISA {
 
 namespace {
 
-static_assert(parts == 2, "as accurate as float32 next to it");
+static_assert(parts == 2, "next to statistics in float64");
 
 constexpr int places = 4;       // of a window
 constexpr int most_columns = 3; // tiles of filters that are summed at once
@@ -55,8 +55,8 @@ void round_image(int side, int channels, const float* planes, uint16_t* to) {
 
 // The patches of `count` windows at one of their places as rows of a tile, [3][3][channels], y and
 // x of the first one's. Each piece is written with what follows it in the image, and the next one
-// over that: behind a patch there are values that filters take 0 times, and behind the rows a few
-// more.
+// over that: behind a patch there are values of the image that filters take 0 times, and behind the
+// rows a few more.
 constexpr int piece = 16, piece_slack = 8;
 MAMLPP_INLINE void store_patches(const Image& image, int part, int y, int x, int count,
                                  uint16_t* to) {
@@ -157,8 +157,8 @@ struct Fwd {
 
   private:
     // x̂ at the winners of 16 filters, of what is in column n of z
-    template <int N>
-    MAMLPP_INLINE void choose(const float (&z)[places][edge][N], int w, int n, int filter,
+    template <int Row>
+    MAMLPP_INLINE void choose(const float (&z)[places][edge][Row], int w, int n, int filter,
                               ptrdiff_t at) const {
         const Vec<float> values[places] = {
             Vec<float>::load(z[0][w] + n), Vec<float>::load(z[1][w] + n),

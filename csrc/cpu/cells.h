@@ -1,8 +1,9 @@
 // Sizes of a convolution, and what computes it in Winograd's cells (winograd.h).
 //
 // The sets of bfloat16 compile nothing but their products and what reads and writes the operands of
-// these; the passes of AVX-512 call them through a table. What passes through it is in no set's
-// namespace, and has no code but what is inlined always.
+// these, and AMX what a first stage makes of its products; the passes of AVX-512 call them through
+// a table. What passes through it is in no set's namespace, and has no code but what is inlined
+// always.
 #pragma once
 
 #include "../ops.h"

@@ -19,7 +19,7 @@ void normalise_image(const Plan<T>& plan, const Images<T>& images, const Kept<T>
     const StageKept<T>& k = kept.stages[s];
     T* x_hat = k.x_hat + image * stage.window.pooled_image();
     uint16_t* winners = k.winners + image * stage.window.template winner_words<T>();
-    if (stage.stem && plan.rounded)
+    if (s == 0 && plan.rounded)
         plan.rounded->fwd(
             stage.conv.side, stage.conv.channels,
             images.stem.rounded + image * images.stem.rounded_size,

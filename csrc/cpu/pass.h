@@ -63,7 +63,7 @@ template <class T> inline const RoundedStem<T>* rounded_stem_of(Precision precis
 
 template <class T> struct Plan {
     const Winograd<T>& winograd;
-    const RoundedStem<T>* rounded; // of the first stage; null: by stem.h
+    const RoundedStem<T>* rounded; // of a first stage that pools; null: by stem.h
     Stage<T> stages[max_stages] = {};
     int n, count, pitch;
     Head head;
@@ -74,8 +74,8 @@ template <class T> struct Plan {
     Plan(const Net& net, int images, Decides decides = Decides::winners)
         : winograd(winograd_of<T>(net.precision)), rounded(rounded_stem_of<T>(net.precision)),
           n(images), count(net.stages), pitch(padded<T>(net.filters)) {
-        if (rounded &&
-            (net.channels < rounded->least_channels || net.channels > rounded->most_channels))
+        if (rounded && (!net.pool || net.channels < rounded->least_channels ||
+                        net.channels > rounded->most_channels))
             rounded = nullptr;
         slope = static_cast<T>(net.slope);
         int side = net.side, channels = net.channels;

@@ -25,7 +25,6 @@ template <> struct Vec<double> {
 };
 template <> struct Mask<float> {
     __m256 m;
-    static MAMLPP_INLINE Mask none() { return {_mm256_setzero_ps()}; }
     static MAMLPP_INLINE Mask unpack(uint16_t bits) {
         const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
         const __m256i set = _mm256_and_si256(_mm256_set1_epi32(bits), lane);
@@ -35,7 +34,6 @@ template <> struct Mask<float> {
 };
 template <> struct Mask<double> {
     __m256d m;
-    static MAMLPP_INLINE Mask none() { return {_mm256_setzero_pd()}; }
     static MAMLPP_INLINE Mask unpack(uint16_t bits) {
         const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);
         const __m256i set = _mm256_and_si256(_mm256_set1_epi64x(bits), lane);

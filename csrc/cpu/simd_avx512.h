@@ -25,7 +25,6 @@ template <> struct Vec<double> {
 };
 template <class T> struct Mask {
     uint32_t m;
-    static MAMLPP_INLINE Mask none() { return {0}; }
     static MAMLPP_INLINE Mask unpack(uint16_t bits) { return {bits}; }
     MAMLPP_INLINE uint16_t pack() const { return static_cast<uint16_t>(m); }
 };

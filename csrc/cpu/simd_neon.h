@@ -25,7 +25,6 @@ template <> struct Vec<double> {
 };
 template <> struct Mask<float> {
     uint32x4_t m;
-    static MAMLPP_INLINE Mask none() { return {vdupq_n_u32(0)}; }
     static MAMLPP_INLINE Mask unpack(uint16_t bits) {
         const uint32x4_t lane = {1, 2, 4, 8};
         return {vtstq_u32(vdupq_n_u32(bits), lane)};
@@ -37,7 +36,6 @@ template <> struct Mask<float> {
 };
 template <> struct Mask<double> {
     uint64x2_t m;
-    static MAMLPP_INLINE Mask none() { return {vdupq_n_u64(0)}; }
     static MAMLPP_INLINE Mask unpack(uint16_t bits) {
         const uint64x2_t lane = {1, 2};
         return {vtstq_u64(vdupq_n_u64(bits), lane)};

@@ -28,7 +28,6 @@ template <class T> struct Vec {
 template <class T> struct Mask { // all bits of a lane that is true
     using Truth = decltype(typename Vec<T>::Values() > typename Vec<T>::Values());
     Truth m;
-    static MAMLPP_INLINE Mask none() { return unpack(0); }
     static MAMLPP_INLINE Mask unpack(uint16_t bits) {
         Mask x;
         for (int i = 0; i < Vec<T>::lanes; ++i)

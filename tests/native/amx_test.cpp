@@ -232,5 +232,7 @@ int main() {
             by_parts(amxbf16::winograd<float>(), amxbf16x3::winograd<float>(), "AMX");
 #endif
     }
+    if (!cpu_features().avx512bf16)
+        std::printf("no AVX512-BF16 here: nothing run\n");
     return testing::report();
 }
