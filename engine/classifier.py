@@ -1,6 +1,6 @@
 """``FewShotClassifier``: a trained network that learns classes of one's own from a few pictures.
 
-    clf = FewShotClassifier.load("runs/mini-5w1s").fit_folder("pets")
+    clf = FewShotClassifier.load("runs/mini-5w1s-maml++-seed0").fit_folder("pets")
     clf.predict(["who.jpg"])
 
 It is an estimator as scikit-learn's are, and needs nothing of scikit-learn.

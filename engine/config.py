@@ -110,7 +110,7 @@ class Config:
     channels: int = _data("1 grey, 3 RGB", CHANNELS)
     ways: int = _task("classes of a task", ">= 2")
     train_ways: int = _task(
-        "classes of a training task of protonet and matching, 0: as of any other task",
+        "classes of a training task of a method without inner steps, 0: as of any other task",
         ">= 0",
         default=0,
     )

@@ -42,8 +42,8 @@ def on_a_grid(values: torch.Tensor, step: float, most: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(("side", "filters"), [(12, 5), (13, 16), (21, 33), (14, 64)])
 def test_operands_that_bfloat16_holds_give_the_logits_of_float32(side, filters, precision) -> None:
-    # A first stage of one channel is float32 always; with μ = 0 and 1/√(σ² + ε) = 1 the cells of the
-    # second one are multiples of 1/8 that have at most eight bits, and the rounding of the first.
+    # A first stage of one channel is float32 always; with μ = 0 and 1/√(σ² + ε) = 1 the cells of
+    # the second are multiples of 1/8 that have at most eight bits, and the rounding of the first.
     model = Backbone(1, side, filters, 2, 4, "pool", 0.5, norm_eps=2.0**-17)
     made = problem(model, images=5).to(torch.float32)
     theta = on_a_grid(made.theta, 0.5, 0.5)
