@@ -69,8 +69,12 @@ class Adapted:
             parts = (m.flatten().split(widths) for m in self._statistics)
             for name, mean, var in zip(model.tracked, *parts, strict=True):
                 norm = made.get_submodule(name)
-                norm.running_mean.copy_(mean)
-                norm.running_var.copy_(var)
+                if norm.track_running_stats:
+                    norm.running_mean.copy_(mean)
+                    norm.running_var.copy_(var)
+                else:  # these are the task's all the same
+                    norm.track_running_stats = True
+                    norm.running_mean, norm.running_var = mean.clone(), var.clone()
         return made
 
 
@@ -78,6 +82,8 @@ class Adapted:
 def evaluating(learner: Learner) -> Iterator[None]:
     """In evaluation mode; after it each part is in the mode that it had."""
     modes = [(part, part.training) for part in learner.modules()]
+    if isinstance(learner.model, Module):
+        learner.model.follow_norms()
     learner.eval()
     try:
         yield

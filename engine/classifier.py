@@ -107,6 +107,10 @@ class FewShotClassifier:
             raise UserError(
                 f"X has {len(images)} pictures and y {len(labels)} labels: give as many"
             )
+        order = np.argsort(
+            labels, kind="stable"
+        )  # as in episodes: some methods read a set in order
+        images, labels = images[order], labels[order]
         cfg = self._config(learned)
         with machine(cfg) as device, torch.inference_mode(), kernels.only_kernels():
             model = _model(cfg, device, learned, len(classes))

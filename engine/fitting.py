@@ -101,12 +101,14 @@ def fit(
         keep_freed_memory()  # as engine.train
     with (
         Interrupt() as interrupt,
+        torch.random.fork_rng([device] if device.type == "cuda" else []),  # the run has its own
         ranks.joined(interrupt),
         _shared(cfg, problem),
         open_run(folder, cfg.fresh),
     ):
         say(f"{name} on {device}, run folder {folder}")
         problem.fingerprints = problem.taken(cfg)  # before anything is drawn
+        problem.tell_of_buffers()
         made = Run.shared(cfg, folder, problem, device, Beginning(problem.state(), None))
         interrupt.phase = "finish"
         try:
@@ -236,6 +238,17 @@ class _Own:
                 "stopped and continued will not be what one without a stop is"
             )
         return {n: value for n, value in found.items() if value is not None}
+
+    def tell_of_buffers(self) -> None:
+        model = self.own_model
+        if not isinstance(model, Module):
+            return
+        with model.during(self.first.slice(0, 1), False):  # looks at it in training mode
+            if model.writes:
+                say(
+                    "the module writes to buffers other than batch norm's, which no checkpoint "
+                    "has: a run that is continued, and the best epoch, lack what they were"
+                )
 
     def bound(self, cfg: Config) -> tuple[str, ...]:
         own = isinstance(self.own_model, Module)

@@ -60,7 +60,8 @@ class Learner(nn.Module):
         "fixed", or "per-parameter", learned and without steps (Meta-SGD).
     adapt: what the inner loop changes: "all" but batch norm's gains and biases, the "head" (ANIL),
         the "body" (BOIL), or a test of parameters' names.
-    norm: rows of gains and biases of batch norm, "per-step" (BNWB) or "shared".
+    norm: rows of gains and biases of batch norm, "per-step" (BNWB) or "shared": `learner.norm` has
+        them, and `adapt(x, y).module()`, but not the module that was given, whose own stay.
     norm_statistics: what normalises in `adapt` and `evaluate`: the "batch", or "running" ones.
     memory: "fast" keeps the graphs of the support passes, "low" makes one anew when its turn comes
         (and `fit` leaves the C allocator as it is).
@@ -118,20 +119,39 @@ class Learner(nn.Module):
         else:
             self.model = Module(module, loss, adapt=adapt, memory=memory, vectorize=vectorize)
             self.module = module
+            self._begin_from_rows()
             start = self._values(rows, rate)
-            for name in self.model.affine:  # the rows stand for these
-                module.get_parameter(name).requires_grad_(False)
-                setattr(module.get_submodule(name.rpartition(".")[0]), BY_ROWS, True)
             self._rows_of: dict[int, tuple[int, Tensor]] = {}  # version and value of each of these
             if isinstance(loss, nn.Module):
                 self.loss = loss
         self.norm = nn.Parameter(start.norm)
+        if not self._fused:
+            self._have_rows()
         width = (1, sum(self.model.sizes)) if rates == "per-parameter" else start.rates.shape
         self.rates = nn.Parameter(start.rates.new_full(width, rate), rates != "fixed")
         mean, var = self._moments(start.theta)
         self.register_buffer("running_mean", mean.repeat(rows, 1))
         self.register_buffer("running_var", var.repeat(rows, 1))
         self._check_rows()
+
+    @torch.no_grad()
+    def _begin_from_rows(self) -> None:
+        """With what another Learner of the module has learned of gains and biases, its last row."""
+        for name in self.model.affine:
+            of, _, leaf = name.rpartition(".")
+            if found := getattr(self.module.get_submodule(of), BY_ROWS, {}).get(leaf):
+                rows, a, b = found
+                self.module.get_parameter(name).copy_(rows[-1, a:b])
+
+    def _have_rows(self) -> None:
+        """They stand for the module's own gains and biases from now on."""
+        a = 0
+        for name, shape in self.model.affine.items():
+            self.module.get_parameter(name).requires_grad_(False)
+            of, _, leaf = name.rpartition(".")
+            norm, b = self.module.get_submodule(of), a + shape.numel()
+            setattr(norm, BY_ROWS, getattr(norm, BY_ROWS, {}) | {leaf: (self.norm, a, b)})
+            a = b
 
     def _values(self, rows: int, rate: float) -> Params:
         """From what the module has now."""
@@ -147,9 +167,13 @@ class Learner(nn.Module):
             zeros = like.new_zeros(self.model.stat_width)
             return Moments(zeros, zeros + 1)
         norms = [self.module.get_submodule(name) for name in self.model.tracked]
-        pairs = zip(*((norm.running_mean, norm.running_var) for norm in norms), strict=True)
-        nothing = like.new_zeros(0)
-        return Moments(*(torch.cat(each) for each in pairs)) if norms else Moments(nothing, nothing)
+        zeros = like.new_zeros(self.model.stat_width).split([*self.model.tracked.values()])
+        pairs = [
+            (norm.running_mean, norm.running_var) if norm.track_running_stats else (zero, zero + 1)
+            for norm, zero in zip(norms, zeros, strict=True)
+        ]
+        nothing = [(like.new_zeros(0),) * 2]
+        return Moments(*(torch.cat(each) for each in zip(*(pairs or nothing), strict=True)))
 
     def _own(self, names: Iterable[str]) -> list[nn.Parameter]:
         return [self.module.get_parameter(name) for name in names]

@@ -222,7 +222,9 @@ def meta_step(
     total = summed(rows, cfg, model)
     with kernels.only_kernels():
         metrics = Metrics.of(measure(total, rows.right, cfg).tolist())
-        return (state if metrics.nonfinite else advance(state, total, cfg, schedule)), metrics
+        if not metrics.nonfinite:
+            state = advance(state, total, cfg, schedule, model)
+        return state, metrics
 
 
 def measure(total: unroll.MetaGradient, right: Tensor, cfg: Config) -> Tensor:
@@ -253,11 +255,17 @@ def _alone(values: Values) -> Values:
     return values.unsqueeze(0) if isinstance(values, Tensor) else values
 
 
-def advance(state: State, meta: unroll.MetaGradient, cfg: Config, schedule: Schedule) -> State:
+def advance(
+    state: State,
+    meta: unroll.MetaGradient,
+    cfg: Config,
+    schedule: Schedule,
+    model: Model | None = None,
+) -> State:
     """The state after an iteration: a step of the optimiser, and the running statistics."""
     gradient = learned(meta.gradient, cfg)
     if cfg.max_norm:
-        gradient = within(gradient, cfg.max_norm)
+        gradient = within(gradient, cfg.max_norm, getattr(model, "shared_width", 0))
     if cfg.optimizer == "sgd":
         params, first, second = descend(state, gradient, schedule.adam[0], cfg.clamp)
     else:
@@ -284,9 +292,14 @@ def learned(gradient: Params, cfg: Config) -> Params:
     return gradient._replace(norm=beside.learned_rows(cfg, network(cfg), gradient.norm))
 
 
-def within(gradient: Params, most: float) -> Params:
-    """Scaled such that the norm of all of it is at most so much."""
-    norms = torch.stack([torch.linalg.vector_norm(g) for g in gradient])
+def within(gradient: Params, most: float, shared: int = 0) -> Params:
+    """Scaled such that the norm of all of it is at most so much; so many of the last columns of
+    `norm` are one value in all rows.
+    """
+    own = gradient.norm.shape[1] - shared
+    rows = gradient.norm[:, :own], gradient.norm[:1, own:]
+    parts = gradient.theta, *(rows if shared else (gradient.norm,)), gradient.rates
+    norms = torch.stack([torch.linalg.vector_norm(g) for g in parts])
     scale = (most / torch.linalg.vector_norm(norms)).clamp(max=1)
     return Params(*(g * scale for g in gradient))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from engine.errors import UserError
 from engine.told import shown
 
 METRICS = ("accuracy", "loss")
+IGNORED = -100  # torch's ignore_index, of a loss that says no other
 
 
 class Score(NamedTuple):
@@ -33,7 +35,9 @@ def score(per_task: Tensor) -> Score:  # [tasks]
 
 def measured(predictions: Values, y: Values, metric: Any, loss: Callable) -> list[float]:
     """The metric of every task: a function of (predictions, y), or one of METRICS."""
-    function = {"accuracy": _accuracy, "loss": loss}.get(metric) if type(metric) is str else metric
+    ignored = getattr(loss, "ignore_index", IGNORED)
+    known = {"accuracy": partial(_accuracy, ignored=ignored), "loss": loss}
+    function = known.get(metric) if type(metric) is str else metric
     return [float(function(p, t)) for p, t in zip(each(predictions), each(y), strict=True)]
 
 
@@ -46,16 +50,26 @@ def require_classes(y: Any) -> None:
         )
 
 
-def _accuracy(predictions: Any, y: Any) -> Tensor:  # [M, ways], [M]
+def _accuracy(predictions: Any, y: Any, ignored: int = IGNORED) -> Tensor:  # [M, ways], [M]
     require_classes(y)
     if not isinstance(predictions, Tensor) or predictions.shape[:-1] != y.shape:
         raise UserError(
             f"accuracy is of outputs [samples, classes] and y [samples], and the network answers "
             f"{shown(predictions)} where y is {shown(y)}: give another metric"
         )
+    if predictions.shape[-1] == 1:
+        raise UserError(
+            f"accuracy is of outputs for two classes or more, and the network answers "
+            f"{shown(predictions)}: give the metric 'loss', or a function of (predictions, y)"
+        )
+    known = y != ignored  # by the loss: what pads a set
+    if not known.any():
+        raise UserError(
+            f"all labels of a task are {ignored}, which the loss ignores: give some more"
+        )
     if not predictions.amax(-1).isfinite().all():  # argmax would take the first class
         raise UserError(
             "a task's outputs are NaN or infinite: the inner loop went astray; give fewer steps, a "
             "lower rate or other tasks"
         )
-    return (predictions.argmax(-1) == y).double().mean()
+    return (predictions.argmax(-1) == y)[known].double().mean()

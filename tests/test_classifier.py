@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from engine import FewShotClassifier, meta, train, unroll
+from engine import FewShotClassifier, classifier, meta, train, unroll
 from engine.config import Config
 from engine.data.pictures import prepared
 from engine.data.preparation import Preparation
@@ -181,6 +181,18 @@ def test_labels_of_any_kind_in_sorted_order(run, files, labels, classes, tmp_pat
     fitted.save(tmp_path / "own.pt")
     back = FewShotClassifier.load(tmp_path / "own.pt")
     assert back.classes_.tolist() == classes and back.predict(asked).tolist() == found.tolist()
+
+
+def test_pictures_reach_a_method_class_by_class_in_whatever_order(run, support, monkeypatch):
+    seen, (x, y) = [], support
+    adapt = classifier.adapt
+    monkeypatch.setattr(classifier, "adapt", lambda *a: seen.append(a[3:]) or adapt(*a))
+    FewShotClassifier(run).fit(x, y)
+    order = np.random.default_rng(0).permutation(len(y))
+    FewShotClassifier(run).fit([x[i] for i in order], [y[i] for i in order])
+    for images, labels in seen:
+        assert (labels.diff() >= 0).all()
+        assert torch.equal(images.sort(1)[0], seen[0][0].sort(1)[0])
 
 
 def test_uneven_numbers_of_pictures_count_by_the_picture(run, files):

@@ -125,7 +125,10 @@ def tiered(folder: Path, png: bool, labels: Callable[[str], object]) -> Path:
             files = [np.frombuffer(encoded(image), np.uint8) for image in images(split)]
             (folder / f"{split}_images_png.pkl").write_bytes(pickle.dumps(files, 2))
         else:
-            np.savez(folder / f"{split}_images.npz", images=images(split))
+            theirs = "label_specific" in labels(split)  # written as OpenCV has colours
+            np.savez(
+                folder / f"{split}_images.npz", images=images(split)[..., :: -1 if theirs else 1]
+            )
         (folder / f"{split}_labels.pkl").write_bytes(pickle.dumps(labels(split), 2))
     return folder
 

@@ -41,6 +41,15 @@ def test_an_image_of_another_folder_is_not_that_of_a_row(tmp_path):
     assert found == {"train": {"cat": 2}, "test": {"bird": 1}}
 
 
+def test_a_mask_is_not_taken_for_a_picture_that_is_missing(tmp_path):
+    files = {f"images/{name}.jpg": IMAGE for name in ("cat_1", "dog_1", "owl_1")}
+    files |= {f"masks/{name}.png": IMAGE for name in ("cat_1", "cat_2")}
+    files["train.csv"] = rows("cat_1.jpg,cat", "cat_2.jpg,cat", "dog_1.jpg,dog")
+    files["test.csv"] = rows("owl_1.jpg,owl")
+    with pytest.raises(UserError, match="lacks the image cat_2.jpg of class cat"):
+        read(write_files(tmp_path / "tree", files))
+
+
 def test_a_list_and_its_files_may_write_a_letter_in_two_ways(tmp_path):
     letter = unicodedata.normalize("NFD", "é")
     files = {f"caf{letter}/1.png": IMAGE, f"caf{letter}/2.png": IMAGE, "b/1.png": IMAGE}

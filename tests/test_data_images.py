@@ -267,3 +267,55 @@ def test_damaged_files_are_decoded_or_explained(content, data):
         assert decode(content, "x", 8, 3).shape == (8, 8, 3)
     except UserError as error:
         assert str(error).startswith("x ") and "\n" not in str(error)
+
+
+def tiff16(values: np.ndarray, photometric: int, planar: bool = False) -> bytes:
+    """An uncompressed TIFF of 16 bits a colour, [H, W, C]; Pillow writes but grey ones."""
+    height, width, channels = values.shape
+    parts = np.moveaxis(values, -1, 0) if planar else values[None]
+    strips = [part.astype("<u2").tobytes() for part in parts]
+    body, places = b"", []
+    for content in strips:
+        places.append(8 + len(body))
+        body += content
+
+    def array(code: str, numbers: list[int]) -> int:
+        nonlocal body
+        body += struct.pack(f"<{len(numbers)}{code}", *numbers)
+        return 8 + len(body) - struct.calcsize(f"<{len(numbers)}{code}")
+
+    entries = {256: (4, [width]), 257: (4, [height]), 258: (3, [16] * channels), 259: (3, [1])}
+    entries |= {262: (3, [photometric]), 273: (4, places), 277: (3, [channels]), 278: (4, [height])}
+    entries |= {279: (4, [len(s) for s in strips]), 284: (3, [1 + planar])}
+    directory = struct.pack("<H", len(entries))
+    for tag, (kind, numbers) in sorted(entries.items()):
+        code = {3: "H", 4: "I"}[kind]
+        inside = struct.pack(f"<{len(numbers)}{code}", *numbers).ljust(4, b"\0")
+        if len(inside) > 4:
+            inside = struct.pack("<I", array(code, numbers))
+        directory += struct.pack("<HHI", tag, kind, len(numbers)) + inside
+    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + directory + struct.pack("<I", 0)
+
+
+def test_a_grey_tiff_of_16_bits_whose_0_is_white_is_not_a_negative():
+    values = (RAMP * 65535).astype(np.uint16)[..., None]
+    black, white = (
+        decode(tiff16(v, k), "", SIDE, 1) for v, k in ((values, 1), (65535 - values, 0))
+    )
+    assert np.array_equal(black, white) and np.array_equal(black[..., 0], values[..., 0] >> 8)
+
+
+def test_ink_of_16_bits_is_not_stretched():
+    ink = np.full((SIDE, SIDE, 4), 0, np.uint16)
+    ink[..., 0] = RAMP * 6000
+    eight = Image.fromarray((ink >> 8).astype(np.uint8), "CMYK")
+    assert np.array_equal(
+        decode(tiff16(ink, 5), "", SIDE, 3), decode(saved(eight, "TIFF"), "", SIDE, 3)
+    )
+
+
+def test_colours_in_planes_of_16_bits_are_refused():
+    values = (RAMP[..., None] * [65535, 40000, 20000]).astype(np.uint16)
+    assert np.array_equal(decode(tiff16(values, 2), "", SIDE, 3), values >> 8)
+    with pytest.raises(UserError, match="x has 16 bits a colour, in planes; save it with 8 bits"):
+        decode(tiff16(values, 2, planar=True), "x", SIDE, 3)

@@ -221,3 +221,51 @@ def test_files_folders_and_archives_are_asked_in_order(tmp_path):
         asked([tmp_path / "empty"])
     with pytest.raises(UserError, match="cannot read .*none.zip"):
         asked([tmp_path / "none.zip"])
+
+
+def test_one_dark_picture_among_arrays_is_not_brightened():
+    dark, bright = np.zeros((12, 12, 3), np.uint8), noise(12, 12, 3)
+    dark[::2] = 1
+    for x in (np.stack([dark, bright]), [dark, bright]):
+        assert np.array_equal(prepared(x, RGB), np.stack([dark, bright]))
+    assert np.array_equal(prepared([dark], RGB)[0], dark * 255)  # of black and white alone
+
+
+def test_a_zip_whose_names_are_utf_8_without_saying_so_has_the_labels_of_the_folder(tmp_path):
+    files = {
+        f"{name}/{i}.png": encoded(noise(12, 12, 3)) for name in ("Café", "Tee") for i in (0, 1)
+    }
+    write_files(tmp_path / "folder", files)
+    write_zip(tmp_path / "as-mac.zip", files)
+    content = (tmp_path / "as-mac.zip").read_bytes()
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # where a member's flags are
+        parts = content.split(mark)
+        flags = [p[: at - 4] + bytes([p[at - 4], p[at - 3] & ~8]) + p[at - 2 :] for p in parts[1:]]
+        content = mark.join([parts[0], *flags])
+    (tmp_path / "as-mac.zip").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "as-mac.zip") as archive:
+        assert not any(m.flag_bits & 0x800 for m in archive.infolist())
+    assert labelled(tmp_path / "as-mac.zip").labels == labelled(tmp_path / "folder").labels
+
+
+def test_labels_that_are_shown_alike_are_refused_and_have_one_form(tmp_path):
+    for name in ("Café", "Cafe\u0301", "Tee"):
+        write_files(tmp_path / name, {"1.png": encoded(noise(12, 12, 3))})
+    with pytest.raises(UserError, match="differ in the form of letters alone; make them one"):
+        labelled(tmp_path)
+    (tmp_path / "Café" / "1.png").unlink()
+    (tmp_path / "Café").rmdir()
+    assert labelled(tmp_path).labels == ["Café", "Tee"]
+
+
+def test_pictures_deeper_than_their_class_are_told_with_an_example(tmp_path):
+    names = ["a/b/1.png", "a/c/1.png", "d/e/1.png"]
+    write_files(tmp_path, {name: encoded(noise(12, 12, 3)) for name in names})
+    note = "3 images lie in folders below their class, as a/b/1.png in a"
+    assert labelled(tmp_path).notes[0] == note
+
+
+def test_thumbnails_of_a_network_drive_are_no_pictures(tmp_path):
+    names = ["a/1.png", "b/1.png", "a/@eaDir/1.png/THUMB.jpg", "$RECYCLE.BIN/x/1.png"]
+    write_files(tmp_path, {name: encoded(noise(12, 12, 3)) for name in names})
+    assert labelled(tmp_path).labels == ["a", "b"]

@@ -20,6 +20,7 @@ from engine.errors import UserError, explained
 
 _DENSEST = 200  # unpacked bytes a byte of the archive: images hardly shrink, bombs do
 _SLACK = 1 << 28  # bytes, for small archives
+_UTF8 = 0x800  # of a zip member's flags
 _COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by first bytes
 
 
@@ -51,7 +52,7 @@ class ZipTree(Tree):
         members = self._archive.infolist()
         # As Windows writes them: backslashes between folders, which the format does not allow.
         slash = "/" if any("/" in m.filename for m in members) else "\\"
-        self._members = {_inside(m.filename.replace(slash, "/")): m for m in members}
+        self._members = {_inside(_named(m).replace(slash, "/")): m for m in members}
         _divide(self, {n: m.filename.endswith(slash) for n, m in self._members.items()})
         if (total := sum(map(self.size, self.names))) > (most := _most(path)):
             raise _bomb(path, most, total)
@@ -159,6 +160,14 @@ def _most(path: Path) -> int:
 def _bomb(path: Path, most: int, total: int | None = None) -> UserError:
     size = f"{total:,}" if total else f"more than {most:,}"
     return UserError(f"{path} unpacks to {size} bytes: no images but a bomb; remove it")
+
+
+def _named(member: zipfile.ZipInfo) -> str:
+    """As macOS and others write names: in UTF-8, without the flag that says so."""
+    if not member.flag_bits & _UTF8:
+        with contextlib.suppress(UnicodeError):
+            return member.filename.encode("cp437").decode("utf-8")
+    return member.filename
 
 
 def _inside(name: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -30,7 +31,7 @@ from engine.errors import UserError, explained
 from engine.runs.locks import sync_folder
 from kernels.pools import each
 
-FORMAT = 2  # of the bank file and of how images are decoded: raise it to rebuild every cache
+FORMAT = 3  # of the bank file and of how images are decoded: raise it to rebuild every cache
 _CONTENT = 1  # of what the identity of a data set is made of
 _MAGIC = b"mamlbank"
 _TRAILER = 32 + 8 + len(_MAGIC)
@@ -111,7 +112,10 @@ def open_bank(
     cannot be written, leaving nothing behind.
     """
     place = _digest([name, source.place, options])[:12]
-    path = folder / f"{name}-{place}-{_digest([FORMAT, suffixes(), source.key])[:20]}.bank"
+    path = (
+        folder
+        / f"{name}-{place}-{_digest([FORMAT, PIL.__version__, suffixes(), source.key])[:20]}.bank"
+    )
     found = read_bank(path)
     if found is None:
         content = source.content()

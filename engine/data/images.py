@@ -166,7 +166,7 @@ def eight_bits(image: Image.Image, where: str) -> Image.Image:
     try:
         raw = _raw_mode(image)
         image.load()
-        if _is_deep(raw) and _upper(image).max() < 1 << 7:
+        if _is_stretched(image, raw) and _upper(image).max() < 1 << 7:
             kind = f"{where} has 16 bits a colour, of which Pillow has read the upper 8, all dark"
             raise Unreadable([kind], "give the path of its file, or save it with 8 bits")
         return _eight_bits(image, b"", where)
@@ -201,6 +201,10 @@ def fit(images: np.ndarray, size: int, channels: int) -> np.ndarray:
 def _eight_bits(image: Image.Image, data: bytes, where: str) -> Image.Image:
     """The image itself, or one of 8 bits in the place of one that has more."""
     raw = _raw_mode(image)
+    bits, white_is_zero, planar = _of_tiff(image)
+    if planar and bits > 8:
+        kind = f"{where} has {bits} bits a colour, in planes"
+        raise Unreadable([kind], "save it with 8 bits")
     deep = image.mode == "F" or image.mode.startswith("I") or _is_deep(raw)
     if deep and "transparency" in image.info:
         kind = f"{where} has more than 8 bits and a colour that is transparent"
@@ -208,8 +212,11 @@ def _eight_bits(image: Image.Image, data: bytes, where: str) -> Image.Image:
     if image.mode == "F":
         return _with_orientation(_from_float(np.asarray(image), where), image)
     if image.mode.startswith("I"):
-        return _with_orientation(Image.fromarray(_scaled(np.asarray(image), where)), image)
-    if not _is_deep(raw) or _upper(image).max() >= 1 << 7:
+        values = np.asarray(image)
+        if white_is_zero and bits <= 16:
+            values = (1 << bits) - 1 - values.astype(np.int64)
+        return _with_orientation(Image.fromarray(_scaled(values, where)), image)
+    if not _is_stretched(image, raw) or _upper(image).max() >= 1 << 7:
         return image  # of 16 bits all are in use, and the upper 8 are there
     values = np.asarray(image).astype(np.int64) << 8
     colours = _colours(image)
@@ -219,6 +226,20 @@ def _eight_bits(image: Image.Image, data: bytes, where: str) -> Image.Image:
         parts.append(_scaled(values[..., colours:], where))
     deep = Image.fromarray(np.concatenate(parts, -1).astype(np.uint8), image.mode)
     return _with_orientation(deep, image)
+
+
+def _of_tiff(image: Image.Image) -> tuple[int, bool, bool]:
+    """Bits a colour, whether 0 is white, and whether each colour has a plane; of others 8 bits."""
+    tags = getattr(image, "tag_v2", None)
+    if image.format != "TIFF" or tags is None:
+        return 8, False, False
+    bits = tags.get(258, 1)
+    return max(bits) if isinstance(bits, tuple) else bits, tags.get(262) == 0, tags.get(284) == 2
+
+
+def _is_stretched(image: Image.Image, raw: str) -> bool:
+    """Whether 16 bits a colour are brought to 8 by those that are in use: ink is not."""
+    return _is_deep(raw) and image.mode != "CMYK"
 
 
 def _is_deep(raw: str) -> bool:

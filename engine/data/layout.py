@@ -9,7 +9,7 @@ import dataclasses
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,10 +119,12 @@ def flat_folders(tree: Tree) -> tuple[Classes, list[str], list[str]] | None:
     root = os.path.commonpath(folders) if "" not in folders else ""
     begin = len(_below(root))
     classes: dict[str, list[str]] = {}
-    stray = []
+    stray, deeper = [], []
     for name in images:
         label, _, inner = name[begin:].partition("/")
         (classes.setdefault(label, []) if inner else stray).append(name)
+        if "/" in inner:
+            deeper.append(name[begin:])
     if len(classes) < 2:
         return None
     empty = [
@@ -132,7 +134,13 @@ def flat_folders(tree: Tree) -> tuple[Classes, list[str], list[str]] | None:
         and "/" not in folder[begin:]
         and folder[begin:] not in classes
     ]
-    return {ALL: classes}, left_out(stray, "images in no class folder"), empty
+    notes = left_out(stray, "images in no class folder")
+    if deeper:
+        label = deeper[0].partition("/")[0]
+        notes.insert(
+            0, f"{len(deeper):,} images lie in folders below their class, as {deeper[0]} in {label}"
+        )
+    return {ALL: classes}, notes, empty
 
 
 def tree_content(
@@ -146,6 +154,8 @@ def tree_content(
     parts = tuple(part for part in (*SPLITS, ALL) if part in classes)
     classes = {part: classes[part] for part in parts}
     require_disjoint(tree.path, classes)
+    for names in classes.values():
+        require_unlike(tree.path, names)
     _require_distinct_folders(tree, classes)
 
     def sources(part: str) -> list[ClassSource]:
@@ -169,9 +179,14 @@ def odd(tree: Tree) -> list[str]:
     return [line for reason, names in tree.odd.items() for line in left_out(names, reason)]
 
 
+def one_form(name: str) -> str:
+    """The same for names that differ in the Unicode form of a letter."""
+    return unicodedata.normalize("NFC", name)
+
+
 def normal(name: str) -> str:
-    """The same for names that differ in case or in the Unicode form of a letter."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    """The same for names that differ in that, or in case."""
+    return one_form(one_form(name).casefold())
 
 
 def require_disjoint(
@@ -207,10 +222,10 @@ def _require_distinct_folders(tree: Tree, classes: Classes) -> None:
     twice = []
     for part in classes.values():
         for names in part.values():
-            folder = names[0].rpartition("/")[0]
-            real = os.path.realpath(tree.path / folder)
-            if first.setdefault(real, folder) != folder:
-                twice.append(f"{folder} is the same folder as {first[real]}")
+            for folder in sorted({name.rpartition("/")[0] for name in names}):
+                real = os.path.realpath(tree.path / folder)
+                if first.setdefault(real, folder) != folder:
+                    twice.append(f"{folder} is the same folder as {first[real]}")
     if twice:
         raise UserError(
             f"{tree.path}: {listed(twice)}, but a class has one name; remove one of the links"
@@ -249,14 +264,16 @@ def divided(content: Content, path: Path, ratio: str | None, seed: int) -> Conte
     return content
 
 
-def _refuse_alike(path: Path, names: list[str]) -> None:
-    """Of what is one class to `require_disjoint`, a division would make two."""
+def require_unlike(
+    path: Path, names: Iterable[str], form: Callable[[str], str] = one_form, why: str = ""
+) -> None:
+    """Raises UserError of names that are shown alike, and are two classes to the file system."""
     first: dict[str, str] = {}
     for name in names:
-        if (before := first.setdefault(normal(name), name)) != name:
+        if (before := first.setdefault(form(name), name)) != name:
             raise UserError(
-                f"{path}: the classes {before!r} and {name!r} differ in the form of letters alone, "
-                "and one might train and the other test; make them one, or rename one"
+                f"{path}: the classes {before!r} and {name!r} differ in the form of letters alone"
+                f"{why}; make them one, or rename one"
             )
 
 
@@ -271,7 +288,8 @@ def _cut(
 
     def splits() -> Splits:
         for part, sources in content.splits():
-            _refuse_alike(path, [source.name for source in sources])
+            why = ", and one might train and the other test"
+            require_unlike(path, [source.name for source in sources], normal, why)
             of_part = shares.get(part) or shares[None]
             ends = np.cumsum([0, *of_part]) * len(sources) / sum(of_part)
             ends = np.floor(ends + 0.5).astype(int).tolist()

@@ -23,7 +23,14 @@ from engine.data.images import (
     is_image,
     of_fractions,
 )
-from engine.data.layout import flat_folders, left_out, odd, split_folders
+from engine.data.layout import (
+    flat_folders,
+    left_out,
+    odd,
+    one_form,
+    require_unlike,
+    split_folders,
+)
 from engine.data.preparation import Preparation
 from engine.data.tree import LARGEST_FILE, Tree, open_tree
 from engine.errors import UserError, listed
@@ -66,7 +73,8 @@ def _several(x: Any, preparation: Preparation) -> list[Picture | Image.Image]:
     if isinstance(x, torch.Tensor):
         x = _as_array(x, "X")
     if isinstance(x, np.ndarray) and x.dtype.kind not in "OU":
-        return [_from_array(a, f"X[{i}]") for i, a in enumerate(_stack(x, preparation))]
+        stack, binary = _stack(x, preparation), _is_binary([x])
+        return [_from_array(a, f"X[{i}]", binary) for i, a in enumerate(stack)]
     if isinstance(x, np.ndarray):
         if x.ndim != 1 and x.shape[1:] != (1,):
             raise UserError(f"X is an array {list(x.shape)} of paths or objects: give a list")
@@ -75,18 +83,27 @@ def _several(x: Any, preparation: Preparation) -> list[Picture | Image.Image]:
         items = list(x)
     except TypeError:
         raise UserError(f"X is {_kind(x)}: give a list of paths, images or arrays") from None
-    return [_one(item, f"X[{i}]") for i, item in enumerate(items)]
+    items = [
+        _as_array(item, f"X[{i}]") if isinstance(item, torch.Tensor) else item
+        for i, item in enumerate(items)
+    ]
+    binary = _is_binary([item for item in items if isinstance(item, np.ndarray)])
+    return [_one(item, f"X[{i}]", binary) for i, item in enumerate(items)]
 
 
-def _one(item: Any, name: str) -> Picture | Image.Image:
+def _is_binary(arrays: list[np.ndarray]) -> bool:
+    """Whether whole numbers are 0 and 1, for black and white: of all pictures, or of none."""
+    whole = [a for a in arrays if a.dtype.kind in "ui" and a.size]
+    return all(a.max() <= 1 for a in whole)
+
+
+def _one(item: Any, name: str, binary: bool) -> Picture | Image.Image:
     if isinstance(item, Picture):
         return item
     if isinstance(item, (str, os.PathLike)):
         return picture(item)
     if isinstance(item, Image.Image):
         return eight_bits(item, name)
-    if isinstance(item, torch.Tensor):
-        item = _as_array(item, name)
     if not isinstance(item, np.ndarray):
         raise UserError(f"{name} is {_kind(item)}: give a path, a PIL image or an array")
     shape = item.shape
@@ -96,7 +113,7 @@ def _one(item: Any, name: str) -> Picture | Image.Image:
         raise UserError(
             f"{name} is an array {list(shape)}: a picture is [H, W] or [H, W, 1, 3 or 4]"
         )
-    return _from_array(item if item.ndim == 3 else item[..., None], name)
+    return _from_array(item if item.ndim == 3 else item[..., None], name, binary)
 
 
 def _as_array(tensor: torch.Tensor, name: str) -> np.ndarray:
@@ -126,9 +143,9 @@ def _stack(x: np.ndarray, preparation: Preparation) -> np.ndarray:  # [N, H, W, 
     )
 
 
-def _from_array(values: np.ndarray, name: str) -> Image.Image:
-    """Of [H, W, C]: whole numbers from 0 to 255, or 0 and 1 for black and white; others from 0 to
-    1, and what a resampling added beyond is cut off."""
+def _from_array(values: np.ndarray, name: str, binary: bool) -> Image.Image:
+    """Of [H, W, C]: whole numbers from 0 to 255, or (`binary`) 0 and 1 for black and white; others
+    from 0 to 1, and what a resampling added beyond is cut off."""
     if not values.size:
         raise UserError(f"{name} is an array {list(values.shape)}: it has no pixels")
     kind = values.dtype.kind
@@ -140,7 +157,7 @@ def _from_array(values: np.ndarray, name: str) -> Image.Image:
             f"{name} has values from {low:.4g} to {high:.4g} of {values.dtype}: give whole numbers "
             "0 to 255, or fractions 0.0 to 1.0, as they are before any normalisation"
         )
-    values = of_fractions(values) if kind in "bf" or high <= 1 else values.astype(np.uint8)
+    values = of_fractions(values) if kind in "bf" or binary else values.astype(np.uint8)
     return Image.fromarray(
         values[..., 0] if values.shape[-1] == 1 else np.ascontiguousarray(values)
     )
@@ -218,7 +235,8 @@ def labelled(path: Path) -> Labelled:
             f"{path} has {len(empty)} classes without a picture: {listed(empty)}; add some, or "
             "remove these"
         )
-    pairs = [(_member(tree, n), label) for label, names in classes.items() for n in names]
+    require_unlike(path, classes)
+    pairs = [(_member(tree, n), one_form(label)) for label, names in classes.items() for n in names]
     pictures, labels = zip(*pairs, strict=True)
     return Labelled([*pictures], [*labels], notes + _others(tree))
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 LARGEST_FILE = 1 << 28  # bytes; a larger "image" is a mistake or a decompression bomb
 _MOST_VISITS = 1000  # of one folder, by links to it: more is a tangle without end
 _BINARY = getattr(os, "O_BINARY", 0)  # of Windows
-_LITTER = {"thumbs.db", "desktop.ini", "icon\r"}  # what file managers leave
+# What file managers, network drives and Windows leave.
+_LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+_LITTER |= {"@eadir", "$recycle.bin", "system volume information"}
 
 
 class Tree:

@@ -13,7 +13,7 @@ the support pass is differentiated twice, whatever the number of target passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -21,20 +21,29 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, listed
 from engine.models.attention import composed_attention
 from engine.models.interface import Moments, Params
 from engine.models.module_passes import Batch, aligned
-from engine.models.probe import Findings, findings, layers, stands_alone
+from engine.models.probe import Findings, findings, layers, same, stands_alone, strangers
 from engine.models.skeleton import Skeleton, attributes, changed, contents
-from engine.models.suitable import require_alike, require_some, require_whole
+from engine.models.suitable import (
+    require_alike,
+    require_reached,
+    require_some,
+    require_unhooked,
+    require_untouched,
+    require_whole,
+)
 from engine.told import fitting, kind
 
 ADAPT = ("all", "head", "body")
 LEAVES = ("weight", "bias")
-BY_ROWS = "_gains_by_rows"  # marks a batch norm whose gains a Learner has in rows of its own
+# Of a batch norm: where a Learner has its leaves, in the columns a … b of rows of its own.
+BY_ROWS = "_gains_by_rows"
 MEMORY = ("fast", "low")
 _LARGE = 200_000  # parameters, or values of a task's inputs
 _TINY = 20_000  # parameters; below, a call of torch costs more than its arithmetic
@@ -72,7 +81,7 @@ class Module:
         require_whole(module, criterion)
         norms = {n: m for n, m in module.named_modules() if isinstance(m, _BatchNorm)}
         affine = {_at(n, leaf) for n in norms for leaf in LEAVES}
-        by_rows = {_at(n, leaf) for n in norms if hasattr(norms[n], BY_ROWS) for leaf in LEAVES}
+        by_rows = {_at(n, leaf) for n in norms for leaf in getattr(norms[n], BY_ROWS, ())}
         learned = {n: p for n, p in module.named_parameters() if p.requires_grad or n in by_rows}
         wanted = (
             adapt if callable(adapt) else _adapted(adapt, [n for n in learned if n not in affine])
@@ -87,18 +96,24 @@ class Module:
         self.sizes = tuple(math.prod(shape) for shape in self.shapes.values())
         others = {n: p for n, p in module.named_parameters() if n not in affine}
         self._learned = {n: p.requires_grad for n, p in others.items()}
-        self.tracked = {n: m.num_features for n, m in norms.items() if m.track_running_stats}
+        self.tracked = {n: m.num_features for n, m in norms.items()}
         self.module, self.criterion = module, criterion
         self.memory, self.vectorize = memory, vectorize
-        self._still: set[str] = set()  # batch norms that their owner has in evaluation mode
+        # batch norms that their owner has in evaluation mode while the module is trained
+        self._still = _kept_still(module, self.tracked)
         self._skeleton = Skeleton(module)
-        self._vmap_fails = False
+        self._vmap_fails = self._loss_writes = False
         self._probed: dict[tuple[bool, ...], Findings] = {}  # by the modes of the module's parts
 
     @property
     def outer(self) -> dict[str, torch.Size]:
         """What a row of `Params.norm` holds, in its order."""
         return self.affine | self.shared
+
+    @property
+    def shared_width(self) -> int:
+        """Of what is the same in all rows of `Params.norm`, its last columns."""
+        return sum(math.prod(shape) for shape in self.shared.values())
 
     @property
     def stat_width(self) -> int:
@@ -108,18 +123,25 @@ class Module:
 
     def parallel(self, episode: Episode) -> bool:
         """Not where passes draw random numbers or write, as these would come in any order, or where
-        threads cannot have copies of the module. Large tasks go one after the other, too: their
-        operations find work for all cores, and hold one task's memory.
+        threads cannot have copies of the module, the loss keeps something of its own, or there is
+        one device. Large tasks go one after the other, too: their operations find work for all
+        cores, and hold one task's memory.
         """
         inputs = each(episode.target_x)[0]
         sets = inputs.values() if isinstance(inputs, dict) else [inputs]
         most = max(sum(self.sizes), *(values.numel() for values in sets))
-        return most < _LARGE and self._skeleton.copied and not any(self._found[:3])
+        alone = self._skeleton.copied and not (self._loss_writes or any(self._found[:3]))
+        return most < _LARGE and alone and self._device.type == "cpu"
 
     @property
     def random(self) -> bool:
         """Whether a pass draws random numbers."""
         return self._found.random
+
+    @property
+    def writes(self) -> bool:
+        """Whether a pass writes to buffers, but those of batch norm."""
+        return self._found.writes
 
     @property
     def repeats(self) -> bool:
@@ -157,8 +179,7 @@ class Module:
         """
         self._follow()
         self._require_as_made()
-        if self.module.training:
-            self._still = {n for n in self.tracked if not self.module.get_submodule(n).training}
+        self.follow_norms()
         if _modes(self.module) not in self._probed:
             self._probe(each(episode.support_x)[0], each(episode.support_y)[0])
         if self._found.masks and self.vectorize not in ("auto", False):
@@ -173,6 +194,11 @@ class Module:
             )
         return composed_attention() if self.composed(keeps) else nullcontext()
 
+    def follow_norms(self) -> None:
+        """Which of them keep their statistics, by their modes where the module is trained."""
+        if self.module.training:
+            self._still = _still(self.module, self.tracked)
+
     def _require_as_made(self) -> None:
         now = {n: p.requires_grad for n, p in self.module.named_parameters()}
         if changed := [n for n, learned in self._learned.items() if now.get(n) is not learned]:
@@ -180,6 +206,7 @@ class Module:
                 f"{listed(changed, 5)} of the module are not as they were when the Learner was "
                 "made (requires_grad, or the name): make another Learner"
             )
+        require_unhooked(self.module)
 
     def _follow(self) -> None:
         """The module may have changed, as by a schedule of dropout or a hook."""
@@ -191,6 +218,7 @@ class Module:
         be for evaluation too.
         """
         with torch.inference_mode(False):
+            given = mapped(torch.clone, (x, y))
             x, y = mapped(torch.clone, (x, y))
 
         def call(net: nn.Module, tensors: dict[str, Tensor]) -> Any:
@@ -202,19 +230,31 @@ class Module:
 
         skeleton = self._skeleton
         with skeleton.lent() as net:
-            before = attributes(net)
+            before, held = attributes(net), contents(net)
             alone = stands_alone(net, call)
             skeleton.set_by_passes |= changed(before, attributes(net))
+            alone = alone and held == contents(net)
         skeleton.copied = skeleton.copied and alone and not skeleton.set_by_passes
+        held = self._of_loss()
         with skeleton.lent() as net:
-            self._probed[_modes(self.module)] = findings(net, with_loss)
+            require_reached(strangers(net, with_loss))
+            found = findings(net, with_loss)
+        self._loss_writes |= held != self._of_loss()
+        pairs: list[tuple[Tensor, Tensor]] = []
+        mapped(lambda a, b: pairs.append((a, b)), given, (x, y))
+        require_untouched(all(same(a, b) for a, b in pairs))
+        self._probed[_modes(self.module)] = found
+
+    def _of_loss(self) -> tuple:
+        own = isinstance(self.criterion, nn.Module)
+        return contents(self.criterion) if own else ()
 
     def identity(self) -> tuple:
         """What a pass depends on beside what it is given: the attributes of network and loss, and
         where the tensors lie that are not learned.
         """
-        others = [*self.module.buffers(), *self.module.parameters()]
-        parts = (part for part in (self.module, self.criterion) if isinstance(part, nn.Module))
+        parts = [part for part in (self.module, self.criterion) if isinstance(part, nn.Module)]
+        others = [t for part in parts for t in (*part.buffers(), *part.parameters())]
         kept = tuple((t.data_ptr(), t.shape, t.dtype, t.requires_grad) for t in others)
         return self._skeleton.version, kept, *map(contents, parts)
 
@@ -262,7 +302,7 @@ class Module:
         widths = list(self.tracked.values())
         names = [name for name in self.tracked if name not in self._still]
         start = given or theta.new_zeros(2, sum(widths)).unbind()
-        with self._skeleton.lent() as net, _normalising(net, names, given is None):
+        with self._skeleton.lent() as net, _normalising(net, names, given is None) as own:
             tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
             tensors |= _split(theta, self.shapes) | _split(row, self.outer)
             parts = zip(self.tracked, *(s.split(widths) for s in start), strict=True)
@@ -272,10 +312,12 @@ class Module:
                     tensors[_at(name, "running_var")] = var if given else var.clone()
                     tensors[_at(name, "num_batches_tracked")] = theta.new_zeros(())
             output = self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
-        moments = (
-            torch.cat([theta.new_empty(0), *(tensors[_at(n, kind)] for n in self.tracked)])
-            for kind in ("running_mean", "running_var")
+        pairs = (
+            own.get(n) or tuple(tensors[_at(n, kind)] for kind in ("running_mean", "running_var"))
+            for n in self.tracked
         )
+        empty = theta.new_empty(0)
+        moments = map(torch.cat, zip((empty, empty), *pairs, strict=True))
         return output, *(m.detach() for m in moments)
 
     def loss(
@@ -343,19 +385,58 @@ def _stacked(results: list | tuple, x: Values) -> tuple[Tensor, Values, Moments]
 
 
 @contextmanager
-def _normalising(net: nn.Module, names: list[str], by_batch: bool) -> Iterator[None]:
+def _normalising(
+    net: nn.Module, names: list[str], by_batch: bool
+) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """Batch norms of these names by the batch, whose own statistics they then hold, or by those
-    that they are given.
+    that they are given: then, by name, the batch's own.
     """
+    found: dict[str, tuple[Tensor, Tensor]] = {}
     norms = [net.get_submodule(name) for name in names]
-    before = [(norm.momentum, norm.training) for norm in norms]
+    before = [(norm.momentum, norm.training, norm.track_running_stats) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.training = 1.0, by_batch
+        norm.momentum, norm.training, norm.track_running_stats = 1.0, by_batch, True
+    hooks = (
+        [] if by_batch else [_keeping(norm, n, found) for n, norm in zip(names, norms, strict=True)]
+    )
     try:
-        yield
+        yield found
     finally:
+        for hook in hooks:
+            hook.remove()
         for norm, state in zip(norms, before, strict=True):
-            norm.momentum, norm.training = state
+            norm.momentum, norm.training, norm.track_running_stats = state
+
+
+def _keeping(norm: nn.Module, name: str, found: dict) -> RemovableHandle:
+    """Mean and unbiased variance of what it is called with."""
+
+    def keep(_: nn.Module, args: tuple) -> None:
+        x = args[0].detach()
+        var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+        count = x.numel() // x.shape[1]
+        found[name] = mean, var * (count / max(1, count - 1))
+
+    return norm.register_forward_pre_hook(keep)
+
+
+def _still(module: nn.Module, norms: Iterable[str]) -> set[str]:
+    """Batch norms in evaluation mode; one that has no statistics goes by the batch in any."""
+    parts = ((name, module.get_submodule(name)) for name in norms)
+    return {name for name, norm in parts if norm.track_running_stats and not norm.training}
+
+
+def _kept_still(module: nn.Module, norms: Iterable[str]) -> set[str]:
+    """Those that are so now, and those that the module itself keeps so when it is trained."""
+    if not module.training:
+        return set()
+    modes = [(part, part.training) for part in module.modules()]
+    found = _still(module, norms)
+    module.train()
+    found |= _still(module, norms)
+    for part, training in modes:
+        part.training = training
+    return found
 
 
 def _modes(module: nn.Module) -> tuple[bool, ...]:

@@ -46,8 +46,8 @@ def findings(
     with _undisturbed():
         first, drawn, writes, masks = _pass(module, call)
         second, *_ = _pass(module, call)
-    same = len(first) == len(second) and all(map(_same, first, second))
-    return Findings(drawn or layers(module).random, not same, writes, masks)
+    alike = len(first) == len(second) and all(map(same, first, second))
+    return Findings(drawn or layers(module).random, not alike, writes, masks)
 
 
 def stands_alone(copied: nn.Module, call: Callable[[nn.Module, dict], Any]) -> bool:
@@ -58,6 +58,30 @@ def stands_alone(copied: nn.Module, call: Callable[[nn.Module, dict], Any]) -> b
         tensors |= {n: b.clone() for n, b in copied.named_buffers()}
         mapped(results.append, call(copied, tensors))
     return not any(result.requires_grad for result in results)
+
+
+def strangers(module: nn.Module, call: Callable[[dict[str, Tensor]], Any]) -> list[nn.Parameter]:
+    """Parameters that a pass and its loss reach by a way of their own: with all of the module's
+    taken out of its graph, they are what is left there.
+    """
+    results: list[Tensor] = []
+    with _undisturbed(), _apart(module):
+        tensors = {n: p.detach() for n, p in module.named_parameters()}
+        tensors |= {n: b.clone() for n, b in module.named_buffers()}
+        mapped(results.append, call(tensors))
+    waiting = [t.grad_fn for t in results if t.grad_fn is not None]
+    found = [t for t in results if isinstance(t, nn.Parameter) and t.requires_grad]
+    seen: set = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, nn.Parameter):
+            found.append(leaf)
+        waiting += [before for before, _ in node.next_functions]
+    return found
 
 
 def _pass(module: nn.Module, call: Callable) -> tuple[list[Tensor], bool, bool, bool]:
@@ -71,7 +95,7 @@ def _pass(module: nn.Module, call: Callable) -> tuple[list[Tensor], bool, bool, 
         tensors |= own
         mapped(lambda t: results.append(t.detach()), call(tensors))
         drawn = not all(map(torch.equal, began, random_state(like)))
-    writes = any(tensors[n] is not own[n] or not _same(own[n], b) for n, b in before.items())
+    writes = any(tensors[n] is not own[n] or not same(own[n], b) for n, b in before.items())
     return results, drawn, writes, seen.masked
 
 
@@ -129,7 +153,7 @@ class _Embeddings(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same(a: Tensor, b: Tensor) -> bool:
     """To the bit on a CPU; a GPU may add in any order."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False

@@ -18,6 +18,7 @@ _local = threading.local()
 _EMPTY = types.CellType()
 Key = tuple[int, str]  # which part of a module, which of its attributes
 _STRUCTURE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+_CONTAINERS = (list, dict, set)
 
 
 class Skeleton:
@@ -71,12 +72,15 @@ class Skeleton:
             copies[self] = self.version, made
         for own, theirs in zip(made.modules(), self.module.modules(), strict=True):
             own.training = theirs.training
+            for name, value in vars(theirs).items():
+                if type(value) in _CONTAINERS and name not in _STRUCTURE:
+                    vars(own)[name] = value.copy()  # for what a pass puts there for a while
         return made
 
 
 def contents(module: nn.Module) -> tuple:
-    """Numbers and texts among the attributes of a module and its parts, also in containers, and
-    which other objects they are.
+    """Numbers and texts among the attributes of a module and its parts, also in containers, where
+    tensors lie, and which other objects they are.
     """
     return tuple(
         _content(value)
@@ -91,6 +95,9 @@ def _content(value: Any) -> Any:
         value = [*value, *value.values()]
     if isinstance(value, list | tuple):
         return tuple(map(_content, value))
+    if isinstance(value, Tensor):
+        number = not value.dim() and value.device.type == "cpu"  # an argument of a launch
+        return value.item() if number else (value.data_ptr(), value.shape, value.dtype)
     return value if isinstance(value, bool | int | float | str | None) else id(value)
 
 

@@ -38,6 +38,33 @@ def require_whole(module: nn.Module, criterion: Callable) -> None:
         )
 
 
+def require_unhooked(module: nn.Module) -> None:
+    if hooked := [name for name, p in module.named_parameters() if p._backward_hooks]:
+        raise UserError(
+            f"the module's {listed(hooked, 5)} have a hook on the gradient, which an inner loop "
+            "does not call: do in the module's forward what it does, and remove it"
+        )
+
+
+def require_reached(strangers: list[nn.Parameter]) -> None:
+    """Raises UserError of parameters that would have no gradient and not adapt, without a word."""
+    if strangers:
+        shapes = sorted({str(list(p.shape)) for p in strangers})
+        raise UserError(
+            f"the module or its loss reaches parameters of shape {listed(shapes, 5)} past the "
+            "names that the module has for them, where they neither adapt nor learn: reach them by "
+            "these names, make them the module's, or freeze them by requires_grad_(False)"
+        )
+
+
+def require_untouched(inputs_stay: bool) -> None:
+    if not inputs_stay:
+        raise UserError(
+            "the module or its loss changes its inputs in place, which every inner step reads: "
+            "write x = x - m, and not x -= m"
+        )
+
+
 def require_some(adapted: dict, module: nn.Module, adapt: Any) -> None:
     if adapted:
         return

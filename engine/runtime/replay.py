@@ -5,6 +5,7 @@ Autograd launches hundreds of small kernels an inner step, and a GPU waits for P
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ class Replays:
     def __init__(self) -> None:
         # by kind: None when seen once, False when it is not to be captured
         self._kinds: dict[tuple, _Replay | bool | None] = {}
+        self._lock = threading.Lock()  # a graph's memory is there once
 
     def __deepcopy__(self, memo: dict) -> Replays:
         return Replays()
@@ -57,7 +59,12 @@ class Replays:
         given = Operands(*operands)
         if not _capturable(model, given):
             return differentiate(model, *given)
-        kind = _kind(model, given)
+        with self._lock:
+            return self._called(_kind(model, given), differentiate, model, given)
+
+    def _called(
+        self, kind: tuple, differentiate: Differentiate, model: Model, given: Operands
+    ) -> MetaGradient:
         if known := self._kinds.get(kind):
             return known(given)
         found = differentiate(model, *given)

@@ -37,6 +37,13 @@ class Images:
             return None
         return f"{'x'.join(map(str, self.values.shape[1:]))} up to {255 // self.scale}"
 
+    def reverse_colours(self) -> bool:
+        """Of an array of colours, which is then the other way round; whether it is one."""
+        if not isinstance(self.values, np.ndarray) or self.values.shape[-1] != 3:
+            return False
+        self.values = self.values[..., ::-1]
+        return True
+
     def take(self, rows: np.ndarray, seen: Preparation) -> np.ndarray:
         """uint8 [len(rows), size, size, channels]."""
         if not isinstance(self.values, np.ndarray):

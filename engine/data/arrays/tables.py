@@ -38,6 +38,8 @@ def read_table(content: Any, labels: Any, where: str, note: Note) -> Table:
         rows = content[by]
     elif pixels is not None and (by := labels) is not None:
         images = images_of(content[pixels], where, note)
+        if "label_specific" in content and images.reverse_colours():
+            note("images are blue, green and red, as tiered-ImageNet's authors wrote them: turned")
         rows = _by_label(content[by], content, len(images), where, note)
     elif pixels is None and content and all(map(_is_images, content.values())):
         return _by_class(content, where, note)

@@ -1,0 +1,244 @@
+"""What a learner would do wrong without a word: right, or refused in a line."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import engine
+from engine import meta
+from engine.errors import UserError
+from engine.models.interface import Params
+from engine.models.module import Module
+from tests.test_learner_faithful import WEIGHTS, Indirect, episode, learner, mlp, normed
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PAST = "reaches parameters of shape .* past the names that the module has for them"
+
+
+def adapts(made: engine.Learner) -> None:
+    made(episode(), WEIGHTS).loss.backward()
+
+
+def test_a_loss_of_the_module_s_own_parameters_is_refused():
+    net = mlp()
+
+    def with_decay(output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output, y) + 1e-3 * sum(p.square().sum() for p in net.parameters())
+
+    with pytest.raises(UserError, match=PAST):
+        adapts(learner(net, loss=with_decay))
+
+
+def test_a_loss_that_closes_over_a_parameter_is_refused_unless_it_is_frozen():
+    scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+    made = learner(mlp(), loss=lambda output, y: F.cross_entropy(output * scale, y))
+    with pytest.raises(UserError, match=PAST):
+        adapts(made)
+    scale.requires_grad_(False)
+    adapts(made)
+
+
+def test_parameters_that_are_reached_by_another_name_are_refused():
+    with pytest.raises(UserError, match=PAST):
+        adapts(learner(Indirect("partial").double()))
+
+
+def test_a_gradient_by_the_inputs_is_no_parameter():
+    def penalised(output: Tensor, y: Tensor) -> Tensor:
+        x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        return (
+            F.cross_entropy(output, y)
+            + torch.autograd.grad((x * x).sum(), x, create_graph=True)[0].sum()
+        )
+
+    adapts(learner(mlp(), loss=penalised))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_hook_on_a_gradient_is_refused(late: bool):
+    net = mlp()
+    made = learner(net) if late else None
+    net[0].weight.register_hook(lambda g: 0 * g)
+    with pytest.raises(UserError, match="the module's 0.weight have a hook on the gradient"):
+        adapts(made or learner(net))
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 1
+        return self.out(x)
+
+
+def test_inputs_that_a_pass_changes_are_refused_and_the_caller_s_stay():
+    given = episode()
+    before = given.support_x.clone()
+    with pytest.raises(UserError, match="changes its inputs in place"):
+        learner(InPlace().double())(given, WEIGHTS)
+    assert torch.equal(given.support_x, before)
+
+
+class Frozen(nn.Module):
+    """A batch norm that its owner keeps in evaluation mode, the usual way."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = normed()
+        self.layers[1].running_mean.fill_(0.5)
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.layers[1].eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def test_a_batch_norm_that_is_kept_still_is_so_in_another_process():
+    trained, given = learner(Frozen()), episode()
+    trained.train()
+    adapts(trained)
+    loaded = learner(Frozen())
+    loaded.load_state_dict(trained.state_dict())
+    assert torch.equal(loaded.eval().predict(given), trained.predict(given))
+    assert loaded.evaluate([given]) == trained.evaluate([given])
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_a_batch_norm_without_statistics_has_those_of_the_support_set(vectorize: bool):
+    net, given = mlp(nn.BatchNorm1d(8, track_running_stats=False)), episode()
+    tracked = mlp(nn.BatchNorm1d(8))
+    answers = []
+    for module in (net, tracked):
+        made = learner(module, vectorize=vectorize)
+        adapted = made.adapt(given.support_x[0], given.support_y[0])
+        whole = adapted(given.target_x[0])
+        torch.testing.assert_close(adapted(given.target_x[0][:1]), whole[:1])
+        torch.testing.assert_close(adapted.module()(given.target_x[0]), whole)
+        answers.append(made.predict(given, protocol="inductive"))
+    torch.testing.assert_close(*answers)
+
+
+def test_running_statistics_move_when_passes_normalise_by_them():
+    model, given = Module(normed(), F.cross_entropy), episode()
+    x, theta = given.support_x, torch.cat([p.flatten() for p in model.module[0].parameters()])
+    theta = torch.cat([theta, *(p.flatten() for p in model.module[3].parameters())]).expand(2, -1)
+    row = torch.cat([torch.ones(8), torch.zeros(8)]).double()
+    zeros = torch.zeros(2, 8, dtype=torch.float64)
+    statistics = engine.models.interface.Moments(zeros, zeros + 1)
+    with model.during(given, False):
+        _, moments = model.prepare(x, 1).predict(theta, row, statistics)
+        _, of_batch = model.prepare(x, 1).predict(theta, row)
+    torch.testing.assert_close(moments, of_batch)
+
+
+def test_one_output_has_no_accuracy_and_ignored_labels_count_for_nothing():
+    def binary(output: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(output[:, 0], y.double())
+
+    given = episode()
+    one = nn.Sequential(nn.Linear(3, 1)).double()
+    with pytest.raises(UserError, match="accuracy is of outputs for two classes or more"):
+        learner(one, loss=binary).evaluate([given])
+    made = learner(mlp())
+    padded = engine.Episode(
+        given.support_x,
+        given.support_y,
+        torch.cat([given.target_x, given.target_x], 1),
+        torch.cat([given.target_y, torch.full_like(given.target_y, -100)], 1),
+    )
+    assert made.evaluate([padded]).accuracy == made.evaluate([given]).accuracy
+
+
+def test_a_second_learner_begins_with_the_gains_that_the_first_has_learned():
+    net = normed()
+    first = learner(net)
+    with torch.no_grad():
+        first.norm[-1].fill_(2.0)
+    second = learner(net)
+    assert torch.equal(second.norm, torch.full_like(second.norm, 2.0))
+    assert torch.equal(learner(copy.deepcopy(net)).norm, second.norm)
+
+
+def test_a_gain_that_is_frozen_stays_so_for_a_second_learner():
+    net = normed()
+    net[1].bias.requires_grad_(False)
+    for _ in range(2):
+        assert list(learner(net).model.affine) == ["1.weight"]
+
+
+def test_a_gradient_s_norm_counts_a_parameter_once():
+    made = learner(mlp(), adapt="head")
+    shared, rows = made.model.shared_width, 2
+    norm = torch.ones(rows, shared)
+    gradient = Params(torch.zeros(3), norm, torch.zeros(1))
+    most = shared**0.5 / 2
+    halved = meta.within(gradient, most, shared)
+    torch.testing.assert_close(halved.norm, norm / 2)
+
+
+class Remembering(nn.Module):
+    """A loss that keeps something for a moment, as threads would for each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.meeting = threading.Barrier(2)
+
+    def forward(self, output: Tensor, y: Tensor) -> Tensor:
+        self.kept = F.cross_entropy(output, y, reduction="none")
+        return self.kept.mean()
+
+
+class Skipping(nn.Module):
+    """A list that is filled and emptied in a pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.skips = nn.Linear(3, 8), nn.Linear(8, 2), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.skips.append(self.a(x).tanh())
+        return self.b(self.skips.pop())
+
+
+def test_threads_share_neither_a_loss_that_keeps_something_nor_a_module_s_lists():
+    given = episode(4)
+    made = learner(mlp(), loss=Remembering(), vectorize=False)
+    made(given, WEIGHTS)
+    assert not made.model.parallel(given)
+    net = Skipping().double()
+    model = learner(net, vectorize=False).model
+    with model.during(given, False):
+        assert model.parallel(given)
+        with model._skeleton.lent() as lent:
+            assert lent is not net and lent.skips is not net.skips
+
+
+def test_tasks_run_in_threads_on_a_cpu_alone(monkeypatch):
+    model, given = learner(mlp(), vectorize=False).model, episode()
+    with model.during(given, False):
+        assert model.parallel(given)
+        monkeypatch.setattr(Module, "_device", torch.device("cuda"))
+        assert not model.parallel(given)
+
+
+def test_another_tensor_of_a_loss_is_another_kind_of_call():
+    loss = nn.CrossEntropyLoss(weight=torch.ones(2, dtype=torch.float64))
+    loss.margin = torch.tensor(0.2)
+    model = Module(mlp(), loss)
+    kinds = [model.identity()]
+    loss.margin.fill_(0.3)
+    kinds.append(model.identity())
+    loss.weight = torch.full((2,), 3.0, dtype=torch.float64)
+    kinds.append(model.identity())
+    assert len(set(kinds)) == 3
