@@ -82,6 +82,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
     # torch takes seconds to import; a wrong flag is answered before
     from engine import meta
     from engine.breakdown import breakdown
+    from engine.runs import seen
     from engine.runs.log import test_table
     from engine.runs.saved import load_trained, preparation, restore
     from engine.runtime import ranks
@@ -97,6 +98,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
             dataset = _data(cfg, part, "split_ratio" in explicit, preparation(saved[0]))
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
         say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
+        again = seen.tell(saved[0].seen, dataset.banks[part].names, part) if other else 0
         members = restore(meta.layout(trained), saved, device)
         if cfg.ways != trained.ways:
             members = {n: with_ways(state, trained, cfg) for n, state in members.items()}
@@ -111,6 +113,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
         say(*test_table(result))
         if any(files.values()) and team.first:
             about = {"checkpoint": str(path), "trained_on": saved[0].data_name}
+            about |= {"seen_classes": again} if other else {}
             _write(files, about | breakdown(cfg, dataset, part, found, result))
 
 

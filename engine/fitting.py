@@ -250,6 +250,9 @@ class _Own:
                     "has: a run that is continued, and the best epoch, lack what they were"
                 )
 
+    def seen(self, before: object) -> None:
+        return None
+
     def bound(self, cfg: Config) -> tuple[str, ...]:
         own = isinstance(self.own_model, Module)
         return ("threads",) if own and bound_to_threads(self.own_model, self.first) else ()

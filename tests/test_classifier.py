@@ -184,7 +184,7 @@ def test_labels_of_any_kind_in_sorted_order(run, files, labels, classes, tmp_pat
 
 
 def test_pictures_reach_a_method_class_by_class_in_whatever_order(run, support, monkeypatch):
-    seen, (x, y) = [], support
+    seen, (x, y, _) = [], support
     adapt = classifier.adapt
     monkeypatch.setattr(classifier, "adapt", lambda *a: seen.append(a[3:]) or adapt(*a))
     FewShotClassifier(run).fit(x, y)

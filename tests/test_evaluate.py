@@ -277,3 +277,31 @@ def test_the_training_s_classes_and_other_splits_are_evaluated_as_any(tmp_path, 
         evaluate.main([str(tmp_path / "run"), "--data", str(images), "--split-ratio", "8/5/5"]) == 2
     )
     assert "has its own train, val and test; leave it out" in capsys.readouterr().err
+
+
+def flat(folder, images):
+    """The classes of all splits beside each other."""
+    for split in ("train", "val", "test"):
+        shutil.copytree(images / split, folder, dirs_exist_ok=True)
+    return folder
+
+
+def test_classes_that_a_network_has_seen_are_told_of(tmp_path, images, capsys):
+    birds, run = flat(tmp_path / "birds", images), tmp_path / "run"
+    ratio = "--split-ratio", "12/3/3"
+    assert train.main(flags(birds, run, *ratio, "--epochs", 1)) == 0
+    again = [str(run), "--data", str(birds), "--cache", str(images.parent / "cache")]
+    assert evaluate.main(again) == 0
+    assert "have names of classes" not in capsys.readouterr().out
+    # a class that sorts before all others moves each into another place of the division
+    shutil.copytree(birds / "test0", birds / "a-new-one")
+    found = tmp_path / "found.json"
+    assert evaluate.main([*again, "--json", str(found)]) == 0
+    told = re.search(r"(\d) of the 3 test classes have names of classes", capsys.readouterr().out)
+    assert int(told[1]) == json.loads(found.read_text())["seen_classes"] > 0
+    # so does a training that begins with its weights, and what is then trained knows of both
+    more = flags(birds, tmp_path / "more", *ratio, "--epochs", 1, "--init", run)
+    assert train.main(more) == 0
+    assert "test classes have names of classes" in capsys.readouterr().out
+    first, second = (checkpoint.load(f / "latest.pt").seen for f in (run, tmp_path / "more"))
+    assert {*first["train"], *first["val"]} == {*second["before"]}

@@ -19,6 +19,7 @@ from engine.methods.rates import HEAD
 from engine.models import network
 from engine.runs import checkpoint
 from engine.runs.saved import load_trained, restore
+from engine.runs.seen import Seen
 
 # What the shapes and the meaning of all but the classifier follow from.
 _NETWORK = (
@@ -32,6 +33,7 @@ _HEAD = ("ways",)  # where a classifier is part of it, and not the last of its t
 class Beginning(NamedTuple):
     state: State
     origin: dict[str, Any] | None  # what may be told of the weights of --init: no path
+    seen: Seen | None = None  # classes that they have seen
 
 
 def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
@@ -100,6 +102,7 @@ def beginning(cfg: Config, folder: Path, device: torch.device) -> Beginning:
             running=given.running,
         ),
         origin,
+        source.seen,
     )
 
 

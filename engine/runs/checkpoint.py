@@ -47,11 +47,12 @@ from engine.files import (
 )
 from engine.runs import locks
 from engine.runs.packed import FIELDS
+from engine.runs.seen import Seen
 from engine.runtime import ranks
 
 # Of what ``save`` writes; raised whenever a field is added there, to Config, State or Params. All
 # since 1 are read: what an older file lacks takes its neutral value, a default of its class.
-FORMAT = 5
+FORMAT = 6
 BOARD, LOCK = "tensorboard", ".lock"
 Saved = TypeVar("Saved")
 
@@ -79,6 +80,7 @@ class Checkpoint:
     # Of tasks and a loss that engine.fit was given.
     fingerprints: dict[str, list[list[float]]] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)  # in epochs, before it was trained on
+    seen: Seen | None = None  # classes; None in files from before, and of a network of one's own
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:

@@ -121,6 +121,12 @@ def _is_fingerprints(value: Any) -> bool:
     )
 
 
+def _is_seen(value: Any) -> bool:
+    if not _is_map(value, list) or value.keys() != {"train", "val", "before"}:
+        return False
+    return all(type(n) is int and 0 <= n < 1 << 48 for numbers in value.values() for n in numbers)
+
+
 # What each field must be; config by Config, state by ``unpack``.
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "config": (lambda v: isinstance(v, dict), "a dict of settings"),
@@ -143,5 +149,6 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "fingerprints": (_is_fingerprints, "numbers by name"),
     "lengths": (lambda v: isinstance(v, list) and all(map(_is_count, v)), "a list of epochs"),
+    "seen": (lambda v: v is None or _is_seen(v), "numbers of classes"),
     "own_network": (lambda v: v is None or type(v) is str, "the name of a class"),
 }

@@ -18,7 +18,9 @@ from engine.models import network
 from engine.models.interface import Model
 from engine.models.module import Module
 from engine.models.shareable import bound_to_threads, require_shareable
+from engine.runs import seen
 from engine.runs.details import details
+from engine.runs.seen import Seen
 from engine.scoring import Score, StepAccuracy
 
 # The classes of a data set are divided, and the stand-in is drawn, the same for every run: two
@@ -41,6 +43,11 @@ class Problem(Protocol):
     own_model: Model | None  # where it is not the network of the configuration
     # Of tasks and a loss that the identity knows nothing of.
     fingerprints: Mapping[str, Fingerprint]
+
+    def seen(self, before: Seen | None) -> Seen | None:
+        """Classes that a training sees, and those that its first weights have seen; of the latter
+        those are told of that are to test it. None where classes have no names.
+        """
 
     def bound(self, cfg: Config) -> tuple[str, ...]:
         """Settings that a run keeps, though they are free for others."""
@@ -97,6 +104,10 @@ class Pictures(NamedTuple):
     def preparation(self, cfg: Config) -> Preparation:
         data, binary = self.dataset, cfg.dataset == "omniglot"
         return Preparation(cfg.image_size, cfg.channels, binary, data.scale, data.mean, data.std)
+
+    def seen(self, before: Seen | None) -> Seen:
+        seen.tell(before, self.dataset.banks["test"].names, "test")
+        return seen.of(self.dataset, before)
 
     def bound(self, cfg: Config) -> tuple[str, ...]:
         model = network(cfg)

@@ -24,6 +24,7 @@ from engine.runs.log import Meter
 from engine.runs.packed import pack, unpack
 from engine.runs.problem import Problem
 from engine.runs.saved import load_best, restore
+from engine.runs.seen import Seen
 from engine.runtime import ranks
 from engine.runtime.machine import settled
 from kernels import dispatch, native
@@ -46,6 +47,7 @@ class Run:
     fallen: list[int] = dataclasses.field(default_factory=list)  # epochs whose files are to go
     origin: dict | None = None  # of the weights that --init brought
     lengths: list[int] = dataclasses.field(default_factory=list)  # in epochs, before trained on
+    seen: Seen | None = None  # classes
     interval: Meter = dataclasses.field(default_factory=Meter)  # since the last row of the log
     whole: Meter = dataclasses.field(default_factory=Meter)  # since the epoch began
 
@@ -79,7 +81,8 @@ class Run:
         else:
             begun = begun or beginning(cfg, folder, device)
             torch.manual_seed(cfg.seed)
-            run = cls(cfg, folder, problem, begun.state, origin=begun.origin)
+            seen = problem.seen(begun.seen)
+            run = cls(cfg, folder, problem, begun.state, origin=begun.origin, seen=seen)
             run._settle(device)
             run.save()
         checkpoint.write_json(folder / checkpoint.CONFIG, replace(cfg, init=init).to_dict())
@@ -115,7 +118,7 @@ class Run:
         state = unpack(problem.layout(cfg), saved.state, device)
         run = cls(settled_cfg, folder, problem, state, cfg.precision, saved.precisions)
         run.epoch, run.best, run.fallen = saved.epoch, saved.best, saved.fallen
-        run.origin, run.lengths = saved.origin, saved.lengths
+        run.origin, run.lengths, run.seen = saved.origin, saved.lengths, saved.seen
         run.interval, run.whole = meters["interval"], meters["whole"]
         torch.set_rng_state(saved.rng)
         return run
@@ -160,6 +163,7 @@ class Run:
         meters = {name: _meter(folder, saved, name) for name in ("interval", "whole")}
         run = cls(cfg, folder, problem, state, epoch=saved.epoch, best=saved.best, **meters)
         run.fallen, run.origin, run.precisions = saved.fallen, saved.origin, saved.precisions
+        run.seen = saved.seen
         run.lengths = [*saved.lengths, *[saved.config["epochs"]] * longer]
         if saved.precisions is None:  # from before anything was measured
             with dispatch.following(dispatch.UNCHECKED):
@@ -240,6 +244,7 @@ class Run:
             preparation=prepared and prepared.to_dict(),
             fingerprints=dict(self.problem.fingerprints),
             lengths=self.lengths,
+            seen=self.seen,
             own_network=None if own is None else type(getattr(own, "module", own)).__name__,
         )
 
