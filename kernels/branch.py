@@ -14,15 +14,16 @@ class Mark:
 
     def __init__(self) -> None:
         self._event: torch.cuda.Event | None = None
+        self._device: torch.device | None = None
 
     def set(self, stream: torch.cuda.Stream) -> None:
         """What is under way there is the end of it."""
-        self._event = stream.record_event()
+        self._event, self._device = stream.record_event(), stream.device
 
     def wait(self) -> None:
         """What comes next comes after it."""
         if self._event is not None:
-            torch.cuda.current_stream().wait_event(self._event)
+            torch.cuda.current_stream(self._device).wait_event(self._event)
 
 
 class Branch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from engine import meta
 from engine.errors import UserError
 from engine.models.interface import Params
 from engine.models.module import Module
+from engine.runtime.workers import over_tasks
+from kernels.branch import Mark
 from tests.test_learner_faithful import WEIGHTS, Indirect, episode, learner, mlp, normed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -242,3 +245,22 @@ def test_another_tensor_of_a_loss_is_another_kind_of_call():
     loss.weight = torch.full((2,), 3.0, dtype=torch.float64)
     kinds.append(model.identity())
     assert len(set(kinds)) == 3
+
+
+def test_tasks_that_lie_on_another_device_are_not_for_threads():
+    torch.set_num_threads(2)
+    x = torch.empty(4, 3, 5, device="meta")
+    given = engine.Episode(x, x[..., 0], x, x[..., 0])
+    seen = over_tasks(lambda one: threading.get_ident(), given, 1)
+    assert seen == [threading.get_ident()] * 4
+
+
+def test_a_mark_is_waited_for_on_the_device_that_it_is_of(monkeypatch):
+    waited = []
+    stream = SimpleNamespace(device=torch.device("cuda:1"), record_event=lambda: "the end")
+    current = SimpleNamespace(wait_event=waited.append)
+    monkeypatch.setattr(torch.cuda, "current_stream", {torch.device("cuda:1"): current}.get)
+    mark = Mark()
+    mark.set(stream)
+    mark.wait()
+    assert waited == ["the end"]

@@ -1,6 +1,8 @@
 """The table of launch configurations; it needs neither Triton nor a GPU."""
 
 import json
+from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,3 +105,33 @@ def test_committed_table_names_known_kernels_and_parameters():
             kernel = name.split()[0]
             assert kernel in launch.KERNELS
             assert values.keys() <= launch.default(MINI._replace(kernel=kernel)).keys()
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("dual", [False, True])
+def test_what_a_convolution_holds_fits_into_shared_memory(dual: bool, precision: str) -> None:
+    for kernel, images, side, width in product(
+        ("conv_fwd", "conv_bwd"), (1, 5, 20, 75, 300), (5, 21, 42, 84, 160), (16, 48, 64, 256)
+    ):
+        g = Geometry(kernel, images, side, width, width, precision, dual=dual)
+        made = launch.default(g)
+        held = (1 + dual) * (made["BM"] + made["BN"]) * made["BK"] * 4 * made["num_stages"]
+        assert held <= launch.SHARED and made["num_stages"] >= 2, g
+
+
+def test_what_kernels_cannot_count_or_launch_is_refused_or_taken_step_by_step(monkeypatch) -> None:
+    passes = pytest.importorskip("kernels.triton.passes")
+    from kernels.net import Net
+    from kernels.triton.plan import Plan
+
+    small, wide = (Net(1, 28, filters, 4, 5, True, 0.0, 1e-5) for filters in (64, 512))
+    for net, tasks in ((small, 8), (wide, 64)):
+        images = SimpleNamespace(plan=Plan.of(net, tasks, 5), patches=None, x=torch.zeros(tasks, 1))
+        monkeypatch.setattr(passes.Images, "of", lambda plan, *_: plan)
+        found = passes.repeated(images, 5)
+        assert (found is None) == (net is wide)
+    monkeypatch.setattr(passes, "expect", lambda *a, **k: None)
+    with pytest.raises(ValueError, match="triton passes take up to 65535 tasks, images a task and"):
+        passes.prepare(
+            Net(1, 514, 4, 1, 5, True, 0.0, 1e-5), torch.empty(1, 1, 1, 514, 514, device="meta")
+        )

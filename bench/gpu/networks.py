@@ -8,13 +8,13 @@ from statistics import median
 
 import torch
 
-from bench import modules
+from bench import gate, modules
 from bench.gpu import clock
 from bench.gpu.iterations import QUICK_ROUNDS, QUICK_TURN, ROUNDS, TURN, release, timed
 from bench.gpu.progress import Items, Request
 from bench.modules import ModuleRow
 
-OFF = 1e-3  # of the loss: products may be in TF32
+_OFF = gate.ROUNDED  # of the loss: the products of one may be in TF32, of another not
 
 
 def items(request: Request) -> Items:
@@ -36,7 +36,7 @@ def _play(row: ModuleRow, request: Request) -> dict:
     for _ in range(3):  # the second captures, the third is a replay
         losses = {name: player.iteration() for name, player in made.items()}
         wanted = losses["loop"]
-        if odd := {n: x for n, x in losses.items() if not abs(x - wanted) <= OFF * abs(wanted)}:
+        if odd := {n: x for n, x in losses.items() if not abs(x - wanted) <= _OFF * abs(wanted)}:
             raise ValueError(f"the losses are {odd}, that of the loop is {wanted}")
     turn, rounds = (QUICK_TURN, QUICK_ROUNDS) if request.quick else (TURN, ROUNDS)
     players = {name: timed(_several(player), request.device) for name, player in made.items()}

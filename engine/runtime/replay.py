@@ -109,8 +109,9 @@ class _Replay:
 
     def __init__(self, differentiate: Differentiate, model: Model, given: Operands):
         theta = given.params.theta
-        self._inputs = params, fields, running = mapped(torch.clone, given.tensors)
-        self._weights = theta.new_tensor(given.weights)
+        with torch.inference_mode(False):  # a later call may be outside of it
+            self._inputs = params, fields, running = mapped(torch.clone, given.tensors)
+            self._weights = theta.new_tensor(given.weights)
         pairs = zip(self._weights, given.weights, strict=True)
         weights = [ours if theirs else 0.0 for ours, theirs in pairs]
         own = Operands(params, Episode(**fields), weights, given.second_order, running)

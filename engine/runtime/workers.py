@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 import kernels
-from engine.episodes import Episode, each
+from engine.episodes import Episode, each, mapped
 from engine.models.randomness import drawing
 from kernels import pools
 from kernels.threads import stay_on_one_core
@@ -80,7 +80,8 @@ def over_tasks(
     """`function` of each block of so many tasks (`None`: of all), in task order.
 
     Single tasks on a CPU run at once, as many as there are threads, on one core each; those left
-    over, too few for every thread, run one after the other on all of them, and so do larger blocks.
+    over, too few for every thread, run one after the other on all of them, and so do larger blocks,
+    and tasks on a GPU: threads would use other streams than their caller's.
     Where work does not spread (`spreads`) over cores to the same bits, every block has one core.
     """
     if block is None:
@@ -88,7 +89,7 @@ def over_tasks(
     tasks, count = episode.tasks, kernels.threads()
     blocks = [episode.slice(start, start + block) for start in range(0, tasks, block)]
     few = spreads and (block > 1 or len(blocks) < count)
-    if count == 1 or few or not parallel:
+    if count == 1 or few or not parallel or not _on_cpu(episode):
         return [function(one) for one in blocks]
     pool, count = _pool(count)
     together = blocks if pool else []
@@ -101,6 +102,12 @@ def over_tasks(
     results = list(pool.map(_run, calls)) if pool else []
     with contextlib.nullcontext() if spreads else _one_core():
         return results + [function(one) for one in blocks[len(together) :]]
+
+
+def _on_cpu(episode: Episode) -> bool:
+    tensors: list[torch.Tensor] = []
+    mapped(tensors.append, episode.support_x)
+    return all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 @contextlib.contextmanager

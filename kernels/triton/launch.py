@@ -181,11 +181,12 @@ def _conv(g: Geometry) -> dict[str, int]:
     if not rounded(g):
         warps = 8 if bm > 64 or g.precision == "ieee" else 4
         return {"BM": min(bm, 128), "BN": bn, "BK": 16, "num_warps": warps, "num_stages": 3}
-    bk, warps = 32 if depth % 32 == 0 else 16, 8 if bm > 128 else 4
-    step = (1 + g.dual) * (bm + bn) * bk * 4  # bytes
+    bk = 32 if depth % 32 == 0 else 16
+    while (stages := SHARED // ((1 + g.dual) * (bm + bn) * bk * 4)) < 2:  # of so many bytes each
+        bm //= 2
     return {
-        "BM": bm, "BN": bn, "BK": bk, "num_warps": warps,
-        "num_stages": max(2, min(5, SHARED // step)),
+        "BM": bm, "BN": bn, "BK": bk,
+        "num_warps": 8 if bm > 128 else 4, "num_stages": min(5, stages),
     }  # fmt: skip
 
 

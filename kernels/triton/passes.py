@@ -4,6 +4,8 @@ All tasks of a call run in every launch. Nothing waits for the device or is copi
 buffer comes from torch's allocator, so that a pass may be captured in a CUDA graph.
 """
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,9 +24,10 @@ from kernels.triton.plan import (
     StageKept,
 )
 from kernels.triton.rows import aligned, new_rows
-from kernels.triton.tensors import countable, expect
+from kernels.triton.tensors import LARGEST, countable, expect
 
 MOST_STAGES = 16
+GRID = 65_535  # programs along the second and third axis of a launch
 MOST_REPEATED = 2**21  # pixels; of Omniglot five steps' targets of 16 tasks are 1.3 million at most
 
 
@@ -57,10 +60,12 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     expect("passes", x)
     t, n = x.shape[:2]
     plan = Plan.of(net, t, n)
-    bordered = t, n, net.side + 2, net.side + 2, net.channels
-    sides = (2 + (s.pooled if s.stem else s.dense) for s in plan.stages)  # a stem writes no z
-    maps = ((t, n, side, side, net.filters) for side in sides)
-    countable("passes", bordered, *maps, (t, n, net.ways), (t, checks.parameters(net)))
+    countable("passes", *_shapes(plan))
+    if (most := max(t, n, plan.last_pixels)) > GRID:
+        raise ValueError(
+            f"triton passes take up to {GRID} tasks, images a task and pixels of the last stage, "
+            f"got {most}: use fewer at once, or more stages"
+        )
     x = channels_last(x).permute(0, 1, 3, 4, 2)
     if not plan.stages[0].stem:
         return Images.of(plan, F.pad(x, (0, 0, 1, 1, 1, 1)), None)
@@ -68,17 +73,29 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     return Images.of(plan, moments.images, moments)
 
 
+def _shapes(plan: Plan) -> list[tuple[int, ...]]:
+    """Of the largest tensors of a pass."""
+    net, t, n = plan.net, plan.tasks, plan.images
+    bordered = t, n, net.side + 2, net.side + 2, net.channels
+    sides = (2 + (s.pooled if s.stem else s.dense) for s in plan.stages)  # a stem writes no z
+    maps = ((t, n, side, side, net.filters) for side in sides)
+    return [bordered, *maps, (t, n, net.ways), (t, checks.parameters(net))]
+
+
 def repeated(images: Images, times: int) -> Images | None:
     """The same images as of so many times T tasks, all of them `times` in turn; `None` where a pass
     over those of T tasks fills a GPU.
     """
     plan, patches = images.plan, images.patches
-    if times * plan.tasks * plan.images * plan.net.side**2 > MOST_REPEATED:
+    plan = plan._replace(tasks=times * plan.tasks)
+    largest = max(map(math.prod, _shapes(plan)))
+    # the parts of a sum over splits, one or more a task, are counted too
+    if plan.tasks * plan.images * plan.net.side**2 > MOST_REPEATED or 4 * largest >= LARGEST:
         return None
     parts = [images.x] if patches is None else patches
     x, *moments = (part.repeat(times, *[1] * (part.dim() - 1)) for part in parts)
     patches = Patches(x, *moments) if moments else None
-    return Images.of(plan._replace(tasks=times * plan.tasks), x, patches)
+    return Images.of(plan, x, patches)
 
 
 def run(
