@@ -2,12 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from engine.config import Config
-from engine.errors import UserError
 from engine.methods.loops import loop
 from engine.models import network
 from engine.models.metanet import told
@@ -17,11 +17,19 @@ from tests.test_methods import close
 __all__ = ["alone"]
 
 
-def test_each_meta_network_is_as_large_as_the_port_has_it() -> None:
+def test_each_meta_network_is_as_large_as_published() -> None:
     net = network(Config.of("maml++", "omniglot", method="metanet")).module
     assert [sum(p.numel() for p in of) for of in (net.embedder, net.base)] == [152_448] * 2
-    with pytest.raises(UserError, match="--image-size is 7 with --method metanet: its networks"):
-        network(config("metanet", image_size=7))
+    assert [sum(p.numel() for p in of.parameters()) for of in (*net.d, *net.m)] == [1941] * 2 + [
+        501
+    ] * 2
+
+
+def test_gradients_are_constants_unless_it_is_told_otherwise() -> None:
+    cfg = Config.of("maml++", "omniglot", method="metanet")
+    assert cfg.first_order_epochs == cfg.epochs and cfg.max_norm == 10
+    second = Config.of("maml++", "omniglot", method="metanet", first_order_epochs=0)
+    assert second.first_order_epochs == 0
 
 
 def test_a_gradient_is_told_by_its_size_and_sign() -> None:
@@ -54,7 +62,7 @@ def test_meta_networks_are_their_plain_algorithm(order) -> None:
         by_images = [[[g.detach() for g in of] for of in images] for images in by_images]
     of_u, of_b = by_images
     fast_u = [
-        plain_lstm(net.d[i > 4], [g[i].flatten() for g in of_u]).view(weight.shape)
+        plain_lstm(net.d[i > 4], grouped([g[i].flatten() for g in of_u])).view(weight.shape)
         for i, weight in enumerate(net.embedder[:-1])
     ]
     fast_b = [
@@ -83,11 +91,17 @@ def plain_meta(weights, fast, x):
     for i in range(5):
         slow = F.conv2d(x, weights[i], padding=1)
         x = slow.relu() if fast is None else slow.relu() + F.conv2d(x, fast[i], padding=1).relu()
-        x = F.max_pool2d(x, 2) if i < 3 else x
-    h = x.flatten(2).max(2).values
-    h = h @ (weights[5] if fast is None else weights[5] + fast[5]).T
+        x = F.max_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), 2)
+    h = x.flatten(1) @ weights[5].T
+    quick = 0 * h if fast is None else x.flatten(1) @ fast[5].T
     last = weights[6] if fast is None or len(fast) == 6 else weights[6] + fast[6]
-    return h, h @ last.T
+    return h + quick, (h.relu() + quick.relu()) @ last.T
+
+
+def grouped(gradients):
+    """Their means over five groups, the first ones larger where it does not divide."""
+    groups = np.array_split(range(len(gradients)), min(5, len(gradients)))
+    return [sum(gradients[i] for i in group) / len(group) for group in groups]
 
 
 def plain_lstm(d, gradients):
@@ -98,15 +112,16 @@ def plain_lstm(d, gradients):
         i, f, new, o = (told(g) @ w.T + b + h @ u.T + c).chunk(4, 1)
         cell = f.sigmoid() * cell + i.sigmoid() * new.tanh()
         h = o.sigmoid() * cell.tanh()
-    return (h @ d.out.weight.T)[:, 0]
+    return (h @ d.out.weight.T + d.out.bias)[:, 0]
 
 
 def test_meta_networks_without_fast_weights_are_a_plain_network() -> None:
     cfg = config("metanet")
     model, params, episode, running = problem(cfg)
     theta = dict(zip(model.shapes, params.theta.split(model.sizes), strict=True))
-    for name in ("d.0.out.weight", "d.1.out.weight", "m.0.4.weight", "m.1.4.weight"):
-        theta[name].zero_()
+    for name in ("d.0.out", "d.1.out", "m.0.4", "m.1.4"):
+        theta[f"{name}.weight"].zero_()
+        theta[f"{name}.bias"].zero_()
     found = loop(cfg, model).adapt_and_predict(model, params, running, episode, steps=1)
     base = [theta[f"base.{i}"].view(model.shapes[f"base.{i}"]) for i in range(7)]
     for t in range(2):

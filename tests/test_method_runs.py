@@ -301,12 +301,6 @@ def test_the_weights_of_a_network_whose_classifiers_lie_among_its_others_are_for
     one_line(capfd.readouterr().err.replace("\n\n", ""), "of another network", "ways: 3 -> 2")
 
 
-def test_images_too_small_for_a_network_of_a_methods_own_are_told(images, capfd):
-    argv = flags(images, images.parent / "none", *own("metanet", "--image-size", 7))
-    assert train.main(argv) == 2
-    one_line(capfd.readouterr().err, "--image-size is 7 with --method metanet", "give 8 or more")
-
-
 @pytest.mark.parametrize("name", ["siamese", "memory", "statistician", "metanet"])
 def test_what_is_remembered_of_pictures_has_its_length(images, tmp_path, name):
     """Of a file that is damaged, or for another task."""

@@ -97,7 +97,8 @@ def test_it_learns_by_a_function_of_seed_and_iteration(name) -> None:
         assert torch.equal(a, b)
     moved = (state.params.theta != first.params.theta).split(network(cfg).sizes)
     still = [name for name, of in zip(network(cfg).shapes, moved, strict=True) if not of.any()]
-    assert not still
+    # the classifier of metanet's embedder is in gradients alone, which are constants
+    assert still == (["embedder.6"] if name == "metanet" else [])
     assert torch.equal(state.params.rates, first.params.rates)
     other = meta.init_state(dataclasses.replace(cfg, seed=1))
     assert not torch.equal(other.params.theta, first.params.theta)

@@ -71,7 +71,8 @@ METHOD = Method(
         "steps": lambda settings: 12 if settings["shots"] == 1 else 5,
         "eval_steps": 0,
         "inner_rate": 0.011,
-        "max_norm": 0.25,
+        "max_norm": 0.25,  # of one task there, of the mean here
+        "task_reduction": "mean",
         "clamp": 0.0,
         "protocol": "inductive",
     },

@@ -5,27 +5,25 @@
     r = u(Q, Q*, x),   a = softmax_i cos(r, r_i),   W* = Σ_i a_i W*_i
     min over Q, W, d, m of Σ_tasks CE(b(W, W*, x), y)
 
-Two networks with slow weights Q and W, and fast ones that are made of gradients: a convolution
-gives relu(slow ∗ x) + relu(fast ∗ x), a linear layer the sum of both. d is an LSTM over the images,
-m a network of three layers, both the same for all weights (one for convolutions, another for linear
-layers) and of each gradient g given (log|g|/p, sign g), or (−1, e^p g) where it is small, p = 7.
-The outer loop differentiates through the gradients; `--first-order-epochs` makes them constants to
-it.
+Two networks with slow weights Q and W, and fast ones that are made of gradients: a layer gives
+relu(slow x) + relu(fast x), but the two last ones, key and logits, a sum without ReLU. d is an LSTM
+over five groups of the support set, each with the gradient of its mean loss, m a network of three
+layers, both the same for all weights (one for convolutions, another for linear layers) and of each
+gradient g given (log|g|/p, sign g), or (−1, e^p g) where it is small, p = 7. Gradients are
+constants to the outer loop; with `--first-order-epochs 0` it differentiates through them.
 
-`--network own` always: sizes of the one public port (github.com/duanyzhi/Meta-Networks @4fde08d),
-in u and b each five convolutions of 64 filters and two linear layers, 152,448 weights for 5 grey
-classes; `--filters 64` is the width. Every target has weights of its own, and the LSTM holds some
-0.5 KB a weight and support image: a 5-way 1-shot task takes seconds of a core, and one of 20 ways
-or 5 shots gigabytes.
+`--network own` always: as the authors' code (bitbucket.org/tsendeemts/metanet, MetaNetFull) has it
+for Omniglot, in u and b each five convolutions of 64 filters, a pool of 2×2 behind each, and two
+linear layers, 152,448 weights for 5 grey classes of 28×28; `--filters 64` is the width. Every
+target has weights of its own: a 5-way 1-shot task takes seconds of a core.
 
-Published: Omniglot 98.95 / 97.00 for 5w1s and 20w1s, mini-ImageNet 49.21 for 5w1s. The authors'
-code is not to be had; of optimiser, schedule, first weights and d's order nothing is sure. The
-port, for Omniglot 5w1s alone, gives its result as a picture.
+Published: Omniglot 98.95 / 97.00 for 5w1s and 20w1s, mini-ImageNet 49.21 for 5w1s.
 
-Not as the paper or not known: of several shots the paper takes a contrastive loss of pairs for u;
-here it is the same cross-entropy, of every image. Not as the port: maxima in both networks, no
-centring, fast weights that begin small, and the preset's outer rate (`--lr`; 1e-3 to 1e-4
-there).
+Not as that code: fast weights begin small (its last layers begin as all others); the loss is a mean
+over targets, there a sum over ten a class, of one task an iteration, so that the bound of the
+gradient's norm (`--max-norm 10`) binds later; the support set lies class by class; sizes of mini-
+ImageNet's network, of which only some layers have fast weights there. Of several shots the paper
+takes a contrastive loss of pairs for u; here it is the same cross-entropy.
 
 Neutral value: where d and m give 0 it is b with its slow weights, the same for all tasks.
 """
@@ -56,7 +54,13 @@ def _loop(cfg, model):
 METHOD = Method(
     "metanet",
     {name: value for name, value in OWN.items() if name != "first_order_epochs"},
-    {"filters": 64, "first_order_epochs": 0, "norm_statistics": "running"},
+    {
+        "filters": 64,
+        "first_order_epochs": lambda settings: settings["epochs"],
+        "norm_statistics": "running",
+        "clamp": 0.0,
+        "max_norm": 10.0,
+    },
     without=STEPS + NORM,
     loop=_loop,
     model=_model,

@@ -22,8 +22,9 @@ paper drops of a set at random. No readable reproduction of the classification i
 Not as that code: its sets have 5 images (here `--shots` and `--targets` make them, by default 5 or
 more, and `--eval-targets` is the preset's `--targets`); rotations by multiples of 90° in place of
 flips and any angle; the bound itself from the beginning, where the code weighs reconstruction by
-1 + w and the KL by 1/(1 + w), w halved every epoch. Entries of the gradient are within 0.5
-(`--clamp`) as there.
+1 + w and the KL by 1/(1 + w), w halved every epoch; what lies behind the pool is normalised over
+the sets of a task, there over 32 (`--train-ways 32 --tasks 1`). Entries of the gradient of the mean
+over all images are within 0.5 (`--clamp`) as there.
 
 Neutral value: a target that is the only image of a class in the support set is at distance 0 of it.
 """
@@ -59,6 +60,7 @@ METHOD = Method(
     {
         "filters": 64,
         "clamp": 0.5,
+        "task_reduction": "mean",
         "targets": lambda s: max(s["targets"], SET - s["shots"]),
         "eval_targets": lambda s: s.get("eval_targets") or s["targets"],
     },

@@ -9,31 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.errors import UserError
 from engine.methods.heads import cosines
 from engine.models.whole import TaskNetwork
 
-_CONVOLUTIONS, _POOLS = 5, 3
+_CONVOLUTIONS = 5
 _HIDDEN = 20  # of what makes fast weights of gradients
 _LEAST = 7.0  # p: gradients below e^−p are told by their size
+_GROUPS = 5  # of the support set, of which d reads one after the other
 
 
 class MetaNetwork(TaskNetwork):
     """An embedder u and a base learner b of the same layers, each five convolutions of F filters
-    and two linear layers, all without biases (F = 64 in the public port), and the functions d and m
-    that make their fast weights. Raises UserError for images that the pools would leave nothing of.
+    and two linear layers, all without biases (F = 64 as published), and the functions d and m that
+    make their fast weights.
     """
 
     def __init__(self, channels: int, image_size: int, filters: int, ways: int):
         super().__init__()
-        if image_size < 2**_POOLS:
-            raise UserError(
-                f"--image-size is {image_size} with --method metanet: its networks halve it "
-                f"{_POOLS} times; give {2**_POOLS} or more"
-            )
-        widths = [channels] + [filters] * _CONVOLUTIONS
+        widths, side = [channels] + [filters] * _CONVOLUTIONS, image_size
+        for _ in range(_CONVOLUTIONS):
+            side = -(-side // 2)
         shapes = [(b, a, 3, 3) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-        shapes += [(filters, filters), (ways, filters)]
+        shapes += [(filters, filters * side**2), (ways, filters)]
         self.embedder, self.base = (_first_weights(shapes) for _ in range(2))
         self.d = nn.ModuleList(_OfSeveral() for _ in range(2))  # of convolutions, and linear layers
         self.m = nn.ModuleList(_OfOne() for _ in range(2))
@@ -43,7 +40,8 @@ class MetaNetwork(TaskNetwork):
         self.shapes = shapes
 
     def learn(self, x: Tensor, labels: Tensor, second_order: bool = True) -> Tensor:
-        fast_u = _made(self.d, _gradients(self.embedder, x, labels, second_order)[:-1])
+        of_u = _gradients(self.embedder, x, labels, second_order)[:-1]
+        fast_u = _made(self.d, [_grouped(g) for g in of_u])
         fast_b = _made(self.m, _gradients(self.base, x, labels, second_order))
         keys = key(self.embedder, self._split(fast_u), x)
         return torch.cat([fast_u, torch.cat([keys, fast_b], 1).flatten()])
@@ -71,23 +69,31 @@ class MetaNetwork(TaskNetwork):
 
 
 def key(weights: Sequence[Tensor], fast: Sequence[Tensor] | None, x: Tensor) -> Tensor:  # [N, F]
-    """The layers before the classifier. Each of both may be of all images, or [N, ...] of each its
-    own; a convolution gives relu(slow ∗ x) + relu(fast ∗ x), a linear layer slow x + fast x.
+    """The layers before the classifier, of which the linear one has no ReLU here. Weights and fast
+    ones may be of all images, or [N, ...] of each its own.
+    """
+    return sum(_hidden(weights, fast, x))
+
+
+def logits(weights: Sequence[Tensor], x: Tensor, fast: Sequence[Tensor] | None = None) -> Tensor:
+    h = sum(part.relu() for part in _hidden(weights, fast, x))
+    last = [weights[-1]] if fast is None else [weights[-1], fast[-1]]
+    return sum(_multiplied(h, w) for w in last)
+
+
+def _hidden(
+    weights: Sequence[Tensor], fast: Sequence[Tensor] | None, x: Tensor
+) -> list[Tensor]:  # [N, F] each
+    """What the slow and the fast weights of the first linear layer make of pooled maps, each of
+    which is relu(slow ∗ x) + relu(fast ∗ x).
     """
     # With the strides of a new tensor, as torch in float64 wants them to differentiate twice.
     x = x.flatten().view(x.shape)
     of_layers = list(zip(weights, *([] if fast is None else [fast]), strict=False))
-    for i, layer in enumerate(of_layers[:_CONVOLUTIONS]):
-        x = sum(_convolved(x, w).relu() for w in layer)
-        x = F.max_pool2d(x, 2) if i < _POOLS else x
-    x = x.amax((2, 3))
-    return sum(_multiplied(x, w) for w in of_layers[_CONVOLUTIONS])
-
-
-def logits(weights: Sequence[Tensor], x: Tensor, fast: Sequence[Tensor] | None = None) -> Tensor:
-    h = key(weights, fast, x)
-    last = [weights[-1]] if fast is None else [weights[-1], fast[-1]]
-    return sum(_multiplied(h, w) for w in last)
+    for layer in of_layers[:_CONVOLUTIONS]:
+        x = F.max_pool2d(sum(_convolved(x, w).relu() for w in layer), 2, ceil_mode=True)
+    x = x.flatten(1)
+    return [_multiplied(x, w) for w in of_layers[_CONVOLUTIONS]]
 
 
 def _convolved(x: Tensor, w: Tensor) -> Tensor:
@@ -114,8 +120,13 @@ def _gradients(
     return torch.autograd.grad(loss, own, create_graph=second_order and learned)
 
 
+def _grouped(g: Tensor) -> Tensor:  # [n, ...] → [groups, ...]
+    """Of the mean loss of each of so many groups of the images, in their order."""
+    return torch.stack([part.mean(0) for part in g.tensor_split(min(_GROUPS, len(g)))])
+
+
 def _made(functions: nn.ModuleList, gradients: Sequence[Tensor]) -> Tensor:
-    """Fast weights of the images' gradients, one function for convolutions, one for the others."""
+    """Fast weights of gradients, one function for convolutions, one for the others."""
     parts = gradients[:_CONVOLUTIONS], gradients[_CONVOLUTIONS:]
     flat = (torch.cat([g.flatten(1) for g in part], 1) for part in parts)
     return torch.cat([f(told(g)) for f, g in zip(functions, flat, strict=True)], -1)
@@ -130,7 +141,7 @@ def told(g: Tensor) -> Tensor:  # [..., 2]
 
 
 class _OfSeveral(nn.Module):
-    """d: from gradients of all images [n, P, 2], in their order, a weight each [P]."""
+    """d: from gradients of groups of images [n, P, 2], in their order, a weight each [P]."""
 
     def __init__(self):
         super().__init__()
@@ -144,8 +155,7 @@ class _OfOne(nn.Sequential):
     """m: from gradients of each image [n, P, 2] its weights [n, P]."""
 
     def __init__(self):
-        layers = [nn.Linear(2, _HIDDEN, bias=False), nn.ReLU()]
-        layers += [nn.Linear(_HIDDEN, _HIDDEN, bias=False), nn.ReLU()]
+        layers = [nn.Linear(2, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU()]
         super().__init__(*layers, _last(_HIDDEN))
 
     def forward(self, g: Tensor) -> Tensor:
@@ -154,13 +164,14 @@ class _OfOne(nn.Sequential):
 
 def _last(width: int) -> nn.Linear:
     """So that fast weights begin small beside the slow ones."""
-    layer = nn.Linear(width, 1, bias=False)
+    layer = nn.Linear(width, 1)
     nn.init.normal_(layer.weight, 0, 0.01)
+    nn.init.zeros_(layer.bias)
     return layer
 
 
 def _first_weights(shapes: Sequence[tuple[int, ...]]) -> nn.ParameterList:
     found = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
     for weight in found:
-        nn.init.kaiming_normal_(weight)
+        nn.init.kaiming_normal_(weight, nonlinearity="linear")  # 1/√inputs
     return found

@@ -89,6 +89,10 @@ class Statistician(TaskNetwork):
             nn.Conv2d(f, channels, 1),
         )
         self.logvar = nn.Parameter(torch.zeros(()))
+        for part in self.modules():
+            if isinstance(part, nn.Linear | nn.Conv2d):
+                nn.init.xavier_normal_(part.weight, nn.init.calculate_gain("relu"))
+                nn.init.zeros_(part.bias)
 
     def contexts(self, h: Tensor, labels: Tensor) -> Gaussian:  # [sets, C]
         """q(c|D) of each set, by the images' features and the places of their sets."""
