@@ -1,26 +1,34 @@
 """Keeps a finished training run in bench/results/training: configuration, curve, test, seconds.
 
-    python -m bench.training [--commit REV] runs/FOLDER NAME [runs/OTHER]
+    python -m bench.training [--commit REV] [--stopped] runs/FOLDER NAME [runs/OTHER]
 
---commit says which one trained it, if it is not that of this checkout. With it goes how the same
-training began in another run, on another backend, which may have been stopped. Beside the test, in
-both protocols, stands nearest centroid on the same tasks, so the run's data must be where it was.
+--commit says which one trained it, if it is not that of this checkout. --stopped keeps one that has
+not come to its end, which the table says: its best epochs so far are tested. With it goes how the
+same training began in another run, on another backend, which may have been stopped. Beside the
+test, in both protocols, stands nearest centroid on the same tasks, so the run's data must be where
+it was.
 `python -m bench.report` makes the README's table of all that are kept.
 """
 
 import argparse
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from bench import centroid, results, tables
+from engine import meta
 from engine.config import Config
 from engine.errors import UserError
 from engine.methods import METHODS
 from engine.presets import METHOD
-from engine.runs.problem import load_dataset
+from engine.runs import checkpoint
+from engine.runs.problem import Pictures, load_dataset
+from engine.runs.saved import load_trained, own_data, restore
+from engine.runtime.machine import machine as on_machine
+from engine.runtime.machine import settled
 from engine.tables.results import protocol
 
 FOLDER = results.FOLDER / "training"
@@ -28,17 +36,20 @@ FOLDER = results.FOLDER / "training"
 LOCAL = {"data", "cache", "run", "device", "threads", "prefetch", "log_every", "fresh"}
 
 
-def record(run: Path, other: Path | None = None, commit: str | None = None) -> dict:
+def record(
+    run: Path, other: Path | None = None, commit: str | None = None, stopped: bool = False
+) -> dict:
     """What to keep of a run folder. Raises UserError when its data is not there any more, or the
     other run is not of the same training.
     """
-    config, rows, result = read(run)
+    config, rows = results.load(run / "config.json"), _log(run)
+    result, turned = _stopped(run) if stopped else (results.load(run / "result.json"), _other(run))
     return {
         "beginning": _beginning(run, other) if other else None,
         "machine": machine(config) | {"commit": results.commit(commit or "HEAD")},
         "config": settings(config),
         "curve": [row for row in rows if row["kind"] == "validation"],
-        "result": result | {"other": _other(run)},
+        "result": result | {"other": turned},
         "seconds": sum(
             row["iterations"] * row["seconds_per_iteration"] for row in rows if _is_interval(row)
         ),
@@ -85,6 +96,21 @@ def read(run: Path) -> tuple[dict, list[dict], dict]:
     return config, _log(run), result
 
 
+def _stopped(run: Path) -> tuple[dict, dict | None]:
+    """Of a run that has not come to its end: the test, with the epochs that it has, and the best
+    model in the other protocol.
+    """
+    saved = load_trained(run)
+    trained = Config.from_dict(saved[0].config)
+    cfg = replace(trained, **own_data(run, trained), no_report=True)
+    with on_machine(cfg) as device:
+        cfg = settled(cfg, device, saved[0].precisions or {})
+        members = restore(meta.layout(cfg), saved, device)
+        result, details = Pictures(load_dataset(cfg, "test")).test(cfg, members, lambda: None)
+    epochs = checkpoint.load(run / checkpoint.LATEST).epoch
+    return result | {"stopped": epochs}, details and details["other"]
+
+
 def machine(config: dict) -> dict:
     """This one, as far as it matters to a training."""
     return results.machine() | {"threads": config["threads"]}
@@ -95,11 +121,16 @@ def settings(config: dict) -> dict:
     return {name: value for name, value in config.items() if name not in LOCAL}
 
 
-def task(data: str, config: dict) -> list[str]:
-    """The first cells of a row: what was trained, and for how long."""
+def task(data: str, config: dict, stopped: int | None = None) -> list[str]:
+    """The first cells of a row: what was trained, and for how long, or for how many of its epochs
+    it was until it was stopped.
+    """
+    length = f"{config['epochs'] * config['iterations']:,}"
+    if stopped is not None:
+        length = f"{stopped * config['iterations']:,} of {length}"
     return [
         f"{data}, {config['ways']}-way {config['shots']}-shot",
-        f"{config['epochs'] * config['iterations']:,} × {config['tasks']}",
+        f"{length} × {config['tasks']}",
     ]
 
 
@@ -184,7 +215,7 @@ def _row(run: dict) -> list[str]:
     config, result, curve = run["config"], run["result"], run["curve"]
     scores = run["centroid"], result["best"], result["ensemble"], result.get("other")
     return [
-        *task(result["data"], config),
+        *task(result["data"], config, result.get("stopped")),
         _method(config),
         " ".join(f"{100 * row['accuracy']:.1f}" for row in thinned(curve)),
         *(f"{100 * s['accuracy']:.2f} ± {100 * s['interval']:.2f} %" if s else "–" for s in scores),
@@ -198,13 +229,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("name")
     parser.add_argument("other", type=Path, nargs="?")
     parser.add_argument("--commit", metavar="REV")
+    parser.add_argument("--stopped", action="store_true")
     given = parser.parse_args(arguments)
     run, path = given.run, FOLDER / f"{given.name}.json"
-    missing = [n for n in ("config.json", "log.jsonl", "result.json") if not (run / n).is_file()]
-    if missing:
-        print(f"error: {run} has no {', '.join(missing)}; give a finished run", file=sys.stderr)
+    needed = ["config.json", "log.jsonl", "latest.pt" if given.stopped else "result.json"]
+    if missing := [name for name in needed if not (run / name).is_file()]:
+        cure = "give a run" if given.stopped else "give a finished run, or --stopped"
+        print(f"error: {run} has no {', '.join(missing)}; {cure}", file=sys.stderr)
         return 2
-    return results.kept(lambda: results.save(record(run, given.other, given.commit), path))
+    if given.stopped and (run / "result.json").is_file():
+        print(f"error: {run} has come to its end; leave --stopped out", file=sys.stderr)
+        return 2
+    made = partial(record, run, given.other, given.commit, given.stopped)
+    return results.kept(lambda: results.save(made(), path))
 
 
 if __name__ == "__main__":

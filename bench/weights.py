@@ -45,7 +45,7 @@ def _row(name: str) -> list[str]:
     result, best = run["result"], run["result"]["best"]
     return [
         f"`{name}`",
-        *training.task(result["data"], run["config"]),
+        *training.task(result["data"], run["config"], result.get("stopped")),
         f"{100 * best['accuracy']:.2f} ± {100 * best['interval']:.2f} %",
         f"{(weights.FOLDER / f'{name}.pt').stat().st_size / 1024:.0f}",
         protocol(training.configuration(run["config"]), result),

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from bench import centroid, results, training
+from engine import train
 from engine.config import Config
 from engine.episodes import Episode
 from engine.runs.problem import load_dataset
-from tests.tiny import make_images
+from tests.tiny import flags, make_images
 
 
 def test_nearest_centroid_is_nearest_to_the_mean_of_a_class():
@@ -118,3 +119,20 @@ def test_a_method_is_named_with_those_of_its_settings_that_are_not_usual():
     small = Config.of("finn-2017", "omniglot", method="maml", filters=32).to_dict()
     assert training._method(small) == "maml, preset finn-2017, filters 32"
     assert training._method({"preset": "maml++"}) == "maml++"  # of a version without methods
+
+
+def test_a_run_that_was_stopped_is_kept_and_its_row_says_so(tmp_path, monkeypatch, capsys):
+    images, folder = make_images(tmp_path / "tiny"), tmp_path / "stopped"
+    monkeypatch.setattr(training, "FOLDER", tmp_path / "kept")
+    assert train.main(flags(images, folder)) == 0
+    assert training.main([str(folder), "tiny", "--stopped"]) == 2
+    assert "has come to its end; leave --stopped out" in capsys.readouterr().err
+    whole = results.load(folder / "result.json")
+    (folder / "result.json").unlink()
+    assert training.main([str(folder), "tiny"]) == 2
+    assert "give a finished run, or --stopped" in capsys.readouterr().err
+    assert training.main([str(folder), "tiny", "--stopped"]) == 0
+    kept = results.load(training.FOLDER / "tiny.json")
+    assert kept["result"]["best"] == whole["best"] and kept["result"]["other"]["interval"] > 0
+    assert kept["result"]["stopped"] == 3
+    assert training.table_rows()[0][1] == "12 of 12 × 2"
