@@ -133,6 +133,16 @@ def test_gradients_without_an_inner_loop(name, ways, use_running, downsample) ->
     for what in ("theta", "norm", "rates"):
         close(getattr(found.gradient, what), 0.5 * getattr(exact, what), what)
     assert found.rows == (0,) and found.moments.mean.shape == (2, 1, model.stat_width)
+    for t in range(
+        2
+    ):  # of the first layer, over support and target set together, as torch has them
+        images = torch.cat([episode.support_x[t], episode.target_x[t]])
+        weight = plain_loop.named(model, params.theta)["conv0.weight"]
+        z = F.conv2d(images, weight, stride=model.stride, padding=1)
+        mean, var = torch.zeros(2, model.filters, dtype=torch.float64)
+        F.batch_norm(z, mean, var, training=True, momentum=1.0)
+        close(found.moments.mean[t, 0, : model.filters], mean)
+        close(found.moments.var[t, 0, : model.filters], var)
 
 
 def two_shots(episode):

@@ -97,6 +97,22 @@ def normal(of: Gaussian) -> Normal:
     return Normal(of.mean, (of.logvar / 2).exp())
 
 
+def test_a_class_is_told_by_its_divergence_from_an_image_and_not_the_other_way_round(
+    monkeypatch,
+) -> None:
+    cfg = config("statistician", ways=2)
+    net = network(cfg).module
+    wide, narrow = (torch.full((1, 3), v, dtype=torch.float64) for v in (2.0, -2.0))
+    classes = Gaussian(torch.zeros(2, 3).double(), torch.cat([wide, narrow]))
+    alone = Gaussian(torch.ones(1, 3).double(), torch.zeros(1, 3).double())
+    by_class = divergence(classes, alone.rows(torch.tensor([0, 0])))
+    by_image = divergence(alone.rows(torch.tensor([0, 0])), classes)
+    assert by_class.argmin() != by_image.argmin()
+    monkeypatch.setattr(net, "contexts", lambda h, labels: alone)
+    found = net._answer(classes, torch.zeros(1, 1))
+    close(found[0], -by_class)
+
+
 def test_the_context_of_an_image_is_at_no_distance_of_itself() -> None:
     cfg = config("statistician", ways=4)
     model, params, _, running = problem(cfg)
