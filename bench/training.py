@@ -100,6 +100,7 @@ def _stopped(run: Path) -> tuple[dict, dict | None]:
     """Of a run that has not come to its end: the test, with the epochs that it has, and the best
     model in the other protocol.
     """
+    epochs = checkpoint.load(run / checkpoint.LATEST).epoch
     saved = load_trained(run)
     trained = Config.from_dict(saved[0].config)
     cfg = replace(trained, **own_data(run, trained), no_report=True)
@@ -107,7 +108,6 @@ def _stopped(run: Path) -> tuple[dict, dict | None]:
         cfg = settled(cfg, device, saved[0].precisions or {})
         members = restore(meta.layout(cfg), saved, device)
         result, details = Pictures(load_dataset(cfg, "test")).test(cfg, members, lambda: None)
-    epochs = checkpoint.load(run / checkpoint.LATEST).epoch
     return result | {"stopped": epochs}, details and details["other"]
 
 

@@ -69,7 +69,7 @@ class Adapted:
             parts = (m.flatten().split(widths) for m in self._statistics)
             for name, mean, var in zip(model.tracked, *parts, strict=True):
                 norm = made.get_submodule(name)
-                if norm.track_running_stats:
+                if norm.running_mean is not None:
                     norm.running_mean.copy_(mean)
                     norm.running_var.copy_(var)
                 else:  # these are the task's all the same

@@ -98,7 +98,9 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
             dataset = _data(cfg, part, "split_ratio" in explicit, preparation(saved[0]))
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
         say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
-        again = seen.tell(saved[0].seen, dataset.banks[part].names, part) if other else 0
+        known = saved[0].seen or {}  # its own data share no classes, but with those of --init
+        known = known if other else {"before": known.get("before", [])}
+        again = seen.tell(known, dataset.banks[part].names, part)
         members = restore(meta.layout(trained), saved, device)
         if cfg.ways != trained.ways:
             members = {n: with_ways(state, trained, cfg) for n, state in members.items()}
@@ -113,7 +115,7 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
         say(*test_table(result))
         if any(files.values()) and team.first:
             about = {"checkpoint": str(path), "trained_on": saved[0].data_name}
-            about |= {"seen_classes": again} if other else {}
+            about["seen_classes"] = again
             _write(files, about | breakdown(cfg, dataset, part, found, result))
 
 

@@ -31,6 +31,7 @@ from engine.models.interface import Moments, Params
 from engine.models.module import Module
 from engine.models.resnet12 import ResNet12
 from engine.models.shareable import bound_to_threads, require_shareable
+from engine.models.suitable import require_unhooked
 from engine.runs.beginning import Beginning
 from engine.runs.checkpoint import open_run
 from engine.runs.interrupt import Interrupt, Stopped
@@ -38,7 +39,7 @@ from engine.runs.problem import Tested
 from engine.runs.run import Run
 from engine.runtime import ranks
 from engine.runtime.workers import keep_freed_memory, over_blocks
-from engine.scores import METRICS, Score, measured, require_classes, score
+from engine.scores import METRICS, Score, measured, require_classes, require_several, score
 from engine.scoring import STEP_SHARE, TASK_SEED, StepAccuracy, prediction, shown
 from engine.tasks import Tasks
 from engine.told import checked
@@ -108,7 +109,7 @@ def fit(
     ):
         say(f"{name} on {device}, run folder {folder}")
         problem.fingerprints = problem.taken(cfg)  # before anything is drawn
-        problem.tell_of_buffers()
+        problem.look_at_module()
         made = Run.shared(cfg, folder, problem, device, Beginning(problem.state(), None))
         interrupt.phase = "finish"
         try:
@@ -230,6 +231,8 @@ class _Own:
         with evaluating(self.learner):
             answer = self._answers(cfg, self.state(), task, 0)
         (output,), (y,) = each(answer), each(task.target_y)
+        if self.metric == "accuracy":
+            require_several(output)
         found["loss"] = fingerprints.of_loss(self.learner.criterion, output, y)
         changing = [n for n in self._parts if found[n] is None]
         if changing:
@@ -239,10 +242,12 @@ class _Own:
             )
         return {n: value for n, value in found.items() if value is not None}
 
-    def tell_of_buffers(self) -> None:
+    def look_at_module(self) -> None:
+        """Raises UserError of hooks; of buffers that a pass writes a line is said."""
         model = self.own_model
         if not isinstance(model, Module):
             return
+        require_unhooked(model.module)
         with model.during(self.first.slice(0, 1), False):  # looks at it in training mode
             if model.writes:
                 say(

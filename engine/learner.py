@@ -119,7 +119,6 @@ class Learner(nn.Module):
         else:
             self.model = Module(module, loss, adapt=adapt, memory=memory, vectorize=vectorize)
             self.module = module
-            self._begin_from_rows()
             start = self._values(rows, rate)
             self._rows_of: dict[int, tuple[int, Tensor]] = {}  # version and value of each of these
             if isinstance(loss, nn.Module):
@@ -134,14 +133,15 @@ class Learner(nn.Module):
         self.register_buffer("running_var", var.repeat(rows, 1))
         self._check_rows()
 
-    @torch.no_grad()
-    def _begin_from_rows(self) -> None:
-        """With what another Learner of the module has learned of gains and biases, its last row."""
-        for name in self.model.affine:
-            of, _, leaf = name.rpartition(".")
-            if found := getattr(self.module.get_submodule(of), BY_ROWS, {}).get(leaf):
-                rows, a, b = found
-                self.module.get_parameter(name).copy_(rows[-1, a:b])
+    def _gains(self, name: str) -> Tensor:
+        """A gain or bias of the module, as another Learner has learned it, in its last row, if one
+        has.
+        """
+        of, _, leaf = name.rpartition(".")
+        if found := getattr(self.module.get_submodule(of), BY_ROWS, {}).get(leaf):
+            rows, a, b = found
+            return rows.detach()[-1, a:b].clone()
+        return self.module.get_parameter(name).detach().flatten()
 
     def _have_rows(self) -> None:
         """They stand for the module's own gains and biases from now on."""
@@ -157,8 +157,7 @@ class Learner(nn.Module):
         """From what the module has now."""
         inner = self._own(self.model.shapes)
         theta = torch.cat([p.detach().flatten() for p in inner])
-        affine = [p.detach().flatten() for p in self._own(self.model.affine)]
-        row = torch.cat([theta.new_empty(0), *affine])
+        row = torch.cat([theta.new_empty(0), *map(self._gains, self.model.affine)])
         return Params(theta, row.repeat(rows, 1), theta.new_full((self.steps, len(inner)), rate))
 
     def _moments(self, like: Tensor) -> Moments:  # [S]
@@ -169,7 +168,7 @@ class Learner(nn.Module):
         norms = [self.module.get_submodule(name) for name in self.model.tracked]
         zeros = like.new_zeros(self.model.stat_width).split([*self.model.tracked.values()])
         pairs = [
-            (norm.running_mean, norm.running_var) if norm.track_running_stats else (zero, zero + 1)
+            (zero, zero + 1) if norm.running_mean is None else (norm.running_mean, norm.running_var)
             for norm, zero in zip(norms, zeros, strict=True)
         ]
         nothing = [(like.new_zeros(0),) * 2]

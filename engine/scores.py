@@ -35,7 +35,8 @@ def score(per_task: Tensor) -> Score:  # [tasks]
 
 def measured(predictions: Values, y: Values, metric: Any, loss: Callable) -> list[float]:
     """The metric of every task: a function of (predictions, y), or one of METRICS."""
-    ignored = getattr(loss, "ignore_index", IGNORED)
+    ignored = getattr(loss, "ignore_index", None)
+    ignored = ignored if type(ignored) is int else IGNORED
     known = {"accuracy": partial(_accuracy, ignored=ignored), "loss": loss}
     function = known.get(metric) if type(metric) is str else metric
     return [float(function(p, t)) for p, t in zip(each(predictions), each(y), strict=True)]
@@ -50,6 +51,15 @@ def require_classes(y: Any) -> None:
         )
 
 
+def require_several(predictions: Any) -> None:
+    """Raises UserError of one output, whose largest is no class."""
+    if isinstance(predictions, Tensor) and predictions.dim() and predictions.shape[-1] == 1:
+        raise UserError(
+            f"accuracy is of outputs for two classes or more, and the network answers "
+            f"{shown(predictions)}: give the metric 'loss', or a function of (predictions, y)"
+        )
+
+
 def _accuracy(predictions: Any, y: Any, ignored: int = IGNORED) -> Tensor:  # [M, ways], [M]
     require_classes(y)
     if not isinstance(predictions, Tensor) or predictions.shape[:-1] != y.shape:
@@ -57,11 +67,7 @@ def _accuracy(predictions: Any, y: Any, ignored: int = IGNORED) -> Tensor:  # [M
             f"accuracy is of outputs [samples, classes] and y [samples], and the network answers "
             f"{shown(predictions)} where y is {shown(y)}: give another metric"
         )
-    if predictions.shape[-1] == 1:
-        raise UserError(
-            f"accuracy is of outputs for two classes or more, and the network answers "
-            f"{shown(predictions)}: give the metric 'loss', or a function of (predictions, y)"
-        )
+    require_several(predictions)
     known = y != ignored  # by the loss: what pads a set
     if not known.any():
         raise UserError(

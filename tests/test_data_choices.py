@@ -50,6 +50,15 @@ def test_a_mask_is_not_taken_for_a_picture_that_is_missing(tmp_path):
         read(write_files(tmp_path / "tree", files))
 
 
+def test_some_files_of_a_folder_may_have_another_suffix_than_the_list_has(tmp_path):
+    names = {"cat_1.jpg": "cat_1.jpg", "cat_2.jpg": "cat_2.png", "owl_1.jpg": "owl_1.jpg"}
+    files = {f"images/{there}": IMAGE for there in names.values()}
+    files["train.csv"] = rows("cat_1.jpg,cat", "cat_2.jpg,cat")
+    files["test.csv"] = rows("owl_1.jpg,owl")
+    found = counts(write_files(tmp_path / "tree", files))
+    assert found == {"train": {"cat": 2}, "test": {"owl": 1}}
+
+
 def test_a_list_and_its_files_may_write_a_letter_in_two_ways(tmp_path):
     letter = unicodedata.normalize("NFD", "é")
     files = {f"caf{letter}/1.png": IMAGE, f"caf{letter}/2.png": IMAGE, "b/1.png": IMAGE}

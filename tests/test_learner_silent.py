@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import engine
-from engine import meta
+from engine import meta, unroll
 from engine.errors import UserError
 from engine.models.interface import Params
 from engine.models.module import Module
 from engine.runtime.workers import over_tasks
 from kernels.branch import Mark
+from tests.foreign import start
 from tests.test_learner_faithful import WEIGHTS, Indirect, episode, learner, mlp, normed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,13 +64,22 @@ def test_a_gradient_by_the_inputs_is_no_parameter():
     adapts(learner(mlp(), loss=penalised))
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_a_hook_on_a_gradient_is_refused(late: bool):
-    net = mlp()
-    made = learner(net) if late else None
-    net[0].weight.register_hook(lambda g: 0 * g)
+def test_a_hook_on_a_gradient_is_called_in_a_loop_of_one_s_own_and_refused_by_fit(tmp_path):
+    net, seen = mlp(), []
+    made = learner(net)
+    net[0].weight.register_hook(seen.append)
+    adapts(made)
+    assert len(seen) == 1
     with pytest.raises(UserError, match="the module's 0.weight have a hook on the gradient"):
-        adapts(made or learner(net))
+        engine.fit(made, lambda i: episode(), val=lambda i: episode(), run=tmp_path, epochs=1)
+
+
+def test_a_loss_that_differentiates_its_outputs_is_none_of_that():
+    def penalised(output: Tensor, y: Tensor) -> Tensor:
+        loss = F.cross_entropy(output, y)
+        return loss + torch.autograd.grad(loss, output, create_graph=True)[0].square().sum()
+
+    adapts(learner(mlp(), loss=penalised))
 
 
 class InPlace(nn.Module):
@@ -115,6 +125,32 @@ def test_a_batch_norm_that_is_kept_still_is_so_in_another_process():
     loaded.load_state_dict(trained.state_dict())
     assert torch.equal(loaded.eval().predict(given), trained.predict(given))
     assert loaded.evaluate([given]) == trained.evaluate([given])
+    asleep = learner(Frozen().eval())
+    asleep.load_state_dict(trained.state_dict())
+    assert torch.equal(asleep.predict(given), trained.predict(given))
+
+
+class Staged(Frozen):
+    """Also freezes what it does not train."""
+
+    def train(self, mode: bool = True) -> Staged:
+        super().train(mode)
+        self.layers[0].requires_grad_(False)
+        return self
+
+
+def test_what_a_module_does_when_its_training_begins_is_not_done_before():
+    net = Staged()
+    made = learner(net)
+    assert net.layers[0].weight.requires_grad and net.layers[1].training
+    adapts(made)
+
+
+def test_a_still_norm_whose_statistics_torch_reads_is_left_to_torch():
+    net = normed()
+    net[1].track_running_stats = False
+    net[1].eval()
+    assert learner(net).model._still == {"1"}
 
 
 @pytest.mark.parametrize("vectorize", [False, True])
@@ -145,6 +181,24 @@ def test_running_statistics_move_when_passes_normalise_by_them():
     torch.testing.assert_close(moments, of_batch)
 
 
+def test_threads_do_not_mix_the_moments_of_their_batches():
+    given = episode(8)
+    wide = nn.Sequential(nn.Linear(3, 300), nn.BatchNorm1d(300), nn.Tanh(), nn.Linear(300, 100))
+    model = Module(wide.double(), F.cross_entropy, vectorize=False)
+    params = start(model, 2)
+    statistics = engine.models.interface.Moments(*torch.rand(2, 2, 300).double())
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with model.during(given, True):
+            assert model.parallel(given)
+            parts = over_tasks(
+                lambda one: unroll.adjoint(model, params, one, WEIGHTS, True, statistics), given, 1
+            )
+        found.append(unroll.together(parts).moments)
+    assert all(map(torch.equal, *found))
+
+
 def test_one_output_has_no_accuracy_and_ignored_labels_count_for_nothing():
     def binary(output: Tensor, y: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(output[:, 0], y.double())
@@ -171,6 +225,8 @@ def test_a_second_learner_begins_with_the_gains_that_the_first_has_learned():
     second = learner(net)
     assert torch.equal(second.norm, torch.full_like(second.norm, 2.0))
     assert torch.equal(learner(copy.deepcopy(net)).norm, second.norm)
+    assert torch.equal(net[1].weight, torch.ones(8).double())  # its own stay
+    adapts(first)
 
 
 def test_a_gain_that_is_frozen_stays_so_for_a_second_learner():
@@ -216,9 +272,11 @@ class Skipping(nn.Module):
 
 def test_threads_share_neither_a_loss_that_keeps_something_nor_a_module_s_lists():
     given = episode(4)
-    made = learner(mlp(), loss=Remembering(), vectorize=False)
-    made(given, WEIGHTS)
-    assert not made.model.parallel(given)
+    for vectorize in (False, "auto", True):
+        made = learner(mlp(), loss=Remembering(), vectorize=vectorize)
+        made(given, WEIGHTS)
+        made.evaluate([given])  # looks again, at what a pass has left there
+        assert not made.model.parallel(given) and not made.model.computes
     net = Skipping().double()
     model = learner(net, vectorize=False).model
     with model.during(given, False):

@@ -234,7 +234,8 @@ def _of_tiff(image: Image.Image) -> tuple[int, bool, bool]:
     if image.format != "TIFF" or tags is None:
         return 8, False, False
     bits = tags.get(258, 1)
-    return max(bits) if isinstance(bits, tuple) else bits, tags.get(262) == 0, tags.get(284) == 2
+    planar = tags.get(284) == 2 and tags.get(277, 1) > 1
+    return max(bits) if isinstance(bits, tuple) else bits, tags.get(262) == 0, planar
 
 
 def _is_stretched(image: Image.Image, raw: str) -> bool:

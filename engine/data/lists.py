@@ -165,8 +165,8 @@ def _columns(first: list[str]) -> tuple[int, int, bool] | None:
 def _locator(tree: Tree, files: list[str]) -> Callable[[str, str, str], list[str]]:
     """File name and label of a row, and its split → where the image may be.
 
-    Either a file has that name, in the folder of its class if there is one, with whatever suffix if
-    no file has that of its row;
+    Either a file has that name, in the folder of its class if there is one, with whatever suffix
+    where others have the very name of their row, or where none has;
     where both have folders, the last one of the row's is that of the file, or the file lies in one
     of its class or split. A folder of all rows is one of elsewhere, and says nothing.
     Or the images have ImageNet's names (``n01532829_5.JPEG``): then the number that ends Ravi's
@@ -174,8 +174,9 @@ def _locator(tree: Tree, files: list[str]) -> Callable[[str, str, str], list[str
     numbers.
     """
     differ = len({_slashed(file).rpartition("/")[0] for file in files}) > 1
-    last = {normal(name.rpartition("/")[2]) for name in tree.names}
-    exact = any(is_image(f) and normal(_slashed(f).rpartition("/")[2]) in last for f in files)
+    names = {normal(_slashed(file).rpartition("/")[2]) for file in files if is_image(file)}
+    parted = (name.rpartition("/") for name in tree.names)
+    exact = {folder for folder, _, last in parted if normal(last) in names}
     by_stem: dict[str, list[str]] = {}
     folders: set[str] = set()
     numbered: dict[str, dict[int, str]] = {}
@@ -192,7 +193,8 @@ def _locator(tree: Tree, files: list[str]) -> Callable[[str, str, str], list[str
         name_of = normal(file.rpartition("/")[2])
         found = by_stem.get(_stem(name_of), [])
         if exact and is_image(file):
-            found = [name for name in found if normal(name.rpartition("/")[2]) == name_of]
+            parted = ((name, *name.rpartition("/")[::2]) for name in found)
+            found = [n for n, folder, last in parted if folder in exact or normal(last) == name_of]
         if normal(label) in folders:
             found = [name for name in found if normal(label) in map(normal, name.split("/"))]
         above = file.split("/")[-2:-1] * differ

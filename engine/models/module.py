@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, listed
@@ -34,7 +33,6 @@ from engine.models.suitable import (
     require_alike,
     require_reached,
     require_some,
-    require_unhooked,
     require_untouched,
     require_whole,
 )
@@ -151,7 +149,8 @@ class Module:
     @property
     def computes(self) -> bool:
         """Whether a pass does nothing that a graph of its launches would not."""
-        return self.repeats and not self.random and not self._skeleton.set_by_passes
+        own = self._skeleton.set_by_passes or self._loss_writes
+        return self.repeats and not (self.random or own)
 
     @property
     def _found(self) -> Findings:
@@ -206,7 +205,6 @@ class Module:
                 f"{listed(changed, 5)} of the module are not as they were when the Learner was "
                 "made (requires_grad, or the name): make another Learner"
             )
-        require_unhooked(self.module)
 
     def _follow(self) -> None:
         """The module may have changed, as by a schedule of dropout or a hook."""
@@ -246,8 +244,10 @@ class Module:
         self._probed[_modes(self.module)] = found
 
     def _of_loss(self) -> tuple:
-        own = isinstance(self.criterion, nn.Module)
-        return contents(self.criterion) if own else ()
+        if not isinstance(self.criterion, nn.Module):
+            return ()
+        buffers = ((id(b), b._version) for b in self.criterion.buffers())
+        return contents(self.criterion), *buffers
 
     def identity(self) -> tuple:
         """What a pass depends on beside what it is given: the attributes of network and loss, and
@@ -278,7 +278,7 @@ class Module:
         if self.vectorize != "auto":
             return self.vectorize is not False
         found = self._found
-        if found.masks or found.writes or self._skeleton.set_by_passes:
+        if found.masks or found.writes or self._skeleton.set_by_passes or self._loss_writes:
             return False
         # vmap and a loop draw random numbers in different orders
         small = sum(self.sizes) < _TINY and not found.random
@@ -394,48 +394,59 @@ def _normalising(
     found: dict[str, tuple[Tensor, Tensor]] = {}
     norms = [net.get_submodule(name) for name in names]
     before = [(norm.momentum, norm.training, norm.track_running_stats) for norm in norms]
-    for norm in norms:
+    for name, norm in zip(names, norms, strict=True):
         norm.momentum, norm.training, norm.track_running_stats = 1.0, by_batch, True
-    hooks = (
-        [] if by_batch else [_keeping(norm, n, found) for n, norm in zip(names, norms, strict=True)]
-    )
+        if not by_batch:
+            norm.forward = _keeping(norm.forward, name, found)
     try:
         yield found
     finally:
-        for hook in hooks:
-            hook.remove()
         for norm, state in zip(norms, before, strict=True):
             norm.momentum, norm.training, norm.track_running_stats = state
+            vars(norm).pop("forward", None)
 
 
-def _keeping(norm: nn.Module, name: str, found: dict) -> RemovableHandle:
-    """Mean and unbiased variance of what it is called with."""
+def _keeping(forward: Callable[[Tensor], Tensor], name: str, found: dict) -> Callable:
+    """A batch norm's, and the mean and unbiased variance of what it is called with. (Not a hook:
+    copies for threads share those of the module.)
+    """
 
-    def keep(_: nn.Module, args: tuple) -> None:
-        x = args[0].detach()
+    def kept(input: Tensor) -> Tensor:
+        x = input.detach()
+        x = x.float() if x.dtype.itemsize < 4 else x
         var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
         count = x.numel() // x.shape[1]
         found[name] = mean, var * (count / max(1, count - 1))
+        return forward(input)
 
-    return norm.register_forward_pre_hook(keep)
+    return kept
 
 
 def _still(module: nn.Module, norms: Iterable[str]) -> set[str]:
     """Batch norms in evaluation mode; one that has no statistics goes by the batch in any."""
     parts = ((name, module.get_submodule(name)) for name in norms)
-    return {name for name, norm in parts if norm.track_running_stats and not norm.training}
+    return {name for name, norm in parts if norm.running_mean is not None and not norm.training}
 
 
 def _kept_still(module: nn.Module, norms: Iterable[str]) -> set[str]:
-    """Those that are so now, and those that the module itself keeps so when it is trained."""
-    if not module.training:
-        return set()
+    """Those that are so now, if the module is being trained, and those that it keeps so itself when
+    that begins, by a `train` of its own.
+    """
+    found = _still(module, norms) if module.training else set()
+    if all(type(part).train is nn.Module.train for part in module.modules()):
+        return found
     modes = [(part, part.training) for part in module.modules()]
-    found = _still(module, norms)
-    module.train()
-    found |= _still(module, norms)
-    for part, training in modes:
-        part.training = training
+    learned = [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        module.train(True)
+        found |= _still(module, norms)
+    except TypeError:  # another function of that name
+        pass
+    finally:
+        for part, training in modes:
+            part.training = training
+        for p, requires_grad in learned:
+            p.requires_grad_(requires_grad)
     return found
 
 

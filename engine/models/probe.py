@@ -66,7 +66,7 @@ def strangers(module: nn.Module, call: Callable[[dict[str, Tensor]], Any]) -> li
     """
     results: list[Tensor] = []
     with _undisturbed(), _apart(module):
-        tensors = {n: p.detach() for n, p in module.named_parameters()}
+        tensors = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters()}
         tensors |= {n: b.clone() for n, b in module.named_buffers()}
         mapped(results.append, call(tensors))
     waiting = [t.grad_fn for t in results if t.grad_fn is not None]

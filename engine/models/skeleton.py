@@ -18,7 +18,7 @@ _local = threading.local()
 _EMPTY = types.CellType()
 Key = tuple[int, str]  # which part of a module, which of its attributes
 _STRUCTURE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
-_CONTAINERS = (list, dict, set)
+_CONTAINERS, _MOST = (list, dict, set), 1000  # what passes fill is no vocabulary
 
 
 class Skeleton:
@@ -73,7 +73,8 @@ class Skeleton:
         for own, theirs in zip(made.modules(), self.module.modules(), strict=True):
             own.training = theirs.training
             for name, value in vars(theirs).items():
-                if type(value) in _CONTAINERS and name not in _STRUCTURE:
+                held = type(value) in _CONTAINERS and len(value) <= _MOST
+                if held and name not in _STRUCTURE:
                     vars(own)[name] = value.copy()  # for what a pass puts there for a while
         return made
 
@@ -90,15 +91,19 @@ def contents(module: nn.Module) -> tuple:
     )
 
 
-def _content(value: Any) -> Any:
+def _content(value: Any, depth: int = 4) -> Any:
     if isinstance(value, dict):
         value = [*value, *value.values()]
-    if isinstance(value, list | tuple):
-        return tuple(map(_content, value))
+    if isinstance(value, list | tuple) and depth:
+        return tuple(_content(part, depth - 1) for part in value)
     if isinstance(value, Tensor):
-        number = not value.dim() and value.device.type == "cpu"  # an argument of a launch
-        return value.item() if number else (value.data_ptr(), value.shape, value.dtype)
-    return value if isinstance(value, bool | int | float | str | None) else id(value)
+        try:
+            if not value.dim() and value.device.type == "cpu":  # an argument of a launch
+                return repr(value.item())
+            return value.data_ptr(), value.shape, value.dtype
+        except RuntimeError:  # a sparse one, or one that vmap has left
+            return id(value)
+    return repr(value) if isinstance(value, bool | int | float | str | None) else id(value)
 
 
 def attributes(module: nn.Module) -> dict[Key, Any]:

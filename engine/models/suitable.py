@@ -39,10 +39,11 @@ def require_whole(module: nn.Module, criterion: Callable) -> None:
 
 
 def require_unhooked(module: nn.Module) -> None:
+    """In `engine.fit`, whose gradients no autograd brings to the parameters."""
     if hooked := [name for name, p in module.named_parameters() if p._backward_hooks]:
         raise UserError(
-            f"the module's {listed(hooked, 5)} have a hook on the gradient, which an inner loop "
-            "does not call: do in the module's forward what it does, and remove it"
+            f"the module's {listed(hooked, 5)} have a hook on the gradient, which engine.fit does "
+            "not call: do in the module's forward what it does, and remove it"
         )
 
 
