@@ -77,12 +77,9 @@ def of_row(cfg: Config, device: torch.device) -> Problem:
 def check(p: Problem, backend: str) -> dict:
     ours, recording = adjoint(p, backend)
     tape = recording.tape
-    repeats = same(_tensors(ours), _tensors(adjoint(p, backend)[0]))
-    with on(
-        backend
-    ):  # whose targets of all steps may be passed at once, which a recording's are not
-        block = unroll.adjoint(p.model, p.params, p.episode, p.weights, p.second)
-    repeats = repeats and same(_tensors(ours), _tensors(unroll.total([block])))
+    # the model itself may pass the targets of all steps at once, which a recording does not
+    again = adjoint(p, backend)[0], _by(p.model, p, backend)
+    repeats = all(same(_tensors(ours), _tensors(found)) for found in again)
     with exact_products():
         own = p.model.precision
         torch32 = oracle(p, tape, own, stem_of(backend, own))
@@ -114,9 +111,13 @@ def of_file(file, precision: str, backend: str, device: torch.device) -> dict:
 
 def adjoint(p: Problem, backend: str) -> tuple[MetaGradient, Recording]:
     recording = Recording(p.model)
+    return _by(recording, p, backend), recording
+
+
+def _by(model: Backbone | Recording, p: Problem, backend: str) -> MetaGradient:
     with on(backend):
-        block = unroll.adjoint(recording, p.params, p.episode, p.weights, p.second)
-    return unroll.total([block]), recording
+        block = unroll.adjoint(model, p.params, p.episode, p.weights, p.second)
+    return unroll.total([block])
 
 
 def oracle(p: Problem, tape: Tape | None, precision: str, stem: str = "fp32") -> MetaGradient:
