@@ -27,7 +27,7 @@ from engine.errors import UserError, listed
 from engine.models.attention import composed_attention
 from engine.models.interface import Moments, Params
 from engine.models.module_passes import Batch, aligned
-from engine.models.probe import Findings, findings, layers, same, stands_alone, strangers
+from engine.models.probe import Findings, findings, layers, same, strangers
 from engine.models.skeleton import Skeleton, attributes, changed, contents
 from engine.models.suitable import (
     require_alike,
@@ -219,20 +219,20 @@ class Module:
             given = mapped(torch.clone, (x, y))
             x, y = mapped(torch.clone, (x, y))
 
-        def call(net: nn.Module, tensors: dict[str, Tensor]) -> Any:
+        def call(tensors: dict[str, Tensor]) -> Any:
             return self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
 
         def with_loss(tensors: dict[str, Tensor]) -> tuple[Any, Tensor]:
-            output = call(net, tensors)
+            output = call(tensors)
             return output, self._loss(output, y)
 
         skeleton = self._skeleton
         with skeleton.lent() as net:
             before, held = attributes(net), contents(net)
-            alone = stands_alone(net, call)
+            reached = strangers(net, call)  # by a copy, which a loss may not know
             skeleton.set_by_passes |= changed(before, attributes(net))
-            alone = alone and held == contents(net)
-        skeleton.copied = skeleton.copied and alone and not skeleton.set_by_passes
+            alone = not (reached or skeleton.set_by_passes) and held == contents(net)
+        skeleton.copied = skeleton.copied and alone
         held = self._of_loss()
         with skeleton.lent() as net:
             require_reached(strangers(net, with_loss))

@@ -50,19 +50,9 @@ def findings(
     return Findings(drawn or layers(module).random, not alike, writes, masks)
 
 
-def stands_alone(copied: nn.Module, call: Callable[[nn.Module, dict], Any]) -> bool:
-    """Whether a copy of a module reaches no parameter of it by a way of its own."""
-    results: list[Tensor] = []
-    with _undisturbed(), _apart(copied):
-        tensors = {n: p.detach() for n, p in copied.named_parameters()}
-        tensors |= {n: b.clone() for n, b in copied.named_buffers()}
-        mapped(results.append, call(copied, tensors))
-    return not any(result.requires_grad for result in results)
-
-
 def strangers(module: nn.Module, call: Callable[[dict[str, Tensor]], Any]) -> list[nn.Parameter]:
-    """Parameters that a pass and its loss reach by a way of their own: with all of the module's
-    taken out of its graph, they are what is left there.
+    """Parameters that a pass and its loss reach by a way of their own, as a copy those of what it
+    is a copy of: with all of the module's taken out of its graph, they are what is left there.
     """
     results: list[Tensor] = []
     with _undisturbed(), _apart(module):
