@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.episodes import Values
 from engine.errors import UserError
 from engine.models.interface import Moments
-from engine.models.module import BY_ROWS, Module
+from engine.models.module import Module
 from engine.told import is_samples, shown
 
 if TYPE_CHECKING:
@@ -62,19 +62,7 @@ class Adapted:
         with torch.no_grad():
             for name, value in {**self.state_dict(), **outer}.items():
                 made.get_parameter(name).copy_(value)
-            for name in model.affine:  # its own again
-                made.get_parameter(name).requires_grad_(True)
-                vars(made.get_submodule(name.rpartition(".")[0])).pop(BY_ROWS, None)
-            widths = list(model.tracked.values())
-            parts = (m.flatten().split(widths) for m in self._statistics)
-            for name, mean, var in zip(model.tracked, *parts, strict=True):
-                norm = made.get_submodule(name)
-                if norm.running_mean is not None:
-                    norm.running_mean.copy_(mean)
-                    norm.running_var.copy_(var)
-                else:  # these are the task's all the same
-                    norm.track_running_stats = True
-                    norm.running_mean, norm.running_var = mean.clone(), var.clone()
+            model.norms.settle(made, self._statistics, model.affine)
         return made
 
 
@@ -83,7 +71,7 @@ def evaluating(learner: Learner) -> Iterator[None]:
     """In evaluation mode; after it each part is in the mode that it had."""
     modes = [(part, part.training) for part in learner.modules()]
     if isinstance(learner.model, Module):
-        learner.model.follow_norms()
+        learner.model.norms.follow()
     learner.eval()
     try:
         yield

@@ -29,7 +29,7 @@ from engine.episodes import Episode, Values, mapped
 from engine.errors import UserError
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
-from engine.models.module import BY_ROWS, Module
+from engine.models.module import Module
 from engine.models.resnet12 import ResNet12
 from engine.runtime.replay import Replays
 from engine.runtime.workers import over_blocks
@@ -125,7 +125,7 @@ class Learner(nn.Module):
                 self.loss = loss
         self.norm = nn.Parameter(start.norm)
         if not self._fused:
-            self._have_rows()
+            self.model.norms.stand_in(self.norm, self.model.affine)
         width = (1, sum(self.model.sizes)) if rates == "per-parameter" else start.rates.shape
         self.rates = nn.Parameter(start.rates.new_full(width, rate), rates != "fixed")
         mean, var = self._moments(start.theta)
@@ -133,31 +133,11 @@ class Learner(nn.Module):
         self.register_buffer("running_var", var.repeat(rows, 1))
         self._check_rows()
 
-    def _gains(self, name: str) -> Tensor:
-        """A gain or bias of the module, as another Learner has learned it, in its last row, if one
-        has.
-        """
-        of, _, leaf = name.rpartition(".")
-        if found := getattr(self.module.get_submodule(of), BY_ROWS, {}).get(leaf):
-            rows, a, b = found
-            return rows.detach()[-1, a:b].clone()
-        return self.module.get_parameter(name).detach().flatten()
-
-    def _have_rows(self) -> None:
-        """They stand for the module's own gains and biases from now on."""
-        a = 0
-        for name, shape in self.model.affine.items():
-            self.module.get_parameter(name).requires_grad_(False)
-            of, _, leaf = name.rpartition(".")
-            norm, b = self.module.get_submodule(of), a + shape.numel()
-            setattr(norm, BY_ROWS, getattr(norm, BY_ROWS, {}) | {leaf: (self.norm, a, b)})
-            a = b
-
     def _values(self, rows: int, rate: float) -> Params:
         """From what the module has now."""
         inner = self._own(self.model.shapes)
         theta = torch.cat([p.detach().flatten() for p in inner])
-        row = torch.cat([theta.new_empty(0), *map(self._gains, self.model.affine)])
+        row = torch.cat([theta.new_empty(0), *map(self.model.norms.gain, self.model.affine)])
         return Params(theta, row.repeat(rows, 1), theta.new_full((self.steps, len(inner)), rate))
 
     def _moments(self, like: Tensor) -> Moments:  # [S]
@@ -165,14 +145,7 @@ class Learner(nn.Module):
         if self._fused:
             zeros = like.new_zeros(self.model.stat_width)
             return Moments(zeros, zeros + 1)
-        norms = [self.module.get_submodule(name) for name in self.model.tracked]
-        zeros = like.new_zeros(self.model.stat_width).split([*self.model.tracked.values()])
-        pairs = [
-            (zero, zero + 1) if norm.running_mean is None else (norm.running_mean, norm.running_var)
-            for norm, zero in zip(norms, zeros, strict=True)
-        ]
-        nothing = [(like.new_zeros(0),) * 2]
-        return Moments(*(torch.cat(each) for each in zip(*(pairs or nothing), strict=True)))
+        return self.model.norms.running(like)
 
     def _own(self, names: Iterable[str]) -> list[nn.Parameter]:
         return [self.module.get_parameter(name) for name in names]

@@ -150,7 +150,7 @@ def test_a_still_norm_whose_statistics_torch_reads_is_left_to_torch():
     net = normed()
     net[1].track_running_stats = False
     net[1].eval()
-    assert learner(net).model._still == {"1"}
+    assert learner(net).model.norms.still == {"1"}
 
 
 @pytest.mark.parametrize("vectorize", [False, True])

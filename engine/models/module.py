@@ -13,18 +13,18 @@ the support pass is differentiated twice, whatever the number of target passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, listed
 from engine.models.attention import composed_attention
+from engine.models.batch_norms import BatchNorms, modes
 from engine.models.interface import Moments, Params
 from engine.models.module_passes import Batch, aligned
 from engine.models.probe import Findings, findings, layers, same, strangers
@@ -39,9 +39,6 @@ from engine.models.suitable import (
 from engine.told import fitting, kind
 
 ADAPT = ("all", "head", "body")
-LEAVES = ("weight", "bias")
-# Of a batch norm: where a Learner has its leaves, in the columns a … b of rows of its own.
-BY_ROWS = "_gains_by_rows"
 MEMORY = ("fast", "low")
 _LARGE = 200_000  # parameters, or values of a task's inputs
 _TINY = 20_000  # parameters; below, a call of torch costs more than its arithmetic
@@ -77,9 +74,8 @@ class Module:
                 f"vectorize is {vectorize!r}: choose True, False, 'auto' or a number of tasks"
             )
         require_whole(module, criterion)
-        norms = {n: m for n, m in module.named_modules() if isinstance(m, _BatchNorm)}
-        affine = {_at(n, leaf) for n in norms for leaf in LEAVES}
-        by_rows = {_at(n, leaf) for n in norms for leaf in getattr(norms[n], BY_ROWS, ())}
+        self.norms = BatchNorms(module)
+        affine, by_rows = self.norms.leaves, self.norms.by_rows
         learned = {n: p for n, p in module.named_parameters() if p.requires_grad or n in by_rows}
         wanted = (
             adapt if callable(adapt) else _adapted(adapt, [n for n in learned if n not in affine])
@@ -94,11 +90,8 @@ class Module:
         self.sizes = tuple(math.prod(shape) for shape in self.shapes.values())
         others = {n: p for n, p in module.named_parameters() if n not in affine}
         self._learned = {n: p.requires_grad for n, p in others.items()}
-        self.tracked = {n: m.num_features for n, m in norms.items()}
         self.module, self.criterion = module, criterion
         self.memory, self.vectorize = memory, vectorize
-        # batch norms that their owner has in evaluation mode while the module is trained
-        self._still = _kept_still(module, self.tracked)
         self._skeleton = Skeleton(module)
         self._vmap_fails = self._loss_writes = False
         self._probed: dict[tuple[bool, ...], Findings] = {}  # by the modes of the module's parts
@@ -115,7 +108,7 @@ class Module:
 
     @property
     def stat_width(self) -> int:
-        return sum(self.tracked.values())
+        return sum(self.norms.widths.values())
 
     spreads = False  # torch's sums depend on how many threads share them
 
@@ -154,7 +147,7 @@ class Module:
 
     @property
     def _found(self) -> Findings:
-        return self._probed.get(_modes(self.module)) or layers(self.module)
+        return self._probed.get(modes(self.module)) or layers(self.module)
 
     def tied(self, gradient: Params) -> Params:
         """Only batch norm's gains and biases have a row a step."""
@@ -178,8 +171,8 @@ class Module:
         """
         self._follow()
         self._require_as_made()
-        self.follow_norms()
-        if _modes(self.module) not in self._probed:
+        self.norms.follow()
+        if modes(self.module) not in self._probed:
             self._probe(each(episode.support_x)[0], each(episode.support_y)[0])
         if self._found.masks and self.vectorize not in ("auto", False):
             raise UserError(
@@ -192,11 +185,6 @@ class Module:
                 f"memory is 'low', which does a pass again, and the module {does}: give 'fast'"
             )
         return composed_attention() if self.composed(keeps) else nullcontext()
-
-    def follow_norms(self) -> None:
-        """Which of them keep their statistics, by their modes where the module is trained."""
-        if self.module.training:
-            self._still = _still(self.module, self.tracked)
 
     def _require_as_made(self) -> None:
         now = {n: p.requires_grad for n, p in self.module.named_parameters()}
@@ -241,7 +229,7 @@ class Module:
         pairs: list[tuple[Tensor, Tensor]] = []
         mapped(lambda a, b: pairs.append((a, b)), given, (x, y))
         require_untouched(all(same(a, b) for a, b in pairs))
-        self._probed[_modes(self.module)] = found
+        self._probed[modes(self.module)] = found
 
     def _of_loss(self) -> tuple:
         if not isinstance(self.criterion, nn.Module):
@@ -299,26 +287,12 @@ class Module:
         given: Moments | None = None,  # [S] each
     ) -> tuple[Any, Tensor, Tensor]:  # output, batch mean and unbiased variance [S]
         """A forward pass of one task."""
-        widths = list(self.tracked.values())
-        names = [name for name in self.tracked if name not in self._still]
-        start = given or theta.new_zeros(2, sum(widths)).unbind()
-        with self._skeleton.lent() as net, _normalising(net, names, given is None) as own:
+        with self._skeleton.lent() as net:
             tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
             tensors |= _split(theta, self.shapes) | _split(row, self.outer)
-            parts = zip(self.tracked, *(s.split(widths) for s in start), strict=True)
-            for name, mean, var in parts:
-                if name in names:
-                    tensors[_at(name, "running_mean")] = mean if given else mean.clone()
-                    tensors[_at(name, "running_var")] = var if given else var.clone()
-                    tensors[_at(name, "num_batches_tracked")] = theta.new_zeros(())
-            output = self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
-        pairs = (
-            own.get(n) or tuple(tensors[_at(n, kind)] for kind in ("running_mean", "running_var"))
-            for n in self.tracked
-        )
-        empty = theta.new_empty(0)
-        moments = map(torch.cat, zip((empty, empty), *pairs, strict=True))
-        return output, *(m.detach() for m in moments)
+            with self.norms.normalising(net, tensors, given, theta) as found:
+                output = self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
+        return output, *found()
 
     def loss(
         self, theta: Tensor, row: Tensor, x: Values, labels: Values, statistics=None, ops=None
@@ -384,77 +358,6 @@ def _stacked(results: list | tuple, x: Values) -> tuple[Tensor, Values, Moments]
     return torch.stack(losses), output, Moments(*map(torch.stack, moments))
 
 
-@contextmanager
-def _normalising(
-    net: nn.Module, names: list[str], by_batch: bool
-) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Batch norms of these names by the batch, whose own statistics they then hold, or by those
-    that they are given: then, by name, the batch's own.
-    """
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    norms = [net.get_submodule(name) for name in names]
-    before = [(norm.momentum, norm.training, norm.track_running_stats) for norm in norms]
-    for name, norm in zip(names, norms, strict=True):
-        norm.momentum, norm.training, norm.track_running_stats = 1.0, by_batch, True
-        if not by_batch:
-            norm.forward = _keeping(norm.forward, name, found)
-    try:
-        yield found
-    finally:
-        for norm, state in zip(norms, before, strict=True):
-            norm.momentum, norm.training, norm.track_running_stats = state
-            vars(norm).pop("forward", None)
-
-
-def _keeping(forward: Callable[[Tensor], Tensor], name: str, found: dict) -> Callable:
-    """A batch norm's, and the mean and unbiased variance of what it is called with. (Not a hook:
-    copies for threads share those of the module.)
-    """
-
-    def kept(input: Tensor) -> Tensor:
-        x = input.detach()
-        x = x.float() if x.dtype.itemsize < 4 else x
-        var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-        count = x.numel() // x.shape[1]
-        found[name] = mean, var * (count / max(1, count - 1))
-        return forward(input)
-
-    return kept
-
-
-def _still(module: nn.Module, norms: Iterable[str]) -> set[str]:
-    """Batch norms in evaluation mode; one that has no statistics goes by the batch in any."""
-    parts = ((name, module.get_submodule(name)) for name in norms)
-    return {name for name, norm in parts if norm.running_mean is not None and not norm.training}
-
-
-def _kept_still(module: nn.Module, norms: Iterable[str]) -> set[str]:
-    """Those that are so now, if the module is being trained, and those that it keeps so itself when
-    that begins, by a `train` of its own.
-    """
-    found = _still(module, norms) if module.training else set()
-    if all(type(part).train is nn.Module.train for part in module.modules()):
-        return found
-    modes = [(part, part.training) for part in module.modules()]
-    learned = [(p, p.requires_grad) for p in module.parameters()]
-    try:
-        module.train(True)
-        found |= _still(module, norms)
-    except TypeError:  # another function of that name
-        pass
-    finally:
-        for part, training in modes:
-            part.training = training
-        for p, requires_grad in learned:
-            p.requires_grad_(requires_grad)
-    return found
-
-
-def _modes(module: nn.Module) -> tuple[bool, ...]:
-    """But of batch norms, which passes turn."""
-    return tuple(m.training for m in module.modules() if not isinstance(m, _BatchNorm))
-
-
 def _adapted(adapt: str, names: list[str]) -> Callable[[str], bool]:
     """The test of a parameter's name for the words of ADAPT."""
     layers = {name: name.split(".parametrizations.")[0].rpartition(".")[0] for name in names}
@@ -463,10 +366,6 @@ def _adapted(adapt: str, names: list[str]) -> Callable[[str], bool]:
     in_head = {name for name in names if layers[name] == head}
     chosen = {"all": {*names}, "head": in_head, "body": {*names} - in_head}[adapt]
     return chosen.__contains__
-
-
-def _at(module: str, leaf: str) -> str:
-    return f"{module}.{leaf}" if module else leaf
 
 
 def _split(flat: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:

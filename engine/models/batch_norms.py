@@ -1,0 +1,187 @@
+"""The batch norms of any `nn.Module`: whose statistics a pass takes, and which rows of a Learner
+stand for their gains and biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from engine.models.interface import Moments
+
+_LEAVES = ("weight", "bias")
+_STATISTICS = ("running_mean", "running_var")
+# Of a batch norm: where a Learner has its leaves, in the columns a … b of rows of its own.
+_BY_ROWS = "_gains_by_rows"
+
+
+class BatchNorms:
+    """Of `module`. One that its owner has in evaluation mode while the module is trained is
+    `still`: it keeps its statistics.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        norms = {n: m for n, m in module.named_modules() if isinstance(m, _BatchNorm)}
+        self.widths = {n: m.num_features for n, m in norms.items()}
+        self.leaves = {_at(n, leaf) for n in norms for leaf in _LEAVES}
+        # those of which a Learner has rows already
+        self.by_rows = {_at(n, leaf) for n, m in norms.items() for leaf in getattr(m, _BY_ROWS, ())}
+        self._still = self._kept_still()
+
+    @property
+    def still(self) -> set[str]:
+        return {*self._still}
+
+    def follow(self) -> None:
+        """Their modes now, if the module is being trained."""
+        if self.module.training:
+            self._still = self._in_evaluation()
+
+    def gain(self, name: str) -> Tensor:
+        """A gain or bias of the module, as another Learner has learned it, in its last row, if one
+        has.
+        """
+        of, _, leaf = name.rpartition(".")
+        if found := getattr(self.module.get_submodule(of), _BY_ROWS, {}).get(leaf):
+            rows, a, b = found
+            return rows.detach()[-1, a:b].clone()
+        return self.module.get_parameter(name).detach().flatten()
+
+    def stand_in(self, rows: Tensor, shapes: dict[str, torch.Size]) -> None:
+        """From now on the columns of `rows`, in the order of `shapes`, are their gains and biases
+        of these names, and not the module's own.
+        """
+        a = 0
+        for name, shape in shapes.items():
+            self.module.get_parameter(name).requires_grad_(False)
+            of, _, leaf = name.rpartition(".")
+            norm, b = self.module.get_submodule(of), a + shape.numel()
+            setattr(norm, _BY_ROWS, getattr(norm, _BY_ROWS, {}) | {leaf: (rows, a, b)})
+            a = b
+
+    def running(self, like: Tensor) -> Moments:  # [S]
+        """As the module has them; 0 and 1 of those that have none."""
+        norms = map(self.module.get_submodule, self.widths)
+        zeros = like.new_zeros(sum(self.widths.values())).split([*self.widths.values()])
+        pairs = [
+            (zero, zero + 1) if norm.running_mean is None else (norm.running_mean, norm.running_var)
+            for norm, zero in zip(norms, zeros, strict=True)
+        ]
+        nothing = [(like.new_zeros(0),) * 2]
+        return Moments(*(torch.cat(each) for each in zip(*(pairs or nothing), strict=True)))
+
+    def settle(self, made: nn.Module, statistics: Moments, shapes: dict[str, torch.Size]) -> None:
+        """In a copy of the module: the statistics [S] are its own, and so are its gains and biases
+        of these names again.
+        """
+        for name in shapes:
+            made.get_parameter(name).requires_grad_(True)
+            vars(made.get_submodule(name.rpartition(".")[0])).pop(_BY_ROWS, None)
+        widths = [*self.widths.values()]
+        for name, mean, var in zip(
+            self.widths, *(m.flatten().split(widths) for m in statistics), strict=True
+        ):
+            norm = made.get_submodule(name)
+            if norm.running_mean is not None:
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(var)
+            else:  # these are the task's all the same
+                norm.track_running_stats = True
+                norm.running_mean, norm.running_var = mean.clone(), var.clone()
+
+    @contextmanager
+    def normalising(
+        self, net: nn.Module, tensors: dict[str, Tensor], given: Moments | None, like: Tensor
+    ) -> Iterator[Callable[[], Moments]]:
+        """Those of a pass of `net` with `tensors` by name: by the batch, or by given statistics
+        [S]. Gives what has, after the pass, the batch's mean and unbiased variance [S] of those
+        that are not still, and the statistics of those that are.
+        """
+        own: dict[str, tuple[Tensor, Tensor]] = {}
+        norms = {name: net.get_submodule(name) for name in self.widths if name not in self._still}
+        before = [(n.momentum, n.training, n.track_running_stats) for n in norms.values()]
+        widths = [*self.widths.values()]
+        start = given or like.new_zeros(2, sum(widths)).unbind()
+        for name, *moments in zip(self.widths, *(s.split(widths) for s in start), strict=True):
+            if name not in norms:
+                continue
+            for kind, value in zip(_STATISTICS, moments, strict=True):
+                tensors[_at(name, kind)] = value if given else value.clone()
+            tensors[_at(name, "num_batches_tracked")] = like.new_zeros(())
+            norm = norms[name]
+            norm.momentum, norm.training, norm.track_running_stats = 1.0, given is None, True
+            if given:
+                norm.forward = _keeping(norm.forward, name, own)
+
+        def found() -> Moments:
+            pairs = (
+                own.get(name) or tuple(tensors[_at(name, kind)] for kind in _STATISTICS)
+                for name in self.widths
+            )
+            empty = like.new_empty(0)
+            both = map(torch.cat, zip((empty, empty), *pairs, strict=True))
+            return Moments(*(m.detach() for m in both))
+
+        try:
+            yield found
+        finally:
+            for norm, state in zip(norms.values(), before, strict=True):
+                norm.momentum, norm.training, norm.track_running_stats = state
+                vars(norm).pop("forward", None)
+
+    def _in_evaluation(self) -> set[str]:
+        """One that has no statistics goes by the batch in any mode."""
+        parts = ((name, self.module.get_submodule(name)) for name in self.widths)
+        return {name for name, norm in parts if norm.running_mean is not None and not norm.training}
+
+    def _kept_still(self) -> set[str]:
+        """Those in evaluation mode now, if the module is being trained, and those that it keeps so
+        itself when that begins, by a `train` of its own.
+        """
+        module = self.module
+        found = self._in_evaluation() if module.training else set()
+        if all(type(part).train is nn.Module.train for part in module.modules()):
+            return found
+        modes = [(part, part.training) for part in module.modules()]
+        learned = [(p, p.requires_grad) for p in module.parameters()]
+        try:
+            module.train(True)
+            found |= self._in_evaluation()
+        except TypeError:  # another function of that name
+            pass
+        finally:
+            for part, training in modes:
+                part.training = training
+            for p, requires_grad in learned:
+                p.requires_grad_(requires_grad)
+        return found
+
+
+def modes(module: nn.Module) -> tuple[bool, ...]:
+    """But of batch norms, which passes turn."""
+    return tuple(m.training for m in module.modules() if not isinstance(m, _BatchNorm))
+
+
+def _keeping(forward: Callable[[Tensor], Tensor], name: str, found: dict) -> Callable:
+    """A batch norm's, and the mean and unbiased variance of what it is called with. (Not a hook:
+    copies for threads share those of the module.)
+    """
+
+    def kept(input: Tensor) -> Tensor:
+        x = input.detach()
+        x = x.float() if x.dtype.itemsize < 4 else x
+        var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+        count = x.numel() // x.shape[1]
+        found[name] = mean, var * (count / max(1, count - 1))
+        return forward(input)
+
+    return kept
+
+
+def _at(module: str, leaf: str) -> str:
+    return f"{module}.{leaf}" if module else leaf
