@@ -25,6 +25,7 @@ TUNED = Path(__file__).with_name("tuned.json")
 PROGRAMS = 264
 SHARED = 104 * 1024  # bytes that a program's loads may take: two of them fit in a multiprocessor
 TASKS = 4  # that a launch is taken to have, however many it has
+MANY = 8192  # pixels of a task, of which a program does more at once
 # Of `add_splits_kernel`, wherever it runs: all splits of the default are loaded at once.
 SPLITS = {"BS": 16, "BLOCK": 256, "num_warps": 4, "num_stages": 1}
 # Of what ends a stem's gradient: parts of sums, and of its products, that are loaded at once.
@@ -194,6 +195,7 @@ def _wgrad(g: Geometry) -> dict[str, int]:
     # Three accumulators, besides two parts of each operand (tf32x3) or scalar products, which are
     # unrolled (ieee).
     bf, bc, warps = block(g.filters), 32 if g.dual else 64, 8 if g.precision == "ieee" else 4
+    bp, stages = 16, 3 if rounded(g) else 2
     if g.precision in ("tf32x3", "ieee"):
         bc //= 2
     if g.precision == "tf32":
@@ -204,13 +206,16 @@ def _wgrad(g: Geometry) -> dict[str, int]:
             bf, bc, warps = min(bf, 32) if g.dual else bf, 64, 2
         else:
             bf = 32 if g.filters % 32 == 0 else 16
+    if g.precision == "bf16" and g.line and g.pixels >= MANY:
+        # Of more pixels at once fewer instructions: loads of half as many bytes leave the room.
+        bp, bc, stages = 32 if g.dual else 64, 64, 2
     bc = block(g.channels, bc)
     # Long splits, whose sums are few: as many programs as run at once.
     programs = 3 * -(-g.filters // bf) * -(-g.channels // bc) * TASKS
     return {
-        "BF": bf, "BC": bc, "BP": 16,
-        "per_split": _per_split(g.pixels, 16, max(4, 2 * PROGRAMS // programs)),
-        "num_warps": warps, "num_stages": 3 if rounded(g) else 2,
+        "BF": bf, "BC": bc, "BP": bp,
+        "per_split": _per_split(g.pixels, bp, max(4, 2 * PROGRAMS // programs)),
+        "num_warps": warps, "num_stages": stages,
     }  # fmt: skip
 
 
@@ -256,7 +261,10 @@ def _map(g: Geometry) -> dict[str, int]:
     values, which are then loaded one by one.
     """
     bf = next((b for b in (64, 32, 16) if g.filters % b == 0), block(g.filters))
-    return {"BM": 64 if bf == 16 else 32, "BF": bf, "num_warps": 4, "num_stages": 1}
+    bm = 64 if bf == 16 else 32
+    if g.pixels >= MANY:  # more values of a thread: fewer addresses and coefficients for each
+        bm = 4096 // bf
+    return {"BM": bm, "BF": bf, "num_warps": 4, "num_stages": 1}
 
 
 def _head(g: Geometry) -> dict[str, int]:

@@ -30,10 +30,19 @@ def load_patches(images, n, y, x, k, valid, side, channels):
 
 
 @triton.jit
-def load_cells(images, at, inside, position, side, channels):
-    """The patches of a cell of windows of 2×2, `at` being those of the first."""
-    shift = (position // 2 * (side + 2) + position % 2) * channels
-    return tl.load(images + shift + at, mask=inside, other=0.0)
+def windows_at(first, n, y, x, k, valid, side, channels):
+    """The same of the first of the four cells of windows of 2×2, for loads without a mask. Windows
+    that are not valid are those of image `first`, and come to nothing; beyond a patch is its last
+    value, whose filters are 0.
+    """
+    n, y, x = tl.where(valid, n, first), tl.where(valid, y, 0), tl.where(valid, x, 0)
+    return patches_at(n, 2 * y, 2 * x, tl.minimum(k, 9 * channels - 1), side, channels)
+
+
+@triton.jit
+def load_cells(images, at, position, side, channels):
+    """The patches of a cell of windows, `at` being those of the first."""
+    return tl.load(images + at + (position // 2 * (side + 2) + position % 2) * channels)
 
 
 @triton.jit
@@ -100,13 +109,12 @@ def stem_fwd_kernel(
     scale = tl.load(gain + task * row_step + f, mask=real, other=0.0)[None, :]
     sign = sign_of(scale)
     rows = load_stem_filters(w + task * w_step, k, f, filters, channels, PRECISION) * sign
-    at = patches_at(n, 2 * y, 2 * x, k, side, channels)
-    inside = valid[:, None] & (k < 9 * channels)[None, :]
+    at = windows_at(task * count, n, y, x, k, valid, side, channels)
     zero = tl.zeros((BM, BF), tl.float32)
-    z00 = dot(load_cells(images, at, inside, 0, side, channels), rows, zero, PRECISION)
-    z01 = dot(load_cells(images, at, inside, 1, side, channels), rows, zero, PRECISION)
-    z10 = dot(load_cells(images, at, inside, 2, side, channels), rows, zero, PRECISION)
-    z11 = dot(load_cells(images, at, inside, 3, side, channels), rows, zero, PRECISION)
+    z00 = dot(load_cells(images, at, 0, side, channels), rows, zero, PRECISION)
+    z01 = dot(load_cells(images, at, 1, side, channels), rows, zero, PRECISION)
+    z10 = dot(load_cells(images, at, 2, side, channels), rows, zero, PRECISION)
+    z11 = dot(load_cells(images, at, 3, side, channels), rows, zero, PRECISION)
     value, position = winner_of(z00, z01, z10, z11, scale)
     centre = tl.load(coef + (task * 8 + 3) * filters + f, mask=real, other=0.0)[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
@@ -145,11 +153,10 @@ def stem_outer_kernel(
         both = valid[:, None] & (f < filters)[None, :]
         value = tl.load(values + at, mask=both, other=0.0)
         winner = tl.load(winners + at, mask=both, other=0)
-        first = patches_at(n, 2 * y, 2 * x, k, side, channels)
-        inside = valid[:, None] & (k < 9 * channels)[None, :]
+        first = windows_at(task * count, n, y, x, k, valid, side, channels)
         for position in range(4):
             spike = tl.where(winner == position, value, 0.0)
-            patches = load_cells(images, first, inside, position, side, channels)
+            patches = load_cells(images, first, position, side, channels)
             acc = dot(tl.trans(spike), patches, acc, PRECISION)
     row = (task * tl.num_programs(0) + split) * KP
     out = (row + k[None, :]) * filters + f[:, None]
@@ -253,10 +260,9 @@ def stem_dot_kernel(
     both = valid[:, None] & real[None, :]
     winner = tl.load(winners + at, mask=both, other=0)
     value = tl.zeros((BM, BF), tl.float32)
-    first = patches_at(n, 2 * y, 2 * x, k, side, channels)
-    inside = valid[:, None] & (k < 9 * channels)[None, :]
+    first = windows_at(task * count, n, y, x, k, valid, side, channels)
     for position in tl.static_range(4):
-        patches = load_cells(images, first, inside, position, side, channels)
+        patches = load_cells(images, first, position, side, channels)
         zero = tl.zeros((BM, BF), tl.float32)
         value = tl.where(winner == position, dot(patches, rows, zero, PRECISION), value)
     shift = tl.load(coef + (task * 8 + 7) * filters + f, mask=real, other=0.0)[None, :]
