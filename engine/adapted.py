@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -66,18 +68,31 @@ class Adapted:
         return made
 
 
+_lock = threading.Lock()
+# Of each learner: how many threads are inside, and the modes of its parts before the first.
+_inside: WeakKeyDictionary[Learner, list] = WeakKeyDictionary()
+
+
 @contextmanager
 def evaluating(learner: Learner) -> Iterator[None]:
-    """In evaluation mode; after it each part is in the mode that it had."""
-    modes = [(part, part.training) for part in learner.modules()]
-    if isinstance(learner.model, Module):
-        learner.model.norms.follow()
-    learner.eval()
+    """In evaluation mode; when the last thread has left, each part is in the mode that it had."""
+    with _lock:
+        state = _inside.setdefault(learner, [0, []])
+        if not state[0]:
+            state[1] = [(part, part.training) for part in learner.modules()]
+            if isinstance(learner.model, Module):
+                learner.model.norms.follow()
+            learner.eval()
+        state[0] += 1
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        with _lock:
+            state[0] -= 1
+            if not state[0]:
+                for part, training in state[1]:
+                    part.training = training
+                del _inside[learner]
 
 
 def one_task(name: str, values: Any) -> Values:

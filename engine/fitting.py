@@ -85,6 +85,12 @@ def fit(
     if not isinstance(run, str | Path | None):
         raise UserError(f"run is {run!r}: give the path of a folder")
     check("run", run, PATH)
+    for part in ("norm", "theta"):
+        if part in learner._parameters and not getattr(learner, part).requires_grad:
+            raise UserError(
+                f"learner.{part} does not require grad, and engine.fit trains it: let it, or train "
+                "in a loop of your own"
+            )
     parts = {"tasks": _Part("tasks", tasks, learner), "val": _Part("val", val, learner)}
     parts["test"] = _Part("test", test, learner) if test is not None else parts["val"]
     if metric == "accuracy":

@@ -243,7 +243,9 @@ class Learner(nn.Module):
     @torch.no_grad()
     def track(self, gradient: unroll.MetaGradient) -> None:
         """Takes the batches' statistics into the running ones."""
-        running = meta.update_running(self.running(), gradient.rows, gradient.moments, _MOMENTUM)
+        running = meta.update_running(
+            self.running(), gradient.rows, gradient.moments, _MOMENTUM, not self._fused
+        )
         self.running_mean.copy_(running.mean)
         self.running_var.copy_(running.var)
 
@@ -265,28 +267,28 @@ class Learner(nn.Module):
 
     @torch.inference_mode()
     def adapt(self, x: Any, y: Any, *, steps: int | None = None) -> Adapted:
-        """To one task: x [N, ...] and y [N, ...]. The learner itself stays as it is. Raises
-        UserError when they do not fit it, or its parameters are no longer finite."""
+        """To one task: x [N, ...] and y [N, ...], in evaluation mode. The learner itself stays as
+        it is. Raises UserError when they do not fit it, or its parameters are no longer finite."""
         steps = self.steps if steps is None else steps
         _check_steps(steps)
         one, labels = one_task("x", x), one_task("y", y)
         check_lengths("x", one, "y", labels, 1)
         self._check_fields(x=one, y=labels)
         self._check_rows()
-        running = self.norm_statistics == "running"
-        given = self.running() if running else None
-        with self.model.during(Episode(one, labels, one, labels), False):
+        statistics = Moments(*(unroll.at_step(m, steps - 1).clone() for m in self.running()))
+        given = self.running() if self.norm_statistics == "running" else None
+        with evaluating(self), self.model.during(Episode(one, labels, one, labels), False):
             for step in unroll.inner_loop(self.model, self.params(), one, labels, steps, given):
                 theta, row = step.adapted, step.row.clone()
-        if not theta.isfinite().all():
-            raise UserError(
-                f"the parameters are not finite after {steps} inner steps (the loss before the "
-                f"last was {step.support.loss.item():.4g}): give fewer, a lower rate or other x, y"
-            )
-        if running:
-            statistics = Moments(*(unroll.at_step(m, steps - 1).clone() for m in given))
-        else:
-            _, statistics = self.model.prepare(one, 1).predict(theta, row)
+            if not theta.isfinite().all():
+                raise UserError(
+                    f"the parameters are not finite after {steps} inner steps (the loss before the "
+                    f"last was {step.support.loss.item():.4g}): give fewer, a lower rate or other "
+                    "x, y"
+                )
+            if given is None:
+                _, found = self.model.prepare(one, 1).predict(theta, row)
+                statistics = found if self._fused else meta.called(found, statistics)
         return Adapted(self, theta, row, statistics)
 
     def evaluate(
@@ -328,25 +330,26 @@ class Learner(nn.Module):
     def predict(
         self, episode: Episode, *, steps: int | None = None, protocol: str = "transductive"
     ) -> Values:  # [T, M, ...]
-        """Adapts to each task and answers its targets."""
+        """Adapts to each task and answers its targets, in evaluation mode."""
         steps = self.steps if steps is None else steps
         _check_steps(steps)
         _check("protocol", protocol, protocol in PROTOCOLS, f"one of {', '.join(PROTOCOLS)}")
         self.checked(episode)
         params, running = self.params(), self.running()
-        blocks = over_blocks(
-            lambda block: unroll.adapt_and_predict(
+        with evaluating(self):
+            blocks = over_blocks(
+                lambda block: unroll.adapt_and_predict(
+                    self.model,
+                    params,
+                    running,
+                    block,
+                    steps=steps,
+                    norm_statistics=self.norm_statistics,
+                    protocol=protocol,
+                ),
+                episode,
                 self.model,
-                params,
-                running,
-                block,
-                steps=steps,
-                norm_statistics=self.norm_statistics,
-                protocol=protocol,
-            ),
-            episode,
-            self.model,
-        )
+            )
         return unroll.joined(blocks)
 
 

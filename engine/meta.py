@@ -272,7 +272,9 @@ def advance(
         scales = *schedule.adam, cfg.beta1, cfg.beta2, cfg.clamp
         params, first, second = adam(state, gradient, *scales)
     params = beside.averaged(cfg, network(cfg), params, meta.gradient)
-    running = update_running(state.running, meta.rows, meta.moments, cfg.norm_momentum)
+    running = update_running(
+        state.running, meta.rows, meta.moments, cfg.norm_momentum, getattr(model, "skips", False)
+    )
     return State(params, first, second, running, state.iteration + 1)
 
 
@@ -343,14 +345,21 @@ def descend(
 
 
 def update_running(
-    running: Moments, rows: tuple[int, ...], moments: Moments, momentum: float
+    running: Moments,
+    rows: tuple[int, ...],
+    moments: Moments,
+    momentum: float,
+    skips: bool = False,  # whether some may be of no batch
 ) -> Moments:
     """Exponential moving averages over an iteration's batches in the reference implementation's
     order: task by task, within a task step by step, support then target. A single shared row sees
     them all.
     """
+    rows = tuple(min(row, len(running.mean) - 1) for row in rows)
+    if skips:
+        moments = called(moments, Moments(*(m[list(rows)] for m in running)))
     decay, weights = _averaging(
-        tuple(min(row, len(running.mean) - 1) for row in rows),
+        rows,
         len(running.mean),
         len(moments.mean),
         momentum,
@@ -363,6 +372,13 @@ def update_running(
             for average, batches in zip(running, moments, strict=True)
         )
     )
+
+
+def called(moments: Moments, otherwise: Moments) -> Moments:
+    """Those of batch norms that a pass has called, of others these."""
+    left_out = moments.var < 0
+    pairs = zip(moments, otherwise, strict=True)
+    return Moments(*(torch.where(left_out, other, own) for own, other in pairs))
 
 
 @cache

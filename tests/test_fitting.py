@@ -271,3 +271,15 @@ def test_tasks_of_ones_own_are_made_by_the_thread_that_draws_for_dropout(tmp_pat
     net = Learner(nn.Linear(1, 2), F.cross_entropy, steps=1)
     run = engine.fit(net, tasks, val=tasks, run=tmp_path / "tasks", **SHORT)
     assert run.cfg.prefetch == 2
+
+
+def test_what_is_not_to_be_learned_is_not_trained(tmp_path):
+    made = mlp()
+    made.norm.requires_grad_(False)
+    with pytest.raises(UserError, match="learner.norm does not require grad, and engine.fit"):
+        fitted(made, tmp_path)
+    made = Learner(Backbone(1, 8, 4, 1, 2), steps=2)
+    made.theta.requires_grad_(False)
+    with pytest.raises(UserError, match="learner.theta does not require grad"):
+        fitted(made, tmp_path)
+    assert not [*tmp_path.iterdir()]

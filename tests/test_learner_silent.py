@@ -10,9 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 import engine
 from engine import meta, unroll
+from engine.adapted import evaluating
 from engine.errors import UserError
 from engine.models.interface import Params
 from engine.models.module import Module
@@ -322,3 +324,77 @@ def test_a_mark_is_waited_for_on_the_device_that_it_is_of(monkeypatch):
     mark.set(stream)
     mark.wait()
     assert waited == ["the end"]
+
+
+def test_a_task_is_adapted_to_in_evaluation_mode():
+    net = mlp(spectral_norm(nn.Linear(8, 8)), nn.Dropout(0.5)).double()
+    made, given = learner(net), episode()
+    before = copy.deepcopy(net.state_dict())
+    x, y = given.support_x[0], given.support_y[0]
+    answers = [made.adapt(x, y)(given.target_x[0]) for _ in range(2)]
+    assert torch.equal(*answers) and made.training
+    torch.testing.assert_close(made.predict(given)[0], answers[0])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_buffer_that_a_forward_replaces_is_the_module_s(threads):
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(3, 2)
+            self.register_buffer("centre", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.centre = 0.9 * self.centre + 0.1 * x.detach().mean(0)
+            return self.out(x - self.centre)
+
+    torch.set_num_threads(threads)
+    made, plain, given = learner(Centred().double()), Centred().double(), episode()
+    made(given, WEIGHTS)
+    for task in range(2):
+        for _ in WEIGHTS:
+            plain(given.support_x[task])
+            plain(given.target_x[task])
+    torch.testing.assert_close(made.module.centre, plain.centre)
+
+
+@pytest.mark.parametrize("adapt", ["head", "body"])
+def test_a_head_that_is_tied_is_not_taken_for_another(adapt):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.out = nn.Embedding(5, 4), nn.Linear(4, 5)
+            self.out.weight = self.words.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.words(x))
+
+    with pytest.raises(UserError, match="out.weight, of the last layer, is tied to another"):
+        learner(Tied(), adapt=adapt)
+    assert set(learner(Tied(), adapt=lambda n: "out" in n).model.shapes) == {"out.bias"}
+
+
+def test_answers_in_several_threads_leave_the_learner_in_its_mode():
+    made, given = learner(mlp(nn.Dropout(0.5))), episode()
+    adapted = made.adapt(given.support_x[0], given.support_y[0])
+    inside, left = threading.Barrier(2), threading.Barrier(2)
+    modes = []
+
+    def answer(first: bool) -> None:
+        with evaluating(made):
+            inside.wait()
+            if first:
+                left.wait()
+        if not first:
+            modes.append(made.training)  # the other is inside
+            left.wait()
+
+    threads = [threading.Thread(target=answer, args=(first,)) for first in (True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert modes == [False] and made.training and made.module[1].training
+    adapted(given.target_x[0])

@@ -20,6 +20,7 @@ from engine import evaluate, train
 from engine.errors import UserError
 from engine.runs.checkpoint import load
 from engine.runtime import machine, ranks
+from engine.runtime.parcel import Parcel
 from tests import device_ranks, ranked
 from tests.tiny import ROOT, environment, finish, flags, start, wait_for
 from tests.torchrun import SLOW, assert_same, done, finished, launch
@@ -185,3 +186,14 @@ def test_one_process_imports_nothing_of_ranks(images, tmp_path):
     process = subprocess.Popen(command, env=environment(), cwd=ROOT, **pipes)
     code, out, err = finish(process)
     assert (code, out.splitlines()[-1]) == (0, "0 []"), err
+
+
+def test_a_parcel_keeps_the_precision_of_each_of_its_rows():
+    rows = [torch.ones(2, dtype=torch.bfloat16), torch.rand(2, 3), torch.rand(2, 4, 1)]
+    parcel = Parcel(rows, 1)
+    parcel.pack(rows, torch.tensor(3))
+    parcel.every.copy_(parcel.own)
+    signal, found = parcel.unpacked()
+    assert signal == 3
+    for ours, own in zip(found, rows, strict=True):
+        assert ours.dtype == own.dtype and torch.equal(ours, own)

@@ -37,6 +37,10 @@ class BatchNorms:
     def still(self) -> set[str]:
         return {*self._still}
 
+    def has(self, buffer: str) -> bool:
+        """Whether it is one of theirs, by its name."""
+        return buffer.rpartition(".")[0] in self.widths
+
     def follow(self) -> None:
         """Their modes now, if the module is being trained."""
         if self.module.training:
@@ -96,31 +100,43 @@ class BatchNorms:
 
     @contextmanager
     def normalising(
-        self, net: nn.Module, tensors: dict[str, Tensor], given: Moments | None, like: Tensor
+        self,
+        net: nn.Module,
+        tensors: dict[str, Tensor],  # by name, of the pass
+        given: Moments | None,  # [S] each; None: by the batch
+        like: Tensor,
+        unbiased: bool,
     ) -> Iterator[Callable[[], Moments]]:
-        """Those of a pass of `net` with `tensors` by name: by the batch, or by given statistics
-        [S]. Gives what has, after the pass, the batch's mean and unbiased variance [S] of those
-        that are not still, and the statistics of those that are.
+        """Those of a pass of `net`. Gives what has, after the pass, the batch's mean and variance
+        [S] of those that are not still, of several calls their mean, and the statistics of those
+        that are; of those that were not called a variance of -1.
         """
-        own: dict[str, tuple[Tensor, Tensor]] = {}
+        own: dict[str, list[tuple[Tensor, Tensor]]] = {}
         norms = {name: net.get_submodule(name) for name in self.widths if name not in self._still}
-        before = [(n.momentum, n.training, n.track_running_stats) for n in norms.values()]
+        before = [
+            (n.momentum, n.training, n.track_running_stats, vars(n).get("forward"))
+            for n in norms.values()
+        ]
         widths = [*self.widths.values()]
-        start = given or like.new_zeros(2, sum(widths)).unbind()
+        nothing = like.new_zeros(sum(widths))
+        start = given or (nothing, nothing - 1)
         for name, *moments in zip(self.widths, *(s.split(widths) for s in start), strict=True):
             if name not in norms:
                 continue
             for kind, value in zip(_STATISTICS, moments, strict=True):
                 tensors[_at(name, kind)] = value if given else value.clone()
-            tensors[_at(name, "num_batches_tracked")] = like.new_zeros(())
+            # counted by the host, which weighs the calls by it without waiting for a device
+            tensors[_at(name, "num_batches_tracked")] = torch.zeros((), device="cpu")
             norm = norms[name]
-            norm.momentum, norm.training, norm.track_running_stats = 1.0, given is None, True
-            if given:
-                norm.forward = _keeping(norm.forward, name, own)
+            norm.momentum, norm.training, norm.track_running_stats = None, given is None, True
+            if given or not unbiased:  # the running ones are the batch's, and unbiased
+                norm.forward = _keeping(norm.forward, own.setdefault(name, []), unbiased)
 
         def found() -> Moments:
             pairs = (
-                own.get(name) or tuple(tensors[_at(name, kind)] for kind in _STATISTICS)
+                tuple(torch.stack(each).mean(0) for each in zip(*calls, strict=True))
+                if (calls := own.get(name))
+                else tuple(tensors[_at(name, kind)] for kind in _STATISTICS)
                 for name in self.widths
             )
             empty = like.new_empty(0)
@@ -130,9 +146,11 @@ class BatchNorms:
         try:
             yield found
         finally:
-            for norm, state in zip(norms.values(), before, strict=True):
+            for norm, (*state, forward) in zip(norms.values(), before, strict=True):
                 norm.momentum, norm.training, norm.track_running_stats = state
                 vars(norm).pop("forward", None)
+                if forward is not None:
+                    norm.forward = forward
 
     def _in_evaluation(self) -> set[str]:
         """One that has no statistics goes by the batch in any mode."""
@@ -167,9 +185,9 @@ def modes(module: nn.Module) -> tuple[bool, ...]:
     return tuple(m.training for m in module.modules() if not isinstance(m, _BatchNorm))
 
 
-def _keeping(forward: Callable[[Tensor], Tensor], name: str, found: dict) -> Callable:
-    """A batch norm's, and the mean and unbiased variance of what it is called with. (Not a hook:
-    copies for threads share those of the module.)
+def _keeping(forward: Callable[[Tensor], Tensor], found: list, unbiased: bool) -> Callable:
+    """A batch norm's, and the mean and variance of what it is called with. (Not a hook: copies for
+    threads share those of the module.)
     """
 
     def kept(input: Tensor) -> Tensor:
@@ -177,7 +195,7 @@ def _keeping(forward: Callable[[Tensor], Tensor], name: str, found: dict) -> Cal
         x = x.float() if x.dtype.itemsize < 4 else x
         var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
         count = x.numel() // x.shape[1]
-        found[name] = mean, var * (count / max(1, count - 1))
+        found.append((mean, var * (count / max(1, count - 1)) if unbiased else var))
         return forward(input)
 
     return kept

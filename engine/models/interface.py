@@ -90,7 +90,7 @@ class Inputs(Protocol):
         row: Tensor,  # [G] gains and biases of the step
         statistics: Moments | None = None,  # [S], or [T, S] of each task
     ) -> tuple[Values, Moments]:  # logits [T, N, ways], the batch's own moments
-        """A forward pass alone."""
+        """A forward pass alone; its variances are biased, as they normalise."""
 
     def loss_and_gradient(
         self,

@@ -77,9 +77,8 @@ class Module:
         self.norms = BatchNorms(module)
         affine, by_rows = self.norms.leaves, self.norms.by_rows
         learned = {n: p for n, p in module.named_parameters() if p.requires_grad or n in by_rows}
-        wanted = (
-            adapt if callable(adapt) else _adapted(adapt, [n for n in learned if n not in affine])
-        )
+        inner = [n for n in learned if n not in affine]
+        wanted = adapt if callable(adapt) else _adapted(adapt, inner, module)
         shapes = {n: p.shape for n, p in learned.items()}
         self.shapes = {n: s for n, s in shapes.items() if wanted(n)}
         left = {n: s for n, s in shapes.items() if not wanted(n)}
@@ -111,6 +110,7 @@ class Module:
         return sum(self.norms.widths.values())
 
     spreads = False  # torch's sums depend on how many threads share them
+    skips = True  # a pass may leave out a batch norm, whose variance is then -1
 
     def parallel(self, episode: Episode) -> bool:
         """Not where passes draw random numbers or write, as these would come in any order, or where
@@ -273,7 +273,7 @@ class Module:
         return small or self._device.type == "cuda"
 
     def bessel(self, x: Values, like: Tensor) -> Tensor:
-        return torch.ones_like(like[0])  # torch's running variance is unbiased already
+        return torch.ones_like(like[0])  # that of `loss` is unbiased already, as torch has it
 
     def prepare(self, x: Values, passes: int) -> Batch:
         self._follow()
@@ -285,14 +285,24 @@ class Module:
         row: Tensor,  # [G]
         x: Any,  # [N, ...]
         given: Moments | None = None,  # [S] each
-    ) -> tuple[Any, Tensor, Tensor]:  # output, batch mean and unbiased variance [S]
+        unbiased: bool = True,
+    ) -> tuple[Any, Tensor, Tensor]:  # output, batch mean and variance [S]
         """A forward pass of one task."""
         with self._skeleton.lent() as net:
             tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
             tensors |= _split(theta, self.shapes) | _split(row, self.outer)
-            with self.norms.normalising(net, tensors, given, theta) as found:
+            before = dict(tensors)
+            with self.norms.normalising(net, tensors, given, theta, unbiased) as found:
                 output = self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
+            self._take_buffers(before, tensors)
         return output, *found()
+
+    def _take_buffers(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+        """What a pass has put in the place of a buffer; one that it wrote to is the module's."""
+        for name, buffer in self.module.named_buffers():
+            if after[name] is not before[name] and not self.norms.has(name):
+                with torch.no_grad():
+                    buffer.copy_(after[name].detach())
 
     def loss(
         self, theta: Tensor, row: Tensor, x: Values, labels: Values, statistics=None, ops=None
@@ -309,7 +319,7 @@ class Module:
         self, theta: Tensor, row: Tensor, x: Values, statistics=None
     ) -> tuple[Values, Moments]:
         def one(theta, row, x, *given):
-            output, *moments = self.task(theta, row, x, Moments(*given) if given else None)
+            output, *moments = self.task(theta, row, x, Moments(*given) if given else None, False)
             return theta.new_zeros(()), output, *moments
 
         return _stacked(self._over(one, theta, row, x, None, statistics), x)[1:]
@@ -358,14 +368,25 @@ def _stacked(results: list | tuple, x: Values) -> tuple[Tensor, Values, Moments]
     return torch.stack(losses), output, Moments(*map(torch.stack, moments))
 
 
-def _adapted(adapt: str, names: list[str]) -> Callable[[str], bool]:
+def _adapted(adapt: str, names: list[str], module: nn.Module) -> Callable[[str], bool]:
     """The test of a parameter's name for the words of ADAPT."""
-    layers = {name: name.split(".parametrizations.")[0].rpartition(".")[0] for name in names}
-    layers |= {n: n.split(".parametrizations.")[0] for n in names if ".parametrizations." in n}
-    head = layers[names[-1]] if names else ""
-    in_head = {name for name in names if layers[name] == head}
+    first = {id(p): name for name, p in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    listed = [name for name, p in every if first[id(p)] in names]
+    in_head = {name for name in listed if _layer(name) == _layer(listed[-1])}
+    if adapt != "all" and (tied := in_head - {*names}):
+        raise UserError(
+            f"adapt is {adapt!r}, and {min(tied)}, of the last layer, is tied to another "
+            "parameter: give a test of the parameters' names"
+        )
     chosen = {"all": {*names}, "head": in_head, "body": {*names} - in_head}[adapt]
     return chosen.__contains__
+
+
+def _layer(name: str) -> str:
+    """Of a parameter, which one of its parametrizations may hold."""
+    layer, _, own = name.partition(".parametrizations.")
+    return layer if own else name.rpartition(".")[0]
 
 
 def _split(flat: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -16,10 +17,11 @@ class Parcel:
 
     def __init__(self, like: Sequence[Tensor], ranks: int):
         tasks = len(like[0])
-        self._shapes = [rows.shape[1:] for rows in like]
+        self._kinds = [(rows.shape[1:], rows.dtype) for rows in like]
         self._widths = [1, *(rows[0].numel() for rows in like)]
-        self.own = like[0].new_zeros(tasks, sum(self._widths))
-        self.every = like[0].new_zeros(ranks * tasks, sum(self._widths))
+        kind = {"dtype": reduce(torch.promote_types, (rows.dtype for rows in like))}
+        self.own = like[0].new_zeros(tasks, sum(self._widths), **kind)
+        self.every = like[0].new_zeros(ranks * tasks, sum(self._widths), **kind)
 
     def pack(self, rows: Sequence[Tensor], signal: Tensor) -> None:
         """A rank's own; `signal` [] is 0 for none."""
@@ -31,7 +33,7 @@ class Parcel:
         flags, *found = self.every.split(self._widths, 1)
         # each a tensor of its own: torch sums a view of a wider one in another order
         rows = [
-            f.reshape(len(f), *shape).contiguous()
-            for f, shape in zip(found, self._shapes, strict=True)
+            f.reshape(len(f), *shape).to(dtype).contiguous()
+            for f, (shape, dtype) in zip(found, self._kinds, strict=True)
         ]
         return flags.max(), rows
