@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import weights
+from engine.combinations import refuse_without_effect
 from engine.commandline import Parser, a_path, add_flags, parse
 from engine.config import Config
 from engine.errors import Diverged, UserError, listed, say
@@ -98,8 +99,10 @@ def _evaluate_checkpoint(argv: list[str], interrupt: Interrupt) -> None:
             dataset = _data(cfg, part, "split_ratio" in explicit, preparation(saved[0]))
         other = "" if dataset.identity == saved[0].data_identity else ", other data"
         say(f"{path}: trained on {saved[0].data_name}, tested on {dataset.name}{other}")
-        known = saved[0].seen or {}  # its own data share no classes, but with those of --init
-        known = known if other else {"before": known.get("before", [])}
+        # The test classes of its own data are none of its training, but may be of its --init.
+        known = saved[0].seen or {}
+        if part == "test" and not other:
+            known = {"before": known.get("before", [])}
         again = seen.tell(known, dataset.banks[part].names, part)
         members = restore(meta.layout(trained), saved, device)
         if cfg.ways != trained.ways:
@@ -158,6 +161,7 @@ def _configurations(
     if "targets" in explicit:
         explicit["eval_targets"] = 0
     cfg = dataclasses.replace(trained, **own_data(path, trained) | explicit)
+    refuse_without_effect(cfg, explicit, vars(trained))
     if cfg.data is None and cfg.dataset == trained.dataset:
         cfg = _at_default(cfg, path, saved.data_name)
     return trained, cfg

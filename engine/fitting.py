@@ -69,7 +69,8 @@ def fit(
     """Trains, validates after every epoch, tests the best; the learner then has the best weights.
 
     tasks, val, test: `Tasks`, anything with `episode(i)`, or a function of i, so that an episode
-        can be made again; all have as many tasks as episode 0. test: by default val. `Tasks` of
+        can be made again; all have as many tasks as episode 0. Without test the result is of val,
+        which chose the best: no test, and called val. `Tasks` of
         arrays or pictures are made ahead by another thread; what runs code of your own is not,
         unless `prefetch` says so: both would draw from torch's one generator.
     metric: "accuracy", or "loss", of which less is better.
@@ -305,7 +306,7 @@ class _Own:
         result = {
             "data": self.name,
             "identity": self.identity,
-            "split": "test",
+            "split": "test" if self._parts["test"] is not self._parts["val"] else "val",
             "metric": self.metric,
             "tasks": best.tasks,
             "steps": cfg.eval_steps or cfg.steps,

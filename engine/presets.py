@@ -74,7 +74,7 @@ def preset_fields(preset: str, dataset: str, explicit: dict[str, Any]) -> dict[s
         chosen |= NEUTRAL  # min_lr is absent: no annealing
         del chosen["min_lr"]
     if "epochs" in explicit:
-        scale_epochs(chosen, explicit["epochs"])
+        scale_epochs(chosen, explicit["epochs"], chosen["epochs"])
     chosen.setdefault("min_lr", {**chosen, **explicit}["lr"])
     return chosen | of_method({"dataset": dataset, **chosen, **explicit})
 
@@ -165,10 +165,10 @@ _PROTOCOLS = {
 }
 
 
-def scale_epochs(chosen: dict[str, Any], epochs: int) -> None:
-    """Keeps the shape of a protocol, as far as it says it, when its length changes, so that a short
-    run is not first order to its end by accident."""
+def scale_epochs(chosen: dict[str, Any], epochs: int, usual: int) -> None:
+    """Keeps the shape of a protocol of `usual` epochs, as far as it says it, when its length
+    changes, so that a short run is not first order to its end by accident."""
     if "msl_epochs" in chosen:
-        chosen["msl_epochs"] = -(-chosen["msl_epochs"] * epochs // chosen["epochs"])
+        chosen["msl_epochs"] = -(-chosen["msl_epochs"] * epochs // usual)
     if "first_order_epochs" in chosen:
-        chosen["first_order_epochs"] = chosen["first_order_epochs"] * epochs // chosen["epochs"]
+        chosen["first_order_epochs"] = chosen["first_order_epochs"] * epochs // usual

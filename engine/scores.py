@@ -15,6 +15,7 @@ from engine.told import shown
 
 METRICS = ("accuracy", "loss")
 IGNORED = -100  # torch's ignore_index, of a loss that says no other
+_ASTRAY = "the inner loop went astray; give fewer steps, a lower rate or other tasks"
 
 
 class Score(NamedTuple):
@@ -39,7 +40,10 @@ def measured(predictions: Values, y: Values, metric: Any, loss: Callable) -> lis
     ignored = ignored if type(ignored) is int else IGNORED
     known = {"accuracy": partial(_accuracy, ignored=ignored), "loss": loss}
     function = known.get(metric) if type(metric) is str else metric
-    return [float(function(p, t)) for p, t in zip(each(predictions), each(y), strict=True)]
+    found = [float(function(p, t)) for p, t in zip(each(predictions), each(y), strict=True)]
+    if metric == "loss" and not all(map(math.isfinite, found)):
+        raise UserError(f"a task's loss is NaN or infinite: {_ASTRAY}")
+    return found
 
 
 def require_classes(y: Any) -> None:
@@ -74,8 +78,5 @@ def _accuracy(predictions: Any, y: Any, ignored: int = IGNORED) -> Tensor:  # [M
             f"all labels of a task are {ignored}, which the loss ignores: give some more"
         )
     if not predictions.amax(-1).isfinite().all():  # argmax would take the first class
-        raise UserError(
-            "a task's outputs are NaN or infinite: the inner loop went astray; give fewer steps, a "
-            "lower rate or other tasks"
-        )
+        raise UserError(f"a task's outputs are NaN or infinite: {_ASTRAY}")
     return (predictions.argmax(-1) == y)[known].double().mean()

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from engine.allowed import PATH, check, check_type
 from engine.commandline import FIELDS, Parser, add_flags, asks_for_help, defaults, parse
-from engine.config import Config, completed
-from engine.errors import UserError, explained, nearest
+from engine.config import DATASET, PRESET, Config, completed
+from engine.errors import UserError, explained, flag, nearest
 from engine.methods import METHODS
-from engine.presets import preset_fields, scale_epochs
+from engine.presets import PRESETS, preset_fields, scale_epochs
 
 try:
     import tomllib
@@ -111,12 +111,45 @@ def under(given: dict[str, Any], written: dict[str, Any], where: str) -> dict[st
             f"--preset is {given['preset']} with {where}, which has every setting, as {preset} has "
             "them: leave --preset out, and give what is to differ"
         )
+    _refuse_half(given, written, where)
     found = dict(written)
-    if {"epochs"} <= given.keys() & written.keys():
-        scale_epochs(found, given["epochs"])
+    if "epochs" in given:
+        dataset = {**written, **given}.get("dataset", DATASET)
+        usual = preset_fields(preset or PRESET, dataset, written)["epochs"]
+        scale_epochs(found, given["epochs"], written.get("epochs", usual))
     if "lr" in given and "lr" in written and written.get("min_lr") == written["lr"]:
         found["min_lr"] = given["lr"]
     return found
+
+
+def _refuse_half(given: dict[str, Any], written: dict[str, Any], where: str) -> None:
+    """Raises UserError where the preset would follow a flag in more, and the file has it all."""
+    if not (_whole(written) and written["preset"] in PRESETS):
+        return
+    free = {name: value for name, value in given.items() if name not in ("epochs", "lr")}
+
+    def by_preset(settings: dict[str, Any]) -> dict[str, Any]:
+        return preset_fields(written["preset"], settings["dataset"], settings)
+
+    before, after = by_preset(written), by_preset({**written, **free})
+    moved = {
+        name: value
+        for name, value in after.items()
+        if name not in given and written.get(name) == before.get(name) != value
+    }
+    if moved:
+        flags = " ".join(f"{flag(name)} {given[name]}" for name in sorted(_followed(free)))
+        now = ", ".join(f"{name} {written[name]}" for name in moved)
+        then = ", ".join(f"{name} {value}" for name, value in moved.items())
+        raise UserError(
+            f"{flags} with {where}, which has every setting: {now}, where the preset then has "
+            f"{then}; say these too, one way or the other"
+        )
+
+
+def _followed(given: dict[str, Any]) -> set[str]:
+    """Of flags those that a preset or a method says more of."""
+    return {*given} & {"dataset", "ways", "shots", "method", "network", "steps"} or {*given}
 
 
 def _whole(values: dict[str, Any]) -> bool:

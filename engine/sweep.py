@@ -281,8 +281,6 @@ def finished(member: Member) -> dict[str, Any] | None:
     cfg, unreadable = member.cfg, (OSError, ValueError, LookupError, TypeError, OverflowError)
     with contextlib.suppress(*unreadable, AttributeError, UserError):
         saved = read_json(member.folder / CONFIG)
-        if cfg.precision == "auto":  # config.json has what that stood for
-            cfg = replace(cfg, precision=saved["precision"])
         if cfg.differences(saved) or _began_otherwise(member, saved):
             return None
         result = read_json(member.folder / RESULT)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config import Config, default_run
-from engine.errors import Diverged, say
+from engine.errors import Diverged, explained, say
 from engine.runs.interrupt import Interrupt, Stopped, answered
 from engine.settings import Resolved, resolve
 
@@ -66,7 +66,8 @@ def train(cfg: Config, interrupt: Interrupt) -> None:
         say(f"{dataset.name} on {device}, run folder {folder}", *cfg.lines())
 
         def begin() -> Beginning | None:
-            new = cfg.fresh or not (folder / LATEST).exists()
+            with explained(f"cannot read run folder {folder}", "give another --run"):
+                new = cfg.fresh or not (folder / LATEST).exists()
             return beginning(cfg, folder, device) if new else None
 
         problem = Pictures(dataset)
@@ -103,6 +104,7 @@ def train_epochs(run: Run, interrupt: Interrupt) -> None:
             cfg.epochs,
             left.stop,
             run.problem.metric,
+            run.lengths,
         ) as report,
         loop(cfg, tasks, left, run.state.params.theta.device, run.problem.own_model) as steps,
     ):
@@ -184,6 +186,7 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
     from engine.report import beside
     from engine.runs import checkpoint
     from engine.runs.log import test_table
+    from engine.runs.run import made_by
     from engine.runtime import ranks
 
     path, team = run.folder / checkpoint.RESULT, ranks.current()
@@ -201,7 +204,7 @@ def final_test(run: Run, interrupt: Interrupt) -> None:
         result, details = run.problem.test(run.cfg, run.members(), partial(team.check, interrupt))
     except Diverged as error:
         raise _diverged(run, f"final test: {error}") from None
-    result["earlier_epochs"] = run.lengths
+    result |= {"earlier_epochs": run.lengths, "origin": run.origin, "made_by": made_by()}
     if team.first:
         if details is not None:
             checkpoint.write_atomic(run.folder / checkpoint.DETAILS, as_json(details).encode())

@@ -236,3 +236,28 @@ def test_a_file_that_is_not_there_or_none(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="a.toml: Python reads TOML from 3.11 on; give .* JSON"):
         resolve(["--config", "a.toml"])
     assert sys.version_info < (3, 11) or "tomllib" in sys.modules
+
+
+def test_the_schedule_of_a_file_without_a_length_is_of_the_preset_s(written):
+    path = written("some.json", {"msl_epochs": 15, "first_order_epochs": 50})
+    found = resolve(["--config", path, "--epochs", "15"]).cfg
+    usual = Config.of().epochs
+    assert (found.msl_epochs, found.first_order_epochs) == (-(-15 * 15 // usual), 50 * 15 // usual)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "words", "also"),
+    [
+        ("mini", "--shots 5", "--shots 5 with .*: tasks 4, where .* has tasks 2", "tasks 4"),
+        ("mini", "--network resnet12", "negative_slope 0.01, where", "negative-slope 0.01"),
+        ("omniglot", "--dataset mini", "--dataset mini with .*image_size 28", None),
+    ],
+)
+def test_a_whole_file_does_not_follow_a_flag_by_halves(given, asked, words, also, written):
+    path = written("config.json", Config.of(dataset=given).to_dict())
+    argv = ["--config", path, *asked.split()]
+    with pytest.raises(UserError, match=words):
+        resolve(argv)
+    if also:
+        name, value = also.split()
+        assert f"{vars(resolve([*argv, f'--{name}', value]).cfg)[name.replace('-', '_')]}" == value

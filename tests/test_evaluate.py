@@ -106,11 +106,25 @@ def test_a_run_folder_gives_what_the_training_reported(finished, capsys):
 
 
 def test_one_file_and_other_settings(finished, capsys):
-    argv = "--eval-steps 4 --protocol inductive --norm-statistics running --eval-tasks 7 --shots 2"
+    argv = "--eval-steps 4 --norm-statistics running --eval-tasks 7 --shots 2"
     assert evaluate.main([str(finished / "latest.pt"), *argv.split(), "--on", "val"]) == 0
     out = capsys.readouterr().out
-    assert "3-way 2-shot, 7 val tasks, 4 inner steps, inductive, running statistics" in out
+    assert "3-way 2-shot, 7 val tasks, 4 inner steps, transductive, running statistics" in out
     assert "ensemble of 1" in out
+
+
+def test_a_protocol_says_nothing_of_running_statistics(finished, capsys):
+    argv = [finished, "--norm-statistics", "running", "--protocol", "inductive"]
+    refused(argv, capsys, "--protocol is inductive with --norm-statistics running")
+
+
+def test_classes_that_chose_the_network_are_no_new_ones(finished, tmp_path, capsys):
+    for part, seen in (("train", True), ("val", True), ("test", False)):
+        argv = [str(finished), "--on", part, "--json", str(tmp_path / f"{part}.json")]
+        assert evaluate.main(argv) == 0
+        found = json.loads((tmp_path / f"{part}.json").read_text())["seen_classes"]
+        assert (found > 0) is seen, part
+        assert ("trained on or chosen by" in capsys.readouterr().out) is seen
 
 
 def test_other_data_of_the_same_shape(finished, images, capsys):

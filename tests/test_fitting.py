@@ -283,3 +283,27 @@ def test_what_is_not_to_be_learned_is_not_trained(tmp_path):
     with pytest.raises(UserError, match="learner.theta does not require grad"):
         fitted(made, tmp_path)
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_loss_that_is_not_finite_is_told_and_loses_nothing(tmp_path):
+    def far(i: int) -> Episode:
+        episode = waves(-1 - i)
+        if i >= 0 and far.away:
+            episode.target_y[:] = torch.inf
+        return episode
+
+    far.away, made = False, mlp()
+    engine.fit(made, waves, val=far, run=tmp_path, **SHORT | {"epochs": 1, "metric": "loss"})
+    before = (tmp_path / "latest.pt").read_bytes()
+    far.away = True
+    with pytest.raises(UserError, match="a task's loss is NaN or infinite: the inner loop went"):
+        made.evaluate([far(0)], "loss")
+    assert before == (tmp_path / "latest.pt").read_bytes()
+
+
+def test_what_chose_the_best_is_no_test(tmp_path):
+    run = fitted(mlp(), tmp_path / "a")
+    found = json.loads((run.folder / "result.json").read_text())
+    assert found["split"] == "val" and found["made_by"]["torch"] == torch.__version__
+    run = fitted(mlp(), tmp_path / "b", test=lambda i: waves(1000 + i))
+    assert json.loads((run.folder / "result.json").read_text())["split"] == "test"

@@ -140,3 +140,29 @@ def test_names_that_runs_share_have_the_folders_above(tmp_path):
     assert [run.name for run in read(folders)] == ["x/run", "y/run"]
     (group,) = grouped(read(folders))
     assert [group.label(run) for run in group.runs] == ["x/run", "y/run"]
+
+
+def test_a_run_that_is_trained_on_is_apart_while_it_is(tmp_path):
+    straight, longer = (make_run(tmp_path / name, n, epochs=4) for n, name in enumerate("ab"))
+    (longer / "result.json").unlink()
+    entries = [
+        row | ({"earlier_epochs": [2]} if row["epoch"] > 2 else {}) for row in reported.rows(1, 3)
+    ]
+    write_log(longer, entries)
+    assert in_groups(straight, longer) == [
+        ("schedule from the beginning", ["a"]), ("schedule trained on after 2 epochs", ["b"]),
+    ]  # fmt: skip
+    assert in_groups(straight) == [("maml++, 2-way 1-shot", ["a"])]
+
+
+def test_other_weights_at_one_place_are_apart(tmp_path):
+    runs = [make_run(tmp_path / name, n, epochs=1, init="/x/run") for n, name in enumerate("abc")]
+    for run, weights in zip(runs, ("1" * 32, "2" * 32, None), strict=True):
+        origin = weights and {"weights": weights}
+        (run / "result.json").write_text(json.dumps(reported.result(0, 1) | {"origin": origin}))
+    assert in_groups(*runs) == [
+        (f"initial weights of run ({'1' * 12})", ["a"]),
+        (f"initial weights of run ({'2' * 12})", ["b"]),
+        ("initial weights of run (not tested yet)", ["c"]),
+    ]
+    assert len(in_groups(runs[0], runs[2])) == 1

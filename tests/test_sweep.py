@@ -429,3 +429,25 @@ def test_to_ask_for_a_lock_neither_takes_it_nor_stops_who_does(tmp_path):
         assert locks.lock(ours.fileno()) and locks.held(path)
         assert not locks.lock(theirs.fileno())
     assert not locks.held(path)
+
+
+def test_a_run_in_another_precision_is_not_finished(written, images, tmp_path):
+    short = base(images, "--epochs", 1, "--precision", "bf16")
+    parts = {"runs": str(tmp_path / "runs"), "base": short}
+    (member,) = expand(written(parts))
+    train.train(member.cfg, Interrupt())
+    assert sweep.finished(member)
+    for precision in ("auto", "fp32"):
+        (other,) = expand(written(parts | {"base": short | {"precision": precision}}))
+        assert sweep.finished(other) is None and sweep.state(other)[0] == "other"
+
+
+def test_a_folder_that_cannot_be_is_told_and_the_others_go_on(written, images, tmp_path, capsys):
+    short = base(images, "--epochs", 1)
+    path = written({"runs": str(tmp_path / "runs"), "base": short, "seeds": [0, 1]})
+    first, second = expand(path)
+    first.folder.parent.mkdir()
+    first.folder.symlink_to(first.folder.name)  # goes round
+    assert sweep.main([str(path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {first.name}: ")
+    assert sweep.finished(second)

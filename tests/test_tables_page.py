@@ -184,7 +184,7 @@ def test_json_has_every_run_and_what_the_page_is_made_of():
     data = json.loads(json.dumps(page.data(rows.of("ablation"), each, {"filters": 8}, None)))
     row, bare = data["rows"]
     assert data["given"] == {"filters": 8} and data["plan"] is None and bare["quoted"] is None
-    assert row["quoted"]["accuracy"] == 97.65 and row["quoted"]["deviation"] == 0.05
+    assert row["quoted"]["accuracy"] == 0.9765 and row["quoted"]["deviation"] == 0.0005
     assert row["quoted"]["source"] == "arXiv 1810.09502, its own runs"
     assert row["ours"]["best"]["mean"] == pytest.approx(0.93)
     assert [run["result"]["best"]["accuracy"] for run in row["runs"]] == [0.90, 0.92, 0.97]
@@ -214,3 +214,18 @@ def test_a_cell_does_not_end_at_a_bar():
         r"| x\|y |  1 |",
         r"| long | 22 |",
     ]
+
+
+def test_seeds_that_were_trained_on_have_no_mean_with_others():
+    runs = [RUNS[0], Run(1, "finished", result(0.9, 0.01, earlier_epochs=[3]), [])]
+    with pytest.raises(UserError, match="were trained by two schedules .*trained on after 3"):
+        page.page(rows.of("ablation"), [found("ablation", "maml", runs)], {}, None)
+
+
+def test_seeds_of_different_code_are_told():
+    made = [result(0.9, 0.01, made_by={"code": code, "torch": "2"}) for code in ("abc", "abd")]
+    runs = [Run(seed, "finished", one, []) for seed, one in enumerate(made)]
+    text = page.page(rows.of("ablation"), [found("ablation", "maml", [*runs, RUNS[2]])], {}, None)
+    assert "different versions of the code: MAML (replicated), 20-way 1-shot (abc, abd)." in text
+    text = page.page(rows.of("ablation"), [found("ablation", "maml", runs[:1])], {}, None)
+    assert "different versions" not in text

@@ -37,7 +37,10 @@ EMBEDDING = NEUTRAL | {
 OWN = EMBEDDING | {"network": "own", "norm_gains": "learned"}
 # What has no effect where there are no inner steps, and in such a network without batch norm.
 STEPS = ("inner_rate",)
-NORM = ("negative_slope", "norm_eps", "norm_momentum", "norm_statistics", "protocol")
+NORM = (
+    "negative_slope", "norm_eps", "norm_momentum", "norm_statistics", "train_norm_statistics",
+    "protocol",
+)  # fmt: skip
 
 
 class Method(NamedTuple):

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from engine.commandline import Parser, a_path, parse
-from engine.errors import UserError, say
+from engine.errors import UserError, explained, say
 from engine.files import REPORT, is_report, output
 from engine.report import browser, make
 from engine.report.page import INSTALL
@@ -62,7 +62,9 @@ def _report(argv: list[str], interrupt: Interrupt) -> None:
 def _default(runs: list[Path]) -> Path:
     """Raises UserError where another file lies, which nobody asked to be written over."""
     path = (runs[0] if len(runs) == 1 else Path()) / REPORT
-    if path.exists() and not is_report(path):
+    with explained(f"cannot read {path}", "name another run, or a file by -o"):
+        there = path.exists()
+    if there and not is_report(path):
         raise UserError(f"{path} is there and not a report of this program: name another by -o")
     return path
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from engine.config import Config
 from engine.errors import printable
-from engine.files import trained_on
 from engine.presets import METHOD
 from engine.report.recorded import Recorded, last_parts
 
@@ -58,8 +57,11 @@ def deciding(runs: list[Recorded]) -> list[dict[str, Any]]:
     weights = dict(zip(sources, (f"of {name}" for name in last_parts(sources)), strict=True))
     every, known = [_settings(run) for run in runs], {}
     for run, settings in zip(runs, every, strict=True):
-        source = run.cfg.init and weights[Path(run.cfg.init)]
-        settings[_WEIGHTS] = source or "random"
+        source = run.cfg.init and Path(run.cfg.init)
+        settings[_WEIGHTS] = weights[source] if source else "random"
+        same = {other.origin for other in runs if source and Path(other.cfg.init or "") == source}
+        if len(same - {None}) > 1:  # what lies there has changed
+            settings[_WEIGHTS] += f" ({run.origin[:_DIGITS] if run.origin else 'not tested yet'})"
         known.setdefault(json.dumps(settings), set()).add(run.identity)
     # A run that is not tested yet is taken for one of those that it is like, if these are of one.
     alike = [known[json.dumps(settings)] - {None} for settings in every]
@@ -76,9 +78,7 @@ def _settings(run: Recorded) -> dict[str, Any]:
     if run.own:
         kept = [f for f in kept if f.metadata["group"] not in _OF_PICTURES]
     settings = {"data": run.data} | {f.name: getattr(run.cfg, f.name) for f in kept}
-    if run.result and (earlier := trained_on(run.result)):
-        settings["schedule"] = earlier
-    return settings
+    return settings | {"schedule": run.schedule}
 
 
 def differing(every: list[dict[str, Any]]) -> list[str]:

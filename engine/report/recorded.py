@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.config import Config
 from engine.errors import UserError, explained
-from engine.files import CONFIG, DETAILS, LOG, RESULT, read_json, refuse_special
+from engine.files import CONFIG, DETAILS, LOG, RESULT, read_json, refuse_special, trained_on
 from engine.runs import locks
 
 _CURE = "give another run, or put a whole copy in its place"
@@ -51,6 +51,17 @@ class Recorded:
     def identity(self) -> str | None:
         """Of the content of the data, of `own` of the network, too; None before the test."""
         return (self.result or {}).get("identity")
+
+    @property
+    def schedule(self) -> str:
+        """Of a run that was trained on; before it is tested again as its log has it."""
+        last = self.epochs[max(self.epochs)] if self.epochs else {}
+        return trained_on(self.result or last) or "from the beginning"
+
+    @property
+    def origin(self) -> str | None:
+        """Of the initial weights that were given, by their content; None before the test."""
+        return ((self.result or {}).get("origin") or {}).get("weights")
 
     @property
     def best(self) -> int | None:
@@ -210,6 +221,7 @@ def _is_row(row: dict[str, Any]) -> bool:
         and type(row["tasks"]) is int
         and type(row.get("step_tasks", 0)) is int
         and type(row.get("peak_memory")) in (int, type(None))
+        and all(type(epochs) is int for epochs in row.get("earlier_epochs", []))
         and _numbers(numbers)
         and all(map(_numbers, by_step))
         and all(map(_numbers, row.get("rates", {}).values()))
@@ -234,6 +246,7 @@ def _is_result(result: dict[str, Any]) -> bool:
     counts += result.get("earlier_epochs", [])
     names = [result[name] for name in ("data", "split", "protocol", "norm_statistics")]
     names.append(result.get("identity", ""))
+    names.append((result.get("origin") or {}).get("weights", ""))
     return (
         _numbers(numbers)
         and all(type(count) is int for count in counts)

@@ -32,6 +32,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -109,7 +110,9 @@ class Report:
         epochs: int,
         total: int,
         metric: str = "accuracy",
+        earlier: Sequence[int] = (),  # lengths that the run had before
     ):
+        self._earlier = {"earlier_epochs": [*earlier]} if earlier else {}
         self._data, self._epochs, self._total, self._done = data, epochs, total, iteration
         cut_log(folder / checkpoint.LOG, iteration, epoch)
         self._folder, self._by_loss = folder, metric == "loss"
@@ -214,6 +217,7 @@ class Report:
                 "seconds_per_iteration": seconds,
                 "best_epoch": best_epoch,
                 "peak_memory": memory,
+                **self._earlier,
             },
         )
 

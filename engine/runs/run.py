@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -249,19 +250,26 @@ class Run:
         )
 
 
-def _facts(cfg: Config, problem: Problem, precision: str) -> dict[str, str]:
-    """What all ranks must have in common."""
+@cache
+def made_by() -> dict[str, str]:
+    """The code that runs, by its content, and whose kernels."""
     here, isa = Path(engine.__file__).parent, native.module and native.module.isa().name
     digest = hashlib.sha256()
     for folder in (here, Path(kernels.__file__).parent):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
-    threads = cfg.threads if "threads" in problem.bound(cfg) else 0
-    failed = sorted(map(" ".join, dispatch.findings().failures))
     return {
         "code": digest.hexdigest()[:12],
         "torch": torch.__version__,
         "kernels": f"native {isa}" if isa else "plain",
+    }
+
+
+def _facts(cfg: Config, problem: Problem, precision: str) -> dict[str, str]:
+    """What all ranks must have in common."""
+    threads = cfg.threads if "threads" in problem.bound(cfg) else 0
+    failed = sorted(map(" ".join, dispatch.findings().failures))
+    return made_by() | {
         "the check of the kernels": f"failed: {listed(failed)}" if failed else "passed",
         "data": f"{problem.name} {problem.identity:.12}",
         "configuration": json.dumps(replace(cfg.without_paths(), threads=threads).to_dict()),

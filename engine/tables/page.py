@@ -82,7 +82,7 @@ def page(table: Table, found: list[Found], given: Mapping[str, Any], plan: Plan 
             "Protocols (split; targets a class; statistics at test; tasks; one model or several):"
             "\n\n" + protocols.text()
         )
-    notes = [_LEGEND, *table.notes, *_length(found, given, plan), *_missing(found)]
+    notes = [_LEGEND, *table.notes, *_length(found, given, plan), *_missing(found), *_mixed(found)]
     return "\n\n".join([*parts, *notes]) + "\n"
 
 
@@ -197,6 +197,13 @@ def _missing(found: list[Found]) -> list[str]:
     return notes
 
 
+def _mixed(found: list[Found]) -> list[str]:
+    """Of seeds that were made by different code, which is not always the same training."""
+    codes = {each.cell.label: {*filter(None, map(results.code, each.runs))} for each in found}
+    cells = [f"{label} ({listed(sorted(of))})" for label, of in codes.items() if len(of) > 1]
+    return [f"Seeds made by different versions of the code: {listed(cells)}."] if cells else []
+
+
 def _gains(base: str, found: list[Found]) -> list[str]:
     """Of each row over the base, the largest quoted one first, and the order of ours."""
     (of,) = (each for each in found if each.cell.row.key == base)
@@ -256,10 +263,16 @@ def data(
     }
 
 
+def _share(percent: float | None) -> float | None:
+    return None if percent is None else percent / 100
+
+
 def _datum(found: Found) -> dict[str, Any]:
     cell, runs = found
     quoted = cell.quoted
-    known = {"accuracy": quoted.accuracy, "deviation": quoted.deviation} if quoted else {}
+    known = {}
+    if quoted:  # in shares of 1, as ours are
+        known = {"accuracy": quoted.accuracy / 100, "deviation": _share(quoted.deviation)}
     summaries = {test: results.summary(runs, test) for test in TESTS}
     return {
         "row": cell.row.key,

@@ -62,6 +62,11 @@ def _validations(member: Member) -> list[dict[str, Any]]:
     return rows
 
 
+def code(run: Run) -> str | None:
+    """Which made a finished run, by its content; None of those before this was kept."""
+    return (run.result or {}).get("made_by", {}).get("code")
+
+
 def summary(runs: list[Run], test: str) -> Summary | None:
     """Of one of TESTS over the finished runs; None when there is none."""
     scores = [run.result[test] for run in runs if run.result]
@@ -112,15 +117,18 @@ def protocol(cfg: Config, result: dict[str, Any]) -> str:
 
 
 def told(cell: Cell, runs: list[Run]) -> str | None:
-    """The protocol of the finished runs. Raises UserError when the seeds had different data."""
-    found = {
-        run.result["identity"]: protocol(member.cfg, run.result)
+    """The protocol of the finished runs. Raises UserError when the seeds had different data, or
+    some were trained on.
+    """
+    found = [
+        (run.result.get("identity", "not known"), protocol(member.cfg, run.result))
         for member, run in zip(cell.members, runs, strict=True)
         if run.result
-    }
-    if len(found) > 1:
-        raise UserError(
-            f"the seeds of {cell.label} were trained on different data ({listed(found)}): remove "
-            "the run folders of one"
-        )
-    return next(iter(found.values()), None)
+    ]
+    for index, words in enumerate(("on different data", "by two schedules")):
+        if len(names := dict.fromkeys(each[index] for each in found)) > 1:
+            raise UserError(
+                f"the seeds of {cell.label} were trained {words} ({listed(names)}): remove the run "
+                "folders of one"
+            )
+    return found[0][1] if found else None
