@@ -9,7 +9,7 @@ from bench import flops
 from bench.cases import ROWS, SHORT, Row, others
 from bench.turns import Budget, take_turns
 
-BUDGET = {False: Budget(4.0, 1, 9, 30.0), True: Budget(12.0, 3, 15)}  # of --full
+BUDGET = {False: Budget(4.0, 3, 9, 30.0), True: Budget(12.0, 3, 15)}  # of --full
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

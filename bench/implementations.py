@@ -24,7 +24,7 @@ from bench import modules
 from bench.baselines import htym
 from bench.baselines.cudnn_graph import CudnnGraph
 from bench.baselines.loop import Loop
-from bench.baselines.outer import BaselineConfig
+from bench.baselines.outer import BaselineConfig, dense
 from bench.baselines.vmap import Vmap
 from bench.cases import PRECISIONS, Row, cast, episode
 from engine.config import Config
@@ -150,9 +150,9 @@ class Theirs(ABC):
         self.baseline = self.make(cfg, state)
         batch = episode(cfg, dtype, device)
         self.batch = (
-            batch.support_x.contiguous(),
+            dense(batch.support_x),
             batch.support_y,
-            batch.target_x.contiguous(),
+            dense(batch.target_x),
             batch.target_y,
         )
 

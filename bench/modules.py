@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.baselines.module import PlainModule
+from bench.baselines.outer import dense
 from bench.baselines.resnet12 import TorchResNet12
 from engine.episodes import Episode
 from engine.learner import Learner
@@ -193,7 +194,7 @@ class Plain(Ours):
             names, affine = network.adapted(), network.norms()
             values = zip(names, model.weights(learner.theta.detach()[None]), strict=True)
             for name, value in values:
-                network.get_parameter(name).data = value[0].clone()
+                network.get_parameter(name).data = dense(value[0])
         else:
             names, affine = [*learner.adapted_names], [*learner.model.affine]
         rates = learner.rates.detach()

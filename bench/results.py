@@ -35,6 +35,7 @@ def describe(full: bool) -> dict:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "kernels": f"native, {native.module.isa().name}" if native.module else "plain",
+        "dense": True,  # the baselines' tensors, as PyTorch lays out new ones; before, as ours
     }
 
 

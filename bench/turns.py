@@ -83,9 +83,20 @@ def take_turns(
 
 
 def _play(ours: Callable, theirs: Callable, rounds: int, benchmark) -> None:
+    """Each begins every other round."""
     if benchmark is not None:
         benchmark.pedantic(ours, setup=theirs, rounds=rounds)
         return
-    for _ in range(rounds):
-        theirs()
-        ours()
+    for i in range(rounds):
+        for turn in (theirs, ours) if i % 2 == 0 else (ours, theirs):
+            turn()
+
+
+def by_turns(row: dict[str, Any], name: str) -> list[tuple[float, float]]:
+    """Seconds of another one of a result's row, and of ours in the same round."""
+    rounds, start = row["rounds"], 0
+    for other, theirs in rounds.items():
+        if other == name:
+            return list(zip(theirs, rounds["ours"][start:], strict=False))
+        start += len(theirs) * (other != "ours")
+    return []

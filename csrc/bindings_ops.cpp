@@ -146,20 +146,20 @@ std::vector<Piece> pieces_of(const std::vector<ptrdiff_t>& sizes) {
     return pieces;
 }
 
-// f(ops, pieces, team) by all threads at once, if there is enough to do. `own`: rates of each
-// number.
+// f(ops, pieces, team) by all threads at once, if there is enough to do; nothing that may throw.
+// `own`: rates of each number.
 template <class T, class F>
-void update(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, F f) {
-    const std::vector<Piece> pieces = pieces_of(sizes);
+void update(const std::vector<Piece>& pieces, int tasks, int threads, F f) {
     const ptrdiff_t parameters = pieces.empty() ? 0 : pieces.back().to;
     for_tasks(1, useful(threads, tasks * parameters),
-              [&](int, Team& team, int) { f(cpu_ops<T>(), pieces, team); });
+              [&](int, Team& team, int) { f(cpu_ops<T>(), team); });
 }
 
 template <class T>
 void update_fwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, bool own, Matrix theta,
                 uintptr_t rates, Matrix grad, uintptr_t rates_dot, Matrix grad_dot, Matrix out) {
-    update<T>(sizes, tasks, threads, [&](auto& ops, const std::vector<Piece>& pieces, Team& team) {
+    const std::vector<Piece> pieces = pieces_of(sizes);
+    update<T>(pieces, tasks, threads, [&](auto& ops, Team& team) {
         const UpdateFwd<T> u{rows<const T>(theta),
                              at<const T>(rates, 0),
                              rows<const T>(grad),
@@ -174,8 +174,9 @@ void update_fwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, boo
 template <class T>
 void update_bwd(const std::vector<ptrdiff_t>& sizes, int tasks, int threads, bool own,
                 Matrix d_theta, Matrix grad, uintptr_t rates, Matrix d_grad, Matrix d_rates) {
-    update<T>(sizes, tasks, threads, [&](auto& ops, const std::vector<Piece>& pieces, Team& team) {
-        std::vector<double> shares(pieces.size() * static_cast<size_t>(tasks));
+    const std::vector<Piece> pieces = pieces_of(sizes);
+    std::vector<double> shares(pieces.size() * static_cast<size_t>(tasks));
+    update<T>(pieces, tasks, threads, [&](auto& ops, Team& team) {
         const UpdateBwd<T> u{rows<const T>(d_theta),
                              rows<const T>(grad),
                              at<const T>(rates, 0),

@@ -91,7 +91,7 @@ def conv_shape(
 def norm_act_refusal(backend: str, z_shape) -> str | None:
     """Why images are not of `NORM_ACT_SCOPE`, in one line; `None` if they are."""
     height, width = z_shape[3:]
-    if height == width:
+    if height == width and height**2 <= COUNTED:
         return None
     return f"{backend} norm_act takes {NORM_ACT_SCOPE}, got {height}×{width}"
 

@@ -8,7 +8,7 @@ import torch
 
 from bench import alike, implementations
 from bench.baselines import htym
-from bench.cases import noise
+from bench.cases import Row, noise
 from engine.config import Config
 from engine.episodes import EpisodeSampler
 from engine.errors import UserError
@@ -163,3 +163,12 @@ def test_a_comparison_goes_on(checkout, images: Path, tmp_path):
         ("train", 1), ("train", 2), ("validation", 2), ("train", 3), ("validation", 3)
     ]  # fmt: skip
     assert json.dumps(rows[0]) == json.dumps(rows[1])
+
+
+def test_baselines_have_tensors_as_pytorch_lays_them_out():
+    row = Row.of("omniglot 20w1s", tasks=1)
+    for make in (implementations.TheLoop, implementations.TheVmap):
+        theirs = make(row.config())
+        tensors = [*theirs.batch, *theirs.baseline.network.values()]
+        for tensor in tensors:
+            assert tensor.stride() == torch.empty(tensor.shape).stride()

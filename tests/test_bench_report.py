@@ -11,8 +11,14 @@ from engine import weights
 MIB = 2**20
 
 
+def by_turns(row: dict) -> dict:
+    """With two rounds against each of the others."""
+    rounds = {name: [taken] * 2 for name, taken in row["seconds"].items() if name != "ours"}
+    return row | {"rounds": {"ours": [row["seconds"]["ours"]] * 2 * len(rounds), **rounds}}
+
+
 def iteration(**changes) -> dict:
-    return {
+    row = {
         "case": "mini 5w1s",
         "algorithm": "MAML++",
         "order": "second",
@@ -24,7 +30,8 @@ def iteration(**changes) -> dict:
         "seconds": {"ours": 2.0, "loop": 6.0},
         "memory": {"ours": 512 * MIB, "loop": 2048 * MIB},
         "absent": {},
-    } | changes
+    }
+    return by_turns(row | changes)
 
 
 def op(name: str, part: str, seconds: float, flops: float, bytes: float) -> dict:
@@ -42,6 +49,7 @@ RUN = {
     "threads": 2,
     "torch": "2.13.0",
     "kernels": "native, avx512",
+    "dense": True,
     "peaks": [
         {"name": "multiply-add", "per_second": 120e9},
         {"name": "matmul", "per_second": 100e9},
@@ -67,7 +75,7 @@ RUN = {
             "row": "a network, MSL",
             "seconds": {"ours": 0.9, "loop": 1.0},
             "memory": {"ours": 50 * MIB, "loop": 100 * MIB},
-            "rounds": {},
+            "rounds": {"ours": [0.9, 0.9], "loop": [1.0, 1.0]},
             "absent": {},
         },
         {
@@ -117,13 +125,20 @@ def test_tables_say_where_it_was_measured_and_what_is_possible_there():
 
 def test_tables_say_what_was_measured():
     rows = cells(tables.text(RUN))
-    plus = ["mini 5w1s, 2 tasks, MAML++, MSL", "second", "5", "2.000", "6.000", "3.00×"]
+    plus = ["mini 5w1s, 2 tasks, MAML++, MSL", "second", "5", "2.000", "6.000", "3.0× (3.0–3.0, 2)"]
     assert plus + ["200 (80 %)", "0.50", "1.000 s (50 %)", "512 MiB", "2,048 MiB", "0.25"] in rows
-    plain = ["mini 5w1s, 1 task, MAML, last", "first", "1", "0.500", "0.250", "0.50×"]
+    plain = ["mini 5w1s, 1 task, MAML, last", "first", "1", "0.500", "0.250", "0.5× (0.5–0.5, 2)"]
     assert plain + ["80 (32 %)", "1.25", "–", "1,024 MiB", "1,024 MiB", "1.00"] in rows
     assert ["conv mini-2", "2 × 5", "plain", "250.0 (100 %)", "–", "50.0 (20 %)"] in rows
     assert ["norm_act mini-2", "2 × 5", "plain", "–", "10.0 (50 %)", "–"] in rows
-    evaluation = ["mini 5w1s, 16 tasks, 5 steps", "32.0", "8.0", "4.00×", "64 MiB", "128 MiB"]
+    evaluation = [
+        "mini 5w1s, 16 tasks, 5 steps",
+        "32.0",
+        "8.0",
+        "4.0× (4.0–4.0, 2)",
+        "64 MiB",
+        "128 MiB",
+    ]
     assert evaluation in rows
     assert ["mini 5w1s, 2 tasks", "200", "400", "16,000"] in rows
     assert ["a network, MSL", "0.900", "1.000", "0.90", "50 MiB", "100 MiB", "1/2.00"] in rows
@@ -135,14 +150,15 @@ def test_the_authors_code_is_shown_beside_ours_where_it_ran():
     seconds = {"ours": 2.0, "loop": 6.0, "ours, bf16": 1.0, "authors' code": 15.0}
     row = iteration(seconds=seconds, memory=dict.fromkeys(seconds, 2**29))
     run = RUN | {"meta": [row]}
-    expected = ["mini 5w1s, 2 tasks, MAML++, MSL", "15.000", "2.000 (7.5×)", "1.000 (15.0×)"]
+    found = "2.000 = 7.5× (7.5–7.5, 2)", "1.000 = 15.0×"
+    expected = ["mini 5w1s, 2 tasks, MAML++, MSL", "15.000", *found]
     assert cells(tables.authors(run))[-1] == expected
     assert tables.authors(run).startswith("a processor")
     shown = [f"{seconds[name]:.3f} (512)" for name in ("ours", "loop", "authors' code")]
     expected = ["mini 5w1s, 2 tasks, MAML++, MSL, second", *shown]
     iterations = cells(tables.iterations(run))
     assert expected in iterations
-    precisions = ["2.000 (3.00×)", "–", "1.000 (6.00×)"]
+    precisions = ["2.000", "–", "1.000 (0.50)"]
     assert ["mini 5w1s, 2 tasks, MAML++, MSL, second", *precisions] in iterations
 
 
@@ -169,8 +185,28 @@ def test_precisions_have_a_table_of_speed_ups():
     titles = [section.title for section in tables.sections(EMPTY | {"meta": [row]})]
     assert titles == ["Outer iterations", "Precision of the products"]
     found = cells(tables.text(EMPTY | {"meta": [row]}))
-    assert ["s (speed-up over the loop)", "fp32", "bf16x3", "bf16"] in found
-    assert any(line[1:] == ["2.000 (3.00×)", "–", "1.000 (6.00×)"] for line in found)
+    assert ["s (of fp32 by turns)", "fp32", "bf16x3", "bf16"] in found
+    assert any(line[1:] == ["2.000", "–", "1.000 (0.50)"] for line in found)
+
+
+def test_ratios_are_of_the_rounds_that_both_had():
+    row = iteration()
+    row["rounds"] = {"ours": [1.0, 1.0, 2.0, 4.0, 3.0], "loop": [3.0, 5.0], "vmap": [8.0, 8.0, 9.0]}
+    assert tables.ratio(row, "loop") == (4.0, 3.0, 5.0, 2)
+    assert tables.ratio(row, "vmap") == (8 / 3, 2.0, 4.0, 3)
+    assert tables.ratio(row, "JAX") is None
+
+
+def test_a_loop_with_tensors_laid_out_as_ours_is_not_shown():
+    seconds = {"ours": 2.0, "loop": 6.0, "vmap": 7.0, "authors' code": 15.0}
+    row = iteration(seconds=seconds, memory=dict.fromkeys(seconds, 2**29))
+    run = EMPTY | {"meta": [row]}
+    del run["dense"]
+    text = tables.text(run)
+    assert "6.000" not in text and "7.000" not in text and "15.000" in text
+    assert ["mini 5w1s, 2 tasks, MAML++, MSL", "second", "5", "2.000", "–", "–"] in [
+        line[:6] for line in cells(text)
+    ]
 
 
 def test_a_run_of_few_rows_has_few_tables():

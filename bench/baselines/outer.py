@@ -76,4 +76,11 @@ class Outer(ABC):
 
 
 def leaf(t: Tensor, requires_grad: bool = True) -> Tensor:
-    return t.detach().clone().requires_grad_(requires_grad)
+    return dense(t).requires_grad_(requires_grad)
+
+
+def dense(t: Tensor) -> Tensor:
+    """A copy as PyTorch lays out a new tensor. Ours lie otherwise: with filters and images like
+    them its convolutions take up to 1.8 times as long.
+    """
+    return torch.empty(t.shape, dtype=t.dtype, device=t.device).copy_(t.detach())

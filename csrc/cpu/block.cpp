@@ -91,17 +91,21 @@ Block::Block(size_t bytes, Use use) : data_(nullptr), bytes_(bytes), use_(use) {
             c.free_rooms();
         }
         c.used += bytes_;
-        c.most_used = std::max(c.most_used, c.used);
-        if (data_)
+        if (data_) {
+            c.most_used = std::max(c.most_used, c.used);
             return;
+        }
     }
     data_ = std::aligned_alloc(unit, bytes_);
     if (!data_ && release_blocks())
         data_ = std::aligned_alloc(unit, bytes_);
-    if (!data_) {
+    {
         std::lock_guard<std::mutex> lock(cache.mutex);
-        cache.used -= bytes_;
-        throw OutOfMemory(bytes_, cache.used);
+        if (!data_) {
+            cache.used -= bytes_;
+            throw OutOfMemory(bytes_, cache.used);
+        }
+        cache.most_used = std::max(cache.most_used, cache.used); // of what was granted
     }
 #ifdef MADV_HUGEPAGE
     if (unit == huge)

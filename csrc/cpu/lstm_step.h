@@ -2,6 +2,8 @@
 // the same for all coordinates: they are part of the bias.
 #pragma once
 
+#include <limits>
+
 #include "lstm.h"
 
 namespace mamlpp {
@@ -16,6 +18,8 @@ template <class T> MAMLPP_INLINE void preprocess(Vec<T> u, Vec<T>& magnitude, Ve
     const Mask<T> small = greater(Vec<T>::all(static_cast<T>(4.5399929762484851536e-5)), size);
     const Mask<T> other = small | unordered(u);
     magnitude = logarithm(select(other, one, size)) / Vec<T>::all(10);
+    const Vec<T> infinite = Vec<T>::all(std::numeric_limits<T>::infinity());
+    magnitude = select(greater(infinite, size), magnitude, infinite);
     magnitude = select(other, zeros - one, magnitude);
     sign = select(greater(zeros, u), zeros - one, one);
     sign = select(other, u * Vec<T>::all(static_cast<T>(22026.465794806716517)), sign);

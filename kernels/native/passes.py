@@ -93,7 +93,7 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
             f"takes any"
         )
     x = channels_last(x)
-    blocks = ops(x.dtype).prepare(_net(net), t, n, threads(), x.data_ptr())
+    blocks = ops(x.dtype).prepare(_net(net), t, n, threads(), address(x))
     return Images(net, n, x.dtype, x.device, blocks)
 
 
@@ -173,13 +173,13 @@ def pullback(
         threads(),
         images.blocks,
         blocks,
-        theta.data_ptr(),
+        address(theta),
         theta.stride(0),
         theta.shape[1],
-        d_features.data_ptr(),
+        address(d_features),
         width,
-        gradient.data_ptr(),
-        norm_gradient.data_ptr(),
+        address(gradient),
+        address(norm_gradient),
     )
     return gradient, norm_gradient
 
@@ -206,10 +206,10 @@ def _pass(
         threads(),
         images.blocks,
         address(labels),
-        theta.data_ptr(),
+        address(theta),
         theta.stride(0),
         theta.shape[1],
-        row.data_ptr(),
+        address(row),
         row.stride(0) if row.dim() == 2 else 0,
         *map(address, given),
         stats if statistics is not None and given[0].dim() == 2 else 0,
@@ -241,12 +241,12 @@ def tangent(
         threads(),
         images.blocks,
         blocks,
-        theta.data_ptr(),
+        address(theta),
         theta.stride(0),
         theta.shape[1],
-        direction.data_ptr(),
-        product.data_ptr(),
-        norm_product.data_ptr(),
+        address(direction),
+        address(product),
+        address(norm_product),
     )
     return product, norm_product
 
