@@ -45,6 +45,9 @@ CUDA_VARIABLES = "CUDACXX CUDAFLAGS CUDAARCHS CUDAHOSTCXX NVCC_PREPEND_FLAGS NVC
 KEPT_FOLDERS = 4  # of different compilers, flags and Pythons: about 20 MB each
 
 
+LEAST = {"cmake": (3, 18)}  # versions; an older one is none
+
+
 class BuildFailed(Exception):
     pass
 
@@ -61,15 +64,24 @@ def find_tool(name: str) -> str | None:
     """
     for folder in [str(Path(sys.executable).parent), *os.get_exec_path()]:
         path = shutil.which(name, path=folder)
-        if path and version(path) is not None:
+        if path and is_new_enough(name, version(path)):
             return path
     return None
+
+
+def is_new_enough(name: str, told: str | None) -> bool:
+    found = re.search(r"(\d+)\.(\d+)", told or "")
+    if name not in LEAST or found is None:
+        return told is not None and name not in LEAST
+    return (int(found[1]), int(found[2])) >= LEAST[name]
 
 
 def version(*command: str) -> str | None:
     """What a program says that it is; `None` if it does not run."""
     try:
-        result = subprocess.run([*command, "--version"], capture_output=True, text=True)
+        result = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, errors="replace"
+        )
     except OSError:
         return None
     return None if result.returncode else result.stdout
@@ -78,7 +90,11 @@ def version(*command: str) -> str | None:
 def identity(variable: str, *names: str) -> list[str | None]:
     """The program that a variable or else the first of the names stands for, and its version."""
     default = next(filter(None, map(shutil.which, names)), names[0])
-    command = shlex.split(os.environ.get(variable, "")) or [default]
+    given = os.environ.get(variable, "")
+    try:
+        command = shlex.split(given) or [default]
+    except ValueError as error:
+        raise BuildFailed(f"{variable} is {given}: {error}; give a command") from None
     return [*command, shutil.which(command[0]), version(*command)]
 
 
@@ -249,7 +265,8 @@ class Tree:
         """Compiles what changed."""
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
         if cmake is None:
-            raise BuildFailed("cmake was not found")
+            least = ".".join(map(str, LEAST["cmake"]))
+            raise BuildFailed(f"cmake {least} or newer was not found")
         unfinished = self.folder / "unfinished"
         if unfinished.exists():  # it was killed, and may have left a file half written
             shutil.rmtree(self.folder)
@@ -287,9 +304,11 @@ class Tree:
                 f"-Dpybind11_DIR={headers / 'share' / 'cmake' / 'pybind11'}",
             )  # fmt: skip
         except BuildFailed:
-            shutil.rmtree(objects)  # CMake would remember what it did not find
+            # CMake would remember what it did not find
+            shutil.rmtree(objects, ignore_errors=True)
             raise
-        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count())
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(cores)
         target = ["--build", str(objects), "--target", self.module, "--config", "Release"]
         run(console, what, lock, cmake, *target, "--parallel", jobs)
         if not path.is_file():

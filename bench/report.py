@@ -28,7 +28,6 @@ def _of_each(folder: str, text: Callable[[dict], str]) -> str:
 
 KEPT = {  # what fills the part of the README marked so
     "processors": partial(_of_each, "processors", tables.iterations),
-    "peers": partial(_of_each, "peers", tables.iterations),
     "modules": partial(_of_each, "modules", tables.text),
     "methods": partial(_of_each, "methods", methods.text),
     "scaling": partial(_of_each, "scaling", scaling.text),
@@ -99,7 +98,7 @@ def main(arguments: list[str]) -> int:
         (results.FOLDER / PICTURE).write_text(roofline.picture(run), encoding="utf-8")
         front = FRONT.read_text(encoding="utf-8")
         front = _filled(front, "headline", headline(run))
-        authors = _of_each("processors", tables.authors)
+        authors = "\n".join([tables.authors(run), _of_each("processors", tables.authors)])
         FRONT.write_text(_filled(front, "authors", authors), encoding="utf-8")
     README.write_text(with_kept(readme), encoding="utf-8")
     shipped = weights.README.read_text(encoding="utf-8")

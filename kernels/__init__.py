@@ -6,7 +6,7 @@ classes of a task. The leading axis is the task; `T = 1` is ordinary training. I
 H, W], fastest when NHWC in memory. `kernels.nn` has modules for loops of ordinary torch.
 """
 
-from kernels import nn
+from kernels import nn, reference
 from kernels.conv import task_conv2d
 from kernels.dispatch import (
     PRECISIONS,
@@ -37,6 +37,7 @@ __all__ = [
     "nn",
     "only_kernels",
     "passes",
+    "reference",
     "refusal",
     "rule",
     "per_step_batch_norm",

@@ -27,10 +27,14 @@ def promoted(*tensors: Tensor) -> tuple[Tensor, ...]:
     """In the widest dtype among them, as for `torch.addcmul`."""
     if not enabled(tensors[0]):
         return tensors
-    widest = max((t.dtype for t in tensors), key=lambda dtype: torch.finfo(dtype).bits)
-    return _cast(tensors, widest)
+    floating = [t.dtype for t in tensors if t.is_floating_point()]
+    if not floating:
+        return tensors
+    return _cast(tensors, max(floating, key=lambda dtype: torch.finfo(dtype).bits))
 
 
 def _cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """All but float64, which autocast leaves alone."""
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    """All but float64, which autocast leaves alone, as what has no floating point."""
+    return tuple(
+        t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+    )

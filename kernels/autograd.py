@@ -44,6 +44,11 @@ class Call:
     identity = False  # the gradient in the first input is dy itself, and `bwd` gives None for it
     options: tuple = ()  # of the op of `torch.ops`, after its tensors
 
+    @property
+    def public(self) -> str:
+        """What it is called by, where an op of another name computes it."""
+        return self.name
+
     def fwd(self, *tensors: Tensor | None) -> tuple[tuple[Tensor, ...], tuple]:
         """The outputs, of which the first is differentiable, and what the backend saved."""
         raise NotImplementedError
@@ -230,9 +235,9 @@ class Dot(Batched):
     @staticmethod
     def jvp(ctx, *_):
         raise RuntimeError(
-            f"{ctx.call.name}: a forward derivative of a forward derivative is not implemented; "
+            f"{ctx.call.public}: a forward derivative of a forward derivative is not implemented; "
             f"take one of them in reverse, as torch.func.hessian does, or use "
-            f"kernels.reference.{ctx.call.name}"
+            f"kernels.reference.{ctx.call.public}"
         )
 
 
@@ -282,8 +287,8 @@ class GradDot(Batched):
 
 def _third_derivative(call: Call, hint: str = "") -> None:
     raise RuntimeError(
-        f"{call.name}: the third derivative is not implemented{hint}; use "
-        f"kernels.reference.{call.name}, which has every order"
+        f"{call.public}: the third derivative is not implemented{hint}; use "
+        f"kernels.reference.{call.public}, which has every order"
     )
 
 

@@ -6,6 +6,7 @@ trilinear form, so each one's derivative is again one of the three.
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 from kernels import autocast, dispatch, library
 from kernels.batched import Batched, as_it_is, hold, padded
@@ -109,7 +110,8 @@ class _Contraction(Batched):
         a, b, *like = ctx.saved_tensors
         first = None if a_dot is None else cls.apply(ctx.call, a_dot, b, *like)[0]
         second = None if b_dot is None else cls.apply(ctx.call, a, b_dot, *like)[0]
-        z_dot = total(first, second)
+        with _set_fwd_grad_enabled(True):  # torch turns it off here, and an outer one takes the sum
+            z_dot = total(first, second)
         if z_dot is None:  # of the shape that is lent alone
             z_dot = cls.apply(ctx.call, torch.zeros_like(a), b, *like)[0]
         return (z_dot,)

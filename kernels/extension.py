@@ -13,10 +13,14 @@ NEEDS = {"_native": "a C++17 compiler", "_cuda": "an nvcc"}
 
 def load(name: str) -> tuple[ModuleType | None, str | None]:
     """`kernels.<name>`, or None and one line that says what is wrong."""
+    here = Path(__file__).resolve().parent
     try:
-        return import_module(f"kernels.{name}"), None
+        module = import_module(f"kernels.{name}")
+        if Path(module.__file__).resolve().parent != here:  # an editable install finds it anywhere
+            raise ModuleNotFoundError(f"{module.__file__} is another checkout's")
+        return module, None
     except ImportError as error:
-        note = Path(__file__).with_name(f"{name}_missing.txt")
+        note = here / f"{name}_missing.txt"
         if note.is_file():
             return None, note.read_text(encoding="utf-8").strip()
         if isinstance(error, ModuleNotFoundError):

@@ -137,22 +137,30 @@ class at_step:
     """
 
     def __init__(self, module: nn.Module, step: int) -> None:
-        self._before = [(m, m.step) for m in module.modules() if isinstance(m, _PerStepBatchNorm)]
-        if not self._before:
+        self._norms = [m for m in module.modules() if isinstance(m, _PerStepBatchNorm)]
+        if not self._norms:
             raise ValueError(
                 f"at_step: {type(module).__name__} has no per-step batch norm; build it with "
                 f"kernels.nn.PerStepBatchNorm1d or 2d"
             )
         _check_step("at_step", step)
-        for m, _ in self._before:
-            m.step = step
+        self._step, self._there = step, False
+        self._go()
+
+    def _go(self) -> None:
+        if not self._there:
+            self._before = [m.step for m in self._norms]
+            self._there = True
+        for m in self._norms:
+            m.step = self._step
 
     def __enter__(self) -> None:
-        pass
+        self._go()
 
     def __exit__(self, *_) -> None:
-        for m, step in self._before:
+        for m, step in zip(self._norms, self._before, strict=True):
             m.step = step
+        self._there = False
 
 
 class LSLR(nn.Module):
@@ -210,6 +218,35 @@ class LSLR(nn.Module):
             return value - rates[name].to(value.dtype) * gradient
 
         return {name: updated(name, value) for name, value in params.items()}
+
+    def get_extra_state(self) -> tuple[str, ...]:
+        return self.names
+
+    def set_extra_state(self, state: tuple[str, ...]) -> None:
+        """Done with the rates, whose columns the names are of."""
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, metadata, strict, missing, unexpected, errors
+    ) -> None:
+        """By name: a column of another tensor's rates would fit all the same. What was saved before
+        the names were has the order that it had.
+        """
+        extra, rates = f"{prefix}_extra_state", f"{prefix}rates"
+        names = tuple(state_dict.get(extra, self.names))
+        if {*names} != {*self.names}:
+            errors.append(
+                f"{prefix}LSLR: the rates are of {', '.join(names)}, here they are of "
+                f"{', '.join(self.names)}"
+            )
+            return
+        if rates in state_dict and names != self.names:
+            order = [names.index(name) for name in self.names]
+            state_dict[rates] = state_dict[rates][:, order]
+        super()._load_from_state_dict(
+            state_dict, prefix, metadata, strict, missing, unexpected, errors
+        )
+        if extra in missing:
+            missing.remove(extra)
 
     def extra_repr(self) -> str:
         return f"steps={len(self.rates)}, parameters={len(self.names)}"

@@ -31,7 +31,8 @@ def per_step_batch_norm(
     `statistics` if given (constants then): y = maxpool(leaky_relu(gain·(z − μ)/√(σ² + eps) +
     bias)). In plain torch, for one task: `F.max_pool2d(F.leaky_relu(F.batch_norm(z, None, None,
     gain[step], bias[step], True), slope), 2)`. A gain of 0 pools the first of each window, as a
-    maximum over equal values does.
+    maximum over equal values does. A channel of one value, which `F.batch_norm` refuses, is its own
+    mean: y is of the bias alone.
 
     Returns y and the batch's own mean and biased variance, which carry no gradient: they are what a
     running statistic (BNRS, paper §4) accumulates. y is differentiable twice in z, gain and bias; a
@@ -47,7 +48,8 @@ def per_step_batch_norm(
     _check(z, gain, bias, step, pool, negative_slope, eps)
     tasks = z.shape[0]
     if isinstance(step, Tensor):
-        gain, bias = gain.index_select(0, step), bias.index_select(0, step)
+        # a gather, which compiled code refuses to index from the end
+        gain, bias = (row.gather(0, step[:, None].expand(-1, row.shape[1])) for row in (gain, bias))
     else:
         gain, bias = (row[step].expand(tasks, -1) for row in (gain, bias))
     mean = var = None

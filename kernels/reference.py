@@ -33,7 +33,7 @@ def per_step_batch_norm(
         return v.expand(z.shape[0], -1)[:, None, :, None, None]
 
     mean, var = z.mean((1, 3, 4)), z.var((1, 3, 4), correction=0)
-    centre, spread = statistics or (mean, var)
+    centre, spread = (s.detach() for s in statistics) if statistics else (mean, var)
     x_hat = (z - wide(centre)) * (wide(spread) + eps).rsqrt()
     y = F.leaky_relu(x_hat * wide(gain[step]) + wide(bias[step]), negative_slope)
     if pool:

@@ -79,6 +79,10 @@ class _Call(Call):
     def __init__(self, impl, sizes: tuple[int, ...] | None) -> None:
         self.impl, self.sizes, self.options = impl, sizes, (sizes,)
 
+    @property
+    def public(self) -> str:
+        return self.name if self.sizes is not None else "elementwise_update"
+
     def fwd(self, theta, grad, rates):
         if rates.dim() == 1:
             return (self.impl.fwd(theta, grad, rates, self.sizes),), ()

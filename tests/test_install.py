@@ -358,3 +358,27 @@ def test_progress_is_on_stdout_and_unless_in_ci_on_the_terminal(
     step = r"mamlpp: building kernels\._native, \d+ of \d+ \(update\.cpp, portable\), \d+ s"
     assert re.search(step, log.read_text())
     assert bool(re.search(step, shown.decode())) is not in_ci
+
+
+def test_an_older_cmake_is_none():
+    read = "import sys, runpy; sys.argv = ['setup.py', '--name']; f = runpy.run_path('setup.py')"
+    ask = "print([f['is_new_enough'](*a) for a in ("
+    told = "('cmake', 'cmake version 3.16.3'), ('cmake', 'cmake version 3.18.0'), "
+    told += "('cmake', 'cmake version 4.1.0'), ('ninja', '1.8'), ('cmake', ''), ('ninja', None))])"
+    assert python(ROOT, "-c", f"{read}; {ask}{told}").splitlines()[-1] == (
+        "[False, True, True, True, False, False]"
+    )
+
+
+def test_the_module_of_another_checkout_is_none(tmp_path: Path):
+    package = tmp_path / "kernels"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "extension.py").write_bytes((ROOT / "kernels" / "extension.py").read_bytes())
+    elsewhere = tmp_path / "elsewhere" / "_native.py"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("")
+    load = f"import kernels; kernels.__path__.append({str(elsewhere.parent)!r}); "
+    load += "from kernels.extension import load; print(load('_native'))"
+    found = python(tmp_path, "-c", load)
+    assert found.startswith("(None, 'not built; ")

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kernels
 from kernels import reference
+from kernels.dispatch import BackendError
 from tests.ops import randn
 from tests.surroundings import Wrapped
 from tests.test_elsewhere import CASES
@@ -167,3 +168,22 @@ def test_autocast_to_second_order_is_as_good_as_its_dtype() -> None:
             found = second(kernels, values, True)
         assert found.dtype == torch.float32
         assert (found - exact).norm() <= 2 * torchs
+
+
+def test_autocast_leaves_what_has_no_floating_point() -> None:
+    x, w = torch.ones(1, 1, 1, 4, 4), torch.ones(1, 1, 1, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        for dtype in (torch.complex64, torch.int64, torch.bool):
+            with pytest.raises((BackendError, ValueError, RuntimeError), match="dtype|complex"):
+                kernels.task_conv2d(x.to(dtype), w.to(dtype))
+        with pytest.raises(BackendError, match="int64 is not a floating-point type"):
+            whole = torch.ones(1, 2, dtype=torch.int64)
+            kernels.elementwise_update(whole, whole, whole[0])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch's own
+def test_a_step_from_the_end_is_an_error_in_compiled_code_too() -> None:
+    z, rows = randn(0, 2, 3, 4, 5, 5).float(), torch.ones(3, 4)
+    made = torch.compile(lambda *o: kernels.per_step_batch_norm(*o)[0], dynamic=False)
+    with pytest.raises(RuntimeError):
+        made(z, rows, rows, torch.tensor([0, -1]))

@@ -416,3 +416,27 @@ def test_copies_state_and_dtype_go_with_the_modules(tmp_path) -> None:
     assert single[1].num_batches_tracked.dtype == torch.int64
     with pytest.raises(RuntimeError, match="size mismatch for 1.weight"):
         network(3).load_state_dict(saved["model"])
+
+
+def test_a_with_of_at_step_can_be_entered_again() -> None:
+    model = nn.Sequential(PerStepBatchNorm1d(3, steps=4))
+    second = at_step(model, 2)
+    with second:
+        assert model[0].step == 2
+    at_step(model, 1)
+    with second:
+        assert model[0].step == 2
+    assert model[0].step == 1
+
+
+def test_rates_are_loaded_by_the_names_of_their_tensors() -> None:
+    tensors = {"body": torch.ones(2), "head": torch.ones(3)}
+    saved = LSLR(tensors, 1, 0.0)
+    saved.rates.data = torch.tensor([[0.1, 0.2]])
+    other = LSLR(dict(reversed(tensors.items())), 1, 0.0)
+    assert other.load_state_dict(saved.state_dict())
+    assert torch.equal(other.rates, torch.tensor([[0.2, 0.1]]))
+    with pytest.raises(RuntimeError, match="the rates are of body, head, here they are of a, b"):
+        LSLR({"a": torch.ones(2), "b": torch.ones(3)}, 1, 0.0).load_state_dict(saved.state_dict())
+    older = {"rates": saved.rates.data}  # without names
+    assert other.load_state_dict(older) and torch.equal(other.rates, saved.rates)

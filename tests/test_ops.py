@@ -169,6 +169,30 @@ def test_conv_to_third_order(backend) -> None:
     torch.testing.assert_close(third(kernels), third(reference), rtol=1e-10, atol=1e-12)
 
 
+@on_all("conv")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own first jvp
+@pytest.mark.parametrize("way", ["jvp of jvp", "jacfwd of jacfwd", "jvp of jvp of grad"])
+def test_conv_to_second_order_forward_over_forward(backend, way: str) -> None:
+    x, w = cases.conv_inputs(cases.SMALL[0])
+
+    def along(f):
+        return lambda *inputs: torch.func.jvp(f, inputs, inputs)[1]
+
+    def found(ops):
+        if way == "jvp of jvp":
+            return along(along(ops.task_conv2d))(x, w)
+        if way == "jvp of jvp of grad":
+            gradient = torch.func.grad(lambda x, w: ops.task_conv2d(x, w).pow(2).sum())
+            return along(along(gradient))(x, w)
+        one = x[:1, :1, :, :3, :3]
+        jacobian = torch.func.jacfwd(
+            torch.func.jacfwd(lambda w: ops.task_conv2d(one, w).pow(2).sum())
+        )
+        return jacobian(w[:1])
+
+    torch.testing.assert_close(found(kernels), found(reference), rtol=1e-9, atol=1e-10)
+
+
 def third_derivatives():
     case = cases.SMALL[0]
     z, gain, bias = cases.norm_inputs(case)
@@ -178,6 +202,7 @@ def third_derivatives():
         "per_step_batch_norm": (norm_act(kernels, case, 0), (z, gain, bias)),
         "linear_cross_entropy": (head(kernels, labels), tuple(head_inputs)),
         "lslr_update": (update(kernels, sizes), tuple(update_inputs)),
+        "elementwise_update": (kernels.elementwise_update, cases.elementwise_inputs(2, 5)),
     }
 
 
@@ -385,3 +410,31 @@ def test_outputs_are_written_in_full(backend, monkeypatch) -> None:
 
         monkeypatch.setattr(torch, name, poisoned)
     assert all(map(torch.equal, everything(), expected)) and unwritten
+
+
+@on_all("norm_act")
+@pytest.mark.parametrize("pool", [True, False])
+def test_what_is_infinite_and_not_chosen_has_no_gradient_by_given_statistics(backend, pool) -> None:
+    z = randn(0, 2, 2, 3, 6, 6)
+    z[0, 0, 0, 0, 0] = -torch.inf  # which no window is won by
+    given, one = (torch.zeros(3), torch.ones(3)), torch.ones(1, 3).double()
+    given = tuple(s.double() for s in given)
+    gradients = []
+    for ops in (kernels, reference):
+        leaf = z.clone().requires_grad_()
+        y, *_ = ops.per_step_batch_norm(leaf, one, 0 * one, pool=pool, statistics=given)
+        finite = y.where(y.isfinite(), 0.0)
+        gradients.append(torch.autograd.grad(finite.sin().sum(), leaf)[0])
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].isfinite().all() or not pool
+
+
+def test_the_reference_takes_statistics_as_constants_too() -> None:
+    z = randn(0, 2, 2, 3, 4, 4).requires_grad_()
+    own = z.mean((1, 3, 4)), z.var((1, 3, 4), correction=0)
+    one = torch.ones(1, 3).double()
+    found = []
+    for ops in (kernels, reference):
+        y, *_ = ops.per_step_batch_norm(z, one, one, statistics=own)
+        found.append(torch.autograd.grad(y.pow(3).sum(), z, retain_graph=True)[0])
+    torch.testing.assert_close(*found)

@@ -81,7 +81,11 @@ void norm_act_bwd(const NormShape& shape, const NormSaved<T>& saved, const NormB
         const Addend<T> sparse[1] = {{room.delta, v.b0, nullptr}};
         const Addend<T> dense[1] = {{op.read(saved.z, i, op.dense, room.z), v.b2, v.centre}};
         T* dz = op.target(task.dz, i, op.dense, room.out);
-        build_dz(op.g, sparse, dense, v.b4, op.winners_of(saved.winners, i), dz, false);
+        const uint16_t* const winners = op.winners_of(saved.winners, i);
+        if (saved.given)
+            build_dz<true>(op.g, sparse, dense, v.b4, winners, dz, false);
+        else
+            build_dz(op.g, sparse, dense, v.b4, winners, dz, false);
         op.finish(dz, op.dense, task.dz, i);
     });
 }
@@ -169,7 +173,7 @@ void norm_act_tan_bwd(const NormShape& shape, const NormSaved<T>& saved, const N
         op.build_dot(room.delta, task.dy_dot ? room.delta_dot : nullptr,
                      op.read(saved.z, i, op.dense, room.z),
                      op.read(task.z_dot, i, op.dense, room.z_dot), op.winners_of(saved.winners, i),
-                     dz_dot);
+                     saved.given, dz_dot);
         op.finish(dz_dot, op.dense, task.dz_dot, i);
     });
 }

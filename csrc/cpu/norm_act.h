@@ -257,8 +257,9 @@ template <class T> struct Addend {
 
 // Σ_sparse scale·S(values) + Σ_dense scale·(values − centre) + constant, into the inside of a
 // buffer with a border, or into one without. What is not inside a window, behind the last whole
-// one, gets the dense terms alone.
-template <class T, int SPARSE, int DENSE>
+// one, gets the dense terms alone. SPARSE_ALONE: their scales are 0, and what they are of may be
+// infinite.
+template <bool SPARSE_ALONE = false, class T, int SPARSE, int DENSE>
 inline void build_dz(const Window& g, const Addend<T> (&sparse)[SPARSE],
                      const Addend<T> (&dense)[DENSE], const T* constant, const uint16_t* winners,
                      T* dz, bool border = true) {
@@ -268,7 +269,7 @@ inline void build_dz(const Window& g, const Addend<T> (&sparse)[SPARSE],
     const auto base = [&](ptrdiff_t at, int c) MAMLPP_LAMBDA {
         Vec<T> sum = Vec<T>::load(constant + c);
 #pragma GCC unroll 2
-        for (int k = 0; k < DENSE; ++k)
+        for (int k = 0; k < (SPARSE_ALONE ? 0 : DENSE); ++k)
             sum = fma(Vec<T>::load(dense[k].values + at + c) - Vec<T>::load(dense[k].centre + c),
                       Vec<T>::load(dense[k].scale + c), sum);
         return sum;

@@ -222,12 +222,16 @@ template <class T> struct Norm {
         }
     }
     void build_dot(const T* delta, const T* delta_dot, const T* z, const T* z_dot,
-                   const uint16_t* winners, T* to) const {
+                   const uint16_t* winners, bool given, T* to) const {
         const Addend<T> pulse{delta, v.b1, nullptr}, pulse_dot{delta_dot, v.b0, nullptr};
         const Addend<T> plain{z, v.b2, v.centre}, dot{z_dot, v.b3, v.mean_dot};
         const Addend<T> sparse[2] = {pulse, pulse_dot}, one_sparse[1] = {pulse};
         const Addend<T> dense_terms[2] = {plain, dot}, one_dense[1] = {plain};
-        if (delta_dot && z_dot)
+        if (given && delta_dot)
+            build_dz<true>(g, sparse, one_dense, v.b4, winners, to, false);
+        else if (given)
+            build_dz<true>(g, one_sparse, one_dense, v.b4, winners, to, false);
+        else if (delta_dot && z_dot)
             build_dz(g, sparse, dense_terms, v.b4, winners, to, false);
         else if (delta_dot)
             build_dz(g, sparse, one_dense, v.b4, winners, to, false);

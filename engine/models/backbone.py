@@ -7,8 +7,6 @@ batch norm removes it, its gradient is 0.
 It is a `Model` of `engine.models.interface`. Its passes are in `engine.models.passes`.
 """
 
-import math
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,13 +15,13 @@ from torch import Tensor
 
 import kernels
 from engine.episodes import Episode
-from engine.models import buffers
+from engine.models.flat import Flat
 from engine.models.interface import Inputs, Moments, Params
 from engine.models.passes import prepare
 
 
 @dataclass(frozen=True)
-class Backbone:
+class Backbone(Flat):
     in_channels: int
     image_size: int
     filters: int
@@ -72,18 +70,13 @@ class Backbone:
         width = self.filters * (self.image_sizes[-1] ** 2 if self.pool else 1)
         return shapes | {"linear.weight": (self.ways, width), "linear.bias": (self.ways,)}
 
-    @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(math.prod(shape) for shape in self.shapes.values())
-
     @property
     def norm_widths(self) -> tuple[int, ...]:
-        """Channels of every normalisation."""
         return (self.filters,) * self.stages
 
     @property
-    def stat_width(self) -> int:
-        return self.stages * self.filters
+    def norm_sides(self) -> tuple[int, ...]:
+        return self.image_sizes[:-1] if self.pool else self.image_sizes[1:]
 
     def init(
         self,
@@ -107,20 +100,6 @@ class Backbone:
         rates = torch.full((steps, len(self.shapes)), inner_rate, **kind)
         return Params(self.flat(tensors)[0], norm.repeat_interleave(self.filters, 1), rates)
 
-    def bessel(self, x: Tensor, like: Tensor) -> Tensor:  # [T, N, C, H, W]
-        """n / (n − 1) for the n values behind each statistic of a pass over `x` [S]: biased →
-        unbiased variance.
-        """
-        sides = self.image_sizes[:-1] if self.pool else self.image_sizes[1:]
-        counts = tuple(x.shape[1] * side * side for side in sides)
-        return buffers.bessel(counts, self.norm_widths, like.dtype, like.device)
-
-    def weights(self, theta: Tensor) -> list[Tensor]:
-        """The tensors [T, *shape] as views of the flat buffers [T, P]."""
-        return buffers.views(theta, tuple(self.shapes.values()), self.sizes)
-
-    flat = staticmethod(buffers.flat)
-
     @cached_property
     def net(self) -> kernels.Net:
         """The sizes as a backend that runs whole passes takes them."""
@@ -135,13 +114,6 @@ class Backbone:
             self.norm_eps,
         )
 
-    def given(self, statistics: Moments | None, tasks: int) -> list[tuple[Tensor, Tensor] | None]:
-        """Statistics to normalise by, of each stage [T, F]; `None` each for the batch's own."""
-        if statistics is None:
-            return [None] * self.stages
-        parts = (m.expand(tasks, -1).split(self.filters, 1) for m in statistics)
-        return list(zip(*parts, strict=True))
-
     def features(self, x: Tensor) -> Tensor:
         """[T, N, F, h, w] → [T, N, D]: all values, or with stride-2 stages each filter's mean."""
         return x.flatten(2) if self.pool else x.mean((3, 4))
@@ -150,17 +122,8 @@ class Backbone:
         """Images that `passes` passes will read, as these read them best."""
         return prepare(self, x, passes)
 
-    def tied(self, gradient: Params) -> Params:
-        return gradient
-
-    random = False
-    spreads = True
-
     def parallel(self, episode: Episode) -> bool:
         return True
-
-    def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
-        return kernels.only_kernels()
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         return kernels.task_block(episode.support_x, keeps)

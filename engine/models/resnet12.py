@@ -8,8 +8,6 @@ per-step batch norm → leaky ReLU. There is no DropBlock, and no bias before a 
 It is a `Model` of `engine.models.interface`. Its passes are in `engine.models.residual`.
 """
 
-import math
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +18,7 @@ from torch import Tensor
 import kernels
 from engine.episodes import Episode
 from engine.errors import UserError
-from engine.models import buffers
+from engine.models.flat import Flat
 from engine.models.interface import Inputs, Moments, Params
 from engine.models.residual import UNITS, Images
 from kernels import dispatch
@@ -29,7 +27,7 @@ WIDTHS = (64, 160, 320, 640)
 
 
 @dataclass(frozen=True)
-class ResNet12:
+class ResNet12(Flat):
     """Raises UserError for images that its pools would leave nothing of."""
 
     in_channels: int
@@ -75,17 +73,12 @@ class ResNet12:
         return shapes | {"linear.weight": (self.ways, channels), "linear.bias": (self.ways,)}
 
     @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(math.prod(shape) for shape in self.shapes.values())
-
-    @cached_property
     def norm_widths(self) -> tuple[int, ...]:
-        """Channels of every normalisation, in the order of `shapes`."""
         return tuple(width for width in self.widths for _ in UNITS)
 
-    @property
-    def stat_width(self) -> int:
-        return sum(self.norm_widths)
+    @cached_property
+    def norm_sides(self) -> tuple[int, ...]:
+        return tuple(side for side in self.image_sizes[:-1] for _ in UNITS)
 
     def init(
         self,
@@ -114,50 +107,19 @@ class ResNet12:
         rates = torch.full((steps, len(self.shapes)), inner_rate, **kind)
         return Params(self.flat(tensors)[0], norm.repeat(norm_rows, 1), rates)
 
-    def bessel(self, x: Tensor, like: Tensor) -> Tensor:  # [T, N, C, H, W]
-        """n / (n − 1) for the n values behind each statistic of a pass over `x` [S]: biased →
-        unbiased variance.
-        """
-        counts = tuple(x.shape[1] * side * side for side in self.image_sizes[:-1] for _ in UNITS)
-        return buffers.bessel(counts, self.norm_widths, like.dtype, like.device)
-
-    def weights(self, theta: Tensor) -> list[Tensor]:
-        """The tensors [T, *shape] as views of the flat buffers [T, P]."""
-        return buffers.views(theta, tuple(self.shapes.values()), self.sizes)
-
-    flat = staticmethod(buffers.flat)
-
     def affine(self, row: Tensor) -> list[tuple[Tensor, Tensor]]:
         """[G] → gain and bias of each normalisation, [1, C] each."""
         rows = row.split([2 * width for width in self.norm_widths])
         return [tuple(part.view(2, 1, -1)) for part in rows]
 
-    def given(self, statistics: Moments | None, tasks: int) -> list[tuple[Tensor, Tensor] | None]:
-        """Statistics to normalise by, of each normalisation [T, C]; `None` each for the batch's
-        own.
-        """
-        if statistics is None:
-            return [None] * len(self.norm_widths)
-        parts = (m.expand(tasks, -1).split(self.norm_widths, 1) for m in statistics)
-        return list(zip(*parts, strict=True))
-
     def prepare(self, x: Tensor, passes: int) -> Inputs:  # [T, N, C, H, W]
         return Images(self, x)
-
-    def tied(self, gradient: Params) -> Params:
-        return gradient
-
-    random = False
-    spreads = True
 
     def parallel(self, episode: Episode) -> bool:
         """Plain convolutions take one core, so that tasks should run at once. Other ones share the
         images of a task over the threads.
         """
         return dispatch.choose("conv", torch.device("cpu"), torch.float32)[0] == "plain"
-
-    def during(self, episode: Episode, keeps: bool) -> AbstractContextManager[None]:
-        return kernels.only_kernels()
 
     def task_block(self, episode: Episode, keeps: bool) -> int | None:
         """Tasks of a call are held at once, and a task has gigabytes: as few as keep all threads

@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 
 def default_folder() -> Path:
     """The engine's folder of decoded data, by its default."""
-    return Path(os.environ.get("MAMLPP_CACHE") or Path.home() / ".cache" / "mamlpp")
+    return Path(os.environ.get("MAMLPP_CACHE") or "~/.cache/mamlpp").expanduser()
 
 
 def of(device: torch.device, precision: str, folder: Path) -> Verdict:

@@ -56,8 +56,8 @@ def refusal(precision: str) -> str | None:
     if module.has_passes(getattr(module.Precision, precision)):
         return None
     return (
-        f"native takes products in {precision} where there is AVX512-BF16 or AMX, not here; "
-        "ask for fp32"
+        f"native takes products in {precision} where the processor and the compiler that built it "
+        "have AVX512-BF16 or AMX, not here; ask for fp32"
     )
 
 
