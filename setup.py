@@ -11,6 +11,7 @@ changed.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -333,6 +335,14 @@ def locked(console: Console) -> Iterator[int | None]:
         yield file.fileno()
 
 
+def modules_loader() -> ModuleType:
+    """`kernels.extension`, whose package needs torch."""
+    spec = importlib.util.spec_from_file_location("extension", ROOT / "kernels" / "extension.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def forget_old_trees() -> None:
     records = sorted(BUILD.glob("*/built.json"), key=lambda path: path.stat().st_mtime)
     for record in records[:-KEPT_FOLDERS]:
@@ -351,8 +361,8 @@ class BuildModules(build_ext):
         name, file = ext.name.rpartition(".")[2], Path(self.get_ext_fullpath(ext.name)).resolve()
         note = file.with_name(f"{name}_missing.txt")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)
-        note.unlink(missing_ok=True)
+        for old in (file, note, modules_loader().stamp_of(file)):
+            old.unlink(missing_ok=True)
         try:
             check_wanted(name)
             tree = Tree(name)
@@ -362,6 +372,9 @@ class BuildModules(build_ext):
             part = file.with_suffix(".part")  # renamed when it is whole
             shutil.copy(built or tree.build(console, lock), part)
             os.replace(part, file)
+            extension = modules_loader()
+            stamp = extension.stamp_of(file)
+            stamp.write_text(extension.sources_of(ROOT) + "\n", encoding="utf-8")
         except BuildFailed as error:
             note.write_text(f"not built: {error}\n", encoding="utf-8")
             console.say(f"{WITHOUT[name]} ({error})", to_terminal=not isinstance(error, LeftOut))

@@ -382,3 +382,16 @@ def test_the_module_of_another_checkout_is_none(tmp_path: Path):
     load += "from kernels.extension import load; print(load('_native'))"
     found = python(tmp_path, "-c", load)
     assert found.startswith("(None, 'not built; ")
+
+
+@needs_compiler
+def test_a_module_of_older_sources_is_told(built: Path):
+    load = "import warnings; warnings.simplefilter('error'); import runpy; "
+    load += "run = runpy.run_path('kernels/extension.py'); run['_look_at_sources']('_native')"
+    assert build(built) == build(built) and python(built, "-c", load) == ""
+    (built / "csrc" / "cpu" / "update.cpp").write_text("// other\n")
+    asks = f"try:\n  {load}\nexcept RuntimeWarning as w: print(w)"
+    told = "kernels._native was built from other sources than csrc/ has now: run `pip install -e .`"
+    assert python(built, "-c", asks).startswith(told)
+    build(built)
+    assert python(built, "-c", load) == ""
