@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
-from engine import meta, unroll
+from engine import averages, unroll
 from engine.adapted import Adapted, evaluating, one_task
 from engine.config import PROTOCOLS
 from engine.episodes import Episode, Values, mapped
@@ -31,6 +31,7 @@ from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
 from engine.models.module import Module
 from engine.models.resnet12 import ResNet12
+from engine.outer_loss import OuterLoss
 from engine.runtime.replay import Replays
 from engine.runtime.workers import over_blocks
 from engine.scores import METRICS, Score, measured, score
@@ -223,7 +224,9 @@ class Learner(nn.Module):
         outer = (
             [self.theta] if self._fused else self._own({**self.model.shapes, **self.model.shared})
         )
-        return Output(*_Meta.apply(self, episode, weights, order, self.norm, self.rates, *outer))
+        return Output(
+            *OuterLoss.apply(self, episode, weights, order, self.norm, self.rates, *outer)
+        )
 
     def meta_gradient(
         self, episode: Episode, weights: Sequence[float], order: int
@@ -243,7 +246,7 @@ class Learner(nn.Module):
     @torch.no_grad()
     def track(self, gradient: unroll.MetaGradient) -> None:
         """Takes the batches' statistics into the running ones."""
-        running = meta.update_running(
+        running = averages.update(
             self.running(), gradient.rows, gradient.moments, _MOMENTUM, not self._fused
         )
         self.running_mean.copy_(running.mean)
@@ -288,7 +291,7 @@ class Learner(nn.Module):
                 )
             if given is None:
                 _, found = self.model.prepare(one, 1).predict(theta, row)
-                statistics = found if self._fused else meta.called(found, statistics)
+                statistics = found if self._fused else averages.called(found, statistics)
         return Adapted(self, theta, row, statistics)
 
     def evaluate(
@@ -351,47 +354,6 @@ class Learner(nn.Module):
                 self.model,
             )
         return unroll.joined(blocks)
-
-
-class _Meta(torch.autograd.Function):
-    """The outer loss, with its gradient."""
-
-    @staticmethod
-    def forward(ctx, learner, episode, weights, order, norm, rates, *outer):
-        tasks = episode.tasks
-        found = learner.meta_gradient(episode, weights, order)
-        with kernels.only_kernels():
-            return _Meta._outputs(ctx, learner, found, tasks, norm)
-
-    @staticmethod
-    def _outputs(ctx, learner, found, tasks, norm):
-        if learner.training:
-            learner.track(found)
-        theta, rows, rate = (g / tasks for g in found.gradient)
-        if learner._fused:
-            parts = [theta]
-        else:
-            inner, shared = learner.model.shapes, learner.model.shared
-            widths = [norm.shape[1], *(shape.numel() for shape in shared.values())]
-            rows, *others = rows.split(widths, 1)
-            parts = [*theta.split(learner.model.sizes), *(o.sum(0) for o in others)]
-            parts = [p.view(s) for p, s in zip(parts, (inner | shared).values(), strict=True)]
-        ctx.save_for_backward(rows, rate, *parts)
-        nothing = found.loss.new_full((tasks,), torch.nan)
-        per_step = torch.stack([nothing if s is None else s for s in found.per_step], 1)
-        predictions = found.logits
-        if isinstance(predictions, Tensor):
-            predictions = predictions.clone()
-            ctx.mark_non_differentiable(per_step, predictions)  # a second call would replace this
-        else:
-            ctx.mark_non_differentiable(per_step)
-        return found.loss / tasks, predictions, per_step
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, scale, *_):
-        with kernels.only_kernels():
-            return None, None, None, None, *(scale * g for g in ctx.saved_tensors)
 
 
 def _check_constant(**fields: Any) -> None:

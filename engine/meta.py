@@ -6,14 +6,14 @@ Each trick has one home here or in `Params`, and a neutral value that turns it o
 
 import math
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import kernels
-from engine import schedules, unroll
+from engine import averages, schedules, unroll
 from engine.config import Config
 from engine.episodes import Episode, Values, count, each
 from engine.methods import beside, rates
@@ -272,7 +272,7 @@ def advance(
         scales = *schedule.adam, cfg.beta1, cfg.beta2, cfg.clamp
         params, first, second = adam(state, gradient, *scales)
     params = beside.averaged(cfg, network(cfg), params, meta.gradient)
-    running = update_running(
+    running = averages.update(
         state.running, meta.rows, meta.moments, cfg.norm_momentum, getattr(model, "skips", False)
     )
     return State(params, first, second, running, state.iteration + 1)
@@ -342,62 +342,3 @@ def descend(
         gradient = Params(theta, norm, gradient.rates)
     params = (p - rate * g for p, g in zip(state.params, gradient, strict=True))
     return Params(*params), state.first, state.second
-
-
-def update_running(
-    running: Moments,
-    rows: tuple[int, ...],
-    moments: Moments,
-    momentum: float,
-    skips: bool = False,  # whether some may be of no batch
-) -> Moments:
-    """Exponential moving averages over an iteration's batches in the reference implementation's
-    order: task by task, within a task step by step, support then target. A single shared row sees
-    them all.
-    """
-    rows = tuple(min(row, len(running.mean) - 1) for row in rows)
-    if skips:
-        moments = called(moments, Moments(*(m[list(rows)] for m in running)))
-    decay, weights = _averaging(
-        rows,
-        len(running.mean),
-        len(moments.mean),
-        momentum,
-        running.mean.dtype,
-        running.mean.device,
-    )
-    return Moments(
-        *(
-            torch.addmm(decay * average, weights, batches.flatten(0, 1))
-            for average, batches in zip(running, moments, strict=True)
-        )
-    )
-
-
-def called(moments: Moments, otherwise: Moments) -> Moments:
-    """Those of batch norms that a pass has called, of others these."""
-    left_out = moments.var < 0
-    pairs = zip(moments, otherwise, strict=True)
-    return Moments(*(torch.where(left_out, other, own) for own, other in pairs))
-
-
-@cache
-def _averaging(
-    rows: tuple[int, ...],
-    count: int,
-    tasks: int,
-    momentum: float,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """What a moving average keeps of itself [count, 1], and takes of each batch [count, tasks ·
-    columns], tasks first.
-    """
-    seen = [0] * count
-    kind = dict(dtype=torch.float64, device="cpu")
-    weights = torch.zeros(count, tasks * len(rows), **kind)
-    for i, row in reversed([*enumerate(rows * tasks)]):
-        weights[row, i] = momentum * (1 - momentum) ** seen[row]
-        seen[row] += 1
-    decay = torch.tensor([[(1 - momentum) ** n] for n in seen], **kind)
-    return decay.to(device, dtype), weights.to(device, dtype)

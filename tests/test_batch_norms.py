@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import engine
-from engine import meta
+from engine import averages
 from engine.episodes import Episode
 from engine.models.interface import Moments
 from tests.test_learner_faithful import WEIGHTS, episode, learner, normed
@@ -58,7 +58,7 @@ def test_statistics_of_a_norm_that_is_not_called_stay_as_they_are():
 def test_what_one_task_leaves_out_another_may_have():
     running = Moments(torch.zeros(1, 2), torch.ones(1, 2))
     found = Moments(torch.ones(2, 1, 2), torch.tensor([[[3.0, -1.0]], [[3.0, 3.0]]]))
-    mean, var = meta.update_running(running, (0,), found, 0.5, skips=True)
+    mean, var = averages.update(running, (0,), found, 0.5, skips=True)
     close(mean, torch.tensor([[0.75, 0.5]]))
     close(var, torch.tensor([[2.5, 2.0]]))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kernels
-from engine import meta, unroll
+from engine import averages, meta, unroll
 from engine.config import Config
 from engine.episodes import Episode
 from engine.models.interface import Moments
@@ -67,7 +67,7 @@ def test_meta_gradient(golden: Golden, differentiate) -> None:
     accuracy = (result.logits.argmax(2) == episode.target_y).double().mean().item()
     assert accuracy == pytest.approx(golden.arrays["accuracy"].item(), abs=1e-6)
     if c["per_step_bn"]:
-        after = meta.update_running(
+        after = averages.update(
             running(golden, "init"), result.rows, result.moments, c["bn_momentum"]
         )
         for name, a, e in zip(Moments._fields, after, running(golden, "stats_after"), strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kernels
-from engine import meta
+from engine import averages, meta
 from engine.config import Config
 from engine.episodes import Episode
 from engine.models.interface import Moments, Params
@@ -109,7 +109,7 @@ def test_running_statistics_are_the_sequential_averages(rows: int) -> None:
             for average in expected:
                 row = average[min(step, rows - 1)]
                 row.mul_(0.9).add_(0.1 * batches[task, column])
-    after = meta.update_running(running, columns, Moments(batches, batches), 0.1)
+    after = averages.update(running, columns, Moments(batches, batches), 0.1)
     for ours, exact in zip(after, expected, strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
 

@@ -1,0 +1,67 @@
+"""Running statistics of batch norm: moving averages over the batches of inner loops (BNRS)."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from engine.models.interface import Moments
+
+
+def update(
+    running: Moments,
+    rows: tuple[int, ...],
+    moments: Moments,
+    momentum: float,
+    skips: bool = False,  # whether some may be of no batch
+) -> Moments:
+    """Exponential moving averages over an iteration's batches in the reference implementation's
+    order: task by task, within a task step by step, support then target. A single shared row sees
+    them all.
+    """
+    rows = tuple(min(row, len(running.mean) - 1) for row in rows)
+    if skips:
+        moments = called(moments, Moments(*(m[list(rows)] for m in running)))
+    decay, weights = _averaging(
+        rows,
+        len(running.mean),
+        len(moments.mean),
+        momentum,
+        running.mean.dtype,
+        running.mean.device,
+    )
+    return Moments(
+        *(
+            torch.addmm(decay * average, weights, batches.flatten(0, 1))
+            for average, batches in zip(running, moments, strict=True)
+        )
+    )
+
+
+def called(moments: Moments, otherwise: Moments) -> Moments:
+    """Those of batch norms that a pass has called, of others these."""
+    left_out = moments.var < 0
+    pairs = zip(moments, otherwise, strict=True)
+    return Moments(*(torch.where(left_out, other, own) for own, other in pairs))
+
+
+@cache
+def _averaging(
+    rows: tuple[int, ...],
+    count: int,
+    tasks: int,
+    momentum: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """What a moving average keeps of itself [count, 1], and takes of each batch [count, tasks ·
+    columns], tasks first.
+    """
+    seen = [0] * count
+    kind = dict(dtype=torch.float64, device="cpu")
+    weights = torch.zeros(count, tasks * len(rows), **kind)
+    for i, row in reversed([*enumerate(rows * tasks)]):
+        weights[row, i] = momentum * (1 - momentum) ** seen[row]
+        seen[row] += 1
+    decay = torch.tensor([[(1 - momentum) ** n] for n in seen], **kind)
+    return decay.to(device, dtype), weights.to(device, dtype)
