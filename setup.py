@@ -72,10 +72,10 @@ def find_tool(name: str) -> str | None:
 
 
 def is_new_enough(name: str, told: str | None) -> bool:
-    found = re.search(r"(\d+)\.(\d+)", told or "")
-    if name not in LEAST or found is None:
-        return told is not None and name not in LEAST
-    return (int(found[1]), int(found[2])) >= LEAST[name]
+    if told is None or name not in LEAST:
+        return told is not None
+    found = re.search(r"(\d+)\.(\d+)", told)
+    return found is not None and (int(found[1]), int(found[2])) >= LEAST[name]
 
 
 def version(*command: str) -> str | None:
@@ -361,7 +361,9 @@ class BuildModules(build_ext):
         name, file = ext.name.rpartition(".")[2], Path(self.get_ext_fullpath(ext.name)).resolve()
         note = file.with_name(f"{name}_missing.txt")
         file.parent.mkdir(parents=True, exist_ok=True)
-        for old in (file, note, modules_loader().stamp_of(file)):
+        extension = modules_loader()
+        stamp, sources = extension.stamp_of(file), extension.sources_of(ROOT)
+        for old in (file, note, stamp):
             old.unlink(missing_ok=True)
         try:
             check_wanted(name)
@@ -372,9 +374,7 @@ class BuildModules(build_ext):
             part = file.with_suffix(".part")  # renamed when it is whole
             shutil.copy(built or tree.build(console, lock), part)
             os.replace(part, file)
-            extension = modules_loader()
-            stamp = extension.stamp_of(file)
-            stamp.write_text(extension.sources_of(ROOT) + "\n", encoding="utf-8")
+            stamp.write_text(sources + "\n", encoding="utf-8")
         except BuildFailed as error:
             note.write_text(f"not built: {error}\n", encoding="utf-8")
             console.say(f"{WITHOUT[name]} ({error})", to_terminal=not isinstance(error, LeftOut))

@@ -22,9 +22,9 @@ class Section(NamedTuple):
 
 
 def text(run: dict) -> str:
-    """All of it, in full."""
-    parts = [machine(run)] + [f"{s.title}\n\n{s.full or s.short}" for s in sections(run)]
-    return "\n".join(parts)
+    """All of it, in full; nothing of a run that has nothing to show."""
+    parts = [f"{s.title}\n\n{s.full or s.short}" for s in sections(run)]
+    return "\n".join([machine(run), *parts]) if parts else ""
 
 
 def sections(run: dict) -> list[Section]:

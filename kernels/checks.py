@@ -2,6 +2,7 @@
 errors.
 """
 
+import math
 from collections.abc import Collection
 from functools import cache
 from typing import Any
@@ -93,7 +94,8 @@ def norm_act_refusal(backend: str, z_shape) -> str | None:
     height, width = z_shape[3:]
     if height == width and height**2 <= COUNTED:
         return None
-    return f"{backend} norm_act takes {NORM_ACT_SCOPE}, got {height}×{width}"
+    most = f" of up to {math.isqrt(COUNTED)} pixels a side" if height == width else ""
+    return f"{backend} norm_act takes {NORM_ACT_SCOPE}{most}, got {height}×{width}"
 
 
 def norm_act_operands(

@@ -19,8 +19,9 @@ def load(name: str) -> tuple[ModuleType | None, str | None]:
     here = Path(__file__).resolve().parent
     try:
         module = import_module(f"kernels.{name}")
-        if Path(module.__file__).resolve().parent != here:  # an editable install finds it anywhere
-            raise ModuleNotFoundError(f"{module.__file__} is another checkout's")
+        lies = Path(getattr(module, "__file__", None) or "").parent.resolve()
+        if lies != here:  # an editable install finds that of its checkout from any other
+            raise ModuleNotFoundError(f"the one in {lies} is of another checkout")
         _look_at_sources(name)
         return module, None
     except ImportError as error:
@@ -28,14 +29,17 @@ def load(name: str) -> tuple[ModuleType | None, str | None]:
         if note.is_file():
             return None, note.read_text(encoding="utf-8").strip()
         if isinstance(error, ModuleNotFoundError):
-            return None, f"not built; `pip install -e .` builds it where there is {NEEDS[name]}"
+            other = "" if error.name else f", {error}"  # one that was found has no such name
+            cure = f"`pip install -e .` builds it where there is {NEEDS[name]}"
+            return None, f"not built{other}; {cure}"
         return None, f"built, but it does not load: {error}"
 
 
 def sources_of(checkout: Path) -> str:
     """The C++ sources by their content."""
-    digest = hashlib.sha256()
-    for path in [checkout / "CMakeLists.txt", *sorted((checkout / "csrc").rglob("*.*"))]:
+    digest, kinds = hashlib.sha256(), (".cpp", ".h", ".cu", ".cuh")
+    sources = (path for path in (checkout / "csrc").rglob("*.*") if path.suffix in kinds)
+    for path in [checkout / "CMakeLists.txt", *sorted(filter(Path.is_file, sources))]:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -50,7 +54,11 @@ def _look_at_sources(name: str) -> None:
     stamp = stamp_of(Path(__file__).resolve().with_name(name))
     if not stamp.is_file() or not (CHECKOUT / "csrc").is_dir():
         return
-    if stamp.read_text(encoding="utf-8").strip() != sources_of(CHECKOUT):
+    try:
+        same = stamp.read_text(encoding="utf-8").strip() == sources_of(CHECKOUT)
+    except OSError:
+        return
+    if not same:
         warnings.warn(
             f"kernels.{name} was built from other sources than csrc/ has now: run "
             "`pip install -e .` again",

@@ -219,10 +219,11 @@ class LSLR(nn.Module):
 
         return {name: updated(name, value) for name, value in params.items()}
 
-    def get_extra_state(self) -> tuple[str, ...]:
-        return self.names
+    def get_extra_state(self) -> Tensor:
+        """The names, as bytes: what goes through a state dict takes tensors."""
+        return torch.tensor([*"\n".join(self.names).encode()], dtype=torch.uint8)
 
-    def set_extra_state(self, state: tuple[str, ...]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Done with the rates, whose columns the names are of."""
 
     def _load_from_state_dict(
@@ -232,16 +233,18 @@ class LSLR(nn.Module):
         the names were has the order that it had.
         """
         extra, rates = f"{prefix}_extra_state", f"{prefix}rates"
-        names = tuple(state_dict.get(extra, self.names))
-        if {*names} != {*self.names}:
+        names, own = self.names, [*map(_unwrapped, self.names)]
+        if extra in state_dict:
+            names = bytes(state_dict[extra].tolist()).decode().split("\n")
+        theirs = [*map(_unwrapped, names)]
+        if sorted(theirs) != sorted(own):
             errors.append(
                 f"{prefix}LSLR: the rates are of {', '.join(names)}, here they are of "
                 f"{', '.join(self.names)}"
             )
             return
-        if rates in state_dict and names != self.names:
-            order = [names.index(name) for name in self.names]
-            state_dict[rates] = state_dict[rates][:, order]
+        if rates in state_dict and theirs != own and state_dict[rates].shape == self.rates.shape:
+            state_dict[rates] = state_dict[rates][:, [theirs.index(name) for name in own]]
         super()._load_from_state_dict(
             state_dict, prefix, metadata, strict, missing, unexpected, errors
         )
@@ -250,6 +253,11 @@ class LSLR(nn.Module):
 
     def extra_repr(self) -> str:
         return f"steps={len(self.rates)}, parameters={len(self.names)}"
+
+
+def _unwrapped(name: str) -> str:
+    """Of a parameter, without what torch's wrappers of a module put before it."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
 def _check_steps(name: str, steps: int) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -240,6 +241,39 @@ def test_a_peer_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch):
     measured = turns.take_turns(TINY, ["loop", "vmap"], "iteration", budget, Rounds())
     assert set(measured.rounds) == set(measured.memory) == {"ours", "loop"}
     assert "no answer in 0 s" in measured.absent["vmap"]
+
+
+def test_a_peer_that_dies_half_way_takes_its_rounds_along(monkeypatch: pytest.MonkeyPatch):
+    class Played:
+        """A worker that takes a second, and `vmap` twice only."""
+
+        def __init__(self, row, name, *_):
+            self.name, self.left = name, 3 if name == "vmap" else 99
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def run(self, command):
+            self.left -= 1
+            if not self.left:
+                raise RuntimeError("died")
+            return SimpleNamespace(seconds=1.0, loss=0.0)
+
+        def peak(self):
+            return 1
+
+    monkeypatch.setattr(turns, "Worker", Played)
+    monkeypatch.setattr(turns, "missing", lambda name: None)
+    monkeypatch.setattr(turns.gate, "check_row", lambda *_: None)
+    others = ["loop", "vmap", "authors' code"]
+    measured = turns.take_turns(TINY, others, "iteration", turns.Budget(0, 4, 4), Rounds())
+    assert measured.absent == {"vmap": "died"}
+    assert {name: len(of) for name, of in measured.rounds.items()} == {
+        "ours": 8, "loop": 4, "authors' code": 4,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("once, rounds", [(1.0, 6), (100.0, 2), (0.001, 9)])

@@ -174,7 +174,7 @@ def test_autocast_leaves_what_has_no_floating_point() -> None:
     x, w = torch.ones(1, 1, 1, 4, 4), torch.ones(1, 1, 1, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
         for dtype in (torch.complex64, torch.int64, torch.bool):
-            with pytest.raises((BackendError, ValueError, RuntimeError), match="dtype|complex"):
+            with pytest.raises(BackendError, match="is not a floating-point type"):
                 kernels.task_conv2d(x.to(dtype), w.to(dtype))
         with pytest.raises(BackendError, match="int64 is not a floating-point type"):
             whole = torch.ones(1, 2, dtype=torch.int64)
@@ -185,5 +185,8 @@ def test_autocast_leaves_what_has_no_floating_point() -> None:
 def test_a_step_from_the_end_is_an_error_in_compiled_code_too() -> None:
     z, rows = randn(0, 2, 3, 4, 5, 5).float(), torch.ones(3, 4)
     made = torch.compile(lambda *o: kernels.per_step_batch_norm(*o)[0], dynamic=False)
-    with pytest.raises(RuntimeError):
+    torch.testing.assert_close(
+        made(z, rows, rows, torch.tensor([0, 2])), kernels.per_step_batch_norm(z, rows, rows)[0]
+    )
+    with pytest.raises(RuntimeError, match="out of bounds"):
         made(z, rows, rows, torch.tensor([0, -1]))

@@ -438,5 +438,12 @@ def test_rates_are_loaded_by_the_names_of_their_tensors() -> None:
     assert torch.equal(other.rates, torch.tensor([[0.2, 0.1]]))
     with pytest.raises(RuntimeError, match="the rates are of body, head, here they are of a, b"):
         LSLR({"a": torch.ones(2), "b": torch.ones(3)}, 1, 0.0).load_state_dict(saved.state_dict())
+    wrapped = LSLR({f"module.{name}": t for name, t in tensors.items()}, 1, 0.0)
+    assert wrapped.load_state_dict(saved.state_dict())  # as of DataParallel
+    assert torch.equal(wrapped.rates, saved.rates)
+    outer = nn.ModuleDict({"rates": LSLR(tensors, 1, 0.0)})
+    assert outer.load_state_dict({f"rates.{k}": v for k, v in saved.state_dict().items()})
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        other.load_state_dict(saved.state_dict() | {"rates": torch.ones(2, 2)})
     older = {"rates": saved.rates.data}  # without names
     assert other.load_state_dict(older) and torch.equal(other.rates, saved.rates)
