@@ -82,7 +82,7 @@ def evaluating(learner: Learner) -> Iterator[None]:
             state[1] = [(part, part.training) for part in learner.modules()]
             if isinstance(learner.model, Module):
                 learner.model.norms.follow()
-            learner.eval()
+        learner.eval()  # also where what runs inside has turned it since
         state[0] += 1
     try:
         yield

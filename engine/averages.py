@@ -21,21 +21,40 @@ def update(
     """
     rows = tuple(min(row, len(running.mean) - 1) for row in rows)
     if skips:
-        moments = called(moments, Moments(*(m[list(rows)] for m in running)))
-    decay, weights = _averaging(
-        rows,
-        len(running.mean),
-        len(moments.mean),
-        momentum,
-        running.mean.dtype,
-        running.mean.device,
-    )
+        return _of_those_called(running, rows, moments, momentum)
+    count, tasks, like = len(running.mean), len(moments.mean), running.mean
+    decay, weights = _averaging(rows, count, tasks, momentum, like.dtype, like.device)
     return Moments(
         *(
             torch.addmm(decay * average, weights, batches.flatten(0, 1))
             for average, batches in zip(running, moments, strict=True)
         )
     )
+
+
+def _of_those_called(
+    running: Moments, rows: tuple[int, ...], moments: Moments, momentum: float
+) -> Moments:
+    """The same where a batch counts for the channels alone whose norm was called."""
+    every = rows * len(moments.mean)
+    called = (~(moments.var < 0)).flatten(0, 1).to(running.mean.dtype)
+    found = [average.clone() for average in running]
+    for row in {*rows}:
+        places = _places(every, row, called.device)
+        own = called[places]
+        later = own.flip(0).cumsum(0).flip(0) - own
+        weights, kept = momentum * (1 - momentum) ** later * own, (1 - momentum) ** own.sum(0)
+        for average, batches in zip(found, moments, strict=True):
+            batches = batches.flatten(0, 1)[places]
+            average[row] = kept * average[row] + (weights * batches).sum(0)
+    return Moments(*found)
+
+
+@cache
+def _places(rows: tuple[int, ...], row: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        found = [i for i, other in enumerate(rows) if other == row]
+        return torch.tensor(found, device="cpu").to(device)
 
 
 def called(moments: Moments, otherwise: Moments) -> Moments:

@@ -28,8 +28,6 @@ def without_effect(cfg: Config) -> dict[str, str]:
         found |= dict.fromkeys(("beta1", "beta2"), "optimizer")
     if cfg.annealing != "halving":
         found["halving_epochs"] = "annealing"
-    if cfg.norm_statistics == "running":  # by which no image depends on another
-        found.setdefault("protocol", "norm_statistics")
     if cfg.min_lr == cfg.lr:
         found |= dict.fromkeys(("annealing", "halving_epochs"), "min_lr")
     return found

@@ -22,7 +22,7 @@ from engine.adapted import evaluating
 from engine.allowed import PATH, check
 from engine.config import Config
 from engine.episodes import Episode, Values, each, mapped
-from engine.errors import UserError, listed, say
+from engine.errors import Diverged, UserError, listed, say
 from engine.fingerprints import Fingerprint
 from engine.learner import Learner
 from engine.meta import State
@@ -39,7 +39,15 @@ from engine.runs.problem import Tested
 from engine.runs.run import Run
 from engine.runtime import ranks
 from engine.runtime.workers import keep_freed_memory, over_blocks
-from engine.scores import METRICS, Score, measured, require_classes, require_several, score
+from engine.scores import (
+    METRICS,
+    NotFinite,
+    Score,
+    measured,
+    require_classes,
+    require_several,
+    score,
+)
 from engine.scoring import STEP_SHARE, TASK_SEED, StepAccuracy, prediction, shown
 from engine.tasks import Tasks
 from engine.told import checked
@@ -87,7 +95,8 @@ def fit(
         raise UserError(f"run is {run!r}: give the path of a folder")
     check("run", run, PATH)
     for part in ("norm", "theta"):
-        if part in learner._parameters and not getattr(learner, part).requires_grad:
+        own = learner._parameters.get(part)
+        if own is not None and own.numel() and not own.requires_grad:
             raise UserError(
                 f"learner.{part} does not require grad, and engine.fit trains it: let it, or train "
                 "in a loop of your own"
@@ -357,7 +366,10 @@ class _Own:
 
     def _of_tasks(self, answers: Values, labels: Values) -> list[float]:
         sign = -1 if self.metric == "loss" else 1
-        values = measured(answers, labels, self.metric, self.learner.criterion)
+        try:
+            values = measured(answers, labels, self.metric, self.learner.criterion)
+        except NotFinite as error:
+            raise Diverged(str(error)) from None
         return [sign * value for value in values]
 
     def _answers(

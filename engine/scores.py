@@ -18,6 +18,10 @@ IGNORED = -100  # torch's ignore_index, of a loss that says no other
 _ASTRAY = "the inner loop went astray; give fewer steps, a lower rate or other tasks"
 
 
+class NotFinite(UserError):
+    """Of answers that say nothing."""
+
+
 class Score(NamedTuple):
     """Of a metric over tasks: mean, half-width of its 95 % interval, number of tasks."""
 
@@ -42,7 +46,7 @@ def measured(predictions: Values, y: Values, metric: Any, loss: Callable) -> lis
     function = known.get(metric) if type(metric) is str else metric
     found = [float(function(p, t)) for p, t in zip(each(predictions), each(y), strict=True)]
     if metric == "loss" and not all(map(math.isfinite, found)):
-        raise UserError(f"a task's loss is NaN or infinite: {_ASTRAY}")
+        raise NotFinite(f"a task's loss is NaN or infinite: {_ASTRAY}")
     return found
 
 
@@ -78,5 +82,5 @@ def _accuracy(predictions: Any, y: Any, ignored: int = IGNORED) -> Tensor:  # [M
             f"all labels of a task are {ignored}, which the loss ignores: give some more"
         )
     if not predictions.amax(-1).isfinite().all():  # argmax would take the first class
-        raise UserError(f"a task's outputs are NaN or infinite: {_ASTRAY}")
+        raise NotFinite(f"a task's outputs are NaN or infinite: {_ASTRAY}")
     return (predictions.argmax(-1) == y)[known].double().mean()

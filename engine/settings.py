@@ -50,7 +50,11 @@ def resolve(argv: list[str]) -> Resolved:
     """
     given = parse(_parser(argv), argv)
     show, file = given.pop("show", False), given.pop("config", None)
-    written = {} if file is None else under(given, read(file), f"--config {file}")
+    written = {}
+    if file is not None:
+        written, where = read(file), f"--config {file}"
+        _refuse_half(given, written, where)
+        written = under(given, written, where)
     cfg = Config.of(**(written | given))
     preset = preset_fields(cfg.preset, cfg.dataset, written | given)
     method = METHODS[cfg.method].settings(vars(cfg))
@@ -111,45 +115,45 @@ def under(given: dict[str, Any], written: dict[str, Any], where: str) -> dict[st
             f"--preset is {given['preset']} with {where}, which has every setting, as {preset} has "
             "them: leave --preset out, and give what is to differ"
         )
-    _refuse_half(given, written, where)
     found = dict(written)
     if "epochs" in given:
         dataset = {**written, **given}.get("dataset", DATASET)
-        usual = preset_fields(preset or PRESET, dataset, written)["epochs"]
+        usual = preset_fields(given.get("preset", preset or PRESET), dataset, written)["epochs"]
         scale_epochs(found, given["epochs"], written.get("epochs", usual))
     if "lr" in given and "lr" in written and written.get("min_lr") == written["lr"]:
         found["min_lr"] = given["lr"]
     return found
 
 
+# Flags that a preset says more of.
+_FOLLOWED = ("dataset", "ways", "shots", "network")
+
+
 def _refuse_half(given: dict[str, Any], written: dict[str, Any], where: str) -> None:
-    """Raises UserError where the preset would follow a flag in more, and the file has it all."""
-    if not (_whole(written) and written["preset"] in PRESETS):
+    """Raises UserError where a preset would follow a flag in other settings, which the file has as
+    they were. A method refuses by itself what does not go with it.
+    """
+    followed = {name: given[name] for name in _FOLLOWED if name in given}
+    if not followed or "method" in given or not _whole(written):
         return
-    free = {name: value for name, value in given.items() if name not in ("epochs", "lr")}
-
-    def by_preset(settings: dict[str, Any]) -> dict[str, Any]:
-        return preset_fields(written["preset"], settings["dataset"], settings)
-
-    before, after = by_preset(written), by_preset({**written, **free})
-    moved = {
-        name: value
-        for name, value in after.items()
-        if name not in given and written.get(name) == before.get(name) != value
-    }
+    preset = written["preset"]
+    if preset not in PRESETS:
+        return
+    before = preset_fields(preset, written["dataset"], written)
+    after = preset_fields(preset, given.get("dataset", written["dataset"]), written | followed)
+    moved = [
+        name
+        for name in after
+        if name not in given and written[name] == before.get(name) != after[name]
+    ]
     if moved:
-        flags = " ".join(f"{flag(name)} {given[name]}" for name in sorted(_followed(free)))
+        flags = " ".join(f"{flag(name)} {value}" for name, value in followed.items())
         now = ", ".join(f"{name} {written[name]}" for name in moved)
-        then = ", ".join(f"{name} {value}" for name, value in moved.items())
+        then = ", ".join(f"{name} {after[name]}" for name in moved)
         raise UserError(
-            f"{flags} with {where}, which has every setting: {now}, where the preset then has "
+            f"{flags} with {where}, which has every setting: {now}, where {preset} then has "
             f"{then}; say these too, one way or the other"
         )
-
-
-def _followed(given: dict[str, Any]) -> set[str]:
-    """Of flags those that a preset or a method says more of."""
-    return {*given} & {"dataset", "ways", "shots", "method", "network", "steps"} or {*given}
 
 
 def _whole(values: dict[str, Any]) -> bool:

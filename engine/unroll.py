@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import kernels
+from engine import averages
 from engine.episodes import Episode, Values, count
 from engine.methods.base import Adapted
 from engine.methods.rates import rule
@@ -340,7 +341,8 @@ def adapt_and_predict(
     given = running if norm_statistics == "running" else None
     support = episode.support_x, episode.support_y
     adapted = inner_loop(model, params, *support, steps, given)
-    return predictions(model.prepare, adapted, episode, given, protocol, every)
+    otherwise = running if getattr(model, "skips", False) else None
+    return predictions(model.prepare, adapted, episode, given, protocol, every, otherwise)
 
 
 def predictions(
@@ -350,6 +352,7 @@ def predictions(
     given: Moments | None,  # [K or 1, S]
     protocol: str,
     every: bool,
+    otherwise: Moments | None = None,  # [K or 1, S] of norms that a support set's pass leaves out
 ) -> Values:
     """Of the last step, or of every one: see `adapt_and_predict`."""
     shown = deque(adapted, None if every else 1)
@@ -358,6 +361,8 @@ def predictions(
         theta, row, statistics = step.adapted, step.row, _running_at(given, step.index)
         if statistics is None and protocol == "inductive":
             _, statistics = prepare(episode.support_x, 1).predict(theta, row)
+            if otherwise is not None:
+                statistics = averages.called(statistics, _running_at(otherwise, step.index))
         logits.append(inputs.predict(theta, row, statistics)[0])
     return logits[0] if not every else stacked(logits)
 

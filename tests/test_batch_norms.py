@@ -55,12 +55,63 @@ def test_statistics_of_a_norm_that_is_not_called_stay_as_they_are():
     close(adapted.module().norm.running_var, before.var[-1, :3])
 
 
-def test_what_one_task_leaves_out_another_may_have():
+@pytest.mark.parametrize("first", [True, False])
+def test_what_one_task_leaves_out_another_may_have(first):
     running = Moments(torch.zeros(1, 2), torch.ones(1, 2))
-    found = Moments(torch.ones(2, 1, 2), torch.tensor([[[3.0, -1.0]], [[3.0, 3.0]]]))
+    var = torch.tensor([[[3.0, -1.0]], [[3.0, 3.0]]])
+    found = Moments(torch.ones(2, 1, 2), var if first else var.flip(0))
     mean, var = averages.update(running, (0,), found, 0.5, skips=True)
     close(mean, torch.tensor([[0.75, 0.5]]))
     close(var, torch.tensor([[2.5, 2.0]]))
+
+
+def test_where_all_are_called_the_averages_are_the_usual_ones():
+    running = Moments(torch.randn(3, 4), torch.rand(3, 4))
+    found, rows = Moments(torch.randn(2, 6, 4), torch.rand(2, 6, 4)), (0, 0, 1, 1, 2, 5)
+    usual, other = (averages.update(running, rows, found, 0.1, skips) for skips in (False, True))
+    for ours, expected in zip(other, usual, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_a_norm_of_the_targets_alone_takes_the_running_statistics():
+    class Long(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.out = nn.BatchNorm1d(3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.norm(x) if len(x) > 4 else x)
+
+    made, given = learner(Long().double()), episode(1)
+    few = Episode(given.support_x[:, :4], given.support_y[:, :4], given.target_x, given.target_y)
+    inductive = made.predict(few, protocol="inductive")
+    assert inductive.isfinite().all()
+    adapted = made.adapt(few.support_x[0], few.support_y[0])
+    close(adapted(few.target_x[0]), inductive[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_adapts_and_answers(dtype):
+    net = normed().to(dtype)
+    made, given = engine.Learner(net, F.cross_entropy, steps=1, rate=1e-3), episode(1)
+    x, y = given.support_x.to(dtype), given.support_y
+    answers = made.adapt(x[0], y[0])(x[0])
+    assert answers.dtype == dtype
+    found = made.predict(Episode(x, y, x, y), protocol="inductive")
+    assert torch.equal(found[0], answers)
+
+
+def test_a_norm_of_one_s_own_is_measured_as_it_normalises():
+    class Shifted(nn.BatchNorm1d):
+        def forward(self, x: Tensor, by: float = 10.0) -> Tensor:
+            return super().forward((x + by).transpose(1, 2)).transpose(1, 2)
+
+    net = nn.Sequential(Shifted(3), nn.Flatten(), nn.Linear(15, 2)).double()
+    made = learner(net)
+    x, y = torch.randn(1, 6, 5, 3, dtype=torch.float64), torch.arange(6)[None] % 2
+    adapted = made.adapt(x[0], y[0])
+    close(adapted(x[0]), made.predict(Episode(x, y, x, y))[0])
+    close(adapted.module()[0].running_mean, 10 + x[0].mean((0, 1)))
 
 
 @pytest.mark.parametrize("vectorize", [False, True])

@@ -109,13 +109,8 @@ def test_one_file_and_other_settings(finished, capsys):
     argv = "--eval-steps 4 --norm-statistics running --eval-tasks 7 --shots 2"
     assert evaluate.main([str(finished / "latest.pt"), *argv.split(), "--on", "val"]) == 0
     out = capsys.readouterr().out
-    assert "3-way 2-shot, 7 val tasks, 4 inner steps, transductive, running statistics" in out
+    assert "3-way 2-shot, 7 val tasks, 4 inner steps, running statistics" in out
     assert "ensemble of 1" in out
-
-
-def test_a_protocol_says_nothing_of_running_statistics(finished, capsys):
-    argv = [finished, "--norm-statistics", "running", "--protocol", "inductive"]
-    refused(argv, capsys, "--protocol is inductive with --norm-statistics running")
 
 
 def test_classes_that_chose_the_network_are_no_new_ones(finished, tmp_path, capsys):

@@ -16,7 +16,7 @@ import engine
 from engine import train
 from engine.config import Config
 from engine.episodes import Episode, EpisodeSampler
-from engine.errors import UserError
+from engine.errors import Diverged, UserError
 from engine.learner import Learner
 from engine.models.backbone import Backbone
 from engine.runs import checkpoint
@@ -274,7 +274,8 @@ def test_tasks_of_ones_own_are_made_by_the_thread_that_draws_for_dropout(tmp_pat
 
 
 def test_what_is_not_to_be_learned_is_not_trained(tmp_path):
-    made = mlp()
+    normed = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    made = Learner(normed, F.mse_loss, steps=2)
     made.norm.requires_grad_(False)
     with pytest.raises(UserError, match="learner.norm does not require grad, and engine.fit"):
         fitted(made, tmp_path)
@@ -285,20 +286,28 @@ def test_what_is_not_to_be_learned_is_not_trained(tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_loss_that_is_not_finite_is_told_and_loses_nothing(tmp_path):
+def test_a_validation_that_is_not_finite_is_told_and_loses_nothing(tmp_path):
     def far(i: int) -> Episode:
         episode = waves(-1 - i)
-        if i >= 0 and far.away:
+        if far.away:
             episode.target_y[:] = torch.inf
         return episode
 
     far.away, made = False, mlp()
-    engine.fit(made, waves, val=far, run=tmp_path, **SHORT | {"epochs": 1, "metric": "loss"})
-    before = (tmp_path / "latest.pt").read_bytes()
-    far.away = True
+    options = SHORT | {"metric": "loss"}
+    engine.fit(made, waves, val=far, run=tmp_path, **options)
     with pytest.raises(UserError, match="a task's loss is NaN or infinite: the inner loop went"):
+        far.away = True
         made.evaluate([far(0)], "loss")
-    assert before == (tmp_path / "latest.pt").read_bytes()
+    far.away, longer = False, options | {"epochs": 5}
+
+    def tasks(i: int) -> Episode:
+        far.away = i >= 12  # after the first of the new epochs has begun
+        return waves(i)
+
+    with pytest.raises(Diverged, match="epoch 4: a task's loss is NaN .* last good checkpoint is"):
+        engine.fit(made, tasks, val=far, run=tmp_path, **longer)
+    assert checkpoint.load(tmp_path / "latest.pt").epoch == 3
 
 
 def test_what_chose_the_best_is_no_test(tmp_path):

@@ -360,6 +360,46 @@ def test_a_buffer_that_a_forward_replaces_is_the_module_s(threads):
     torch.testing.assert_close(made.module.centre, plain.centre)
 
 
+def test_a_buffer_that_is_replaced_may_be_what_a_gradient_needs():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(3, 2)
+            self.register_buffer("std", torch.ones(3))
+            self.register_buffer("mask", torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.out(x / self.std)
+            self.std = 0.9 * self.std + 0.1 * x.detach().std(0)
+            self.mask = x.new_ones(len(x))
+            return y
+
+    made, plain, given = learner(Scaled().double()), Scaled().double(), episode(1)
+    plain.load_state_dict(made.module.state_dict())
+    made(given, WEIGHTS).loss.backward()
+    for x in (given.support_x[0], given.target_x[0]) * 2:
+        plain(x)
+    torch.testing.assert_close(made.module.std, plain.std)
+    assert made.module.mask.shape == (6,)
+    with pytest.raises(UserError, match="the module replaces its buffer std, of which tasks at on"):
+        adapts(learner(Scaled().double(), vectorize=True))
+
+
+@pytest.mark.parametrize("adapt", ["head", "body"])
+def test_one_layer_of_two_names_is_one(adapt):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+            self.alias = self.head
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.alias(self.body(x).tanh())
+
+    names = {f"{adapt}.weight", f"{adapt}.bias"}
+    assert set(learner(Two(), adapt=adapt).model.shapes) == names
+
+
 @pytest.mark.parametrize("adapt", ["head", "body"])
 def test_a_head_that_is_tied_is_not_taken_for_another(adapt):
     class Tied(nn.Module):

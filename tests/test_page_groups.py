@@ -163,6 +163,6 @@ def test_other_weights_at_one_place_are_apart(tmp_path):
     assert in_groups(*runs) == [
         (f"initial weights of run ({'1' * 12})", ["a"]),
         (f"initial weights of run ({'2' * 12})", ["b"]),
-        ("initial weights of run (not tested yet)", ["c"]),
+        ("initial weights of run (not known)", ["c"]),
     ]
     assert len(in_groups(runs[0], runs[2])) == 1

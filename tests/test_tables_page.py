@@ -218,7 +218,7 @@ def test_a_cell_does_not_end_at_a_bar():
 
 def test_seeds_that_were_trained_on_have_no_mean_with_others():
     runs = [RUNS[0], Run(1, "finished", result(0.9, 0.01, earlier_epochs=[3]), [])]
-    with pytest.raises(UserError, match="were trained by two schedules .*trained on after 3"):
+    with pytest.raises(UserError, match="were trained by different protocols .*trained on after 3"):
         page.page(rows.of("ablation"), [found("ablation", "maml", runs)], {}, None)
 
 

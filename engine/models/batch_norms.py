@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,9 +110,8 @@ class BatchNorms:
     ) -> Iterator[Callable[[], Moments]]:
         """Those of a pass of `net`. Gives what has, after the pass, the batch's mean and variance
         [S] of those that are not still, of several calls their mean, and the statistics of those
-        that are; of those that were not called a variance of -1.
+        that are; of those that were not called the given ones, by the batch a variance of -1.
         """
-        own: dict[str, list[tuple[Tensor, Tensor]]] = {}
         norms = {name: net.get_submodule(name) for name in self.widths if name not in self._still}
         before = [
             (n.momentum, n.training, n.track_running_stats, vars(n).get("forward"))
@@ -120,6 +120,7 @@ class BatchNorms:
         widths = [*self.widths.values()]
         nothing = like.new_zeros(sum(widths))
         start = given or (nothing, nothing - 1)
+        calls: dict[str, list] = {name: [] for name in norms}
         for name, *moments in zip(self.widths, *(s.split(widths) for s in start), strict=True):
             if name not in norms:
                 continue
@@ -129,18 +130,22 @@ class BatchNorms:
             tensors[_at(name, "num_batches_tracked")] = torch.zeros((), device="cpu")
             norm = norms[name]
             norm.momentum, norm.training, norm.track_running_stats = None, given is None, True
-            if given or not unbiased:  # the running ones are the batch's, and unbiased
-                norm.forward = _keeping(norm.forward, own.setdefault(name, []), unbiased)
+            if given:
+                norm.forward = _measuring(norm.forward, calls[name], unbiased)
+            elif not unbiased:  # those that are tracked are the batch's, and unbiased
+                norm.forward = _counting(norm.forward, self.widths[name], calls[name])
+
+        def of(name: str) -> tuple[Tensor, ...]:
+            found = calls.get(name)
+            if given and found:
+                pairs = (torch.stack(each).mean(0) for each in zip(*found, strict=True))
+                return tuple(moment.to(like.dtype) for moment in pairs)
+            mean, var = (tensors[_at(name, kind)] for kind in _STATISTICS)
+            return mean, var * _biased(found) if found else var
 
         def found() -> Moments:
-            pairs = (
-                tuple(torch.stack(each).mean(0) for each in zip(*calls, strict=True))
-                if (calls := own.get(name))
-                else tuple(tensors[_at(name, kind)] for kind in _STATISTICS)
-                for name in self.widths
-            )
             empty = like.new_empty(0)
-            both = map(torch.cat, zip((empty, empty), *pairs, strict=True))
+            both = map(torch.cat, zip((empty, empty), *map(of, self.widths), strict=True))
             return Moments(*(m.detach() for m in both))
 
         try:
@@ -185,20 +190,35 @@ def modes(module: nn.Module) -> tuple[bool, ...]:
     return tuple(m.training for m in module.modules() if not isinstance(m, _BatchNorm))
 
 
-def _keeping(forward: Callable[[Tensor], Tensor], found: list, unbiased: bool) -> Callable:
+def _measuring(forward: Callable[..., Tensor], found: list, unbiased: bool) -> Callable:
     """A batch norm's, and the mean and variance of what it is called with. (Not a hook: copies for
     threads share those of the module.)
     """
 
-    def kept(input: Tensor) -> Tensor:
+    def measured(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         x = input.detach()
         x = x.float() if x.dtype.itemsize < 4 else x
         var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
         count = x.numel() // x.shape[1]
-        found.append((mean, var * (count / max(1, count - 1)) if unbiased else var))
-        return forward(input)
+        found.append((mean, var / _biased([count]) if unbiased else var))
+        return forward(input, *args, **kwargs)
 
-    return kept
+    return measured
+
+
+def _counting(forward: Callable[..., Tensor], channels: int, found: list) -> Callable:
+    """A batch norm's, and how many values of each channel it is called with."""
+
+    def counted(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        found.append(input.numel() // channels)
+        return forward(input, *args, **kwargs)
+
+    return counted
+
+
+def _biased(counts: list[int]) -> float:
+    """Of a biased variance to an unbiased one, over calls of so many values."""
+    return sum((n - 1) / n if n > 1 else 1.0 for n in counts) / len(counts)
 
 
 def _at(module: str, leaf: str) -> str:

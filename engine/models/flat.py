@@ -15,7 +15,9 @@ from engine.models.interface import Moments, Params
 
 
 class Flat:
-    """The better part of a `Model` of `engine.models.interface`, for images [T, N, C, H, W]."""
+    """Of a `Model` of `engine.models.interface` for images [T, N, C, H, W] all that follows from
+    these three, which a network has:
+    """
 
     shapes: dict[str, tuple[int, ...]]  # of every adapted tensor, in the order of the flat buffer
     norm_widths: tuple[int, ...]  # channels of every normalisation

@@ -298,11 +298,21 @@ class Module:
         return output, *found()
 
     def _take_buffers(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
-        """What a pass has put in the place of a buffer; one that it wrote to is the module's."""
-        for name, buffer in self.module.named_buffers():
-            if after[name] is not before[name] and not self.norms.has(name):
-                with torch.no_grad():
-                    buffer.copy_(after[name].detach())
+        """What a pass has put in the place of a buffer is the module's from then on, as its own
+        forward would have it; one that the pass wrote to is so anyway.
+        """
+        for i, (at, part) in enumerate(self.module.named_modules()):
+            for leaf in part._buffers:
+                name = f"{at}.{leaf}" if at else leaf
+                if self.norms.has(name) or after.get(name) is before.get(name):
+                    continue
+                if torch._C._functorch.is_batchedtensor(after[name]):
+                    raise UserError(
+                        f"the module replaces its buffer {name}, of which tasks at once would have "
+                        "one each: give vectorize 'auto' or False"
+                    )
+                part._buffers[leaf] = after[name].detach()
+                self._skeleton.set_by_passes.add((i, leaf))
 
     def loss(
         self, theta: Tensor, row: Tensor, x: Values, labels: Values, statistics=None, ops=None
@@ -372,13 +382,16 @@ def _adapted(adapt: str, names: list[str], module: nn.Module) -> Callable[[str],
     """The test of a parameter's name for the words of ADAPT."""
     first = {id(p): name for name, p in module.named_parameters()}
     every = module.named_parameters(remove_duplicate=False)
-    listed = [name for name, p in every if first[id(p)] in names]
-    in_head = {name for name in listed if _layer(name) == _layer(listed[-1])}
-    if adapt != "all" and (tied := in_head - {*names}):
-        raise UserError(
-            f"adapt is {adapt!r}, and {min(tied)}, of the last layer, is tied to another "
-            "parameter: give a test of the parameters' names"
-        )
+    pairs = [(name, first[id(p)]) for name, p in every if first[id(p)] in names]
+    head = [(name, own) for name, own in pairs if _layer(name) == _layer(pairs[-1][0])]
+    for name, own in head if adapt != "all" else ():
+        layers = (module.get_submodule(_layer(of)) for of in (name, own))
+        if len({*map(id, layers)}) > 1:  # and not one layer by two names
+            raise UserError(
+                f"adapt is {adapt!r}, and {name}, of the last layer, is tied to another parameter: "
+                "give a test of the parameters' names"
+            )
+    in_head = {own for _, own in head}
     chosen = {"all": {*names}, "head": in_head, "body": {*names} - in_head}[adapt]
     return chosen.__contains__
 

@@ -61,7 +61,7 @@ def deciding(runs: list[Recorded]) -> list[dict[str, Any]]:
         settings[_WEIGHTS] = weights[source] if source else "random"
         same = {other.origin for other in runs if source and Path(other.cfg.init or "") == source}
         if len(same - {None}) > 1:  # what lies there has changed
-            settings[_WEIGHTS] += f" ({run.origin[:_DIGITS] if run.origin else 'not tested yet'})"
+            settings[_WEIGHTS] += f" ({run.origin[:_DIGITS] if run.origin else 'not known'})"
         known.setdefault(json.dumps(settings), set()).add(run.identity)
     # A run that is not tested yet is taken for one of those that it is like, if these are of one.
     alike = [known[json.dumps(settings)] - {None} for settings in every]

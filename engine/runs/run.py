@@ -102,6 +102,7 @@ class Run:
         """`open` by the first rank, which tells the others: these have no folder. Raises UserError
         too when the ranks differ in code, data, configuration, torch, kernels or precision.
         """
+        made_by()  # the code of now, before anybody changes it
         team, opened = ranks.current(), []
 
         def first() -> tuple[Config, Checkpoint]:

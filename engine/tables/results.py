@@ -125,7 +125,7 @@ def told(cell: Cell, runs: list[Run]) -> str | None:
         for member, run in zip(cell.members, runs, strict=True)
         if run.result
     ]
-    for index, words in enumerate(("on different data", "by two schedules")):
+    for index, words in enumerate(("on different data", "by different protocols")):
         if len(names := dict.fromkeys(each[index] for each in found)) > 1:
             raise UserError(
                 f"the seeds of {cell.label} were trained {words} ({listed(names)}): remove the run "
