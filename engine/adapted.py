@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engine.episodes import Values
 from engine.errors import UserError
+from engine.models.batch_norms import modes
 from engine.models.interface import Moments
 from engine.models.module import Module
 from engine.told import is_samples, shown
@@ -82,7 +83,9 @@ def evaluating(learner: Learner) -> Iterator[None]:
             state[1] = [(part, part.training) for part in learner.modules()]
             if isinstance(learner.model, Module):
                 learner.model.norms.follow()
-        learner.eval()  # also where what runs inside has turned it since
+        # Also where what runs inside has turned it since; norms are turned by others' passes.
+        if not state[0] or any(modes(learner)):
+            learner.eval()
         state[0] += 1
     try:
         yield

@@ -116,9 +116,10 @@ def under(given: dict[str, Any], written: dict[str, Any], where: str) -> dict[st
             "them: leave --preset out, and give what is to differ"
         )
     found = dict(written)
-    if "epochs" in given:
+    chosen = given.get("preset", preset or PRESET)
+    if "epochs" in given and chosen in PRESETS:  # another is refused later
         dataset = {**written, **given}.get("dataset", DATASET)
-        usual = preset_fields(given.get("preset", preset or PRESET), dataset, written)["epochs"]
+        usual = preset_fields(chosen, dataset, written)["epochs"]
         scale_epochs(found, given["epochs"], written.get("epochs", usual))
     if "lr" in given and "lr" in written and written.get("min_lr") == written["lr"]:
         found["min_lr"] = given["lr"]
@@ -146,7 +147,9 @@ def _refuse_half(given: dict[str, Any], written: dict[str, Any], where: str) -> 
         for name in after
         if name not in given and written[name] == before.get(name) != after[name]
     ]
-    if moved:
+    method = METHODS.get(written["method"])
+    idle = {*method.ignored(written | followed)} if method else set()
+    if moved := [name for name in moved if name not in idle]:
         flags = " ".join(f"{flag(name)} {value}" for name, value in followed.items())
         now = ", ".join(f"{name} {written[name]}" for name in moved)
         then = ", ".join(f"{name} {after[name]}" for name in moved)

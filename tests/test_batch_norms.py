@@ -13,6 +13,7 @@ import engine
 from engine import averages
 from engine.episodes import Episode
 from engine.models.interface import Moments
+from engine.models.module import Module
 from tests.test_learner_faithful import WEIGHTS, episode, learner, normed
 from tests.test_module import close
 
@@ -171,3 +172,33 @@ def test_a_forward_that_was_put_on_a_norm_stays():
     made.evaluate([given], protocol="inductive")
     assert "forward" in vars(net[1])
     F.cross_entropy(net(given.support_x[0]), given.support_y[0])
+
+
+def test_calls_of_several_sizes_count_each_for_itself():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.out = nn.BatchNorm1d(3, affine=False), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.cat([self.norm(input=x[:4]), self.norm(x[4:])]))
+
+    made, given = learner(Halves().double()), episode(1)
+    x = given.support_x[0]
+    own = made.adapt(x, given.support_y[0]).module().norm
+    parts = x[:4], x[4:]
+    close(own.running_mean, torch.stack([p.mean(0) for p in parts]).mean(0))
+    close(own.running_var, torch.stack([p.var(0, correction=0) for p in parts]).mean(0))
+
+
+def test_by_given_statistics_a_norm_that_is_not_called_is_no_batch():
+    model, given = Module(Sometimes().double(), F.cross_entropy), episode(1)
+    model.module.there = False
+    theta = torch.cat([p.flatten() for p in model.module.out.parameters()])[None]
+    row = torch.cat([torch.ones(3), torch.zeros(3)]).repeat(2).double()
+    statistics = Moments(*(torch.ones(1, 6).double() for _ in range(2)))
+    with model.during(given, False):
+        found = model.prepare(given.support_x, 1).loss_and_gradient(
+            theta, row, given.support_y, statistics
+        )
+    assert (found.moments.var[0, :3] == -1).all() and (found.moments.var[0, 3:] > 0).all()

@@ -245,6 +245,19 @@ def test_the_schedule_of_a_file_without_a_length_is_of_the_preset_s(written):
     assert (found.msl_epochs, found.first_order_epochs) == (-(-15 * 15 // usual), 50 * 15 // usual)
 
 
+def test_a_preset_that_is_not_known_is_told_beside_a_file_too(written):
+    path = written("some.json", {"msl_epochs": 15})
+    with pytest.raises(UserError, match="--preset is 'foo'"):
+        resolve(["--config", path, "--preset", "foo", "--epochs", "3"])
+
+
+def test_a_method_is_not_asked_for_what_it_has_not(written):
+    path = written("config.json", Config.of(dataset="omniglot", method="protonet").to_dict())
+    with pytest.raises(UserError) as caught:
+        resolve(["--config", path, "--dataset", "mini"])
+    assert "inner_rate" not in str(caught.value) and "image_size" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("given", "asked", "words", "also"),
     [

@@ -385,6 +385,56 @@ def test_a_buffer_that_is_replaced_may_be_what_a_gradient_needs():
         adapts(learner(Scaled().double(), vectorize=True))
 
 
+def test_a_buffer_of_two_parts_stays_one():
+    class Part(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.c = 0.5 * self.c + x.detach().mean(0)
+            return x - self.c
+
+    a, b = Part(), Part()
+    a.register_buffer("c", torch.zeros(3).double())
+    b.register_buffer("c", a.c)
+    made, given = learner(nn.Sequential(a, b, nn.Linear(3, 2).double())), episode(1)
+    for _ in range(2):
+        made(given, WEIGHTS)
+    assert made.module[0].c is made.module[1].c and made.module[0].c.any()
+
+
+def test_a_buffer_that_passes_replace_is_still_the_owner_s_to_change():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(3, 2)
+            self.register_buffer("c", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.c = self.c + 1
+            return self.out(x if self.c is None else x - self.c)
+
+    made, given = learner(Net().double()), episode(1)
+    x, y = given.support_x[0], given.support_y[0]
+    made(given, WEIGHTS)
+    assert (made.module.c == 4).all()
+    shifted = made.adapt(x, y)(x)
+    made.module.c = None
+    found = made.adapt(x, y)(x)
+    other = copy.deepcopy(made.module)
+    assert torch.equal(found, learner(other).adapt(x, y)(x)) and not torch.equal(found, shifted)
+
+
+def test_answers_do_not_turn_a_norm_in_the_middle_of_another_pass():
+    net, given = normed(), episode()
+    made = learner(net)
+    made.adapt(given.support_x[0], given.support_y[0])
+    with evaluating(made):
+        net[1].training = True  # as a pass does for a while
+        with evaluating(made):
+            assert net[1].training
+    net[1].training = True
+
+
 @pytest.mark.parametrize("adapt", ["head", "body"])
 def test_one_layer_of_two_names_is_one(adapt):
     class Two(nn.Module):

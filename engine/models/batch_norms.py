@@ -110,7 +110,7 @@ class BatchNorms:
     ) -> Iterator[Callable[[], Moments]]:
         """Those of a pass of `net`. Gives what has, after the pass, the batch's mean and variance
         [S] of those that are not still, of several calls their mean, and the statistics of those
-        that are; of those that were not called the given ones, by the batch a variance of -1.
+        that are; of those that were not called a variance of -1.
         """
         norms = {name: net.get_submodule(name) for name in self.widths if name not in self._still}
         before = [
@@ -133,7 +133,8 @@ class BatchNorms:
             if given:
                 norm.forward = _measuring(norm.forward, calls[name], unbiased)
             elif not unbiased:  # those that are tracked are the batch's, and unbiased
-                norm.forward = _counting(norm.forward, self.widths[name], calls[name])
+                var = tensors[_at(name, "running_var")]
+                norm.forward = _counting(norm.forward, self.widths[name], var, calls[name])
 
         def of(name: str) -> tuple[Tensor, ...]:
             found = calls.get(name)
@@ -141,7 +142,9 @@ class BatchNorms:
                 pairs = (torch.stack(each).mean(0) for each in zip(*found, strict=True))
                 return tuple(moment.to(like.dtype) for moment in pairs)
             mean, var = (tensors[_at(name, kind)] for kind in _STATISTICS)
-            return mean, var * _biased(found) if found else var
+            if given and found is not None:
+                return mean, torch.full_like(var, -1.0)
+            return mean, _biased(found) if found else var
 
         def found() -> Moments:
             empty = like.new_empty(0)
@@ -195,30 +198,43 @@ def _measuring(forward: Callable[..., Tensor], found: list, unbiased: bool) -> C
     threads share those of the module.)
     """
 
-    def measured(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        x = input.detach()
+    def measured(*args: Any, **kwargs: Any) -> Tensor:
+        x = _input(args, kwargs).detach()
         x = x.float() if x.dtype.itemsize < 4 else x
         var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
         count = x.numel() // x.shape[1]
-        found.append((mean, var / _biased([count]) if unbiased else var))
-        return forward(input, *args, **kwargs)
+        found.append((mean, var * (count / max(1, count - 1)) if unbiased else var))
+        return forward(*args, **kwargs)
 
     return measured
 
 
-def _counting(forward: Callable[..., Tensor], channels: int, found: list) -> Callable:
-    """A batch norm's, and how many values of each channel it is called with."""
+def _counting(
+    forward: Callable[..., Tensor], channels: int, var: Tensor, found: list
+) -> Callable[..., Tensor]:
+    """A batch norm's, and after each call how many values a channel had, and the mean of the
+    unbiased variances so far, which the norm keeps in `var`.
+    """
 
-    def counted(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        found.append(input.numel() // channels)
-        return forward(input, *args, **kwargs)
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        result = forward(*args, **kwargs)
+        found.append((_input(args, kwargs).numel() // channels, var.clone()))
+        return result
 
     return counted
 
 
-def _biased(counts: list[int]) -> float:
-    """Of a biased variance to an unbiased one, over calls of so many values."""
-    return sum((n - 1) / n if n > 1 else 1.0 for n in counts) / len(counts)
+def _input(args: tuple, kwargs: dict) -> Tensor:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _biased(calls: list[tuple[int, Tensor]]) -> Tensor:
+    """The mean of the biased variances of the calls."""
+    total, before = 0.0, 0.0
+    for i, (count, so_far) in enumerate(calls, 1):
+        own = i * so_far - (i - 1) * before
+        total, before = total + own * ((count - 1) / count if count > 1 else 1.0), so_far
+    return total / len(calls)
 
 
 def _at(module: str, leaf: str) -> str:

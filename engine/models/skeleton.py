@@ -52,6 +52,10 @@ class Skeleton:
         self.copied = _is_plain(self.module)
         return True
 
+    def took(self, key: Key, value: Any) -> None:
+        """A buffer that a pass has put in the place of another: no change of the module."""
+        self._seen[key] = value
+
     @contextmanager
     def lent(self) -> Iterator[nn.Module]:
         """A copy in the modes of the module, or the module, for the caller alone."""
