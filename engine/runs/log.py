@@ -286,7 +286,7 @@ def test_table(result: dict[str, Any]) -> list[str]:
     task = f"{result['ways']}-way {result['shots']}-shot, " if "ways" in result else ""
     told = _loss if result.get("metric") == "loss" else percent
     # by running statistics no image depends on another
-    protocol = f"{result['protocol']}, " if result["norm_statistics"] == "batch" else ""
+    protocol = f"{result['protocol']}, " if result["norm_statistics"] != "running" else ""
     return [
         *filter(None, [trained_on(result)]),
         f"{result['data']}, {task}{result['tasks']} "
