@@ -32,11 +32,7 @@ class BatchNorms:
         self.leaves = {_at(n, leaf) for n in norms for leaf in _LEAVES}
         # those of which a Learner has rows already
         self.by_rows = {_at(n, leaf) for n, m in norms.items() for leaf in getattr(m, _BY_ROWS, ())}
-        self._still = self._kept_still()
-
-    @property
-    def still(self) -> set[str]:
-        return {*self._still}
+        self.still = self._kept_still()
 
     def has(self, buffer: str) -> bool:
         """Whether it is one of theirs, by its name."""
@@ -45,7 +41,7 @@ class BatchNorms:
     def follow(self) -> None:
         """Their modes now, if the module is being trained."""
         if self.module.training:
-            self._still = self._in_evaluation()
+            self.still = self._in_evaluation()
 
     def gain(self, name: str) -> Tensor:
         """A gain or bias of the module, as another Learner has learned it, in its last row, if one
@@ -112,7 +108,7 @@ class BatchNorms:
         [S] of those that are not still, of several calls their mean, and the statistics of those
         that are; of those that were not called a variance of -1.
         """
-        norms = {name: net.get_submodule(name) for name in self.widths if name not in self._still}
+        norms = {name: net.get_submodule(name) for name in self.widths if name not in self.still}
         before = [
             (n.momentum, n.training, n.track_running_stats, vars(n).get("forward"))
             for n in norms.values()

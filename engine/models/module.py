@@ -294,33 +294,8 @@ class Module:
             with self.norms.normalising(net, tensors, given, theta, unbiased) as found:
                 before = dict(tensors)
                 output = self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
-            self._take_buffers(before, tensors)
+            self._skeleton.take_buffers(before, tensors, self.norms.has)
         return output, *found()
-
-    def _take_buffers(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
-        """What a pass has put in the place of a buffer is the module's from then on, as its own
-        forward would have it; one that the pass wrote to is so anyway.
-        """
-        if all(after.get(name) is value for name, value in before.items()):
-            return
-        every = [id(b) for part in self.module.modules() for b in part._buffers.values()]
-        for i, (at, part) in enumerate(self.module.named_modules()):
-            for leaf, buffer in part._buffers.items():
-                name = f"{at}.{leaf}" if at else leaf
-                value = after.get(name)
-                if self.norms.has(name) or value is before.get(name):
-                    continue
-                if value is not None and torch._C._functorch.is_batchedtensor(value):
-                    raise UserError(
-                        f"the module replaces its buffer {name}, of which tasks at once would have "
-                        "one each: give vectorize 'auto' or False"
-                    )
-                if every.count(id(buffer)) > 1:  # of several parts, which it then stays
-                    with torch.no_grad():
-                        buffer.copy_(value.detach())
-                    continue
-                part._buffers[leaf] = value if value is None else value.detach()
-                self._skeleton.took((i, leaf), part._buffers[leaf])
 
     def loss(
         self, theta: Tensor, row: Tensor, x: Values, labels: Values, statistics=None, ops=None

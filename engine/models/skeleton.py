@@ -6,13 +6,16 @@ import copy
 import threading
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from engine.errors import UserError
 
 _local = threading.local()
 _EMPTY = types.CellType()
@@ -52,9 +55,33 @@ class Skeleton:
         self.copied = _is_plain(self.module)
         return True
 
-    def took(self, key: Key, value: Any) -> None:
-        """A buffer that a pass has put in the place of another: no change of the module."""
-        self._seen[key] = value
+    def take_buffers(
+        self, before: dict[str, Tensor], after: dict[str, Tensor], keeps: Callable[[str], bool]
+    ) -> None:
+        """What a pass has put in the place of a buffer is the module's from then on, as its own
+        forward would have it, and no change of the module; one that the pass wrote to is so anyway.
+        Not of those that it `keeps`.
+        """
+        if all(after.get(name) is value for name, value in before.items()):
+            return
+        every = [id(b) for part in self.module.modules() for b in part._buffers.values()]
+        for i, (at, part) in enumerate(self.module.named_modules()):
+            for leaf, buffer in part._buffers.items():
+                name = f"{at}.{leaf}" if at else leaf
+                value = after.get(name)
+                if keeps(name) or value is before.get(name):
+                    continue
+                if value is not None and torch._C._functorch.is_batchedtensor(value):
+                    raise UserError(
+                        f"the module replaces its buffer {name}, of which tasks at once would have "
+                        "one each: give vectorize 'auto' or False"
+                    )
+                if every.count(id(buffer)) > 1:  # of several parts, which it then stays
+                    with torch.no_grad():
+                        buffer.copy_(value.detach())
+                    continue
+                part._buffers[leaf] = value if value is None else value.detach()
+                self._seen[i, leaf] = part._buffers[leaf]
 
     @contextmanager
     def lent(self) -> Iterator[nn.Module]:
