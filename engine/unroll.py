@@ -138,7 +138,7 @@ def inner_loop(
     for k in range(steps):
         row, rates = at_step(params.norm, k), at_step(params.rates, k)
         support = inputs.loss_and_gradient(theta, row, labels, _running_at(running, k), keep)
-        adapted = update.fwd(theta, support.gradient, rates, model.sizes)
+        adapted = update.fwd(theta, support.gradient, rates)
         yield _Step(k, row, rates, support, adapted)
         theta = adapted
 
@@ -242,30 +242,37 @@ def adjoint(
         moments = record.result()
 
     update = rule(params.rates, model.sizes)
-    carry = None  # gradient of the loss in the parameters after a step
+    carry = product = None  # [T, P] gradient of the loss in the parameters after a step
+    held = []  # what the branch reads
     while steps:
         step = steps.pop()
         target, done = direct.pop(step.index, (None, None))
         if target:
             done.wait()
             weight = weights[step.index]
-            carry = _plus(carry, weight, target.gradient)
         elif carry is None:
             carry = torch.zeros_like(step.adapted)
         # Only the second derivatives need d_support.
-        d_support, d_rates = update.bwd(
-            carry, step.support.gradient, step.rates if second_order else None, model.sizes
+        carry, d_support, of_rates = update.reverse(
+            carry,
+            product,
+            (weight, target.gradient) if target else None,
+            step.support.gradient,
+            step.rates if second_order else None,
         )
-        rates.add(step.index, d_rates)
-        if second_order:
-            product, of_norm = step.support.kept.tangent(d_support)
-            carry += product
-            if target:
+        product, of_norm = step.support.kept.tangent(d_support) if second_order else (None, None)
+        with branch.on() as told:
+            rates.add(step.index, update.of_rates(of_rates))
+            held += [of_rates, of_norm, target and target.norm_gradient]
+            if target and of_norm is not None:
                 of_norm = torch.addcmul(of_norm, weight, target.norm_gradient)
-            norm.add(step.index, of_norm)
-        elif target:
-            norm.add(step.index, weight * target.norm_gradient)
-    gradient = Params(carry, norm.result(), rates.result())
+            elif target:
+                of_norm = weight * target.norm_gradient
+            if of_norm is not None:
+                norm.add(step.index, of_norm)
+    with branch.on() as told:
+        rows = norm.result(), rates.result()
+    gradient = Params(carry if product is None else carry.add_(product), *rows)
     told.wait()
     return MetaGradient(loss, logits, gradient, tuple(per_step), *moments)
 

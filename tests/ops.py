@@ -77,6 +77,12 @@ def update_results(
     shared = theta[:1].expand(tasks, -1)
     results = [update.fwd(a, grad, rates, sizes) for a in (theta, shared, theta.mT.contiguous().mT)]
     results += update.bwd(theta, grad, rates, sizes)
+    weighted, none = (randn(6, **like), grad_dot), (None, None, None)
+    for terms in given(True, theta, theta_dot, weighted):
+        for own in (rates, None) if terms != none else ():
+            carry, product = (None if term is None else term.clone() for term in terms[:2])
+            *found, parts = update.reverse(carry, product, terms[2], grad, own, sizes)
+            results += [*found, update.of_rates(parts, sizes)]
     for a, b, r in given(True, theta_dot, grad_dot, rates_dot):
         results.append(update.tan_fwd(grad, rates, a, b, r, sizes))
         results += update.tan_bwd(theta, b, r, sizes)

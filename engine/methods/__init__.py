@@ -24,9 +24,9 @@ from engine.methods import (
     siamese,
     statistician,
 )
-from engine.methods.base import Method, Rule
+from engine.methods.base import Method
 
-__all__ = ["METHODS", "Method", "Rule", "those"]
+__all__ = ["METHODS", "Method", "those"]
 
 METHODS: dict[str, Method] = {
     m.METHOD.name: m.METHOD

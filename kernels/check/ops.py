@@ -176,9 +176,12 @@ def update(net: Net, tasks: int) -> Op:
         for alpha, dot, of_sizes in ((rates, rates_dot, sizes), (*own, None)):
             value_dot = of.tan_fwd(grad, alpha, theta_dot, grad_dot, dot, of_sizes)
             tangents = of.tan_bwd(d_theta, grad_dot, dot, of_sizes)
+            terms = d_theta.clone(), theta_dot, (second[0, 0], grad_dot)
+            *reversed, parts = of.reverse(*terms, grad, alpha, of_sizes)
+            gradients = *of.bwd(d_theta, grad, alpha, of_sizes), *reversed
             found = (
                 [of.fwd(theta, grad, alpha, of_sizes)],
-                of.bwd(d_theta, grad, alpha, of_sizes),
+                [*gradients, of.of_rates(parts, of_sizes)],
                 [value_dot, *tangents],
             )
             for to, values in zip(results, found, strict=True):
@@ -196,15 +199,19 @@ def update(net: Net, tasks: int) -> Op:
             inputs = [theta, grad, alpha.expand(tasks, -1)]
             dots = [theta_dot, grad_dot, dot.expand(tasks, -1)]
             first, bwd, tan = derivatives(value, inputs, dots, d_theta, None)
+            total = d_theta + theta_dot + second[0, 0] * grad_dot
+            _, reversed, _ = derivatives(value, inputs, dots, total, None)
             # of θ both are known
-            for to, values in zip(results, (first, bwd[1:], [tan[0], *tan[2:]]), strict=True):
+            found = first, [*bwd[1:], total, *reversed[1:]], [tan[0], *tan[2:]]
+            for to, values in zip(results, found, strict=True):
                 to += values
         return results
 
     tensors = [theta, grad, rates, *others[:2], rates_dot, *others[2:], each, each_dot]
     names = (
         "adam first second theta theta_each",
-        "dg drates dg_each drates_each",
+        "dg drates d reversed_dg reversed_drates "
+        "dg_each drates_each d_each reversed_dg_each reversed_drates_each",
         "theta' dg' drates' theta_each' dg_each' drates_each'",
     )
     return Op(tensors, ours, truth, names)

@@ -10,6 +10,8 @@ from torch import Tensor
 from kernels import checks, cuda
 from kernels.cuda.tensors import expect, ops, stream
 from kernels.plain.layout import vectors, whole
+from kernels.plain.update import added
+from kernels.plain.update import of_rates as of_rates
 from kernels.tensors import Pieces, address, flat, left_out, matrix, pieces, update_rows
 
 
@@ -31,6 +33,18 @@ def bwd(
 ) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
     checks.tensors("cuda update", d_theta=d_theta, grad=grad)
     return _gradients(d_theta, grad, rates, sizes)
+
+
+def reverse(
+    carry: Tensor | None,
+    product: Tensor | None,
+    target: tuple[Tensor, Tensor] | None,
+    grad: Tensor,
+    rates: Tensor | None,
+    sizes: tuple[int, ...] | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    d_theta = added(carry, product, target)
+    return d_theta, *bwd(d_theta, grad, rates, sizes)
 
 
 def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None:

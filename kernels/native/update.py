@@ -11,6 +11,8 @@ from torch import Tensor
 from kernels import checks
 from kernels.native.tensors import expect, ops
 from kernels.plain.layout import vectors, whole
+from kernels.plain.update import added
+from kernels.plain.update import of_rates as of_rates
 from kernels.tensors import address, flat, left_out, matrix, update_rows
 from kernels.threads import threads
 
@@ -33,6 +35,18 @@ def bwd(
 ) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
     checks.tensors("native update", d_theta=d_theta, grad=grad)
     return _gradients(d_theta, grad, rates, sizes)
+
+
+def reverse(
+    carry: Tensor | None,
+    product: Tensor | None,
+    target: tuple[Tensor, Tensor] | None,
+    grad: Tensor,
+    rates: Tensor | None,
+    sizes: tuple[int, ...] | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    d_theta = added(carry, product, target)
+    return d_theta, *bwd(d_theta, grad, rates, sizes)
 
 
 def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None:

@@ -34,6 +34,40 @@ def bwd(
     return d_grad, -_per_segment(d_theta * grad, sizes)
 
 
+def reverse(
+    carry: Tensor | None,  # [T, P], which may be written over
+    product: Tensor | None,  # [T, P], likewise
+    target: tuple[Tensor, Tensor] | None,  # a weight [] of what follows it [T, P]
+    grad: Tensor,  # [T, P]
+    rates: Tensor | None,  # as of `bwd`
+    sizes: tuple[int, ...] | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:  # [T, P], of g [T, P], parts of those of the rates
+    """A step of a reverse sweep: the sum of its three terms without those that are None, and `bwd`
+    of it. `of_rates` makes the rates' gradient of the parts, which no other step waits for.
+    """
+    d_theta = added(carry, product, target)
+    return d_theta, *bwd(d_theta, grad, rates, sizes)
+
+
+def of_rates(parts: Tensor, sizes: tuple[int, ...] | None) -> Tensor:  # [T, L], or [T, P]
+    """The gradient of the rates, of the parts of `reverse`."""
+    return parts
+
+
+def added(
+    carry: Tensor | None, product: Tensor | None, target: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """The sum of the terms of `reverse`."""
+    if carry is not None and product is not None:
+        carry = carry.add_(product)
+    elif carry is None:
+        carry = product
+    if target is None:
+        return carry
+    weight, gradient = target
+    return weight * gradient if carry is None else carry.addcmul_(weight, gradient)
+
+
 def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None:
     return total(
         theta_dot,

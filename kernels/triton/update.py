@@ -50,18 +50,29 @@ def descend_kernel(
 
 @triton.jit(do_not_specialize=COUNTS)
 def rates_kernel(
-    d_theta, grad, d_grad,  # [T, P] each, rows `..._step` apart
-    rates,  # [L], or with EACH [P]
+    carry, product, target, grad, total, d_grad,  # [T, P] each, rows `..._step` apart
+    weight, rates,  # [], [L], or with EACH [P]
     pieces, part,  # int32 [pieces, 3], [T, pieces], or with EACH d_rates [T, P]
-    d_theta_step, grad_step, d_grad_step, part_step,
+    carry_step, product_step, target_step, grad_step, total_step, d_grad_step, part_step,
+    CARRY: tl.constexpr, PRODUCT: tl.constexpr, TARGET: tl.constexpr,
     GRAD: tl.constexpr, RATES: tl.constexpr, EACH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """d_grad = −rates·d_theta, and −Σ d_theta·grad of each piece, or −d_theta·grad."""
+    """Of d_theta = carry + product + weight·target, without what is off: d_grad = −rates·d_theta,
+    and −Σ d_theta·grad of each piece, or −d_theta·grad; and of more than a carry the sum itself.
+    """
     piece, task = tl.program_id(0), tl.program_id(1)
     segment = tl.load(pieces + 3 * piece)
     i = tl.load(pieces + 3 * piece + 1) + tl.arange(0, BLOCK)
     valid = i < tl.load(pieces + 3 * piece + 2)
-    d = tl.load(d_theta + task * d_theta_step + i, mask=valid, other=0.0)
+    d = tl.zeros((BLOCK,), tl.float32)
+    if CARRY:
+        d = tl.load(carry + task * carry_step + i, mask=valid, other=0.0)
+    if PRODUCT:
+        d += tl.load(product + task * product_step + i, mask=valid, other=0.0)
+    if TARGET:
+        d += tl.load(weight) * tl.load(target + task * target_step + i, mask=valid, other=0.0)
+    if PRODUCT or TARGET:
+        tl.store(total + task * total_step + i, d, mask=valid)
     if RATES:
         rate = rates_of(rates, segment, i, valid, EACH)
         tl.store(d_grad + task * d_grad_step + i, -rate * d, mask=valid)
@@ -126,6 +137,27 @@ def bwd(
 ) -> tuple[Tensor | None, Tensor]:  # of g [T, P], of the rates [T, L]
     checks.tensors("triton update", d_theta=d_theta, grad=grad)
     return _gradients(d_theta, grad, rates, sizes)
+
+
+def reverse(
+    carry: Tensor | None,
+    product: Tensor | None,
+    target: tuple[Tensor, Tensor] | None,
+    grad: Tensor,
+    rates: Tensor | None,
+    sizes: tuple[int, ...] | None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    checks.tensors("triton update", grad=grad)
+    return _shares(carry, product, target, grad, rates, sizes)
+
+
+def of_rates(parts: Tensor, sizes: tuple[int, ...] | None) -> Tensor:
+    if sizes is None:
+        return parts
+    _, first = pieces(sizes, PIECE, parts.device)
+    d_rates = parts.new_empty(len(parts), len(sizes))
+    segments_kernel[(len(sizes), len(parts))](parts, first, d_rates, parts.shape[1], BLOCK=128)
+    return d_rates
 
 
 def tan_fwd(grad, rates, theta_dot, grad_dot, rates_dot, sizes) -> Tensor | None:
@@ -198,26 +230,39 @@ def _gradients(
     """−d_theta·rates, and −Σ d_theta·grad of each task's segments, or −d_theta∘grad; `None` for
     what misses an operand.
     """
-    _expect(d_theta, sizes, ("grad", "rates"), {"d_theta": d_theta, "grad": grad}, {"rates": rates})
     if grad is rates is None:
         return None, None
-    (table, first), tasks = pieces(sizes or d_theta.shape[1:], PIECE, d_theta.device), len(d_theta)
-    d_theta, grad = near(vectors(d_theta)), near(vectors(grad))
-    shape, options = d_theta.shape, {"dtype": d_theta.dtype, "device": d_theta.device}
-    d_grad = None if rates is None else new_rows(d_theta, *shape)
-    each = sizes is None
-    part = torch.empty((tasks, shape[1] if each else len(table)), **options)
-    rows = [d_theta if x is None else x for x in (d_theta, grad, d_grad)]
+    _, d_grad, parts = _shares(d_theta, None, None, grad, rates, sizes)
+    return d_grad, None if grad is None else of_rates(parts, sizes)
+
+
+def _shares(
+    carry: Tensor | None,
+    product: Tensor | None,
+    target: tuple[Tensor, Tensor] | None,
+    grad: Tensor | None,
+    rates: Tensor | None,
+    sizes: tuple[int, ...] | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As `reverse`; what misses an operand is `None`."""
+    weight, along = target or (None, None)
+    rows = {"carry": carry, "product": product, "target": along, "grad": grad}
+    like = next(row for row in rows.values() if row is not None)
+    _expect(like, sizes, ("grad", "rates", *rows), rows, {"rates": rates})
+    table, _ = pieces(sizes or like.shape[1:], PIECE, like.device)
+    tasks, sums, each = len(like), product is not None or along is not None, sizes is None
+    total = new_rows(like, *like.shape) if sums else carry
+    d_grad = None if rates is None else new_rows(like, *like.shape)
+    parts = None if grad is None else like.new_empty(tasks, like.shape[1] if each else len(table))
+    found = [*(near(vectors(x)) for x in rows.values()), total, d_grad, parts]
+    *operands, part = [like if x is None else x for x in found]
     rates_kernel[(len(table), tasks)](
-        *rows, d_theta if rates is None else whole(rates), table, part,
-        *(x.stride(0) for x in rows), part.stride(0),
+        *operands, *(like if x is None else whole(x) for x in (weight, rates)), table, part,
+        *(x.stride(0) for x in (*operands, part)),
+        CARRY=carry is not None, PRODUCT=product is not None, TARGET=along is not None,
         GRAD=grad is not None, RATES=rates is not None, EACH=each, BLOCK=PIECE,
     )  # fmt: skip
-    if grad is None or each:
-        return d_grad, None if grad is None else part
-    d_rates = torch.empty((tasks, len(sizes)), **options)
-    segments_kernel[(len(sizes), tasks)](part, first, d_rates, len(table), BLOCK=128)
-    return d_grad, d_rates
+    return total, d_grad, parts
 
 
 def _expect(
