@@ -23,6 +23,7 @@ from engine.models.interface import Model, Moments, Params
 from engine.runtime import ranks
 from engine.runtime.replay import Replays
 from engine.runtime.workers import over_blocks
+from kernels.branch import Branch
 
 
 class State(NamedTuple):
@@ -263,6 +264,9 @@ def advance(
     model: Model | None = None,
 ) -> State:
     """The state after an iteration: a step of the optimiser, and the running statistics."""
+    with Branch(meta.loss.device).on() as averaged:
+        skips = getattr(model, "skips", False)
+        running = averages.update(state.running, meta.rows, meta.moments, cfg.norm_momentum, skips)
     gradient = learned(meta.gradient, cfg)
     if cfg.max_norm:
         gradient = within(gradient, cfg.max_norm, getattr(model, "shared_width", 0))
@@ -272,9 +276,7 @@ def advance(
         scales = *schedule.adam, cfg.beta1, cfg.beta2, cfg.clamp
         params, first, second = adam(state, gradient, *scales)
     params = beside.averaged(cfg, network(cfg), params, meta.gradient)
-    running = averages.update(
-        state.running, meta.rows, meta.moments, cfg.norm_momentum, getattr(model, "skips", False)
-    )
+    averaged.wait()
     return State(params, first, second, running, state.iteration + 1)
 
 
@@ -325,11 +327,15 @@ def adam(
     each entry of the network's gradient, not of the rates'.
     """
     update = kernels.backend("update", gradient.theta)
-    bounds = Params(clamp, clamp, 0.0)
-    groups = [
-        update.adam(*tensors, rate, correction, beta1, beta2, bound)
-        for *tensors, bound in zip(*state[:3], gradient, bounds, strict=True)
-    ]
+
+    def adam(*tensors: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor]:
+        return update.adam(*tensors, rate, correction, beta1, beta2, bound)
+
+    theta, norm, rates = zip(*state[:3], gradient, strict=True)
+    with Branch(gradient.theta.device).on() as small:
+        rows = adam(*norm, bound=clamp), adam(*rates, bound=0.0)
+    groups = adam(*theta, bound=clamp), *rows
+    small.wait()
     return tuple(Params(*group) for group in zip(*groups, strict=True))
 
 

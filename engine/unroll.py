@@ -43,8 +43,12 @@ def total(blocks: Sequence[MetaGradient]) -> MetaGradient:
     """
     found = together(blocks)
     # contiguous: torch's order of summation depends on the strides, and these on the blocks
-    gradient = Params(*(g.contiguous().sum(0) for g in found.gradient))
-    return found._replace(loss=found.loss.sum(), gradient=gradient)
+    gradient = Params(*(g.contiguous() for g in found.gradient))
+    with Branch(gradient.theta.device).on() as small:
+        loss, norm, rates = (of.sum(0) for of in (found.loss, gradient.norm, gradient.rates))
+    theta = gradient.theta.sum(0)
+    small.wait()
+    return found._replace(loss=loss, gradient=Params(theta, norm, rates))
 
 
 def together(blocks: Sequence[MetaGradient]) -> MetaGradient:

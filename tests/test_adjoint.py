@@ -2,15 +2,10 @@
 changes the algebra.
 """
 
-from contextlib import contextmanager
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import kernels
@@ -20,6 +15,7 @@ from engine.models import rows
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
 from kernels import reference
+from tests.lifetimes import waits
 
 torch.manual_seed(0)
 pytestmark = pytest.mark.usefixtures("backend", "one_thread")
@@ -75,50 +71,13 @@ WEIGHTS = {
 }
 
 
-class Lifetimes(TorchDispatchMode):
-    """What work inside `branch` reads of the memory that was made outside, each once."""
-
-    def __init__(self):
-        super().__init__()
-        self.made, self.read, self.inside = {}, {}, False
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        read, made = tree_leaves((args, kwargs)), func(*args, **kwargs or {})
-        for found, leaves in ((self.read, read), (self.made, tree_leaves(made))):
-            if self.inside == (found is self.read):
-                storages = (t.untyped_storage() for t in leaves if isinstance(t, torch.Tensor))
-                found |= {s._cdata: StorageWeakRef(s) for s in storages}
-        return made
-
-
 @pytest.mark.parametrize("second_order", [True, False], ids=["second", "first"])
 def test_what_a_branch_reads_is_held_until_it_is_waited_for(
     second_order: bool, monkeypatch
 ) -> None:
-    """A stream of a GPU would read memory that another already writes to."""
-    lifetimes, begun, gone = Lifetimes(), [], []
-
-    class Watched(unroll.Branch):
-        @contextmanager
-        def on(self):
-            lifetimes.inside, lifetimes.read = True, {}
-            with super().on() as mark:
-                yield mark
-            lifetimes.inside = False
-            # A storage's name is used again when it is gone, as one made and read inside may be.
-            read = [r for key, r in lifetimes.read.items() if key in lifetimes.made]
-            begun.append([reference for reference in read if not reference.expired()])
-            mark.wait = partial(wait, len(begun))
-
-    def wait(until: int) -> None:
-        """One thing comes after another on a branch."""
-        gone.append([reference.expired() for read in begun[:until] for reference in read])
-        begun[:until] = [[]] * until
-
-    monkeypatch.setattr(unroll, "Branch", Watched)
     model = Backbone(2, 14, 4, 2, 3)
     params, episode, _ = random_problem(model, 3, 2, 3)
-    with kernels.use("plain"), lifetimes:
+    with kernels.use("plain"), waits(monkeypatch) as gone:
         unroll.adjoint(model, params, episode, [0.2, 0.3, 0.5], second_order)
     # The last step's targets, and the end of the steps, wait for the images alone; the reverse
     # sweep for the others' targets, the later one first, and its end for what else it reported.

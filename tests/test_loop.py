@@ -24,6 +24,7 @@ from engine.runtime.loop import DeviceLoop, HostLoop, loop
 from engine.runtime.resident import Feed
 from engine.scoring import _on_device, _on_host, prediction
 from tests.captured import Capturable, captures_stood_in, config, noise, sampler
+from tests.lifetimes import waits
 
 CPU = torch.device("cpu")
 # Others have a network that autograd runs.
@@ -217,6 +218,13 @@ def test_another_state_is_taken_up(data, captures) -> None:
         for _ in range(3):
             state = steps.step(state)
     assert all(map(torch.equal, tensors(state), tensors(expected)))
+
+
+def test_what_a_branch_of_a_step_reads_is_held(data, monkeypatch) -> None:
+    with waits(monkeypatch) as gone:
+        run(DeviceLoop, config(no_graph=True), data, 1)
+    assert gone[-3]  # with Adam's, also what measures and the running statistics
+    assert not any(sum(gone, []))
 
 
 def test_what_is_not_finite_is_told_with_its_iteration(data, captures) -> None:

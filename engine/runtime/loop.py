@@ -30,6 +30,7 @@ from engine.runtime.prefetch import prefetch
 from engine.runtime.ranks import Alone
 from engine.runtime.replay import Replays
 from engine.runtime.resident import Feed
+from kernels.branch import Branch
 
 AHEAD = 4  # iterations that a device may be behind
 
@@ -221,8 +222,10 @@ class DeviceLoop(contextlib.AbstractContextManager):
         def step(rows: Rows) -> None:
             with kernels.only_kernels():
                 total = meta.summed(rows, cfg)
-                self._measured[:-1].copy_(meta.measure(total, rows.right, cfg))
+                with Branch(theta.device).on() as told:
+                    self._measured[:-1].copy_(meta.measure(total, rows.right, cfg))
                 _copy(meta.advance(state, total, cfg, Schedule((), second_order, scales)), state)
+                told.wait()
 
         return tasks, step
 
