@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.threads import threads
 
-OPS = ("passes", "conv", "norm_act", "stem", "head", "update", "lstm")
+OPS = ("passes", "conv", "norm_act", "stem", "head", "update", "lstm", "gather")
 BACKENDS = ("native", "triton", "cuda", "plain")
 # Those that dispatch chooses from on a type of device, the preferred one first.
 CHOICES = {"cpu": ("native", "plain"), "cuda": ("triton", "cuda", "plain")}
@@ -34,6 +34,8 @@ LEFT_OUT = {
     ("triton", "stem"): "triton has no stem apart from its passes, which contain it",
     ("triton", "lstm"): "triton has no lstm: a GPU takes the rule as torch's own products",
     ("cuda", "lstm"): "cuda has no lstm: a GPU takes the rule as torch's own products",
+    ("native", "gather"): "native has no gather: a CPU takes its tasks from the host",
+    ("cuda", "gather"): "cuda has no gather: triton and plain have it",
     ("cuda", "passes"): "cuda has no passes: it has the normalisation and the updates alone",
     ("cuda", "conv"): "cuda has no conv: it has the normalisation and the updates alone",
     ("cuda", "head"): "cuda has no head: as three small matrix products it gains nothing",
@@ -116,10 +118,21 @@ def rule(like: Tensor):
     """The namespace that runs the update rule of the meta-learner LSTM (`fwd`, `bwd`); that of
     `plain` for a backend which leaves the rule to torch.
     """
+    return _or_plain("lstm", like)
+
+
+def gather(like: Tensor):
+    """The namespace that makes the images of episodes (`fwd`) on the device of `like`; that of
+    `plain` for a backend which leaves it to torch.
+    """
+    return _or_plain("gather", like)
+
+
+def _or_plain(op: str, like: Tensor):
     requested = choice()
-    if requested != "auto" and (requested, "lstm") in LEFT_OUT:
-        return space("plain").lstm
-    return backend("lstm", like)
+    if requested != "auto" and (requested, op) in LEFT_OUT:
+        return getattr(space("plain"), op)
+    return backend(op, like)
 
 
 def refusal(precision: str, device: torch.device | str = "cpu") -> str | None:

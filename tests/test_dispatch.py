@@ -206,7 +206,7 @@ def test_ops_that_native_leaves_out_say_so() -> None:
 
 
 def test_ops_that_cuda_leaves_out_say_so() -> None:
-    for op in ("passes", "conv", "stem", "head", "lstm"):
+    for op in ("passes", "conv", "stem", "head", "lstm", "gather"):
         with kernels.use("cuda"), pytest.raises(kernels.BackendError, match=f"cuda has no {op}: "):
             kernels.backend(op, torch.zeros(1))
 
@@ -215,7 +215,7 @@ def test_the_table_of_backends_prints() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "kernels"], capture_output=True, text=True, check=True
     )
-    for op in ("passes", "conv", "norm_act", "stem", "head", "update", "lstm"):
+    for op in ("passes", "conv", "norm_act", "stem", "head", "update", "lstm", "gather"):
         assert f"{op:<10} cpu" in run.stdout
     assert native.module is None or "precision of passes on cpu: fp32" in run.stdout
 

@@ -40,7 +40,7 @@ RESERVED = 1024  # bytes of shared memory that a program takes beside its own
 CLASSES = {
     "convolution": r"conv_|turn_",
     "stem": r"stem_",
-    "patches": r"patch_|image_sums|border",
+    "patches": r"patch_|image_sums|border|gather",
     "merge": r"\w*moments_kernel|\w*sums_kernel|add_splits|segments",
     "normalise": r"normalise|dz_|delta_|activation",
     "head": r"head_",

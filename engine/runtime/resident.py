@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import kernels
 from engine.episodes import Draw, Episode, EpisodeSampler
 
 
@@ -18,9 +19,8 @@ class Feed:
     def __init__(self, sampler: EpisodeSampler, bank: Tensor, tasks: int):
         # bank: uint8 [M, H, W, C] on the device
         device, samples = bank.device, (sampler.shots, sampler.targets)
-        self._samples, self._shape = samples, bank.shape[1:]
-        height, width, channels = self._shape
-        self._pixels = bank.view(-1, channels)  # [M · H · W, C]
+        self._bank, self._shots = bank, sampler.shots
+        height, width = bank.shape[1:3]
         places = torch.arange(height * width, device="cpu").view(height, width)
         turned = [places.rot90(quarter).flatten() for quarter in range(4)]
         # All four, or none where images are not square: their classes are never turned.
@@ -45,17 +45,7 @@ class Feed:
 
     def episode(self) -> Episode:
         """The tasks whose indices were loaded last."""
-        first, turns = self._index[..., :-1], self._index[..., -1]
-        places = self._places[turns].unsqueeze(2)  # [T, ways, 1, H · W]
-        pixels = self._pixels[first.unsqueeze(3) + places]  # [T, ways, samples, H · W, C]
-        images = (self._images(part) for part in pixels.split(self._samples, 2))
-        (support, target), (support_y, target_y) = images, self._labels
+        pixels = self._bank, self._index, self._places, self._scale, self._shift
+        support, target = kernels.gather(self._scale).fwd(*pixels, self._shots)
+        support_y, target_y = self._labels
         return Episode(support, support_y, target, target_y)
-
-    def _images(self, pixels: Tensor) -> Tensor:
-        """float32 [T, ways · samples, C, H, W] of bytes [T, ways, samples, H · W, C]"""
-        tasks, ways, samples = pixels.shape[:3]
-        height, width, channels = self._shape
-        x = pixels.view(tasks, ways, samples, height, width * channels)
-        x = torch.mul(x, self._scale).add_(self._shift)
-        return x.view(tasks, ways * samples, height, width, channels).permute(0, 1, 4, 2, 3)

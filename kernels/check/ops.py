@@ -57,6 +57,7 @@ def of_net(p: Problem) -> Iterator[tuple[str, Op]]:
     yield "head", head(p.net, tasks, images)
     yield "update", update(p.net, tasks)
     yield "lstm", lstm(min(sum(segments(p.net)), COORDINATES), tasks)
+    yield "gather", gather(p.net, tasks)
 
 
 def _like(seed: int, *tensors: Tensor) -> list[Tensor]:
@@ -215,6 +216,32 @@ def update(net: Net, tasks: int) -> Op:
         "theta' dg' drates' theta_each' dg_each' drates_each'",
     )
     return Op(tensors, ours, truth, names)
+
+
+def gather(net: Net, tasks: int) -> Op:
+    """Of bytes, and through which nothing is derived."""
+    side, channels, ways, shots, samples = net.side, net.channels, net.ways, 1, 3
+    generator = torch.Generator().manual_seed(90)
+
+    def drawn(most: int, *shape: int) -> Tensor:
+        return torch.randint(most, shape, generator=generator).double()
+
+    bank = drawn(256, 7, side, side, channels)
+    index = torch.cat([drawn(7, tasks, ways, samples) * side**2, drawn(4, tasks, ways, 1)], -1)
+    places = torch.stack([torch.randperm(side**2, generator=generator) for _ in range(4)])
+    scale, shift = randn(91, side * channels), randn(92, side * channels)
+
+    def ours(of, bank, index, places, scale, shift) -> Results:
+        return [*of.fwd(bank.byte(), index.long(), places.long(), scale, shift, shots)], [], []
+
+    def truth(bank, index, places, scale, shift) -> Results:
+        first, turn = index.long()[..., :-1, None], index.long()[..., -1:]
+        pixels = bank.reshape(-1, channels)[first + places.long()[turn]]
+        images = pixels.reshape(*first.shape[:3], side, side * channels) * scale + shift
+        images = images.unflatten(-1, (side, channels)).permute(0, 1, 2, 5, 3, 4)
+        return [part.flatten(1, 2) for part in images.split([shots, samples - shots], 2)], [], []
+
+    return Op([bank, index, places.double(), scale, shift], ours, truth, ("support target", "", ""))
 
 
 def lstm(count: int, tasks: int) -> Op:

@@ -16,9 +16,9 @@ converted.
 
 import torch
 
-from kernels.plain import conv, head, lstm, norm_act, stem, update
+from kernels.plain import conv, gather, head, lstm, norm_act, stem, update
 
-__all__ = ["conv", "head", "lstm", "norm_act", "stem", "update"]
+__all__ = ["conv", "gather", "head", "lstm", "norm_act", "stem", "update"]
 OPS = tuple(__all__)
 
 

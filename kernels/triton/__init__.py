@@ -7,7 +7,7 @@ import os
 
 import torch
 
-OPS = ("passes", "conv", "norm_act", "update")
+OPS = ("passes", "conv", "norm_act", "update", "gather")
 
 try:
     import triton  # noqa: F401
@@ -35,6 +35,6 @@ def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 if reason is None:
-    from kernels.triton import conv, norm_act, passes, update
+    from kernels.triton import conv, gather, norm_act, passes, update
 
-    __all__ = ["conv", "norm_act", "passes", "update"]
+    __all__ = ["conv", "gather", "norm_act", "passes", "update"]
