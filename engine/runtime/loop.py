@@ -214,10 +214,13 @@ class DeviceLoop(contextlib.AbstractContextManager):
 
         def tasks() -> Rows:
             with kernels.only_kernels():
-                weights = numbers[: cfg.steps].to(theta.dtype)
+                with Branch(theta.device).on() as made:
+                    weights = numbers[: cfg.steps].to(theta.dtype)
+                episode = self._feed.episode()
+                made.wait()
                 chosen = [weights[k] if want else 0.0 for k, want in enumerate(wanted)]
                 schedule = Schedule(chosen, second_order, scales)
-                return meta.task_rows(state, self._feed.episode(), cfg, schedule)
+                return meta.task_rows(state, episode, cfg, schedule)
 
         def step(rows: Rows) -> None:
             with kernels.only_kernels():

@@ -34,6 +34,8 @@ STEM_SUMS = {"BT": 128, "BS": 16}
 # and how many programs: sooner than a launch of its own and the wait for it. More programs would
 # take more instructions for it, by their count, than are gone through in that time.
 OWN_TILES, AT_ONCE, OWN_PROGRAMS = 128, 32, 128
+# And how many, at most, take a stem's statistics from the moments of its patches each for itself.
+OWN_STEM_PROGRAMS = 160
 
 # Arguments of kernels that no address is a multiple of: Triton would compile each kernel again for
 # numbers that 16 divides.

@@ -53,50 +53,69 @@ def load_stem_filters(w, k, f, filters, channels, PRECISION: tl.constexpr):
     return rounded_to(tl.load(w + at, mask=there, other=0.0), PRECISION)
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def stem_moments_kernel(
-    w,  # [F, 9, C] of a task, the next `w_step` further on
+@triton.jit
+def settle_stem(
+    rows,  # [KP, filters] of `load_stem_filters`
     patch_mean, cov, pivot,  # [T, KP], [T, KP, KP], [T, KP] the images' own mean at each value
     given_mean, given_var,  # [F] of a task, the next `given_step` further on
     projected,  # [T, KP, F] cov·w
     coef, rstd,  # [T, 8, F], [T, F]
     mean_out, var_out,  # tasks `out_step` apart
-    channels: tl.constexpr, filters: tl.constexpr, w_step, given_step, out_step, eps,
-    GIVEN: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+    stored, task, k, f, filters, given_step, out_step, eps,
+    GIVEN: tl.constexpr, KP: tl.constexpr,
 ):  # fmt: skip
-    task = tl.program_id(0)
-    k = tl.arange(0, KP)
-    f = tl.program_id(1) * BF + tl.arange(0, BF)
-    real = f < filters
-    rows = load_stem_filters(w + task * w_step, k, f, filters, channels, PRECISION)
+    """Mean, less that of the images, and 1/σ that normalise; as in `kernels.triton.sums`."""
+    real, kept = f < filters, f < stored
     matrix = tl.load(cov + (task * KP + k[:, None]) * KP + k[None, :])
     product = tl.dot(matrix, rows, input_precision="ieee")
     out = projected + (task * KP + k[:, None]) * filters + f[None, :]
-    tl.store(out, product, mask=real[None, :])
+    tl.store(out, product, mask=kept[None, :])
     centre = tl.sum(rows * tl.load(patch_mean + task * KP + k)[:, None], 0)
     lost = tl.sum(rows * tl.load(pivot + task * KP + k)[:, None], 0)
     var = tl.sum(rows * product, 0)
     var = tl.where(var < 0, 0.0, var)  # keeps what is not a number, as tl.maximum may not
-    tl.store(mean_out + task * out_step + f, centre + lost, mask=real)
-    tl.store(var_out + task * out_step + f, var, mask=real)
+    tl.store(mean_out + task * out_step + f, centre + lost, mask=kept)
+    tl.store(var_out + task * out_step + f, var, mask=kept)
     if GIVEN:
         at = task * given_step + f
         centre = tl.load(given_mean + at, mask=real, other=0.0) - lost
         var = tl.load(given_var + at, mask=real, other=1.0)
-    tl.store(coef + (task * 8 + 3) * filters + f, centre, mask=real)
-    tl.store(rstd + task * filters + f, tl.div_rn(1.0, tl.sqrt_rn(var + eps)), mask=real)
+    r = tl.div_rn(1.0, tl.sqrt_rn(var + eps))
+    tl.store(coef + (task * 8 + 3) * filters + f, centre, mask=kept)
+    tl.store(rstd + task * filters + f, r, mask=kept)
+    return centre, r
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def stem_moments_kernel(
+    w,  # [F, 9, C] of a task, the next `w_step` further on
+    patch_mean, cov, pivot, given_mean, given_var, projected, coef, rstd, mean_out, var_out,
+    channels: tl.constexpr, filters: tl.constexpr, w_step, given_step, out_step, eps,
+    GIVEN: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """`settle_stem` by a launch of its own."""
+    task = tl.program_id(0)
+    k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
+    rows = load_stem_filters(w + task * w_step, k, f, filters, channels, PRECISION)
+    settle_stem(
+        rows, patch_mean, cov, pivot, given_mean, given_var, projected, coef, rstd,
+        mean_out, var_out, filters, task, k, f, filters, given_step, out_step, eps, GIVEN, KP,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def stem_fwd_kernel(
-    images, w, gain, bias, coef, rstd,  # gain and bias of tasks are `row_step` apart
+    images, w, gain, bias,  # gain and bias of tasks are `row_step` apart
+    patch_mean, cov, pivot, given_mean, given_var, projected, coef, rstd, mean_out, var_out,
     x_hat, winners, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
     count, side: tl.constexpr, pooled: tl.constexpr, channels: tl.constexpr,
-    filters: tl.constexpr, row_step, w_step, slope,
-    BORDER: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr,
-    BM: tl.constexpr, BF: tl.constexpr,
+    filters: tl.constexpr, row_step, w_step, slope, given_step, out_step, eps,
+    BORDER: tl.constexpr, GIVEN: tl.constexpr, MERGE: tl.constexpr, PRECISION: tl.constexpr,
+    KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
-    """x̂ at the winners, and the winners; with BORDER also the activation between zeros → out."""
+    """x̂ at the winners, and the winners; with BORDER also the activation between zeros → out.
+    MERGE: with `settle_stem`.
+    """
     task = tl.program_id(1)
     out_side = pooled + 2 if BORDER else pooled
     m = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -108,7 +127,17 @@ def stem_fwd_kernel(
     real = f < filters
     scale = tl.load(gain + task * row_step + f, mask=real, other=0.0)[None, :]
     sign = sign_of(scale)
-    rows = load_stem_filters(w + task * w_step, k, f, filters, channels, PRECISION) * sign
+    rows = load_stem_filters(w + task * w_step, k, f, filters, channels, PRECISION)
+    if MERGE:
+        centre, r = settle_stem(
+            rows, patch_mean, cov, pivot, given_mean, given_var, projected, coef, rstd,
+            mean_out, var_out, tl.where(tl.program_id(0) == 0, filters, 0), task, k, f,
+            filters, given_step, out_step, eps, GIVEN, KP,
+        )  # fmt: skip
+    else:
+        centre = tl.load(coef + (task * 8 + 3) * filters + f, mask=real, other=0.0)
+        r = tl.load(rstd + task * filters + f, mask=real, other=0.0)
+    rows *= sign
     at = windows_at(task * count, n, y, x, k, valid, side, channels)
     zero = tl.zeros((BM, BF), tl.float32)
     z00 = dot(load_cells(images, at, 0, side, channels), rows, zero, PRECISION)
@@ -116,11 +145,9 @@ def stem_fwd_kernel(
     z10 = dot(load_cells(images, at, 2, side, channels), rows, zero, PRECISION)
     z11 = dot(load_cells(images, at, 3, side, channels), rows, zero, PRECISION)
     value, position = winner_of(z00, z01, z10, z11, scale)
-    centre = tl.load(coef + (task * 8 + 3) * filters + f, mask=real, other=0.0)[None, :]
-    r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
     at = ((n * pooled + y) * pooled + x)[:, None] * filters + f[None, :]
     both = valid[:, None] & real[None, :]
-    value = (value * sign - centre) * r
+    value = (value * sign - centre[None, :]) * r[None, :]
     tl.store(x_hat + at, value, mask=both)
     tl.store(winners + at, position.to(tl.uint8), mask=both)
     if BORDER:
@@ -209,43 +236,56 @@ def stem_wgrad_kernel(
     tl.store(gradient + task * out_step + where, scale * a, mask=valid)
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def stem_tan_moments_kernel(
-    w_dot,  # [F, 9, C] of a task, the next `w_step` further on
+@triton.jit
+def settle_stem_dot(
+    rows,  # [KP, filters] of the filters' direction
     patch_mean, pivot, projected, rstd,
     coef, q,  # [T, 8, F], [T, F]
-    channels: tl.constexpr, filters: tl.constexpr, w_step,
-    GIVEN: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+    stored, task, k, f, filters, GIVEN: tl.constexpr, KP: tl.constexpr,
 ):  # fmt: skip
     """The shift of z_dot, and q = mean(x̂·z_dot) = r·wᵀG·w_dot."""
-    task = tl.program_id(0)
-    k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
     real = f < filters
-    rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels, PRECISION)
     if GIVEN:
         shift = -tl.sum(rows * tl.load(pivot + task * KP + k)[:, None], 0)
-        slope = tl.zeros((BF,), tl.float32)
+        slope = tl.zeros(f.shape, tl.float32)
     else:
         shift = tl.sum(rows * tl.load(patch_mean + task * KP + k)[:, None], 0)
         at = (task * KP + k[:, None]) * filters + f[None, :]
         slope = tl.sum(rows * tl.load(projected + at, mask=real[None, :], other=0.0), 0)
         slope *= tl.load(rstd + task * filters + f, mask=real, other=0.0)
-    tl.store(coef + (task * 8 + 7) * filters + f, shift, mask=real)
-    tl.store(q + task * filters + f, slope, mask=real)
+    tl.store(coef + (task * 8 + 7) * filters + f, shift, mask=f < stored)
+    tl.store(q + task * filters + f, slope, mask=f < stored)
+    return shift, slope
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def stem_tan_moments_kernel(
+    w_dot,  # [F, 9, C] of a task, the next `w_step` further on
+    patch_mean, pivot, projected, rstd, coef, q,
+    channels: tl.constexpr, filters: tl.constexpr, w_step,
+    GIVEN: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+):  # fmt: skip
+    """`settle_stem_dot` by a launch of its own."""
+    task = tl.program_id(0)
+    k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
+    rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels, PRECISION)
+    settle_stem_dot(
+        rows, patch_mean, pivot, projected, rstd, coef, q, filters, task, k, f, filters, GIVEN, KP
+    )
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def stem_dot_kernel(
-    images, w_dot, x_hat, winners, coef, rstd, q,
+    images, w_dot, x_hat, winners, patch_mean, pivot, projected, rstd, coef, q,
     gain, bias,  # [F] of a task, the next `row_step` further on, with BORDER
     x_hat_dot, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
     count, side: tl.constexpr, pooled: tl.constexpr, channels: tl.constexpr,
     filters: tl.constexpr, row_step, w_step, slope,
-    BORDER: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr,
-    BM: tl.constexpr, BF: tl.constexpr,
+    BORDER: tl.constexpr, GIVEN: tl.constexpr, MERGE: tl.constexpr, PRECISION: tl.constexpr,
+    KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """x̂_dot = r(w_dot·patch − shift − x̂q) at the winners; with BORDER also the direction of the
-    activation between zeros → out.
+    activation between zeros → out. MERGE: with `settle_stem_dot`.
     """
     task = tl.program_id(1)
     out_side = pooled + 2 if BORDER else pooled
@@ -256,6 +296,15 @@ def stem_dot_kernel(
     valid = valid & there
     n += task * count
     rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels, PRECISION)
+    if MERGE:
+        stored = tl.where(tl.program_id(0) == 0, filters, 0)
+        shift, along = settle_stem_dot(
+            rows, patch_mean, pivot, projected, rstd, coef, q, stored, task, k, f, filters,
+            GIVEN, KP,
+        )  # fmt: skip
+    else:
+        shift = tl.load(coef + (task * 8 + 7) * filters + f, mask=real, other=0.0)
+        along = tl.load(q + task * filters + f, mask=real, other=0.0)
     at = ((n * pooled + y) * pooled + x)[:, None] * filters + f[None, :]
     both = valid[:, None] & real[None, :]
     winner = tl.load(winners + at, mask=both, other=0)
@@ -265,11 +314,9 @@ def stem_dot_kernel(
         patches = load_cells(images, first, position, side, channels)
         zero = tl.zeros((BM, BF), tl.float32)
         value = tl.where(winner == position, dot(patches, rows, zero, PRECISION), value)
-    shift = tl.load(coef + (task * 8 + 7) * filters + f, mask=real, other=0.0)[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
-    along = tl.load(q + task * filters + f, mask=real, other=0.0)[None, :]
     own = tl.load(x_hat + at, mask=both, other=0.0)
-    value = (value - (shift + own * along)) * r
+    value = (value - (shift[None, :] + own * along[None, :])) * r
     tl.store(x_hat_dot + at, value, mask=both)
     if BORDER:
         store_bent_dot(

@@ -5,7 +5,7 @@ import triton
 from torch import Tensor
 
 from kernels.triton import stem
-from kernels.triton.launch import STEM_SUMS
+from kernels.triton.launch import OWN_STEM_PROGRAMS, STEM_SUMS
 from kernels.triton.operands import COEFFICIENTS
 from kernels.triton.plan import Call, Dot, Kept, StageKept
 from kernels.triton.tensors import countable
@@ -15,24 +15,28 @@ def stem_fwd(call: Call, mean: Tensor, var: Tensor) -> tuple[StageKept, Tensor]:
     """The stem, and its covariance times its filters."""
     plan, patches, theta = call.plan, call.images.patches, call.theta
     stage, (t, n, f, new) = plan.stages[0], call.sizes
-    kp, small = patches.mean.shape[1], _blocks(call, "stem_small")
+    kp, blocks = patches.mean.shape[1], _blocks(call, "stem_fwd")
     coef, rstd, projected = new(t, COEFFICIENTS, f), new(t, f), new(t, kp, f)
     given_mean, given_var, step = call.statistics(0)
-    stem.stem_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
-        theta, patches.mean, patches.cov, patches.pivot, given_mean, given_var,
+    moments = (
+        patches.mean, patches.cov, patches.pivot, given_mean, given_var,
         projected, coef, rstd, mean, var,
-        stage.channels, f, theta.stride(0), step, mean.shape[1], plan.net.eps,
-        GIVEN=call.is_given, PRECISION=plan.stem_precision, KP=kp, **small,
     )  # fmt: skip
+    sizes, options = (step, mean.shape[1], plan.net.eps), _options(call)
+    programs = call.grid(call.out_side(0), blocks["BM"], blocks["BF"])
+    if not (merge := programs[0] <= OWN_STEM_PROGRAMS):
+        small = _blocks(call, "stem_small")
+        stem.stem_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
+            theta, *moments, stage.channels, f, theta.stride(0), *sizes, **options, **small
+        )
     shape = t, n, stage.pooled, stage.pooled, f
     x_hat, winners = new(shape), new(shape, dtype=torch.uint8)
-    blocks, p = _blocks(call, "stem_fwd"), call.activation(0)
-    stem.stem_fwd_kernel[call.grid(call.out_side(0), blocks["BM"], blocks["BF"])](
-        call.images.x, theta, *call.affine(0), coef, rstd, x_hat, winners,
+    p = call.activation(0)
+    stem.stem_fwd_kernel[programs](
+        call.images.x, theta, *call.affine(0), *moments, x_hat, winners,
         x_hat if p is None else p,
         n, stage.side, stage.pooled, stage.channels, f, call.row_step, theta.stride(0),
-        plan.net.negative_slope,
-        BORDER=p is not None, PRECISION=plan.stem_precision, KP=kp, **blocks,
+        plan.net.negative_slope, *sizes, BORDER=p is not None, MERGE=merge, **options, **blocks,
     )  # fmt: skip
     return StageKept(None, x_hat, winners, coef, rstd, p), projected
 
@@ -63,21 +67,21 @@ def stem_bwd(
 def stem_dot(kept: Kept, direction: Tensor) -> Dot:
     call, own, patches = kept.call, kept.stages[0], kept.call.images.patches
     plan, stage, (t, n, f, new) = call.plan, call.plan.stages[0], call.sizes
-    kp, step, q = patches.mean.shape[1], direction.stride(0), new(t, f)
-    small = _blocks(call, "stem_small")
-    stem.stem_tan_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
-        direction, patches.mean, patches.pivot, kept.projected, own.rstd, own.coef, q,
-        stage.channels, f, step,
-        GIVEN=call.is_given, PRECISION=plan.stem_precision, KP=kp, **small,
-    )  # fmt: skip
-    x_hat_dot = torch.empty_like(own.x_hat)
-    blocks, p = _blocks(call, "stem_dot"), call.activation(0)
-    stem.stem_dot_kernel[call.grid(call.out_side(0), blocks["BM"], blocks["BF"])](
-        call.images.x, direction, own.x_hat, own.winners, own.coef, own.rstd, q,
+    step, q, options = direction.stride(0), new(t, f), _options(call)
+    moments = patches.mean, patches.pivot, kept.projected, own.rstd, own.coef, q
+    blocks = _blocks(call, "stem_dot")
+    programs = call.grid(call.out_side(0), blocks["BM"], blocks["BF"])
+    if not (merge := programs[0] <= OWN_STEM_PROGRAMS):
+        small = _blocks(call, "stem_small")
+        stem.stem_tan_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
+            direction, *moments, stage.channels, f, step, **options, **small
+        )
+    x_hat_dot, p = torch.empty_like(own.x_hat), call.activation(0)
+    stem.stem_dot_kernel[programs](
+        call.images.x, direction, own.x_hat, own.winners, *moments,
         *call.affine(0), x_hat_dot, x_hat_dot if p is None else p,
         n, stage.side, stage.pooled, stage.channels, f, call.row_step, step,
-        plan.net.negative_slope,
-        BORDER=p is not None, PRECISION=plan.stem_precision, KP=kp, **blocks,
+        plan.net.negative_slope, BORDER=p is not None, MERGE=merge, **options, **blocks,
     )  # fmt: skip
     return Dot(None, x_hat_dot, q, p)
 
@@ -118,6 +122,12 @@ def _outer(call: Call, winners: Tensor, values: Tensor) -> Tensor:
         PRECISION=plan.stem_precision, KP=kp, **blocks,
     )  # fmt: skip
     return part
+
+
+def _options(call: Call) -> dict:
+    """Of all of these but the outer products."""
+    plan, kp = call.plan, call.images.patches.mean.shape[1]
+    return {"GIVEN": call.is_given, "PRECISION": plan.stem_precision, "KP": kp}
 
 
 def _blocks(call: Call, kernel: str) -> dict[str, int]:
