@@ -147,25 +147,24 @@ def inner_loop(
         theta = adapted
 
 
-def _passes(
-    inputs: Inputs,  # of as many times T tasks as there are steps
-    steps: list[_Step],
+def _in_turn(
+    params: Params,
     labels: Tensor,  # [T, N]
     running: Moments | None,
-) -> list[Pass]:
-    """The passes of each step's networks over the same inputs, as of one batch of tasks."""
-    times, tasks = len(steps), len(labels)
-    by_step = [torch.stack([s.row for s in steps])]
-    if running is not None:
-        by_step += [torch.stack([at_step(m, s.index) for s in steps]) for m in running]
-    row, *given = (each.repeat_interleave(tasks, 0) for each in by_step)
-    found = inputs.loss_and_gradient(
-        torch.cat([s.adapted for s in steps]),
-        row,
-        labels.repeat(times, 1),
-        Moments(*given) if given else None,
-    )
-    tensors = *found[:4], *found.moments
+    wanted: Sequence[int],  # steps
+) -> tuple[Tensor, Tensor, Moments | None]:
+    """Row, labels and statistics of the passes of these steps' networks, as of one batch of as many
+    times T tasks.
+    """
+    by_step = params.norm, *(running or ())
+    rows = (torch.stack([at_step(of, k) for k in wanted]) for of in by_step)
+    row, *given = (each.repeat_interleave(len(labels), 0) for each in rows)
+    return row, labels.repeat(len(wanted), 1), Moments(*given) if given else None
+
+
+def _by_step(batch: Pass, tasks: int) -> list[Pass]:
+    """Of a pass over the tasks of all steps in turn."""
+    tensors = *batch[:4], *batch.moments
     parts = zip(*(tensor.split(tasks) for tensor in tensors), strict=True)
     return [Pass(*of[:4], Moments(*of[4:]), None) for of in parts]
 
@@ -204,6 +203,7 @@ def adjoint(
     with branch.on() as prepared:
         inputs = model.prepare(episode.target_x, len(wanted))
         together = repeated(inputs, len(wanted))
+        in_turn = _in_turn(params, labels, running, wanted) if together else ()
     norm, rates = (_ByStep(p, tasks) for p in params[1:])
     record, steps, direct = Record(model), [], {}
     for step in inner_loop(
@@ -229,7 +229,8 @@ def adjoint(
         steps.append(step)
     prepared.wait()
     if together:
-        found = _passes(together, [steps[k] for k in wanted], labels, running)
+        adapted = torch.cat([steps[k].adapted for k in wanted])
+        found = _by_step(together.loss_and_gradient(adapted, *in_turn), tasks)
         direct = {k: (target, prepared) for k, target in zip(wanted, found, strict=True)}
     per_step: list[Tensor | None] = [None] * len(loss_weights)
     logits = None

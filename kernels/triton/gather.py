@@ -16,15 +16,16 @@ BLOCK = 1024  # values of an image that a program makes
 def gather_kernel(
     bank, index, places, scale, shift,  # as of `fwd`
     support, target,  # [T, ways, samples, H, W, C] each
-    shots, samples, pixels, line, channels: tl.constexpr, BLOCK: tl.constexpr,
+    shots, samples, area: tl.constexpr, line: tl.constexpr, channels: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A block of an image; `samples` of a class are both sets'."""
     of_class, sample = tl.program_id(0) // samples, tl.program_id(0) % samples
-    row, size = index + of_class * (samples + 1), pixels * channels
+    row, size = index + of_class * (samples + 1), area * channels
     first, turn = tl.load(row + sample), tl.load(row + samples)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = i < size
-    place = tl.load(places + turn * pixels + i // channels, mask=valid, other=0)
+    place = tl.load(places + turn * area + i // channels, mask=valid, other=0)
     byte = tl.load(bank + (first + place) * channels + i % channels, mask=valid, other=0)
     scales = tl.load(scale + i % line, mask=valid, other=0.0)
     value = byte.to(tl.float32) * scales + tl.load(shift + i % line, mask=valid, other=0.0)

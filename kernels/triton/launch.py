@@ -31,11 +31,11 @@ SPLITS = {"BS": 16, "BLOCK": 256, "num_warps": 4, "num_stages": 1}
 # Of what ends a stem's gradient: parts of sums, and of its products, that are loaded at once.
 STEM_SUMS = {"BT": 128, "BS": 16}
 # The tiles whose sums the programs of a task's next launch add up each for itself, so many at once,
-# and how many programs: sooner than a launch of its own and the wait for it. More programs would
-# take more instructions for it, by their count, than are gone through in that time.
-OWN_TILES, AT_ONCE, OWN_PROGRAMS = 128, 32, 128
-# And how many, at most, take a stem's statistics from the moments of its patches each for itself.
-OWN_STEM_PROGRAMS = 160
+# and how many all of them load: sooner than a launch of its own and the wait for it. More would
+# take more instructions, by their count, than are gone through in that time.
+OWN_TILES, AT_ONCE, OWN_LOADS = 128, 32, 4096
+# The programs, at most, that take a stem's statistics from its patches' moments each for itself.
+OWN_STEM_PROGRAMS = 128
 
 # Arguments of kernels that no address is a multiple of: Triton would compile each kernel again for
 # numbers that 16 divides.
@@ -103,7 +103,7 @@ def within(tiles: int, programs: int) -> dict[str, int]:
     reads them.
     """
     at_once = min(AT_ONCE, max(4, 1 << (tiles - 1).bit_length()))
-    return {"MERGE": tiles <= OWN_TILES and programs <= OWN_PROGRAMS, "BT": at_once}
+    return {"MERGE": tiles <= OWN_TILES and programs * tiles <= OWN_LOADS, "BT": at_once}
 
 
 def candidates(g: Geometry) -> list[dict[str, int]]:

@@ -259,33 +259,17 @@ def settle_stem_dot(
 
 
 @triton.jit(do_not_specialize=COUNTS)
-def stem_tan_moments_kernel(
-    w_dot,  # [F, 9, C] of a task, the next `w_step` further on
-    patch_mean, pivot, projected, rstd, coef, q,
-    channels: tl.constexpr, filters: tl.constexpr, w_step,
-    GIVEN: tl.constexpr, PRECISION: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
-):  # fmt: skip
-    """`settle_stem_dot` by a launch of its own."""
-    task = tl.program_id(0)
-    k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
-    rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels, PRECISION)
-    settle_stem_dot(
-        rows, patch_mean, pivot, projected, rstd, coef, q, filters, task, k, f, filters, GIVEN, KP
-    )
-
-
-@triton.jit(do_not_specialize=COUNTS)
 def stem_dot_kernel(
     images, w_dot, x_hat, winners, patch_mean, pivot, projected, rstd, coef, q,
     gain, bias,  # [F] of a task, the next `row_step` further on, with BORDER
     x_hat_dot, out,  # [T, N, h, w, F]; with BORDER [T, N, h + 2, w + 2, F]
     count, side: tl.constexpr, pooled: tl.constexpr, channels: tl.constexpr,
     filters: tl.constexpr, row_step, w_step, slope,
-    BORDER: tl.constexpr, GIVEN: tl.constexpr, MERGE: tl.constexpr, PRECISION: tl.constexpr,
+    BORDER: tl.constexpr, GIVEN: tl.constexpr, PRECISION: tl.constexpr,
     KP: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """x̂_dot = r(w_dot·patch − shift − x̂q) at the winners; with BORDER also the direction of the
-    activation between zeros → out. MERGE: with `settle_stem_dot`.
+    activation between zeros → out.
     """
     task = tl.program_id(1)
     out_side = pooled + 2 if BORDER else pooled
@@ -296,15 +280,10 @@ def stem_dot_kernel(
     valid = valid & there
     n += task * count
     rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels, PRECISION)
-    if MERGE:
-        stored = tl.where(tl.program_id(0) == 0, filters, 0)
-        shift, along = settle_stem_dot(
-            rows, patch_mean, pivot, projected, rstd, coef, q, stored, task, k, f, filters,
-            GIVEN, KP,
-        )  # fmt: skip
-    else:
-        shift = tl.load(coef + (task * 8 + 7) * filters + f, mask=real, other=0.0)
-        along = tl.load(q + task * filters + f, mask=real, other=0.0)
+    stored = tl.where(tl.program_id(0) == 0, filters, 0)
+    shift, along = settle_stem_dot(
+        rows, patch_mean, pivot, projected, rstd, coef, q, stored, task, k, f, filters, GIVEN, KP
+    )
     at = ((n * pooled + y) * pooled + x)[:, None] * filters + f[None, :]
     both = valid[:, None] & real[None, :]
     winner = tl.load(winners + at, mask=both, other=0)

@@ -69,19 +69,13 @@ def stem_dot(kept: Kept, direction: Tensor) -> Dot:
     plan, stage, (t, n, f, new) = call.plan, call.plan.stages[0], call.sizes
     step, q, options = direction.stride(0), new(t, f), _options(call)
     moments = patches.mean, patches.pivot, kept.projected, own.rstd, own.coef, q
-    blocks = _blocks(call, "stem_dot")
-    programs = call.grid(call.out_side(0), blocks["BM"], blocks["BF"])
-    if not (merge := programs[0] <= OWN_STEM_PROGRAMS):
-        small = _blocks(call, "stem_small")
-        stem.stem_tan_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
-            direction, *moments, stage.channels, f, step, **options, **small
-        )
     x_hat_dot, p = torch.empty_like(own.x_hat), call.activation(0)
-    stem.stem_dot_kernel[programs](
+    blocks = _blocks(call, "stem_dot")
+    stem.stem_dot_kernel[call.grid(call.out_side(0), blocks["BM"], blocks["BF"])](
         call.images.x, direction, own.x_hat, own.winners, *moments,
         *call.affine(0), x_hat_dot, x_hat_dot if p is None else p,
         n, stage.side, stage.pooled, stage.channels, f, call.row_step, step,
-        plan.net.negative_slope, BORDER=p is not None, MERGE=merge, **options, **blocks,
+        plan.net.negative_slope, BORDER=p is not None, **options, **blocks,
     )  # fmt: skip
     return Dot(None, x_hat_dot, q, p)
 

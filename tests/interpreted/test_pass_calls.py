@@ -12,7 +12,7 @@ import kernels
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments
 from kernels import triton
-from kernels.triton import launch, passes, sums
+from kernels.triton import launch, passes, stem, stem_launches, sums
 from tests.passes import Problem, Results, composed, error, fused, named, often_equal, problem
 
 
@@ -115,6 +115,20 @@ def test_sums_of_tiles_are_the_same_whoever_adds_them_up(model, given, monkeypat
     monkeypatch.setattr(launch, "OWN_TILES", 0)
     assert all(map(torch.equal, triton_pass(made), found))
     assert len(set(launched)) == 4
+
+
+@pytest.mark.parametrize("given", ["each", None])
+def test_the_statistics_of_a_stem_are_the_same_whoever_takes_them(given, monkeypatch) -> None:
+    made = small(given=given)
+    found = triton_pass(made)
+    launched = []
+    fake = Counted(stem.stem_moments_kernel, launched, "moments")
+    monkeypatch.setattr(stem, "stem_moments_kernel", fake)
+    triton_pass(made)
+    assert not launched
+    monkeypatch.setattr(stem_launches, "OWN_STEM_PROGRAMS", 0)
+    assert all(map(torch.equal, triton_pass(made), found))
+    assert launched
 
 
 def test_what_is_not_asked_for_changes_nothing_else() -> None:
