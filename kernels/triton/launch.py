@@ -33,9 +33,10 @@ STEM_SUMS = {"BT": 128, "BS": 16}
 # The tiles whose sums the programs of a task's next launch add up each for itself, so many at once,
 # and how many all of them load: sooner than a launch of its own and the wait for it. More would
 # take more instructions, by their count, than are gone through in that time.
-OWN_TILES, AT_ONCE, OWN_LOADS = 128, 32, 4096
-# The programs, at most, that take a stem's statistics from its patches' moments each for itself.
-OWN_STEM_PROGRAMS = 128
+OWN_TILES, AT_ONCE, OWN_LOADS = 128, 32, 26_000
+# The rows of a covariance of patches that all programs of a stem load, at most, where each takes
+# its statistics for itself.
+OWN_ROWS = 10_240
 
 # Arguments of kernels that no address is a multiple of: Triton would compile each kernel again for
 # numbers that 16 divides.
@@ -99,8 +100,8 @@ def merge(
 
 
 def within(tiles: int, programs: int) -> dict[str, int]:
-    """Options of a launch, of so many programs a task, that may merge the sums of tiles before it
-    reads them.
+    """Options of a launch, of so many programs in all, that may merge the sums of tiles of its
+    task before it reads them: they come out the same.
     """
     at_once = min(AT_ONCE, max(4, 1 << (tiles - 1).bit_length()))
     return {"MERGE": tiles <= OWN_TILES and programs * tiles <= OWN_LOADS, "BT": at_once}

@@ -142,9 +142,9 @@ def patches(x: Tensor, precision: str) -> Patches:  # [T, N, H, W, C]
     splits = triton.cdiv(pixels, per_split)
     part = x.new_empty(t, splits, c)
     image_sums_kernel[(splits, t)](x, part, pixels, c, per_split, BM=256, BC=bc)
-    border_kernel[(triton.cdiv(n * (side + 2) ** 2, 256), t)](
+    border_kernel[(triton.cdiv(n * (side + 2) ** 2, 1024), t)](
         x, part, images, pivot, n, side, splits, pixels, c,
-        PRECISION=precision, KP=kp, BM=256, BC=bc, BS=MOST,
+        PRECISION=precision, KP=kp, BM=1024, BC=bc, BS=triton.next_power_of_2(splits),
     )  # fmt: skip
     per_split = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 8 * bm), MOST)), bm) * bm
     splits = triton.cdiv(pixels, per_split)
