@@ -24,12 +24,10 @@ def update(
         return _of_those_called(running, rows, moments, momentum)
     count, tasks, like = len(running.mean), len(moments.mean), running.mean
     decay, weights = _averaging(rows, count, tasks, momentum, like.dtype, like.device)
-    return Moments(
-        *(
-            torch.addmm(decay * average, weights, batches.flatten(0, 1))
-            for average, batches in zip(running, moments, strict=True)
-        )
-    )
+    pairs = [(a, batches.flatten(0, 1)) for a, batches in zip(running, moments, strict=True)]
+    if isinstance(decay, float):
+        return Moments(*(torch.addmm(a, weights, batches, beta=decay) for a, batches in pairs))
+    return Moments(*(torch.addmm(decay * a, weights, batches) for a, batches in pairs))
 
 
 def _of_those_called(
@@ -72,9 +70,9 @@ def _averaging(
     momentum: float,
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """What a moving average keeps of itself [count, 1], and takes of each batch [count, tasks ·
-    columns], tasks first.
+) -> tuple[float | Tensor, Tensor]:
+    """What a moving average keeps of itself, a number or [count, 1], and takes of each batch
+    [count, tasks · columns], tasks first.
     """
     seen = [0] * count
     kind = dict(dtype=torch.float64, device="cpu")
@@ -82,5 +80,7 @@ def _averaging(
     for i, row in reversed([*enumerate(rows * tasks)]):
         weights[row, i] = momentum * (1 - momentum) ** seen[row]
         seen[row] += 1
-    decay = torch.tensor([[(1 - momentum) ** n] for n in seen], **kind)
-    return decay.to(device, dtype), weights.to(device, dtype)
+    kept, weights = [(1 - momentum) ** n for n in seen], weights.to(device, dtype)
+    if len({*kept}) == 1:
+        return kept[0], weights
+    return torch.tensor(kept, **kind).unsqueeze(1).to(device, dtype), weights

@@ -228,7 +228,9 @@ def meta_step(
         return state, metrics
 
 
-def measure(total: unroll.MetaGradient, right: Tensor, cfg: Config) -> Tensor:
+def measure(
+    total: unroll.MetaGradient, right: Tensor, cfg: Config, out: Tensor | None = None
+) -> Tensor:
     """Loss, accuracy, and for each of `CHECKED` 1 if it is finite, [2 + 4]; of the sum over tasks
     and the share of right answers in each [T].
     """
@@ -236,7 +238,7 @@ def measure(total: unroll.MetaGradient, right: Tensor, cfg: Config) -> Tensor:
     # a network without batch norm has no values there
     values = [v if v.numel() else v.new_zeros(1) for v in (total.loss, *total.gradient)]
     largest = torch._foreach_norm(values, torch.inf)  # NaN if one is
-    measured = torch.stack([loss, right.mean(), *largest])
+    measured = torch.stack([loss, right.mean(), *largest], out=out)
     measured[2:].lt_(torch.inf)  # which NaN is not
     return measured
 

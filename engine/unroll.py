@@ -94,8 +94,9 @@ class Record:
         self.factors.append(self.model.bessel(x, moments.var))
 
     def result(self) -> tuple[tuple[int, ...], Moments]:
-        mean, var = (torch.stack(m, 1) for m in zip(*self.columns, strict=True))
-        return tuple(self.rows), Moments(mean, var * torch.stack(self.factors))
+        means, vars = zip(*self.columns, strict=True)
+        mean, var = torch.stack([*means, *vars], 1).split(len(means), 1)
+        return tuple(self.rows), Moments(mean, var.mul_(torch.stack(self.factors)))
 
 
 class _ByStep:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -143,7 +143,7 @@ class DeviceLoop(contextlib.AbstractContextManager):
         wanted = tuple(weight != 0 for weight in schedule.loss_weights)
         slot.iteration = state.iteration + 1
         self._hear(slot.iteration - AHEAD)
-        slot.write([*schedule.loss_weights, *schedule.adam, self._team.signal])
+        slot.write(schedule.loss_weights, [*schedule.adam, self._team.signal])
         self._feed.load(next(self._draws), slot.indices)
         self._numbers.copy_(slot.numbers, non_blocking=True)
         self._replay(wanted, schedule.second_order)()
@@ -210,23 +210,19 @@ class DeviceLoop(contextlib.AbstractContextManager):
         cfg, state, numbers = self._cfg, self._state, self._numbers
         theta = state.params.theta
 
-        scales = numbers[cfg.steps : cfg.steps + 2].unbind()
+        weights, scales = _weights(numbers, cfg.steps), numbers[cfg.steps : cfg.steps + 2].unbind()
 
         def tasks() -> Rows:
             with kernels.only_kernels():
-                with Branch(theta.device).on() as made:
-                    weights = numbers[: cfg.steps].to(theta.dtype)
-                episode = self._feed.episode()
-                made.wait()
                 chosen = [weights[k] if want else 0.0 for k, want in enumerate(wanted)]
                 schedule = Schedule(chosen, second_order, scales)
-                return meta.task_rows(state, episode, cfg, schedule)
+                return meta.task_rows(state, self._feed.episode(), cfg, schedule)
 
         def step(rows: Rows) -> None:
             with kernels.only_kernels():
                 total = meta.summed(rows, cfg)
                 with Branch(theta.device).on() as told:
-                    self._measured[:-1].copy_(meta.measure(total, rows.right, cfg))
+                    meta.measure(total, rows.right, cfg, self._measured[:-1])
                 _copy(meta.advance(state, total, cfg, Schedule((), second_order, scales)), state)
                 told.wait()
 
@@ -260,8 +256,11 @@ class _Slot:
         )
         self._event = torch.cuda.Event() if pin else None
 
-    def write(self, numbers: list[float]) -> None:
-        self.numbers.copy_(torch.tensor(numbers, dtype=self.numbers.dtype, device="cpu"))
+    def write(self, weights: Sequence[float], numbers: list[float]) -> None:
+        of_steps = _weights(self.numbers, len(weights))
+        of_steps.copy_(torch.tensor(weights, dtype=of_steps.dtype, device="cpu"))
+        others = self.numbers[len(weights) :]
+        others.copy_(torch.tensor(numbers, dtype=others.dtype, device="cpu"))
 
     def record(self) -> None:
         if self._event is not None:
@@ -273,6 +272,11 @@ class _Slot:
     def wait(self, team: Alone) -> None:
         if self._event is not None:
             team.wait(self._event)
+
+
+def _weights(numbers: Tensor, steps: int) -> Tensor:  # [K]
+    """As the losses take them: no launch has to make float32 of them."""
+    return numbers[:steps].view(torch.float32)[::2]
 
 
 def _tensors(state: State) -> list[Tensor]:
