@@ -28,8 +28,9 @@ TASKS = 4  # that a launch is taken to have, however many it has
 MANY = 8192  # pixels of a task, of which a program does more at once
 # Of `add_splits_kernel`, wherever it runs: all splits of the default are loaded at once.
 SPLITS = {"BS": 16, "BLOCK": 256, "num_warps": 4, "num_stages": 1}
-# Of what ends a stem's gradient: parts of sums, and of its products, that are loaded at once.
-STEM_SUMS = {"BT": 128, "BS": 16}
+# Of what ends a stem's gradient: parts of sums, and of its products, that are loaded at once, and
+# the values of patches that a program does.
+STEM_SUMS = {"BT": 128, "BS": 16, "BK": 8}
 # The tiles whose sums the programs of a task's next launch add up each for itself, so many at once,
 # and how many all of them load: sooner than a launch of its own and the wait for it. More would
 # take more instructions, by their count, than are gone through in that time.
@@ -241,8 +242,11 @@ def _stem(g: Geometry) -> dict[str, int]:
 
 
 def _stem_outer(g: Geometry) -> dict[str, int]:
+    """Short splits: a program's loads wait for one another, four times for each of its blocks. An
+    H100 chose 128 windows of small sets.
+    """
     return {
-        "BM": 32, "BF": block(g.filters), "per_split": _per_split(g.pixels, 64, 128),
+        "BM": 32, "BF": block(g.filters), "per_split": _per_split(g.pixels, 32, 128),
         "num_warps": 8 if g.precision == "ieee" else 4, "num_stages": 1,
     }  # fmt: skip
 

@@ -192,8 +192,8 @@ def stem_outer_kernel(
 
 @triton.jit
 def outer_sum(part, task, splits, k, f, filters, KP: tl.constexpr, BS: tl.constexpr):
-    """[KP, filters] Σ over the splits, in order, of part [T, splits, KP, F]"""
-    total = tl.zeros((KP, f.shape[0]), tl.float32)
+    """[k, filters] Σ over the splits, in order, of part [T, splits, KP, F]"""
+    total = tl.zeros((k.shape[0], f.shape[0]), tl.float32)
     for begin in range(0, splits, BS):
         s = begin + tl.arange(0, BS)
         rows = (task * splits + s)[:, None, None] * KP + k[None, :, None]
@@ -211,17 +211,18 @@ def stem_wgrad_kernel(
     gain, rstd,  # [F] of a task, the next `row_step` further on, [T, F]
     gradient,  # [F, 9, C], tasks `out_step` apart
     channels: tl.constexpr, filters: tl.constexpr, splits, tiles, row_step, out_step, norm_step,
-    GIVEN: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+    GIVEN: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, KP: tl.constexpr, BK: tl.constexpr,
+    BF: tl.constexpr,
 ):  # fmt: skip
-    """gain·r·(A − s₁m − s₂r·Gw)"""
-    task = tl.program_id(0)
-    k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
-    real = f < filters
+    """gain·r·(A − s₁m − s₂r·Gw), a few values of the patches by each program."""
+    task, first = tl.program_id(0), tl.program_id(2) * BK
+    k, f = first + tl.arange(0, BK), tl.program_id(1) * BF + tl.arange(0, BF)
+    real, stored = f < filters, tl.where(first == 0, filters, 0)
     at = (task * KP + k[:, None]) * filters + f[None, :]
     a = outer_sum(part, task, splits, k, f, filters, KP, BS)
     tl.store(outer + at, a, mask=real[None, :])
     s1, s2 = settle_sums(
-        sums_part, sums, d_gain, d_bias, filters, task, f, tiles, filters, norm_step, BT
+        sums_part, sums, d_gain, d_bias, stored, task, f, tiles, filters, norm_step, BT
     )
     s1, s2 = s1[None, :], s2[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
@@ -314,16 +315,16 @@ def stem_tan_wgrad_kernel(
     channels: tl.constexpr, filters: tl.constexpr, splits, tiles,
     row_step, w_step, out_step, norm_step,
     GIVEN: tl.constexpr, PRECISION: tl.constexpr,
-    BT: tl.constexpr, BS: tl.constexpr, KP: tl.constexpr, BF: tl.constexpr,
+    BT: tl.constexpr, BS: tl.constexpr, KP: tl.constexpr, BK: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     """The direction of gain·r·(A − s₁m − s₂r·Gw), r_dot = −r²q."""
-    task = tl.program_id(0)
-    k, f = tl.arange(0, KP), tl.program_id(1) * BF + tl.arange(0, BF)
-    real = f < filters
+    task, first = tl.program_id(0), tl.program_id(2) * BK
+    k, f = first + tl.arange(0, BK), tl.program_id(1) * BF + tl.arange(0, BF)
+    real, stored = f < filters, tl.where(first == 0, filters, 0)
     at = (task * KP + k[:, None]) * filters + f[None, :]
     a_dot = outer_sum(part, task, splits, k, f, filters, KP, BS)
     s1_dot, s2_dot = settle_sums(
-        sums_part, sums_dot, d_gain_dot, d_bias_dot, filters, task, f, tiles, filters, norm_step, BT
+        sums_part, sums_dot, d_gain_dot, d_bias_dot, stored, task, f, tiles, filters, norm_step, BT
     )
     s1_dot, s2_dot = s1_dot[None, :], s2_dot[None, :]
     r = tl.load(rstd + task * filters + f, mask=real, other=0.0)[None, :]
@@ -336,9 +337,10 @@ def stem_tan_wgrad_kernel(
         s1 = tl.load(sums + task * 2 * filters + f, mask=real, other=0.0)[None, :]
         s2 = tl.load(sums + (task * 2 + 1) * filters + f, mask=real, other=0.0)[None, :]
         gw = tl.load(projected + at, mask=real[None, :], other=0.0)
-        rows = load_stem_filters(w_dot + task * w_step, k, f, filters, channels, PRECISION)
-        matrix = tl.load(cov + (task * KP + k[:, None]) * KP + k[None, :])
-        gw_dot = tl.dot(matrix, rows, input_precision="ieee")
+        every = tl.arange(0, KP)
+        rows = load_stem_filters(w_dot + task * w_step, every, f, filters, channels, PRECISION)
+        matrix = tl.load(cov + (task * KP + k[:, None]) * KP + every[None, :])
+        gw_dot = tl.sum(matrix[:, :, None] * rows[None, :, :], 1)
         r_dot = -r * r * tl.load(q + task * filters + f, mask=real, other=0.0)[None, :]
         value = g * r_dot * (a - s1 * m - s2 * r * gw)
         value += g * r * (a_dot - s1_dot * m - s2_dot * r * gw - s2 * (r_dot * gw + r * gw_dot))

@@ -54,7 +54,7 @@ def stem_bwd(
     patches, part = call.images.patches, _outer(call, kept.winners, kept.delta)
     kp, outer, sums = part.shape[2], new(t, *part.shape[2:]), new(t, 2, f)
     small = _blocks(call, "stem_small")
-    stem.stem_wgrad_kernel[(t, triton.cdiv(f, small["BF"]))](
+    stem.stem_wgrad_kernel[(t, triton.cdiv(f, small["BF"]), kp // STEM_SUMS["BK"])](
         part, outer, sums_part, sums, *plan.norm_gradient(norm_gradient, 0),
         patches.mean, patches.pivot, projected, call.affine(0)[0], kept.rstd, gradient,
         stage.channels, f, part.shape[1], sums_part.shape[1],
@@ -91,14 +91,15 @@ def stem_bwd_dot(
     call, own, patches = kept.call, kept.stages[0], kept.call.images.patches
     plan, stage, (t, _, f, new) = call.plan, call.plan.stages[0], call.sizes
     part, small = _outer(call, own.winners, dot.delta), _blocks(call, "stem_small")
-    stem.stem_tan_wgrad_kernel[(t, triton.cdiv(f, small["BF"]))](
+    kp = part.shape[2]
+    stem.stem_tan_wgrad_kernel[(t, triton.cdiv(f, small["BF"]), kp // STEM_SUMS["BK"])](
         direction, kept.outer, part,
         sums_part, new(t, 2, f), *plan.norm_gradient(norm_product, 0),
         patches.mean, patches.cov, patches.pivot, kept.projected,
         call.affine(0)[0], own.rstd, dot.q, own.sums, product,
         stage.channels, f, part.shape[1], sums_part.shape[1],
         call.row_step, direction.stride(0), product.stride(0), norm_product.stride(0),
-        GIVEN=call.is_given, PRECISION=plan.stem_precision, KP=part.shape[2],
+        GIVEN=call.is_given, PRECISION=plan.stem_precision, KP=kp,
         **STEM_SUMS, **small,
     )  # fmt: skip
 
