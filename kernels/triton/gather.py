@@ -22,18 +22,18 @@ def gather_kernel(
     """A block of an image; `samples` of a class are both sets'."""
     of_class, sample = tl.program_id(0) // samples, tl.program_id(0) % samples
     row, size = index + of_class * (samples + 1), area * channels
-    first, turn = tl.load(row + sample), tl.load(row + samples)
+    own, turned = bank + tl.load(row + sample) * channels, places + tl.load(row + samples) * area
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = i < size
-    place = tl.load(places + turn * area + i // channels, mask=valid, other=0)
-    byte = tl.load(bank + (first + place) * channels + i % channels, mask=valid, other=0)
+    place = tl.load(turned + i // channels, mask=valid, other=0).to(tl.int32)
+    byte = tl.load(own + place * channels + i % channels, mask=valid, other=0)
     scales = tl.load(scale + i % line, mask=valid, other=0.0)
     value = byte.to(tl.float32) * scales + tl.load(shift + i % line, mask=valid, other=0.0)
     if sample < shots:
         tl.store(support + (of_class * shots + sample) * size + i, value, mask=valid)
     else:
-        own = of_class * (samples - shots) + sample - shots
-        tl.store(target + own * size + i, value, mask=valid)
+        to = of_class * (samples - shots) + sample - shots
+        tl.store(target + to * size + i, value, mask=valid)
 
 
 def fwd(

@@ -53,28 +53,29 @@ def image_sums_kernel(
 def border_kernel(
     images, part, out, pivot,  # [T, N, H, W, C], [T, splits, C], [T, N, H + 2, W + 2, C], [T, KP]
     count, side: tl.constexpr, splits, pixels, channels: tl.constexpr,
-    PRECISION: tl.constexpr,
-    KP: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    PRECISION: tl.constexpr, KP: tl.constexpr, BLOCK: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """The images with a border of 0, less their mean, the pivot at each value of a patch; as the
     products of a precision take them.
     """
-    task, c, s = tl.program_id(1), tl.arange(0, BC), tl.arange(0, BS)
-    at = part + (task * splits + s)[:, None] * channels + c[None, :]
-    each = tl.load(at, mask=(s < splits)[:, None] & (c < channels)[None, :], other=0.0)
-    mean = tl.sum(each, 0) / pixels
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    n, y, x = pixels_of(m, side + 2, side + 2)
-    y, x, there = y - 1, x - 1, m < count * (side + 2) * (side + 2)
+    task, s, tap = tl.program_id(1), tl.arange(0, BS), tl.arange(0, 16)
+    i, size = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), (side + 2) * (side + 2) * channels
+    n, y, x = pixels_of(i // channels, side + 2, side + 2)
+    y, x, c = y - 1, x - 1, i % channels
+    own_mean = tl.zeros((BLOCK,), tl.float32)
+    for channel in tl.static_range(channels):
+        at = part + (task * splits + s) * channels + channel
+        mean = tl.sum(tl.load(at, mask=s < splits, other=0.0), 0) / pixels
+        own_mean = tl.where(c == channel, mean, own_mean)
+        if tl.program_id(0) == 0:
+            to = pivot + task * KP + channel * 9 + tap
+            tl.store(to, tl.zeros((16,), tl.float32) + mean, mask=tap < 9)
+    there = i < count * size
     inside = there & (y >= 0) & (y < side) & (x >= 0) & (x < side)
-    at = images + (((task * count + n) * side + y) * side + x)[:, None] * channels + c[None, :]
-    value = tl.load(at, mask=inside[:, None] & (c < channels)[None, :], other=0.0)
-    to = out + (task * count * (side + 2) * (side + 2) + m)[:, None] * channels + c[None, :]
-    value = rounded_to(value - mean[None, :], PRECISION)
-    tl.store(to, value, mask=there[:, None] & (c < channels)[None, :])
+    at = images + (((task * count + n) * side + y) * side + x) * channels + c
+    value = rounded_to(tl.load(at, mask=inside, other=0.0) - own_mean, PRECISION)
+    tl.store(out + task * count * size + i, value, mask=there)
     if tl.program_id(0) == 0:
-        for tap in tl.static_range(9):
-            tl.store(pivot + task * KP + c * 9 + tap, mean, mask=c < channels)
         k = tl.arange(0, KP)
         tl.store(pivot + task * KP + k, tl.zeros((KP,), tl.float32), mask=k >= 9 * channels)
 
@@ -142,9 +143,9 @@ def patches(x: Tensor, precision: str) -> Patches:  # [T, N, H, W, C]
     splits = triton.cdiv(pixels, per_split)
     part = x.new_empty(t, splits, c)
     image_sums_kernel[(splits, t)](x, part, pixels, c, per_split, BM=256, BC=bc)
-    border_kernel[(triton.cdiv(n * (side + 2) ** 2, 1024), t)](
+    border_kernel[(triton.cdiv(images[0].numel(), 2048), t)](
         x, part, images, pivot, n, side, splits, pixels, c,
-        PRECISION=precision, KP=kp, BM=1024, BC=bc, BS=triton.next_power_of_2(splits),
+        PRECISION=precision, KP=kp, BLOCK=2048, BS=triton.next_power_of_2(splits),
     )  # fmt: skip
     per_split = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 8 * bm), MOST)), bm) * bm
     splits = triton.cdiv(pixels, per_split)
