@@ -31,10 +31,10 @@ SPLITS = {"BS": 16, "BLOCK": 256, "num_warps": 4, "num_stages": 1}
 # Of what ends a stem's gradient: parts of sums, and of its products, that are loaded at once, and
 # the values of patches that a program does.
 STEM_SUMS = {"BT": 128, "BS": 16, "BK": 8}
-# The tiles whose sums the programs of a task's next launch add up each for itself, so many at once,
-# and how many all of them load: sooner than a launch of its own and the wait for it. More would
-# take more instructions, by their count, than are gone through in that time.
-OWN_TILES, AT_ONCE, OWN_LOADS = 128, 32, 26_000
+# The tiles whose sums the programs of a task's next launch add up each for itself, so many at once;
+# how many programs, and what those of all tasks load: sooner than a launch of its own and the wait
+# for it. More would take more instructions, by their count, than are gone through in that time.
+OWN_TILES, AT_ONCE, OWN_PROGRAMS, OWN_LOADS = 128, 32, 160, 26_000
 # The rows of a covariance of patches that all programs of a stem load, at most, where each takes
 # its statistics for itself.
 OWN_ROWS = 10_240
@@ -100,12 +100,13 @@ def merge(
     return (tasks, -(-filters // blocks["BF"])), blocks
 
 
-def within(tiles: int, programs: int) -> dict[str, int]:
-    """Options of a launch, of so many programs in all, that may merge the sums of tiles of its
-    task before it reads them: they come out the same.
+def within(tiles: int, programs: int, tasks: int) -> dict[str, int]:
+    """Options of a launch, of so many programs a task, that may merge the sums of tiles before it
+    reads them: they come out the same.
     """
+    few = tiles <= OWN_TILES and programs <= OWN_PROGRAMS
     at_once = min(AT_ONCE, max(4, 1 << (tiles - 1).bit_length()))
-    return {"MERGE": tiles <= OWN_TILES and programs * tiles <= OWN_LOADS, "BT": at_once}
+    return {"MERGE": few and tasks * programs * tiles <= OWN_LOADS, "BT": at_once}
 
 
 def candidates(g: Geometry) -> list[dict[str, int]]:
