@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import kernels
 from engine import averages, unroll
 from engine.adapted import Adapted, evaluating, one_task
+from engine.by_step import at_step
 from engine.config import PROTOCOLS
 from engine.episodes import Episode, Values, mapped
 from engine.errors import UserError
@@ -278,7 +279,7 @@ class Learner(nn.Module):
         check_lengths("x", one, "y", labels, 1)
         self._check_fields(x=one, y=labels)
         self._check_rows()
-        statistics = Moments(*(unroll.at_step(m, steps - 1).clone() for m in self.running()))
+        statistics = Moments(*(at_step(m, steps - 1).clone() for m in self.running()))
         given = self.running() if self.norm_statistics == "running" else None
         with evaluating(self), self.model.during(Episode(one, labels, one, labels), False):
             for step in unroll.inner_loop(self.model, self.params(), one, labels, steps, given):

@@ -10,7 +10,7 @@ what `engine.methods` does with a gradient. Dtype and device are those of theta.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,12 +18,13 @@ from torch import Tensor
 
 import kernels
 from engine import averages
+from engine.by_step import ByStep, Record, at_step, running_at
 from engine.episodes import Episode, Values, count
 from engine.methods.base import Adapted
 from engine.methods.rates import rule
 from engine.models.interface import Inputs, Model, Moments, Params, Pass
 from engine.models.rows import repeated
-from kernels.branch import Branch
+from kernels.branch import Branch, Mark
 
 
 class MetaGradient(NamedTuple):
@@ -80,54 +81,6 @@ class _Step(NamedTuple):
     adapted: Tensor  # [T, P] after the update
 
 
-class Record:
-    """Batch moments in the order in which the reference implementation's running statistics see
-    them.
-    """
-
-    def __init__(self, model: Model):
-        self.model, self.rows, self.columns, self.factors = model, [], [], []
-
-    def add(self, step: int, moments: Moments, x: Values) -> None:
-        self.rows.append(step)
-        self.columns.append(moments)
-        self.factors.append(self.model.bessel(x, moments.var))
-
-    def result(self) -> tuple[tuple[int, ...], Moments]:
-        means, vars = zip(*self.columns, strict=True)
-        mean, var = torch.stack([*means, *vars], 1).split(len(means), 1)
-        return tuple(self.rows), Moments(mean, var.mul_(torch.stack(self.factors)))
-
-
-class _ByStep:
-    """Gradients of the rows of a parameter, each summed over the steps that it serves."""
-
-    def __init__(self, of: Tensor, tasks: int):
-        self.of, self.tasks = of, tasks
-        self.found: list[Tensor | None] = [None] * len(of)
-
-    def add(self, step: int, gradient: Tensor) -> None:  # [T, width]
-        row = min(step, len(self.found) - 1)
-        before = self.found[row]
-        self.found[row] = gradient if before is None else before + gradient
-
-    def result(self) -> Tensor:  # [T, rows, width]
-        rows = [self._none() if row is None else row for row in self.found]
-        return torch.stack(rows, 1)
-
-    def _none(self) -> Tensor:
-        return self.of.new_zeros(self.tasks, self.of.shape[1])
-
-
-def at_step(rows: Tensor, step: int) -> Tensor:
-    """The row of a step; the last one serves every later step, and a single one all of them."""
-    return rows[min(step, len(rows) - 1)]
-
-
-def _running_at(running: Moments | None, step: int) -> Moments | None:
-    return None if running is None else Moments(*(at_step(m, step) for m in running))
-
-
 def inner_loop(
     model: Model,
     params: Params,
@@ -142,7 +95,7 @@ def inner_loop(
     theta, inputs = params.theta.expand(count(x), -1), model.prepare(x, steps)
     for k in range(steps):
         row, rates = at_step(params.norm, k), at_step(params.rates, k)
-        support = inputs.loss_and_gradient(theta, row, labels, _running_at(running, k), keep)
+        support = inputs.loss_and_gradient(theta, row, labels, running_at(running, k), keep)
         adapted = update.fwd(theta, support.gradient, rates)
         yield _Step(k, row, rates, support, adapted)
         theta = adapted
@@ -198,27 +151,42 @@ def adjoint(
     """Of each task: Σ_k loss_weights[k] · target loss after step k, and its gradient in every
     parameter.
     """
-    labels, tasks = episode.target_y, episode.tasks
-    wanted = [k for k, weight in enumerate(loss_weights) if _wanted(weight)]
-    branch = Branch(params.theta.device, later=True)
+    weights = {k: _weight(w, params.theta) for k, w in enumerate(loss_weights) if _wanted(w)}
+    branch, count = Branch(params.theta.device, later=True), len(loss_weights)
+    steps, targets = _forward(model, params, episode, count, weights, branch, second_order, running)
+    record = Record(model)  # what it has seen is held until the sweep back has waited for it
+    with branch.on():
+        told = _told(record, episode, steps, targets, weights)
+        rows, moments = record.result()
+    gradient = _reverse(model, params, steps, targets, weights, branch, second_order)
+    loss, logits, per_step = told
+    return MetaGradient(loss, logits, gradient, per_step, rows, moments)
+
+
+_Targets = dict[int, tuple[Pass, Mark]]  # of steps whose target loss has a weight, and its end
+
+
+def _forward(
+    model: Model,
+    params: Params,
+    episode: Episode,
+    count: int,  # K
+    wanted: Collection[int],  # steps
+    branch: Branch,
+    keep: bool,
+    running: Moments | None,
+) -> tuple[list[_Step], _Targets]:
+    """The support sweep, and the target passes beside it or as one batch after it."""
+    labels, wanted, steps, targets = episode.target_y, [*wanted], [], {}
     with branch.on() as prepared:
         inputs = model.prepare(episode.target_x, len(wanted))
         together = repeated(inputs, len(wanted))
         in_turn = _in_turn(params, labels, running, wanted) if together else ()
-    norm, rates = (_ByStep(p, tasks) for p in params[1:])
-    record, steps, direct = Record(model), [], {}
-    for step in inner_loop(
-        model,
-        params,
-        episode.support_x,
-        episode.support_y,
-        len(loss_weights),
-        running,
-        second_order,
-    ):
+    support = episode.support_x, episode.support_y
+    for step in inner_loop(model, params, *support, count, running, keep):
         k = step.index
         if k in wanted and not together:
-            operands = step.adapted, step.row, labels, _running_at(running, k)
+            operands = step.adapted, step.row, labels, running_at(running, k)
             if k == wanted[-1]:  # the reverse sweep begins with it, the others may come later
                 done = prepared
                 done.wait()
@@ -226,36 +194,57 @@ def adjoint(
             else:
                 with branch.on() as done:
                     target = inputs.loss_and_gradient(*operands)
-            direct[k] = target, done
+            targets[k] = target, done
         steps.append(step)
     prepared.wait()
     if together:
         adapted = torch.cat([steps[k].adapted for k in wanted])
-        found = _by_step(together.loss_and_gradient(adapted, *in_turn), tasks)
-        direct = {k: (target, prepared) for k, target in zip(wanted, found, strict=True)}
-    per_step: list[Tensor | None] = [None] * len(loss_weights)
-    logits = None
-    for step in steps:
-        record.add(step.index, step.support.moments, episode.support_x)
-        if step.index in direct:
-            target, _ = direct[step.index]
-            logits, per_step[step.index] = target.logits, target.loss
-            record.add(step.index, target.moments, episode.target_x)
-    loss, weights = None, {k: _weight(loss_weights[k], params.theta) for k in wanted}
-    with branch.on() as told:
-        for k in wanted:
-            loss = _plus(loss, weights[k], per_step[k])
-        moments = record.result()
+        found = _by_step(together.loss_and_gradient(adapted, *in_turn), episode.tasks)
+        targets = {k: (target, prepared) for k, target in zip(wanted, found, strict=True)}
+    return steps, targets
 
-    update = rule(params.rates, model.sizes)
+
+def _told(
+    record: Record,
+    episode: Episode,
+    steps: list[_Step],
+    targets: _Targets,
+    weights: Mapping[int, Tensor],
+) -> tuple[Tensor, Values, tuple[Tensor | None, ...]]:
+    """Loss, logits and the target losses; all passes' moments into the record."""
+    loss, logits, per_step = None, None, [None] * len(steps)
+    for step in steps:
+        k = step.index
+        record.add(k, step.support.moments, episode.support_x)
+        if k in targets:
+            target, _ = targets[k]
+            logits, per_step[k] = target.logits, target.loss
+            loss = _plus(loss, weights[k], target.loss)
+            record.add(k, target.moments, episode.target_x)
+    return loss, logits, tuple(per_step)
+
+
+def _reverse(
+    model: Model,
+    params: Params,
+    steps: list[_Step],  # taken from its end: what a step has kept is given up behind it
+    targets: _Targets,  # likewise
+    weights: Mapping[int, Tensor],
+    branch: Branch,
+    second_order: bool,
+) -> Params:
+    """The sweep back through the steps: each task's gradient in every parameter. What is begun on
+    the branch ends with it.
+    """
+    norm, rates = (ByStep(p, len(steps[-1].adapted)) for p in params[1:])
+    update, held = rule(params.rates, model.sizes), []  # what the branch reads
     carry = product = None  # [T, P] gradient of the loss in the parameters after a step
-    held = []  # what the branch reads
     while steps:
         step = steps.pop()
-        target, done = direct.pop(step.index, (None, None))
+        target, done = targets.pop(step.index, (None, None))
+        weight = weights.get(step.index)
         if target:
             done.wait()
-            weight = weights[step.index]
         elif carry is None:
             carry = torch.zeros_like(step.adapted)
         # Only the second derivatives need d_support.
@@ -267,7 +256,7 @@ def adjoint(
             step.rates if second_order else None,
         )
         product, of_norm = step.support.kept.tangent(d_support) if second_order else (None, None)
-        with branch.on() as told:
+        with branch.on():
             rates.add(step.index, update.of_rates(of_rates))
             held += [of_rates, of_norm, target and target.norm_gradient]
             if target and of_norm is not None:
@@ -276,11 +265,11 @@ def adjoint(
                 of_norm = weight * target.norm_gradient
             if of_norm is not None:
                 norm.add(step.index, of_norm)
-    with branch.on() as told:
+    with branch.on() as made:
         rows = norm.result(), rates.result()
-    gradient = Params(carry if product is None else carry.add_(product), *rows)
-    told.wait()
-    return MetaGradient(loss, logits, gradient, tuple(per_step), *moments)
+    theta = carry if product is None else carry.add_(product)
+    made.wait()
+    return Params(theta, *rows)
 
 
 @torch.inference_mode(False)
@@ -304,7 +293,7 @@ def autograd(
     outer, logits = leaves.theta.new_zeros(1), None
     per_step: list[Tensor | None] = [None] * len(loss_weights)
     for k, weight in enumerate(loss_weights):
-        row, given = at_step(leaves.norm, k), _running_at(running, k)
+        row, given = at_step(leaves.norm, k), running_at(running, k)
         loss, _, moments = model.loss(theta, row, episode.support_x, episode.support_y, given, ops)
         record.add(k, moments, episode.support_x)
         (step_gradient,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
@@ -371,11 +360,11 @@ def predictions(
     shown = deque(adapted, None if every else 1)
     inputs, logits = prepare(episode.target_x, len(shown)), []
     for step in shown:
-        theta, row, statistics = step.adapted, step.row, _running_at(given, step.index)
+        theta, row, statistics = step.adapted, step.row, running_at(given, step.index)
         if statistics is None and protocol == "inductive":
             _, statistics = prepare(episode.support_x, 1).predict(theta, row)
             if otherwise is not None:
-                statistics = averages.called(statistics, _running_at(otherwise, step.index))
+                statistics = averages.called(statistics, running_at(otherwise, step.index))
         logits.append(inputs.predict(theta, row, statistics)[0])
     return logits[0] if not every else stacked(logits)
 

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.by_step import Record
 from engine.episodes import Episode
 from engine.methods import beside, heads
 from engine.methods.context import InContext, of_support, of_targets
 from engine.methods.inner import ended
 from engine.models.backbone import Backbone
 from engine.models.interface import Moments, Params
-from engine.unroll import MetaGradient, Record
+from engine.unroll import MetaGradient
 
 
 class ClosedForm(NamedTuple):

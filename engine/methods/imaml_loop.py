@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.by_step import Record
 from engine.episodes import Episode
 from engine.methods.inner import Inner, Step, ended
 from engine.models.interface import Inputs, Model, Moments, Params
-from engine.unroll import MetaGradient, Record
+from engine.unroll import MetaGradient
 
 # Of a direction [T, P]: its product with the Hessian, and with the derivatives in the row [T, G].
 Product = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine import unroll
+from engine.by_step import Record
 from engine.episodes import Episode
 from engine.methods.base import Adapted
 from engine.models import rows
@@ -32,7 +33,7 @@ def ended(
     logits: Tensor,
     theta: Tensor,  # [T, P] its gradient in θ
     norm: Tensor,  # [T, G] in the single row
-    record: unroll.Record,
+    record: Record,
 ) -> unroll.MetaGradient:
     """The end of an adjoint whose rates take no part."""
     weight = loss_weights[-1]

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 import kernels
+from engine.by_step import Record
 from engine.episodes import Episode
 from engine.methods import beside
 from engine.methods.inner import Inner, ended
 from engine.models.interface import Model, Moments, Params
-from engine.unroll import MetaGradient, Record
+from engine.unroll import MetaGradient
 from kernels.plain.lstm import SIZES
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.by_step import Record
 from engine.episodes import Episode
 from engine.methods import heads
 from engine.methods.inner import ended
@@ -19,7 +20,7 @@ from engine.methods.rates import HEAD
 from engine.models.backbone import Backbone
 from engine.models.interface import Inputs, Model, Moments, Params
 from engine.models.whole import Whole
-from engine.unroll import MetaGradient, Record
+from engine.unroll import MetaGradient
 
 
 @dataclass(frozen=True)

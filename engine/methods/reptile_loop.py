@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 import kernels
+from engine.by_step import Record
 from engine.episodes import Episode
 from engine.methods import beside, heads
 from engine.methods.inner import Inner, ended
 from engine.models.interface import Model, Moments, Params
-from engine.unroll import MetaGradient, Record, stacked
+from engine.unroll import MetaGradient, stacked
 
 BETA2 = 0.999  # of TensorFlow's Adam, as the authors' code has it
 # Of splitmix64 (Steele 2014), as numbers with a sign.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.by_step import at_step
 from engine.config import Config
 from engine.methods import METHODS, beside, prototypical
 from engine.methods.context import of_support, of_targets
@@ -19,7 +20,7 @@ from engine.methods.rates import HEAD
 from engine.models.interface import Model, Moments, Params
 from engine.runs import adapted
 from engine.runs.adapted import Adapted, Member, moved
-from engine.unroll import at_step, inner_loop
+from engine.unroll import inner_loop
 
 _TOGETHER = 32  # pictures that are answered in one call of the kernels
 
