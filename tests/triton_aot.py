@@ -38,7 +38,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from engine.models.backbone import Backbone
-from kernels.triton import conv, norm_act, passes, plan, tensors, update
+from kernels.triton import conv, gather, norm_act, passes, plan, tensors, update
 
 ARCHS = (80, 90)
 PRECISIONS = tuple(plan.PRECISIONS)
@@ -158,17 +158,37 @@ def _passes(case: Case, precision: str) -> None:
         theta = update.fwd(theta, result.gradient, rates, model.sizes)
         for own in (rates, None):
             update.bwd(theta, result.gradient, own, model.sizes)
+            _reverse(result.gradient, own, model.sizes)
         update.tan_fwd(result.gradient, rates, None, theta, rates, model.sizes)
         update.tan_bwd(theta, result.gradient, rates, model.sizes)
         own = torch.empty(size)
         theta = update.fwd(theta, result.gradient, own, None)
         for each in (own, None):
             update.bwd(theta, result.gradient, each, None)
+            _reverse(result.gradient, each, None)
         update.tan_fwd(result.gradient, own, None, theta, own, None)
         update.tan_bwd(theta, result.gradient, own, None)
+    _gather(case)
     for clamp in (0.0, 10.0):
         scales = torch.empty(2, dtype=torch.float64)
         update.adam(*4 * (torch.empty(size),), *scales, 0.9, 0.999, clamp)
+
+
+def _reverse(gradient: torch.Tensor, rates: torch.Tensor | None, sizes) -> None:
+    """A sweep's first step, those behind it, and one without a target; in first order, too."""
+    target = torch.empty(()), gradient
+    carry, *_ = update.reverse(None, None, target, gradient, rates, sizes)
+    for terms in ((gradient, target), (gradient, None), (None, target), (None, None)):
+        _, _, parts = update.reverse(carry, *terms, gradient, rates, sizes)
+    update.of_rates(parts, sizes)
+
+
+def _gather(case: Case) -> None:
+    side, channels = case.model.image_size, case.model.in_channels
+    bank = torch.empty(100, side, side, channels, dtype=torch.uint8)
+    index = torch.empty(case.tasks, case.model.ways, 16, dtype=torch.int64)
+    places = torch.empty(4, side**2, dtype=torch.int64)
+    gather.fwd(bank, index, places, *torch.empty(2, side * channels), 1)
 
 
 def _ops(case: Case, precision: str) -> None:

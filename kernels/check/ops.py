@@ -177,7 +177,7 @@ def update(net: Net, tasks: int) -> Op:
         for alpha, dot, of_sizes in ((rates, rates_dot, sizes), (*own, None)):
             value_dot = of.tan_fwd(grad, alpha, theta_dot, grad_dot, dot, of_sizes)
             tangents = of.tan_bwd(d_theta, grad_dot, dot, of_sizes)
-            terms = d_theta.clone(), theta_dot, (second[0, 0], grad_dot)
+            terms = d_theta.clone(), theta_dot.clone(), (second[0, 0], grad_dot)
             *reversed, parts = of.reverse(*terms, grad, alpha, of_sizes)
             gradients = *of.bwd(d_theta, grad, alpha, of_sizes), *reversed
             found = (

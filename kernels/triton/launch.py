@@ -31,13 +31,13 @@ SPLITS = {"BS": 16, "BLOCK": 256, "num_warps": 4, "num_stages": 1}
 # Of what ends a stem's gradient: parts of sums, and of its products, that are loaded at once, and
 # the values of patches that a program does.
 STEM_SUMS = {"BT": 128, "BS": 16, "BK": 8}
-# The tiles whose sums the programs of a task's next launch add up each for itself, so many at once;
-# how many programs, and what those of all tasks load: sooner than a launch of its own and the wait
-# for it. More would take more instructions, by their count, than are gone through in that time.
-OWN_TILES, AT_ONCE, OWN_PROGRAMS, OWN_LOADS = 128, 32, 160, 26_000
-# The rows of a covariance of patches that all programs of a stem load, at most, where each takes
-# its statistics for itself.
-OWN_ROWS = 10_240
+# The tiles whose sums the programs of a task's next launch add up each for itself, so many at once,
+# and how many programs: sooner than a launch of its own and the wait for it. More programs would
+# take more instructions for it, by their count, than are gone through in that time. Of all tasks'
+# programs it must not depend: a launch of its own adds in another order.
+OWN_TILES, AT_ONCE, OWN_PROGRAMS = 128, 32, 128
+# The programs, at most, that take a stem's statistics from its patches' moments each for itself.
+OWN_STEM_PROGRAMS = 64
 
 # Arguments of kernels that no address is a multiple of: Triton would compile each kernel again for
 # numbers that 16 divides.
@@ -100,13 +100,12 @@ def merge(
     return (tasks, -(-filters // blocks["BF"])), blocks
 
 
-def within(tiles: int, programs: int, tasks: int) -> dict[str, int]:
+def within(tiles: int, programs: int) -> dict[str, int]:
     """Options of a launch, of so many programs a task, that may merge the sums of tiles before it
-    reads them: they come out the same.
+    reads them.
     """
-    few = tiles <= OWN_TILES and programs <= OWN_PROGRAMS
     at_once = min(AT_ONCE, max(4, 1 << (tiles - 1).bit_length()))
-    return {"MERGE": few and tasks * programs * tiles <= OWN_LOADS, "BT": at_once}
+    return {"MERGE": tiles <= OWN_TILES and programs <= OWN_PROGRAMS, "BT": at_once}
 
 
 def candidates(g: Geometry) -> list[dict[str, int]]:

@@ -33,7 +33,7 @@ def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Te
     given_mean, given_var, step = call.statistics(s)
     maps, p = call.map_blocks(stage.pooled), call.activation(s)
     programs = call.grid(call.out_side(s), maps["BM"], maps["BF"])
-    of_batch, merged = (mean[:, s * f :], var[:, s * f :]), within(grid[0], programs[0], t)
+    of_batch, merged = (mean[:, s * f :], var[:, s * f :]), within(grid[0], programs[0])
     if not merged["MERGE"]:
         merging, merge = call.merge(grid[0])
         sums.moments_kernel[merging](
@@ -154,7 +154,7 @@ def dz(
     rows, step = plan.norm_gradient(norm_gradient, s), norm_gradient.stride(0)
     out, blocks, tiles = call.bordered(stage.dense), call.map_blocks(stage.dense), part.shape[1]
     grid = call.grid(stage.dense + 2, blocks["BM"], blocks["BF"])
-    merged = within(tiles, grid[0], t)
+    merged = within(tiles, grid[0])
     if not merged["MERGE"]:
         (merging, merge), pixels = call.merge(tiles), n * stage.dense**2
         if dot:
@@ -266,7 +266,7 @@ def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:
     )  # fmt: skip
     maps, p = call.map_blocks(stage.pooled), call.activation(s)
     programs = call.grid(call.out_side(s), maps["BM"], maps["BF"])
-    merged = within(grid[0], programs[0], t)
+    merged = within(grid[0], programs[0])
     if not merged["MERGE"]:
         merging, merge = call.merge(grid[0])
         sums.tan_fwd_sums_kernel[merging](

@@ -83,7 +83,7 @@ def fwd(
     )
     given, is_given = [*map(whole, statistics or (mean, var))], statistics is not None
     small = side // 2 if pooled else side
-    merged = within(part.shape[1], _grid(z, small)[0], len(z))
+    merged = within(part.shape[1], _grid(z, small)[0])
     if not merged["MERGE"]:
         grid, blocks = _merge(z, part)
         moments_kernel[grid](
@@ -180,7 +180,7 @@ def _normalised_dot(saved: Saved, z_dot: Tensor) -> Tangent:
         z_dot, saved.z, coef, part, n * side**2, c, DUAL=True, BM=TILE, BF=block(c), num_warps=8
     )
     small = saved.x_hat.shape[3]
-    merged = within(part.shape[1], _grid(z_dot, small)[0], len(z_dot))
+    merged = within(part.shape[1], _grid(z_dot, small)[0])
     if not merged["MERGE"]:
         grid, blocks = _merge(z_dot, part)
         tan_fwd_sums_kernel[grid](

@@ -5,7 +5,7 @@ import triton
 from torch import Tensor
 
 from kernels.triton import stem
-from kernels.triton.launch import OWN_ROWS, STEM_SUMS
+from kernels.triton.launch import OWN_STEM_PROGRAMS, STEM_SUMS
 from kernels.triton.operands import COEFFICIENTS
 from kernels.triton.plan import Call, Dot, Kept, StageKept
 from kernels.triton.tensors import countable
@@ -24,7 +24,7 @@ def stem_fwd(call: Call, mean: Tensor, var: Tensor) -> tuple[StageKept, Tensor]:
     )  # fmt: skip
     sizes, options = (step, mean.shape[1], plan.net.eps), _options(call)
     programs = call.grid(call.out_side(0), blocks["BM"], blocks["BF"])
-    if not (merge := t * programs[0] * kp <= OWN_ROWS):
+    if not (merge := programs[0] <= OWN_STEM_PROGRAMS):
         small = _blocks(call, "stem_small")
         stem.stem_moments_kernel[(t, triton.cdiv(f, small["BF"]))](
             theta, *moments, stage.channels, f, theta.stride(0), *sizes, **options, **small

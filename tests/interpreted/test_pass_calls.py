@@ -126,7 +126,7 @@ def test_the_statistics_of_a_stem_are_the_same_whoever_takes_them(given, monkeyp
     monkeypatch.setattr(stem, "stem_moments_kernel", fake)
     triton_pass(made)
     assert not launched
-    monkeypatch.setattr(stem_launches, "OWN_ROWS", 0)
+    monkeypatch.setattr(stem_launches, "OWN_STEM_PROGRAMS", 0)
     assert all(map(torch.equal, triton_pass(made), found))
     assert launched
 
