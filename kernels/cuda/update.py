@@ -35,14 +35,7 @@ def bwd(
     return _gradients(d_theta, grad, rates, sizes)
 
 
-def reverse(
-    carry: Tensor | None,
-    product: Tensor | None,
-    target: tuple[Tensor, Tensor] | None,
-    grad: Tensor,
-    rates: Tensor | None,
-    sizes: tuple[int, ...] | None,
-) -> tuple[Tensor, Tensor | None, Tensor]:
+def reverse(carry, product, target, grad, rates, sizes) -> tuple[Tensor, Tensor | None, Tensor]:
     d_theta = added(carry, product, target)
     return d_theta, *bwd(d_theta, grad, rates, sizes)
 

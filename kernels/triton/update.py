@@ -139,14 +139,7 @@ def bwd(
     return _gradients(d_theta, grad, rates, sizes)
 
 
-def reverse(
-    carry: Tensor | None,
-    product: Tensor | None,
-    target: tuple[Tensor, Tensor] | None,
-    grad: Tensor,
-    rates: Tensor | None,
-    sizes: tuple[int, ...] | None,
-) -> tuple[Tensor, Tensor | None, Tensor]:
+def reverse(carry, product, target, grad, rates, sizes) -> tuple[Tensor, Tensor | None, Tensor]:
     checks.tensors("triton update", grad=grad)
     return _shares(carry, product, target, grad, rates, sizes)
 
