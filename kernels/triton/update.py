@@ -141,6 +141,9 @@ def bwd(
 
 def reverse(carry, product, target, grad, rates, sizes) -> tuple[Tensor, Tensor | None, Tensor]:
     checks.tensors("triton update", grad=grad)
+    along = None if target is None else target[1]
+    terms = {"carry": carry, "product": product, "target": along}
+    _expect(grad, sizes, ("rates", *terms), terms | {"grad": grad}, {"rates": rates})
     return _shares(carry, product, target, grad, rates, sizes)
 
 
@@ -223,6 +226,7 @@ def _gradients(
     """−d_theta·rates, and −Σ d_theta·grad of each task's segments, or −d_theta∘grad; `None` for
     what misses an operand.
     """
+    _expect(d_theta, sizes, ("grad", "rates"), {"d_theta": d_theta, "grad": grad}, {"rates": rates})
     if grad is rates is None:
         return None, None
     _, d_grad, parts = _shares(d_theta, None, None, grad, rates, sizes)
@@ -237,17 +241,16 @@ def _shares(
     rates: Tensor | None,
     sizes: tuple[int, ...] | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As `reverse`; what misses an operand is `None`."""
+    """As `reverse`, of what was found to fit; what misses an operand is `None`."""
     weight, along = target or (None, None)
-    rows = {"carry": carry, "product": product, "target": along, "grad": grad}
-    like = next(row for row in rows.values() if row is not None)
-    _expect(like, sizes, ("grad", "rates", *rows), rows, {"rates": rates})
+    rows = carry, product, along, grad
+    like = next(row for row in rows if row is not None)
     table, _ = pieces(sizes or like.shape[1:], PIECE, like.device)
     tasks, sums, each = len(like), product is not None or along is not None, sizes is None
     total = new_rows(like, *like.shape) if sums else carry
     d_grad = None if rates is None else new_rows(like, *like.shape)
     parts = None if grad is None else like.new_empty(tasks, like.shape[1] if each else len(table))
-    found = [*(near(vectors(x)) for x in rows.values()), total, d_grad, parts]
+    found = [*(near(vectors(x)) for x in rows), total, d_grad, parts]
     *operands, part = [like if x is None else x for x in found]
     rates_kernel[(len(table), tasks)](
         *operands, *(like if x is None else whole(x) for x in (weight, rates)), table, part,
