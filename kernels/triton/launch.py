@@ -25,7 +25,7 @@ TUNED = Path(__file__).with_name("tuned.json")
 PROGRAMS = 264
 SHARED = 104 * 1024  # bytes that a program's loads may take: two of them fit in a multiprocessor
 TASKS = 4  # that a launch is taken to have, however many it has
-MANY = 8192  # pixels of a task, of which a program does more at once
+MANY = 2048  # pixels of a task, of which a program does more at once
 # Of `add_splits_kernel`, wherever it runs: all splits of the default are loaded at once.
 SPLITS = {"BS": 16, "BLOCK": 256, "num_warps": 4, "num_stages": 1}
 # Of what ends a stem's gradient: parts of sums, and of its products, that are loaded at once, and
@@ -269,8 +269,10 @@ def _map(g: Geometry) -> dict[str, int]:
     """
     bf = next((b for b in (64, 32, 16) if g.filters % b == 0), block(g.filters))
     bm = 64 if bf == 16 else 32
-    if g.pixels >= MANY:  # more values of a thread: fewer addresses and coefficients for each
-        bm = 4096 // bf
+    # More values of a thread: fewer addresses and coefficients for each, and sums merged less often.
+    pixels, blocks = g.images * (g.side + 2) ** 2, TASKS * -(-g.filters // bf)
+    while bm * bf < 4096 and pixels // (2 * bm) * blocks >= PROGRAMS:
+        bm *= 2
     return {"BM": bm, "BF": bf, "num_warps": 4, "num_stages": 1}
 
 
