@@ -143,6 +143,50 @@ def test_a_layer_adapts_however_it_is_reached(way, threads):
     )
 
 
+class Repeated(nn.Module):
+    """One layer and one batch norm, three times: by three names each, or by one."""
+
+    def __init__(self, names: bool, **norm):
+        super().__init__()
+        torch.manual_seed(0)
+        layer, bn, self.head = nn.Linear(3, 3), nn.BatchNorm1d(3, **norm), nn.Linear(3, 2)
+        self.layers, self.norms = (nn.ModuleList([m] * 3 if names else [m]) for m in (layer, bn))
+        if names:
+            self.alias = self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(3):
+            x = self.norms[i % len(self.norms)](self.layers[i % len(self.layers)](x)).tanh()
+        return self.head(x)
+
+
+@pytest.mark.parametrize("norm", [{}, {"affine": False}, {"track_running_stats": False}])
+@pytest.mark.parametrize(("vectorize", "memory"), [(False, "fast"), (False, "low"), (True, "fast")])
+def test_a_part_of_several_names_is_one_and_stays_as_it_is(norm, vectorize, memory):
+    options = {"vectorize": vectorize, "memory": memory}
+    several, one = (learner(Repeated(n, **norm).double(), **options) for n in (True, False))
+    net, given = several.module, episode()
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    before = {name: (tensor, tensor.clone()) for name, tensor in tensors.items()}
+    for made in (several, one):
+        made.evaluate([given], "loss")
+        for _ in range(2):
+            made(given, WEIGHTS).loss.backward()
+    assert several.model._skeleton.copied  # threads have one each
+    found, wanted = ([p.grad for p in made.parameters()] for made in (several, one))
+    assert any(g is not None and g.any() for g in found)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
+    now = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    for name, (tensor, value) in before.items():
+        assert now[name] is tensor and torch.equal(tensor, value), name
+    adapted = [made.adapt(given.support_x[0], given.support_y[0]) for made in (several, one)]
+    mine, theirs = (each(given.target_x[0]) for each in adapted)
+    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
+
+
 def _tied(net: nn.Sequential) -> None:
     net[0].weight.data.mul_(2)
     net[3].act = nn.ReLU()

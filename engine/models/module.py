@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, listed
@@ -29,6 +29,7 @@ from engine.models.interface import Moments, Params
 from engine.models.module_passes import Batch, aligned
 from engine.models.probe import Findings, findings, layers, same, strangers
 from engine.models.skeleton import Skeleton, attributes, changed, contents
+from engine.models.stateless import called
 from engine.models.suitable import (
     require_alike,
     require_reached,
@@ -208,7 +209,7 @@ class Module:
             x, y = mapped(torch.clone, (x, y))
 
         def call(tensors: dict[str, Tensor]) -> Any:
-            return self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
+            return self._run(x, lambda *a, **k: called(net, tensors, a, k))
 
         def with_loss(tensors: dict[str, Tensor]) -> tuple[Any, Tensor]:
             output = call(tensors)
@@ -293,7 +294,7 @@ class Module:
             tensors |= _split(theta, self.shapes) | _split(row, self.outer)
             with self.norms.normalising(net, tensors, given, theta, unbiased) as found:
                 before = dict(tensors)
-                output = self._run(x, lambda *a, **k: functional_call(net, tensors, a, k))
+                output = self._run(x, lambda *a, **k: called(net, tensors, a, k))
             self._skeleton.take_buffers(before, tensors, self.norms.has)
         return output, *found()
 

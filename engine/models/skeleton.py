@@ -25,7 +25,7 @@ _CONTAINERS, _MOST = (list, dict, set), 1000  # what passes fill is no vocabular
 
 
 class Skeleton:
-    """`functional_call` puts tensors into a module for a while, so each thread has a copy, made
+    """A call puts tensors into a module for a while, so each thread has a copy, made
     anew where the module has changed.
 
     A copy would be another one where an attribute that is no submodule holds a module, or a hook
