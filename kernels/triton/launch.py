@@ -269,9 +269,10 @@ def _map(g: Geometry) -> dict[str, int]:
     """
     bf = next((b for b in (64, 32, 16) if g.filters % b == 0), block(g.filters))
     bm = 64 if bf == 16 else 32
-    # More values of a thread: fewer addresses and coefficients for each, and sums merged less often.
+    # More values of a thread: fewer addresses and coefficients for each, fewer merges of sums.
     pixels, blocks = g.images * (g.side + 2) ** 2, TASKS * -(-g.filters // bf)
-    while bm * bf < 4096 and pixels // (2 * bm) * blocks >= PROGRAMS:
+    most = min(4096 // bf, 128 if g.dual else 256)  # whose addresses fit in the registers
+    while bm < most and pixels // (2 * bm) * blocks >= PROGRAMS:
         bm *= 2
     return {"BM": bm, "BF": bf, "num_warps": 4, "num_stages": 1}
 

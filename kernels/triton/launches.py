@@ -11,7 +11,7 @@ from kernels.triton import conv_kernels, head, norm_act_kernels, sums
 from kernels.triton.conv import turn, wgrad_grid
 from kernels.triton.launch import Geometry, within
 from kernels.triton.operands import COEFFICIENTS
-from kernels.triton.plan import Call, Dot, Kept, StageKept
+from kernels.triton.plan import Call, Dot, Head, Kept, StageKept
 from kernels.triton.splits import Parts, Segment
 
 
@@ -55,37 +55,44 @@ def stage_fwd(call: Call, below: StageKept | None, s: int, mean: Tensor, var: Te
     return StageKept(z, x_hat, winners, coef, rstd, p)
 
 
-def head_fwd(
-    call: Call, last: StageKept, labels: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits, softmax, (softmax − one-hot) / N, and the loss of each image; without labels the
-    logits alone.
-    """
+def head_fwd(call: Call, last: StageKept, labels: Tensor | None) -> Head:
+    """Without labels the logits alone."""
     plan, theta = call.plan, call.theta
     (t, n, f, new), net = call.sizes, plan.net
     logits, losses = new(t, n, net.ways), new(t, n)
     softmax, residual = torch.empty_like(logits), torch.empty_like(logits)
-    w = theta[:, plan.theta_head :]
+    found = Head(logits, softmax, residual, losses)
+    w, affine = theta[:, plan.theta_head :], call.affine(net.stages - 1)
+    if plan.last_pixels == 1:
+        blocks = call.head_blocks("head_bwd")
+        if labels is None:
+            head.logits_kernel[(t, triton.cdiv(n, blocks["BN"]))](
+                last.x_hat, *affine, w, logits,
+                n, f, net.ways, call.row_step, theta.stride(0), net.negative_slope, **blocks,
+            )  # fmt: skip
+        return found
     blocks = call.head_blocks("head")
     head.head_kernel[(t, n)](
-        last.x_hat, last.x_hat, *call.affine(net.stages - 1), w, w,
+        last.x_hat, last.x_hat, *affine, w, w,
         logits if labels is None else labels, logits, softmax, residual, losses,
         n, plan.last_pixels, f, net.ways, call.row_step, theta.stride(0), 0, net.negative_slope,
         MEAN=not net.pool, LABELS=labels is not None, DUAL=False, **blocks,
     )  # fmt: skip
-    return logits, softmax, residual, losses
+    return found
 
 
 def head_dot(kept: Kept, direction: Tensor, last_dot: Dot) -> Tensor:
-    """The direction of (softmax − one-hot) / N."""
+    """The direction of (softmax − one-hot) / N; of features of one pixel not written."""
     call, plan = kept.call, kept.call.plan
     (t, n, f, _), net, theta = call.sizes, plan.net, call.theta
-    logits_dot, residual_dot = torch.empty_like(kept.softmax), torch.empty_like(kept.softmax)
+    residual_dot = torch.empty_like(kept.head.softmax)
+    if plan.last_pixels == 1:
+        return residual_dot
     blocks = call.head_blocks("head")
     head.head_kernel[(t, n)](
         kept.stages[-1].x_hat, last_dot.x_hat, *call.affine(net.stages - 1),
         theta[:, plan.theta_head :], direction[:, plan.theta_head :],
-        logits_dot, logits_dot, kept.softmax, residual_dot, logits_dot,
+        kept.head.softmax, kept.head.softmax, kept.head.softmax, residual_dot, kept.head.softmax,
         n, plan.last_pixels, f, net.ways, call.row_step, theta.stride(0), direction.stride(0),
         net.negative_slope,
         MEAN=not net.pool, LABELS=False, DUAL=True, **blocks,
@@ -96,8 +103,8 @@ def head_dot(kept: Kept, direction: Tensor, last_dot: Dot) -> Tensor:
 def head_bwd(
     call: Call,
     last: StageKept,
-    residual: Tensor,
-    losses: Tensor,  # [T, N]; with `dots` not read
+    labels: Tensor | None,  # [T, N]; with `dots` not read
+    found: Head,
     gradient: Tensor,  # [T, P], of which the classifier's is written
     direction: Tensor | None = None,
     dots: tuple[Dot, Tensor] | None = None,  # of the last stage and of the residual
@@ -105,7 +112,7 @@ def head_bwd(
     """δ of the last stage, and the parts of its sums; the loss [T], with `dots` not written."""
     plan, theta = call.plan, call.theta
     (t, n, f, new), net = call.sizes, plan.net
-    last_dot, residual_dot = dots or (last, residual)
+    last_dot, residual_dot = dots or (last, found.residual)
     w = theta[:, plan.theta_head :]
     w_dot = w if direction is None else direction[:, plan.theta_head :]
     delta, part, loss = torch.empty_like(last.x_hat), new(t, plan.last_pixels, 2, f), new(t)
@@ -113,11 +120,13 @@ def head_bwd(
     grid = t, plan.last_pixels if net.pool else 1, triton.cdiv(f, blocks["BF"])
     head.head_bwd_kernel[grid](
         last.x_hat, last_dot.x_hat, *call.affine(net.stages - 1), w, w_dot,
-        residual, residual_dot, losses, loss, last.delta if dots else delta, delta, part,
-        gradient[:, plan.theta_head :],
+        found.residual if labels is None else labels, found.logits, found.softmax,
+        found.residual, residual_dot, found.losses, loss,
+        last.delta if dots else delta, delta, part, gradient[:, plan.theta_head :],
         n, plan.last_pixels, f, net.ways, call.row_step,
         theta.stride(0), w_dot.stride(0), gradient.stride(0),
-        net.negative_slope, MEAN=not net.pool, DUAL=dots is not None, **blocks,
+        net.negative_slope, MEAN=not net.pool, DUAL=dots is not None, OWN=plan.last_pixels == 1,
+        **blocks,
     )  # fmt: skip
     return delta, part, loss
 
@@ -152,7 +161,8 @@ def dz(
     plan, stage, (t, n, f, new) = call.plan, call.plan.stages[s], call.sizes
     own, gain, result = dot or kept, call.affine(s)[0], new(t, 2, f)
     rows, step = plan.norm_gradient(norm_gradient, s), norm_gradient.stride(0)
-    out, blocks, tiles = call.bordered(stage.dense), call.map_blocks(stage.dense), part.shape[1]
+    out, tiles = call.bordered(stage.dense), part.shape[1]
+    blocks = call.map_blocks(stage.dense, dot is not None)
     grid = call.grid(stage.dense + 2, blocks["BM"], blocks["BF"])
     merged = within(tiles, grid[0])
     if not merged["MERGE"]:
@@ -264,7 +274,7 @@ def stage_dot(kept: Kept, below: Dot | None, s: int, direction: Tensor) -> Dot:
         STRIDE=plan.stride, BORDER=True, DUAL=True, DOT_IN=s > 0, SUMS=True,
         PRECISION=plan.precision, **blocks,
     )  # fmt: skip
-    maps, p = call.map_blocks(stage.pooled), call.activation(s)
+    maps, p = call.map_blocks(stage.pooled, True), call.activation(s)
     programs = call.grid(call.out_side(s), maps["BM"], maps["BF"])
     merged = within(grid[0], programs[0])
     if not merged["MERGE"]:

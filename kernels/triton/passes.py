@@ -113,15 +113,15 @@ def run(
     turned = None if labels is None else launches.Turned(call, call.theta)
     stages, projected, mean, var = _forward(call)
     labels = whole(labels)
-    logits, softmax, residual, losses = launches.head_fwd(call, stages[-1], labels)
+    head = launches.head_fwd(call, stages[-1], labels)
     if labels is None:
-        return Result(None, logits, None, None, mean, var, None)
+        return Result(None, head.logits, None, None, mean, var, None)
     gradient, norm_gradient = _gradients(call)
-    delta, part, loss = launches.head_bwd(call, stages[-1], residual, losses, gradient)
+    delta, part, loss = launches.head_bwd(call, stages[-1], labels, head, gradient)
     w = turned.filters()
     outer = _backward(call, stages, projected, delta, part, gradient, norm_gradient, w)
-    kept = Kept.of(call, stages, projected, outer, w, softmax, residual) if keep else None
-    return Result(loss, logits, gradient, norm_gradient, mean, var, kept)
+    kept = Kept.of(call, stages, projected, outer, w, head) if keep else None
+    return Result(loss, head.logits, gradient, norm_gradient, mean, var, kept)
 
 
 def embed(
@@ -244,7 +244,7 @@ def tangent(
             dots.append(launches.stage_dot(kept, dots[-1] if s else None, s, direction))
     residual_dot = launches.head_dot(kept, direction, dots[-1])
     delta_dot, part, _ = launches.head_bwd(
-        call, stages[-1], kept.residual, kept.softmax, product, direction, (dots[-1], residual_dot)
+        call, stages[-1], None, kept.head, product, direction, (dots[-1], residual_dot)
     )
     filters = kept.turned, turned.filters()
     wgrads = launches.Wgrads(call, stages, product, dots)

@@ -1,5 +1,6 @@
 """The geometry of a pass, and what its launches hand to one another."""
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -131,10 +132,10 @@ class Call(NamedTuple):
         sizes = plan.images, side, stage.channels, plan.net.filters
         return config(Geometry(kernel, *sizes, precision or plan.precision, dual), self.row.device)
 
-    def map_blocks(self, side: int) -> dict[str, int]:
+    def map_blocks(self, side: int, dual: bool = False) -> dict[str, int]:
         """The same of a launch without products."""
         _, n, f, _ = self.sizes
-        return config(Geometry("normalise", n, side, f, f), self.row.device)
+        return config(Geometry("normalise", n, side, f, f, dual=dual), self.row.device)
 
     def merge(self, tiles: int) -> tuple[tuple[int, int], dict[str, int]]:
         """Programs and configuration of a launch that merges the sums of tiles."""
@@ -200,6 +201,15 @@ class StageKept(NamedTuple):
     dz: Tensor | None = None  # [T, N, H + 2, W + 2, F] between zeros; the stem has none
 
 
+class Head(NamedTuple):
+    """What `launches.head_bwd` reads; of features of one pixel it writes it, in one launch."""
+
+    logits: Tensor  # [T, N, ways]
+    softmax: Tensor  # [T, N, ways]
+    residual: Tensor  # [T, N, ways] (softmax − one-hot) / N
+    losses: Tensor  # [T, N]
+
+
 class Dot(NamedTuple):
     """Directions of what a stage keeps."""
 
@@ -217,8 +227,7 @@ class Kept(NamedTuple):
     projected: Tensor | None  # [T, KP, F] the stem's covariance times its filters
     outer: Tensor | None  # [T, KP, F] the stem's Σ δ·patch
     turned: Tensor | None  # [T, stages − 1, F, 9, F] the filters as `dgrad` reads them
-    softmax: Tensor  # [T, N, ways]
-    residual: Tensor  # [T, N, ways]
+    head: Head
     seal: tuple  # of the above
 
     @classmethod
@@ -232,8 +241,9 @@ class Kept(NamedTuple):
 
     @staticmethod
     def _read(call: Call, kept) -> tuple:
-        """What a tangent reads, the tensors of the caller one by one."""
-        return call, call.theta, call.row, *(call.given or ()), *kept
+        """What a tangent reads, the tensors of the caller and of the head one by one."""
+        parts = (part if isinstance(part, Head) else (part,) for part in kept)
+        return call, call.theta, call.row, *(call.given or ()), *chain.from_iterable(parts)
 
 
 class KeptFeatures(NamedTuple):

@@ -13,6 +13,7 @@ from engine.models.backbone import Backbone
 from engine.models.interface import Moments
 from kernels import triton
 from kernels.triton import launch, passes, stem, stem_launches, sums
+from kernels.triton.plan import Head
 from tests.passes import Problem, Results, composed, error, fused, named, often_equal, problem
 
 
@@ -187,6 +188,7 @@ def test_precisions() -> None:
 
 MADE = small(tasks=2, given="each")
 ROW, STATISTICS = MADE.row, MADE.statistics
+HEAD = Head(ROW, ROW, ROW, ROW)
 
 
 def prepared(x=None, **sizes) -> passes.Images:
@@ -210,7 +212,7 @@ def tangent(made: passes.Kept, **fields) -> tuple:
 def written_to(name: str) -> passes.Kept:
     """A tensor of the caller, by the step of an optimizer, for one."""
     call = kept().call._replace(**{name: getattr(kept().call, name).clone()})
-    made = passes.Kept.of(call, [], None, None, None, ROW, ROW)
+    made = passes.Kept.of(call, [], None, None, None, HEAD)
     getattr(call, name).add_(1)
     return made
 
@@ -221,7 +223,7 @@ def against(direction: Tensor) -> tuple[Tensor, Tensor]:
 
 def kept() -> passes.Kept:
     call = passes.Call(images(), MADE.theta, ROW, STATISTICS)
-    return passes.Kept.of(call, [], None, None, None, ROW, ROW)
+    return passes.Kept.of(call, [], None, None, None, HEAD)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,8 @@ def kept() -> passes.Kept:
         (lambda: passes.run(images()._replace(x=MADE.x), MADE.theta, ROW), "prepare gave was chan"),
         (lambda: passes.tangent(None, MADE.direction), "tangent takes what run gave, got NoneType"),
         (lambda: tangent(kept(), call=kept().call), "what run gave was changed since"),
-        (lambda: tangent(kept(), softmax=ROW.clone()), "what run gave was changed since"),
+        (lambda: tangent(kept(), outer=ROW.clone()), "what run gave was changed since"),
+        (lambda: tangent(kept(), head=HEAD._replace(softmax=MADE.row.clone())), "gave was changed"),
         (lambda: tangent(written_to("theta")), "or a tensor in it was written to"),
         (lambda: tangent(written_to("row")), "or a tensor in it was written to"),
     ],

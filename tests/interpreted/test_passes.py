@@ -50,6 +50,7 @@ CASES = {
     "many-filters": (Backbone(1, 4, 66, 1, 3), 2, 1, None),
     "stride": (Backbone(2, 7, 5, 2, 3, "stride"), 2, 1, None),
     "stride-each": (Backbone(1, 6, 4, 1, 3, "stride"), 3, 2, "each"),
+    "stride-pixel": (Backbone(1, 3, 34, 2, 3, "stride"), 17, 1, None),
 }
 EVERY_DAY = "pool-odd", "stride", "pool-each", "many-images", "stride-each"
 
