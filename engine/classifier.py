@@ -23,7 +23,6 @@ from engine.allowed import PATH, check, check_type
 from engine.config import Config
 from engine.data import pictures
 from engine.errors import UserError
-from engine.methods import METHODS
 from engine.models.interface import Model
 from engine.runs import adapted
 from engine.runs.adapted import Adapted, Classifier, moved
@@ -275,7 +274,7 @@ def _labels(y: Any, learned: Learned) -> tuple[np.ndarray, np.ndarray]:
     if len(classes) < 2:
         one = f"the class {classes[0]!s} alone" if len(classes) else "no label"
         raise UserError(f"y has {one}: give pictures of two classes or more")
-    if len(classes) > learned.cfg.ways and not METHODS[learned.cfg.method].any_ways:
+    if len(classes) > learned.cfg.ways and not learned.cfg.any_ways:
         raise UserError(
             f"y has {len(classes)} classes, the network {learned.cfg.ways} outputs: give at most "
             f"so many, or train one with --ways {len(classes)} (--init takes over what this one "

@@ -28,6 +28,8 @@ def without_effect(cfg: Config) -> dict[str, str]:
         found |= dict.fromkeys(("beta1", "beta2"), "optimizer")
     if cfg.annealing != "halving":
         found["halving_epochs"] = "annealing"
+    if cfg.init is not None and not METHODS[cfg.method].by_rate:
+        found.setdefault("inner_rate", "init")
     if cfg.min_lr == cfg.lr:
         found |= dict.fromkeys(("annealing", "halving_epochs"), "min_lr")
     return found
@@ -40,6 +42,8 @@ def refuse_without_effect(cfg: Config, explicit: dict, usual: dict[str, Any]) ->
             none = f"{flag(other)} {getattr(cfg, other)}, which has none"
             if other == "min_lr":
                 none = f"--min-lr equal to --lr, {cfg.lr}, so that nothing is annealed"
+            if other == "init":
+                none = f"--init {cfg.init}, which has inner rates"
             raise UserError(
                 f"{flag(name)} is {value} with {none}: leave it out, or give another {flag(other)}"
             )

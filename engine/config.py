@@ -302,6 +302,13 @@ class Config:
         return cls(**completed(values))
 
     @property
+    def any_ways(self) -> bool:
+        """Whether its network takes tasks of any number of classes; rates of the classifier's
+        parameters have their number.
+        """
+        return METHODS[self.method].any_ways and self.rates != "per-parameter"
+
+    @property
     def fused(self) -> bool:
         """Whether the network may run in whole passes of a backend, and not by single ops."""
         return self.network == "conv4" and self.unroll != "autograd"

@@ -19,7 +19,6 @@ from engine.commandline import Parser, a_path, add_flags, parse
 from engine.config import Config
 from engine.errors import Diverged, UserError, listed, say
 from engine.files import output, write
-from engine.methods import METHODS
 from engine.runs.interrupt import Interrupt, answered
 
 if TYPE_CHECKING:
@@ -142,8 +141,7 @@ def _configurations(
     from engine.runs.saved import own_data
 
     trained = Config.from_dict(saved.config)
-    any_ways = METHODS[trained.method].any_ways and trained.rates != "per-parameter"
-    if explicit.get("ways", trained.ways) != trained.ways and not any_ways:
+    if explicit.get("ways", trained.ways) != trained.ways and not trained.any_ways:
         raise UserError(
             f"--ways is {explicit['ways']}: the classifier of {path} has {trained.ways} outputs; "
             "leave --ways out"

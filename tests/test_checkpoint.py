@@ -25,6 +25,7 @@ from engine.runs.checkpoint import Checkpoint, load, open_run, save, write_atomi
 from engine.runs.log import Meter, cut_log
 from engine.runs.packed import pack, unpack
 from engine.runs.run import Run
+from engine.scores import score
 from tests.tiny import environment, same, small_disk
 
 
@@ -274,6 +275,17 @@ def test_the_best_epochs_are_kept_and_the_earlier_of_equals_is_better(tmp_path):
     for accuracy in (0.2, 0.5, 0.5, 0.1, 0.6):
         run.rank(accuracy)
     assert run.best == [[5, 0.6], [2, 0.5], [3, 0.5]]
+
+
+def test_equal_epochs_are_equal_however_their_right_answers_lie(tmp_path):
+    cfg = config(ensemble=1)
+    run = Run(cfg, tmp_path, None, meta.init_state(cfg))
+    halves = [1.0, 0.6] * 300, [0.8] * 600
+    means = [score(torch.tensor(of, dtype=torch.float64)).accuracy for of in halves]
+    assert means[1] > means[0]  # by the last bit
+    for mean in means:
+        run.rank(mean)
+    assert run.best == [[1, means[0]]]
 
 
 def test_rows_beyond_the_checkpoint_are_dropped(tmp_path):

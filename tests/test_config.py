@@ -158,6 +158,12 @@ def test_each_network_has_its_slope_and_another_is_honoured():
     expect(Config.resolve(other.split()), negative_slope=0.0, widths="64,128,256,512")
 
 
+def test_methods_whose_steps_have_the_rate_may_give_it_beside_weights():
+    expect(Config.of(method="imaml", init="x", inner_rate=0.5), inner_rate=0.5)
+    expect(Config.of(method="reptile", init="x", inner_rate=0.5), inner_rate=0.5)
+    expect(Config.of(method="protonet", init="x"), inner_rate=0.01)
+
+
 def test_without_annealing_the_end_follows_the_learning_rate():
     expect(Config.of("maml", lr=0.01), min_lr=0.01)
     expect(Config.of("htym-head", "mini", lr=0.01), min_lr=0.01)
@@ -185,6 +191,7 @@ def test_without_annealing_the_end_follows_the_learning_rate():
     ("--filters 70000", ["--filters is 70000", "up to 65536"]),
     ("--data ~nobody-here/x", ["--data is ~nobody-here/x", "no user nobody-here", "./~nobody"]),
     ("--init=", ["--init is empty"]),
+    ("--init x --inner-rate 0.5", ["--inner-rate is 0.5 with --init x, which has", "leave it out"]),
     ("--network resnet12 --widths 64,128", ["--widths is '64,128'", "as 64,160,320,640"]),
     ("--network resnet12 --widths 64,0,8,9", ["--widths is '64,0,8,9'", "from 1 to 9999"]),
     ("--widths 64,128,256,512", ["--widths is 64,128,256,512 with --network conv4"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from engine.data import Dataset, bank, load, shelf
 from engine.data import __main__ as command
 from engine.episodes import EpisodeSampler
-from tests.samples import encoded, tree_files, write_files
+from tests.samples import encoded, tree_files, write_files, write_zip
 from tests.tiny import environment
 
 
@@ -142,6 +145,33 @@ def test_a_newer_bank_takes_the_place_of_the_older(tree, cache):
         load_folder(tree, cache)
         load_folder(tree, cache, 6)
         assert len(list(cache.iterdir())) == 2  # one of each size
+
+
+def flat(shade: int) -> bytes:
+    """A file whose size does not depend on what it shows."""
+    with io.BytesIO() as file:
+        Image.new("RGB", (8, 8), (shade,) * 3).save(file, "BMP")
+        return file.getvalue()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_other_files_of_one_name_size_and_time_are_other_files(packed, tmp_path, cache):
+    def load_made(shade: int) -> Dataset:
+        files = {name.replace("png", "bmp"): flat(shade + i) for i, name in enumerate(tree_files())}
+        made = write_files(tmp_path / f"made{shade}", files)
+        if packed:
+            made = write_zip(tmp_path / f"made{shade}.zip", files)
+        for path in [made, *made.rglob("*.bmp")]:
+            os.utime(path, (0, 0))
+        place = tmp_path / ("here.zip" if packed else "here")
+        if place.exists():
+            place.rename(tmp_path / "away")
+        made.rename(place)
+        return load_folder(place, cache, 8)
+
+    first, second = load_made(0), load_made(100)
+    assert first.identity != second.identity
+    assert not torch.equal(first.banks["train"].images, second.banks["train"].images)
 
 
 def test_a_bank_is_of_the_formats_that_were_read(tree, cache, monkeypatch):

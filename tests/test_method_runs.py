@@ -137,6 +137,17 @@ def test_it_is_evaluated_by_the_loop_that_it_was_trained_by(run, images, capsys)
     assert found["config"]["method"] == name and len(found["best"]["by_task"]) == 4
 
 
+def test_rates_of_parameters_have_the_number_of_classes(images, tmp_path, capfd):
+    argv = flags(images, tmp_path / "run", "--method", "protomaml", "--rates", "per-parameter")
+    assert train.main(argv) == 0
+    capfd.readouterr()
+    assert evaluate.main([str(tmp_path / "run"), "--data", str(images), "--ways", "5"]) == 2
+    one_line(capfd.readouterr().err, "--ways is 5: the classifier of")
+    files = [images / "test" / f"test{c}" / "0.png" for c in range(5)]
+    with pytest.raises(UserError, match="y has 5 classes, the network 3 outputs"):
+        FewShotClassifier.load(tmp_path / "run").fit(files, range(5))
+
+
 def test_more_classes_are_for_those_that_make_their_classifier_of_the_support_set(
     run, images, capfd
 ):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.data.images import Unreadable
-from engine.data.tree import Tree, visible
+from engine.data.tree import Tree, stamp, visible
 from engine.errors import UserError, explained
 
 _DENSEST = 200  # unpacked bytes a byte of the archive: images hardly shrink, bombs do
@@ -39,7 +39,7 @@ def open_archive(path: Path) -> Tree:
 
 def _stamp(path: Path) -> list:
     found = path.stat()
-    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
+    return [str(path.resolve()), found.st_size, *stamp(found)]
 
 
 class ZipTree(Tree):

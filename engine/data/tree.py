@@ -73,7 +73,7 @@ class FolderTree(Tree):
     def __init__(self, path: Path):
         self.path = path
         self.odd = {}
-        self._files: dict[str, tuple[int, int]] = {}  # size and time
+        self._files: dict[str, tuple[int, ...]] = {}  # size and `stamp`
         folders: list[str] = []
         self._walk(folders)
         self._files = dict(sorted(self._files.items()))
@@ -108,7 +108,7 @@ class FolderTree(Tree):
                     continue
                 identity = (found.st_dev, found.st_ino)
                 if stat.S_ISREG(found.st_mode):
-                    self._files[name] = found.st_size, found.st_mtime_ns
+                    self._files[name] = found.st_size, *stamp(found)
                 elif not stat.S_ISDIR(found.st_mode):
                     self._left_out("pipes, sockets or devices", name)
                 elif _contains(chain, identity):
@@ -150,6 +150,13 @@ def open_tree(path: Path) -> Tree:
     if not stat.S_ISREG(mode):
         raise UserError(f"{path} is a pipe, socket or device; name a folder, zip or tar archive")
     return archives.open_archive(path)
+
+
+def stamp(found: os.stat_result) -> tuple[int, ...]:
+    """What tells that a file is not the one that was read: when its content and when its entry
+    were changed, and its number, as files of one size may be unpacked with one time.
+    """
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def visible(name: str) -> bool:

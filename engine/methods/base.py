@@ -68,6 +68,7 @@ class Method(NamedTuple):
     own: Callable[[Config, Model], int] | None = None
     begin: Callable[[Config, Model, Generator], Tensor] | None = None  # None: as zeros
     averaged: bool = False  # they are no parameters: of what tasks leave, the mean of an iteration
+    by_rate: bool = False  # its steps have the setting's inner rate, whatever `Params.rates` are
 
     @property
     def any_ways(self) -> bool:

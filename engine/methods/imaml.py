@@ -57,4 +57,5 @@ METHOD = Method(
     only=("proximal", "cg_steps"),
     loop=_loop,
     wrong=_wrong,
+    by_rate=True,
 )

@@ -93,4 +93,5 @@ METHOD = Method(
     loop=_loop,
     own=_own,
     averaged=True,
+    by_rate=True,
 )

@@ -16,7 +16,7 @@ from engine.report.recorded import Recorded, last_parts
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555", "#7b3294")
 
 
-_WEIGHTS = "initial weights"
+WEIGHTS = "initial weights"
 _DIGITS = 12  # of an identity that are shown
 _OF_PICTURES = ("data", "task", "network")  # groups of settings of the engine's own network
 
@@ -58,10 +58,10 @@ def deciding(runs: list[Recorded]) -> list[dict[str, Any]]:
     every, known = [_settings(run) for run in runs], {}
     for run, settings in zip(runs, every, strict=True):
         source = run.cfg.init and Path(run.cfg.init)
-        settings[_WEIGHTS] = weights[source] if source else "random"
+        settings[WEIGHTS] = weights[source] if source else "random"
         same = {other.origin for other in runs if source and Path(other.cfg.init or "") == source}
         if len(same - {None}) > 1:  # what lies there has changed
-            settings[_WEIGHTS] += f" ({run.origin[:_DIGITS] if run.origin else 'not known'})"
+            settings[WEIGHTS] += f" ({run.origin[:_DIGITS] if run.origin else 'not known'})"
         known.setdefault(json.dumps(settings), set()).add(run.identity)
     # A run that is not tested yet is taken for one of those that it is like, if these are of one.
     alike = [known[json.dumps(settings)] - {None} for settings in every]
@@ -101,7 +101,7 @@ def _names(every: list[dict[str, Any]]) -> list[str]:
     if len(every) == 1:
         (one,) = every
         task = f", {one['ways']}-way {one['shots']}-shot" if "ways" in one else ""
-        weights = f", {_told(_WEIGHTS, one[_WEIGHTS])}" if one[_WEIGHTS] != "random" else ""
+        weights = f", {_told(WEIGHTS, one[WEIGHTS])}" if one[WEIGHTS] != "random" else ""
         return [printable(one["method"] + task + weights)]
     different, chosen = differing(every), []
 

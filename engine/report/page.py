@@ -13,7 +13,7 @@ from engine.methods import METHODS
 from engine.report import epochs, figures, sections
 from engine.report.confusion import confusion, tested
 from engine.report.figures import Figure
-from engine.report.groups import Group, grouped
+from engine.report.groups import WEIGHTS, Group, grouped
 from engine.report.published import published
 from engine.report.recorded import Recorded
 from engine.report.sections import text
@@ -171,6 +171,8 @@ def _rates_of(group: Group, charts: _Charts) -> str:
     if METHODS[method].own and not METHODS[method].averaged:
         rate = group.settings["inner_rate"]
         return f"<p>The step is learned; it begins near gradient descent of rate {rate}.</p>"
+    if kind == "fixed" and group.settings[WEIGHTS] != "random" and not METHODS[method].by_rate:
+        return "<p>They are not learned: those of the weights that it began with.</p>"
     if kind == "fixed":
         return f"<p>They are not learned: {group.settings['inner_rate']} in all steps.</p>"
     if figure is None:

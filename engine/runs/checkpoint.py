@@ -185,7 +185,8 @@ def epoch_file(folder: Path, epoch: int) -> Path:
 
 def epoch_files(folder: Path) -> list[Path]:
     """All that are there under the very name of ``epoch_file``: others are the user's own."""
-    numbers = (re.fullmatch(r"epoch-(\d{4,18})\.pt", name) for name in os.listdir(folder))
+    names = os.listdir(folder) if folder.is_dir() else []
+    numbers = (re.fullmatch(r"epoch-(\d{4,18})\.pt", name) for name in names)
     epochs = sorted({int(number[1]) for number in numbers if number})
     return [path for path in (epoch_file(folder, e) for e in epochs) if os.path.lexists(path)]
 

@@ -205,11 +205,14 @@ class Run:
         checkpoint.save(self.folder / checkpoint.LATEST, self._checkpoint())
 
     def rank(self, accuracy: float) -> None:
-        """Ends the epoch with its validation accuracy. Of equal epochs the earlier is better."""
+        """Ends the epoch with its validation accuracy. Of equal epochs the earlier is better, and
+        those are equal that rounding alone tells apart: a mean depends on which task has what.
+        """
         self.epoch += 1
         self.whole = Meter()
         ranked = sorted(
-            [*self.best, [self.epoch, accuracy]], key=lambda entry: (-entry[1], entry[0])
+            [*self.best, [self.epoch, accuracy]],
+            key=lambda entry: (-float(f"{entry[1]:.12g}"), entry[0]),
         )
         self.best, fallen = ranked[: self.cfg.ensemble], ranked[self.cfg.ensemble :]
         self.fallen = [epoch for epoch, _ in fallen]
