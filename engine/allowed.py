@@ -37,9 +37,10 @@ _SIZES |= {"image_size": 2**13}
 _TYPES = {"int": int, "float": float, "bool": bool, "str": str, "str | None": str}
 
 
-def check(name: str, value: Any, allowed: tuple | str | None) -> None:
-    """Raises UserError when the field ``name`` may not have the value; ``allowed`` as of _flag."""
-    words = flag(name)
+def check(name: str, value: Any, allowed: tuple | str | None, words: str | None = None) -> None:
+    """Raises UserError when the field ``name`` may not have the value; ``allowed`` as of _flag.
+    ``words`` say what it is, if no flag."""
+    words = words or flag(name)
     if allowed == PATH:
         check_path(words, value)
         return

@@ -78,12 +78,14 @@ def fit(
 
     tasks, val, test: `Tasks`, anything with `episode(i)`, or a function of i, so that an episode
         can be made again; all have as many tasks as episode 0. Without test the result is of val,
-        which chose the best: no test, and called val. `Tasks` of
+        which chose the best: no test, and called val. `eval_tasks` of val and of test are taken,
+        whatever a length of theirs. `Tasks` of
         arrays or pictures are made ahead by another thread; what runs code of your own is not,
         unless `prefetch` says so: both would draw from torch's one generator.
     metric: "accuracy", or "loss", of which less is better.
     name: of the data. A run continues with the same network, name, tasks, loss and settings alone;
-        tasks are compared by episode 0, a loss by its value on a fixed output.
+        tasks are compared by episode 0, a network by its answer to it with fixed parameters, a loss
+        by its value on a fixed output.
     settings: of `engine.train`, those in `engine.fitting.SETTINGS`; others by the preset.
 
     Raises UserError when a setting is not allowed, or the folder holds another run, and
@@ -246,6 +248,11 @@ class _Own:
         task = self.first.slice(0, 1)
         with evaluating(self.learner):
             answer = self._answers(cfg, self.state(), task, 0)
+            model, waves = self.own_model, self._waves()
+            if isinstance(model, Module) and found["tasks"] and not model.writes:
+                found[fingerprints.NETWORK] = fingerprints.of_call(
+                    lambda: self._answers(cfg, waves, task, 0)
+                )
         (output,), (y,) = each(answer), each(task.target_y)
         if self.metric == "accuracy":
             require_several(output)
@@ -258,17 +265,39 @@ class _Own:
             )
         return {n: value for n, value in found.items() if value is not None}
 
+    def _waves(self) -> State:
+        """Parameters that are the same wherever it is made, and no inner step changes."""
+        state = self.state()
+        theta, norm = (
+            (fingerprints.wave_like(p) / 10).to(p.device, p.dtype) for p in state.params[:2]
+        )
+        params = Params(theta, norm, torch.zeros_like(state.params.rates))
+        mean, var = state.running
+        return state._replace(
+            params=params, running=Moments(torch.zeros_like(mean), torch.ones_like(var))
+        )
+
     def look_at_module(self) -> None:
-        """Raises UserError of hooks; of buffers that a pass writes a line is said."""
+        """Raises UserError of hooks; of what a continued run would lack a line is said."""
         model = self.own_model
         if not isinstance(model, Module):
             return
         require_unhooked(model.module)
         with model.during(self.first.slice(0, 1), False):  # looks at it in training mode
-            if model.writes:
+            unsaved = {
+                "the module writes to buffers other than batch norm's": model.writes,
+                f"passes of the module change its {', '.join(model.counts)}": model.counts,
+                "the loss writes to buffers of its own": model.loss_writes,
+            }
+            for what in (what for what, found in unsaved.items() if found):
                 say(
-                    "the module writes to buffers other than batch norm's, which no checkpoint "
-                    "has: a run that is continued, and the best epoch, lack what they were"
+                    f"{what}, which no checkpoint has: a run that is continued, and the best "
+                    "epoch, lack what they were"
+                )
+            if model.foreign:
+                say(
+                    "the module draws random numbers of other generators than torch's: the same "
+                    "call gives another run, and one that is continued is not one without a stop"
                 )
 
     def seen(self, before: object) -> None:

@@ -13,6 +13,7 @@ differentiated twice behind their back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -64,7 +65,8 @@ class Learner(nn.Module):
         the "body" (BOIL), or a test of parameters' names.
     norm: rows of gains and biases of batch norm, "per-step" (BNWB) or "shared": `learner.norm` has
         them, and `adapt(x, y).module()`, but not the module that was given, whose own stay.
-    norm_statistics: what normalises in `adapt` and `evaluate`: the "batch", or "running" ones.
+    norm_statistics: what normalises in `adapt` and `evaluate`: the "batch", or "running" ones,
+        averaged by a momentum of 0.1 whatever the norms' own is.
     memory: "fast" keeps the graphs of the support passes, "low" makes one anew when its turn comes
         (and `fit` leaves the C allocator as it is).
     vectorize: tasks by vmap: True, False, so many at once, or "auto", for tiny networks and on a
@@ -92,7 +94,7 @@ class Learner(nn.Module):
     ):
         super().__init__()
         _check_steps(steps)
-        _check("rate", rate, isinstance(rate, int | float) and rate > 0, "a number > 0")
+        _check("rate", rate, _is_rate(rate), "a number > 0")
         _check("loss", loss, callable(loss), "a function of (output, y)")
         if not isinstance(module, nn.Module | Backbone | ResNet12):
             raise UserError(
@@ -120,7 +122,7 @@ class Learner(nn.Module):
             self.theta = nn.Parameter(start.theta)
         else:
             self.model = Module(module, loss, adapt=adapt, memory=memory, vectorize=vectorize)
-            self.module = module
+            self.module, self.training = module, module.training
             start = self._values(rows, rate)
             self._rows_of: dict[int, tuple[int, Tensor]] = {}  # version and value of each of these
             if isinstance(loss, nn.Module):
@@ -194,6 +196,8 @@ class Learner(nn.Module):
     def _load_from_state_dict(self, *args: Any) -> None:
         self._forget_rows()
         super()._load_from_state_dict(*args)
+        if not self._fused:  # the rows may be another tensor now
+            self.model.norms.stand_in(self.norm, self.model.affine)
 
     def _forget_rows(self) -> None:
         if not self._fused:
@@ -315,6 +319,8 @@ class Learner(nn.Module):
             )
         if isinstance(tasks, Episode):
             raise UserError("tasks are one Episode: give a list of some, or Tasks")
+        several = hasattr(tasks, "__iter__") or hasattr(tasks, "__getitem__")
+        _check("tasks", tasks, several, "a list of episodes, or Tasks")
         if isinstance(tasks, Tasks) and tasks.length is None:
             raise UserError("tasks do not end: give Tasks a length, the number of their episodes")
         found = []
@@ -369,8 +375,12 @@ def _check_constant(**fields: Any) -> None:
             )
 
 
+def _is_rate(rate: Any) -> bool:
+    return isinstance(rate, int | float) and type(rate) is not bool and 0 < rate < math.inf
+
+
 def _check_steps(steps: Any) -> None:
-    _check("steps", steps, isinstance(steps, int) and steps >= 1, "a number >= 1")
+    _check("steps", steps, type(steps) is int and steps >= 1, "a number >= 1")
 
 
 def _check(name: str, value: Any, allowed: bool, words: str) -> None:

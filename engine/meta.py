@@ -20,9 +20,11 @@ from engine.methods import beside, rates
 from engine.methods.loops import loop
 from engine.models import buffers, network
 from engine.models.interface import Model, Moments, Params
+from engine.models.module import Module
 from engine.runtime import ranks
 from engine.runtime.replay import Replays
 from engine.runtime.workers import over_blocks
+from engine.scores import classes_last, ignored
 from kernels.branch import Branch
 
 
@@ -197,7 +199,8 @@ def task_rows(
     )
     with kernels.only_kernels():
         found = unroll.together(parts)
-        return Rows(found, hits(found.logits, episode.target_y).to(found.loss))
+        padding = ignored(model.criterion) if isinstance(model, Module) else None
+        return Rows(found, hits(found.logits, episode.target_y, padding).to(found.loss))
 
 
 def summed(rows: Rows, cfg: Config, model: Model | None = None) -> unroll.MetaGradient:
@@ -243,15 +246,21 @@ def measure(
     return measured
 
 
-def hits(logits: Values, labels: Values) -> Tensor:  # [T]
-    """The share of right answers in each task; 0 where these are no classes."""
+def hits(logits: Values, labels: Values, padding: int | None = None) -> Tensor:  # [T]
+    """The share of right answers in each task, but of labels that are `padding`; 0 where these are
+    no classes.
+    """
     if isinstance(logits, list):
         tasks = zip(logits, each(labels), strict=True)
-        return torch.cat([hits(_alone(answers), _alone(y)) for answers, y in tasks])
+        return torch.cat([hits(_alone(answers), _alone(y), padding) for answers, y in tasks])
     tensors = isinstance(logits, Tensor) and isinstance(labels, Tensor)
-    if not tensors or labels.is_floating_point() or logits.shape[:-1] != labels.shape:
+    if not tensors or labels.is_floating_point() or not classes_last(logits, labels, 1):
         return torch.zeros(count(labels))
-    return (logits.argmax(-1) == labels).flatten(1).mean(1, dtype=logits.dtype)
+    right = (logits.argmax(-1) == labels).flatten(1)
+    if padding is None:
+        return right.mean(1, dtype=logits.dtype)
+    known = (labels != padding).flatten(1)
+    return (right & known).sum(1, dtype=logits.dtype) / known.sum(1).clamp(min=1)
 
 
 def _alone(values: Values) -> Values:

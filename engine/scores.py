@@ -38,11 +38,27 @@ def score(per_task: Tensor) -> Score:  # [tasks]
     return Score(per_task.mean().item(), interval, n)
 
 
+def ignored(loss: Any) -> int:
+    """The label that the loss leaves out: what pads a set."""
+    while isinstance(loss, partial):
+        if "ignore_index" in loss.keywords:
+            return loss.keywords["ignore_index"]
+        loss = loss.func
+    found = getattr(loss, "ignore_index", None)
+    return found if type(found) is int else IGNORED
+
+
+def classes_last(outputs: Tensor, y: Tensor, before: int = 0) -> bool:
+    """Whether outputs are y's shape and an axis of classes behind it. Not where that may as well be
+    the axis behind the samples', the first but `before`, as torch's own losses have it.
+    """
+    shape, at = outputs.shape, before + 1
+    return shape[:-1] == y.shape and (y.dim() == at or shape[:at] + shape[at + 1 :] != y.shape)
+
+
 def measured(predictions: Values, y: Values, metric: Any, loss: Callable) -> list[float]:
     """The metric of every task: a function of (predictions, y), or one of METRICS."""
-    ignored = getattr(loss, "ignore_index", None)
-    ignored = ignored if type(ignored) is int else IGNORED
-    known = {"accuracy": partial(_accuracy, ignored=ignored), "loss": loss}
+    known = {"accuracy": partial(_accuracy, padding=ignored(loss)), "loss": loss}
     function = known.get(metric) if type(metric) is str else metric
     found = [float(function(p, t)) for p, t in zip(each(predictions), each(y), strict=True)]
     if metric == "loss" and not all(map(math.isfinite, found)):
@@ -68,18 +84,18 @@ def require_several(predictions: Any) -> None:
         )
 
 
-def _accuracy(predictions: Any, y: Any, ignored: int = IGNORED) -> Tensor:  # [M, ways], [M]
+def _accuracy(predictions: Any, y: Any, padding: int = IGNORED) -> Tensor:  # [M, ways], [M]
     require_classes(y)
-    if not isinstance(predictions, Tensor) or predictions.shape[:-1] != y.shape:
+    if not isinstance(predictions, Tensor) or not classes_last(predictions, y):
         raise UserError(
             f"accuracy is of outputs [samples, classes] and y [samples], and the network answers "
             f"{shown(predictions)} where y is {shown(y)}: give another metric"
         )
     require_several(predictions)
-    known = y != ignored  # by the loss: what pads a set
+    known = y != padding
     if not known.any():
         raise UserError(
-            f"all labels of a task are {ignored}, which the loss ignores: give some more"
+            f"all labels of a task are {padding}, which the loss ignores: give some more"
         )
     if not predictions.amax(-1).isfinite().all():  # argmax would take the first class
         raise NotFinite(f"a task's outputs are NaN or infinite: {_ASTRAY}")

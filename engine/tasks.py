@@ -47,10 +47,14 @@ class Tasks:
         channels: int = 3,
         split_ratio: str | None = None,
     ):
-        check_type("tasks", tasks, "int")
-        check("tasks", tasks, ">= 1")
-        self.tasks, self.length = tasks, length
         task = {"ways": ways, "shots": shots, "targets": targets, "seed": seed}
+        for name, value in (task | {"tasks": tasks}).items():
+            check_type(name, value, "int")
+            least = {"ways": ">= 2", "seed": ">= 0"}.get(name, ">= 1")
+            check(name, value, least, name)
+        if length is not None and not (type(length) is int and length >= 1):
+            raise UserError(f"length is {length!r}: give a number of episodes >= 1, or None")
+        self.tasks, self.length = tasks, length
         self._samples, self._ways = (shots, targets), ways
         self._dataset = None
         if isinstance(data, str | Path):
@@ -172,7 +176,10 @@ def refuse_missing(labels: np.ndarray) -> None:
 def _by_class(labels: np.ndarray) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     """Names of the classes, the samples' places class by class, and where each class begins."""
     refuse_missing(labels)
-    names, codes = np.unique(labels, return_inverse=True)
+    try:
+        names, codes = np.unique(labels, return_inverse=True)
+    except TypeError:
+        raise UserError("y has labels that cannot be sorted: give labels of one kind") from None
     order = np.argsort(codes, kind="stable")
     starts = np.concatenate([[0], np.bincount(codes, minlength=len(names)).cumsum()])
     return tuple(map(str, names)), order, starts.astype(np.int64)

@@ -90,6 +90,8 @@ def check_lengths(name_x: str, x: Any, name_y: str, y: Any, axis: int) -> None:
             f"{name_x} has {x.shape[axis]} samples a task and {name_y} {y.shape[axis]}: give each "
             "sample its own y"
         )
+    if isinstance(y, Tensor) and not y.shape[axis]:
+        raise UserError(f"{name_y} has no samples: give a task one or more")
 
 
 def check_images(model: Any, like: Tensor, **fields: Values) -> None:

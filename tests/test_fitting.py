@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import random
 import threading
 
 import pytest
@@ -208,6 +209,70 @@ def test_what_another_run_or_setting_says(tmp_path):
     with pytest.raises(UserError, match="tasks are a list: give Tasks"):
         engine.fit(mlp(), [waves(0)], val=waves, run=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+class Features(nn.Module):
+    """Of sines at points that no learner learns."""
+
+    def __init__(self, seed: int = 0, act=torch.tanh):
+        super().__init__()
+        points = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("points", points)
+        torch.manual_seed(0)
+        self.out, self.act, self.calls = nn.Linear(16, 1), act, 0
+
+    def forward(self, x):
+        return self.out(self.act(x @ self.points))
+
+
+def test_a_run_goes_on_with_its_own_network_alone(tmp_path):
+    def again(net: nn.Module, epochs: int = 3) -> engine.fitting.Run:
+        return fitted(Learner(net, F.mse_loss, steps=2), tmp_path / "run", epochs=epochs)
+
+    again(Features())
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    for other in (Features(1), Features(0, torch.relu)):
+        with pytest.raises(UserError, match="is of a run with another network, by its values on"):
+            again(other, 4)
+    with pytest.raises(UserError, match="name, metric, steps, parameters or frozen weights are"):
+        again(nn.Linear(1, 1), 4)
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+    trained = Features()
+    trained.out.weight.data.mul_(3)  # what is learned is the run's
+    assert again(trained, 4).epoch == 4
+
+
+class Counting(Features):
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class Noisy(Features):
+    def forward(self, x):
+        return super().forward(x) + random.random()
+
+
+class Scaling(nn.MSELoss):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, output, y):
+        self.seen += 1
+        return super().forward(output, y)
+
+
+@pytest.mark.parametrize(("net", "loss", "line"), [
+    (Features, nn.MSELoss, None),
+    (Counting, nn.MSELoss, "passes of the module change its calls, which no checkpoint has"),
+    (Noisy, nn.MSELoss, "the module draws random numbers of other generators than torch's"),
+    (Features, Scaling, "the loss writes to buffers of its own, which no checkpoint has"),
+])  # fmt: skip
+def test_what_a_continued_run_would_lack_is_said(net, loss, line, tmp_path, capfd):
+    fitted(Learner(net(), loss(), steps=2), tmp_path / "run", epochs=1, iterations=1)
+    said = [text for text in capfd.readouterr().out.splitlines() if "that is continued" in text]
+    assert len(said) == (line is not None) and all(line in text for text in said)
 
 
 def test_a_run_goes_on_with_its_own_tasks_and_loss_alone(tmp_path):

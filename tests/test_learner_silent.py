@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import engine
-from engine import meta, unroll
+from engine import meta, scores, unroll
 from engine.adapted import evaluating
 from engine.errors import UserError
 from engine.models.interface import Params
@@ -464,6 +465,109 @@ def test_a_head_that_is_tied_is_not_taken_for_another(adapt):
     with pytest.raises(UserError, match="out.weight, of the last layer, is tied to another"):
         learner(Tied(), adapt=adapt)
     assert set(learner(Tied(), adapt=lambda n: "out" in n).model.shapes) == {"out.bias"}
+
+
+class Outputs(nn.Module):
+    """Of each sample one for each class and place, the classes on axis 1, as torch has them."""
+
+    def __init__(self, places: int):
+        super().__init__()
+        self.out, self.places = nn.Linear(3, 2 * places), places
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x).unflatten(1, (2, self.places))
+
+
+@pytest.mark.parametrize("places", [2, 4])
+def test_classes_before_places_are_not_taken_for_places(places):
+    given = episode()
+    y = given.support_y.unsqueeze(-1).repeat(1, 1, places)
+    given = engine.Episode(given.support_x, y, given.target_x, y)
+    made = learner(Outputs(places).double())
+    with pytest.raises(UserError, match="accuracy is of outputs .samples, classes. and y"):
+        made.evaluate([given])
+    outputs = torch.randn(2, 6, 2, places)
+    assert not meta.hits(outputs, y).any()
+    by_place = outputs.mT.repeat(1, 1, 2, 1)  # [tasks, samples, 2 · places, classes]
+    assert meta.hits(by_place, by_place.argmax(-1)).all()
+
+
+def test_what_the_loss_leaves_out_counts_nowhere():
+    logits, y = torch.eye(3)[None] * 5, torch.tensor([[0, 1, 0]])
+    losses = nn.CrossEntropyLoss(ignore_index=0), partial(F.cross_entropy, ignore_index=0)
+    for loss in (*losses, partial(losses[1])):
+        assert scores.measured(logits, y, "accuracy", loss) == [1.0]
+        assert meta.hits(logits, y, scores.ignored(loss)).tolist() == [1.0]
+    padded = torch.tensor([[0, 1, -100]])
+    assert meta.hits(logits, padded, scores.ignored(F.cross_entropy)).tolist() == [1.0]
+    assert meta.hits(logits, torch.full((1, 3), -100), -100).tolist() == [0.0]
+
+
+def test_dropout_that_no_layer_shows_is_drawn_again():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cfg = SimpleNamespace(p=0.0)
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.dropout(torch.tanh(self.a(x)), self.cfg.p, self.training))
+
+    found = []
+    for memory in ("fast", "low"):
+        torch.manual_seed(0)
+        net = Late().double()
+        made = learner(net, memory=memory, vectorize=False, rate=0.5)
+        made(episode(), WEIGHTS)
+        net.cfg.p = 0.5
+        torch.manual_seed(5)
+        made(episode(), WEIGHTS).loss.backward()
+        found.append(net.a.weight.grad)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
+def test_a_loss_that_is_linear_has_no_second_derivative():
+    net = nn.Linear(3, 1).double()
+    made, given = learner(net, loss=lambda output, y: output.mean()), episode()
+    made(given, WEIGHTS).loss.backward()
+    second, net.weight.grad = net.weight.grad, None
+    made(given, WEIGHTS, order=1).loss.backward()
+    assert second.any() and torch.equal(second, net.weight.grad)
+
+
+def test_a_module_in_evaluation_mode_makes_a_learner_in_that_mode():
+    net, given = normed().eval(), episode()
+    before = net[1].running_mean.clone()
+    made = learner(net)
+    made(given, WEIGHTS)
+    assert not made.training and torch.equal(made.running_mean[0], before)
+    made.train()(given, WEIGHTS)
+    assert net[1].training and not torch.equal(made.running_mean[0], before)
+
+
+def test_what_would_adapt_to_nothing_or_by_no_number_is_refused():
+    made, given = learner(mlp()), episode()
+    x, y = given.support_x[0], given.support_y[0]
+    with pytest.raises(UserError, match="y has no samples: give a task one or more"):
+        made.adapt(x[:0], y[:0])
+    with pytest.raises(UserError, match="support_y has no samples"):
+        none = given.support_x[:, :0], given.support_y[:, :0]
+        made(engine.Episode(*none, given.target_x, given.target_y))
+    for rate in (float("inf"), True, 0):
+        with pytest.raises(UserError, match=f"rate is {rate}: give a number > 0"):
+            learner(mlp(), rate=rate)
+    with pytest.raises(UserError, match="steps is True: give a number >= 1"):
+        made.adapt(x, y, steps=True)
+    with pytest.raises(UserError, match="tasks is 3: give a list of episodes, or Tasks"):
+        made.evaluate(3)
+
+
+def test_rows_that_were_loaded_by_assignment_are_those_of_another_learner_too():
+    made = learner(normed())
+    given = {name: value.clone() for name, value in made.state_dict().items()}
+    given["norm"] += 1
+    made.load_state_dict(given, assign=True)
+    assert torch.equal(learner(made.module).norm[-1], given["norm"][-1])
 
 
 def test_answers_in_several_threads_leave_the_learner_in_its_mode():

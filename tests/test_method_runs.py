@@ -24,7 +24,7 @@ from engine.runs.learned import learned_from
 from engine.runtime.ranks import Alone
 from engine.settings import resolve
 from engine.show import parameters, settings
-from tests.tiny import flags, one_line, same
+from tests.tiny import flags, one_line, same, without_rate
 
 NAMES = [name for name in METHODS if name != "maml++"]
 # By the names of their folders: method, and what it is trained with.
@@ -278,7 +278,7 @@ def test_weights_for_other_ways_are_taken_whole_where_they_fit(
     )
     assert train.main(first) == 0
     still = ["--lr", "1e-9", "--min-lr", "1e-9"]
-    assert train.main([*second, "--init", str(tmp_path / "0"), *still]) == 0
+    assert train.main([*without_rate(second), "--init", str(tmp_path / "0"), *still]) == 0
     out = capsys.readouterr().out
     assert f"inner rates and running statistics, {kept}" in out
     a, b = (
@@ -338,7 +338,8 @@ def test_another_number_of_classes_starts_from_its_weights(run, images, capfd):
         pytest.skip("its classifiers lie among its other weights: refused, tested above")
     more = "--ways 2 --epochs 1 --iterations 1 --lr 1e-12 --min-lr 1e-12".split()
     new = folder.parent / f"{folder.name}-of-two"
-    assert train.main([*argv, *more, "--init", str(folder), "--run", str(new)]) == 0
+    began = argv if METHODS[name].by_rate else without_rate(argv)
+    assert train.main([*began, *more, "--init", str(folder), "--run", str(new)]) == 0
     best = json.loads((folder / "result.json").read_text())["best"]["epoch"]
     old = torch.load(folder / f"epoch-{best:04d}.pt", weights_only=True)["state"]["params"]
     params = torch.load(new / "latest.pt", weights_only=True)["state"]["params"]

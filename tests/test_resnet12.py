@@ -24,7 +24,7 @@ from engine.runtime.machine import machine
 from engine.runtime.workers import over_blocks
 from kernels import reference
 from tests.ops import assert_close, randn
-from tests.tiny import flags
+from tests.tiny import flags, without_rate
 
 BACKEND = pytest.mark.parametrize("backend", ["plain", "auto"])
 ORDER = pytest.mark.parametrize("second_order", [True, False], ids=["second", "first"])
@@ -274,7 +274,8 @@ def test_a_checkpoint_has_the_widths_and_the_slope(run, argv, capsys):
     assert "widths: 4,6,8,10 -> 4,6,8,12" in capsys.readouterr().err
     assert train.main([*argv, "--negative-slope", "0.1"]) == 2
     assert "negative_slope: 0.2 -> 0.1" in capsys.readouterr().err
-    argv = [*argv, "--run", str(run.parent / "new"), "--init", str(run), "--widths", "4,6,8,12"]
+    other = ["--run", str(run.parent / "new"), "--init", str(run), "--widths", "4,6,8,12"]
+    argv = without_rate(argv) + other
     assert train.main(argv) == 2
     assert "of another network (widths: 4,6,8,10 -> 4,6,8,12)" in capsys.readouterr().err
 

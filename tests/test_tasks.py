@@ -127,12 +127,22 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path):
     for y in (["a", None, "b", "b"], [0, float("nan"), 1, 1], np.array([1, np.nan, 2, 2])):
         with pytest.raises(UserError, match="label 1 is (None|nan): give each sample one"):
             Tasks((x, y), **many)
-    for tasks, words in (
-        (0, "tasks is 0: give a number >= 1"),
-        (2.5, "tasks is 2.5, of type float"),
+    for name, value, words in (
+        ("tasks", 0, "^tasks is 0: give a number >= 1"),
+        ("tasks", 2.5, "tasks is 2.5, of type float"),
+        ("ways", 1, "^ways is 1: give a number >= 2"),
+        ("ways", 2.0, "ways is 2.0, of type float"),
+        ("shots", "1", "shots is '1', of type str"),
+        ("targets", 0, "^targets is 0: give a number >= 1"),
+        ("seed", -1, "^seed is -1: give a number >= 0"),
+        ("seed", 2**70, "^seed is 1180591620717411303424: give a number up to"),
+        ("length", -1, "length is -1: give a number of episodes"),
+        ("length", 1.5, "length is 1.5: give a number of episodes"),
     ):
         with pytest.raises(UserError, match=words):
-            Tasks((x, [0, 0, 1, 1]), tasks=tasks, **many)
+            Tasks((x, [0, 0, 1, 1]), **many | {name: value})
+    with pytest.raises(UserError, match="y has labels that cannot be sorted: give labels of one"):
+        Tasks((x, np.array(["a", "a", 1, 1], dtype=object)), **many)
     drawn = Tasks((x, torch.tensor([0.0, 0, 1, 1], requires_grad=True)), **many)
     with pytest.raises(UserError, match="episode -1: they are counted from 0"):
         drawn.episode(-1)

@@ -46,7 +46,16 @@ def flags(images: Path, run: Path, *more: object) -> list[str]:
     method = METHODS[more[more.index("--method") + 1]] if "--method" in more else METHODS["maml++"]
     rate = () if "inner_rate" in method.ignored({}) else RATE
     places = {"--data": images, "--cache": images.parent / "cache", "--run": run}
-    return [*FLAGS, *rate, *(str(word) for place in places.items() for word in place), *more]
+    argv = [*FLAGS, *rate, *(str(word) for place in places.items() for word in place), *more]
+    return without_rate(argv) if "--init" in more and not method.by_rate else argv
+
+
+def without_rate(argv: list[str]) -> list[str]:
+    """For a run that takes the rates of other weights."""
+    if "--inner-rate" not in argv:
+        return argv
+    i = argv.index("--inner-rate")
+    return without_rate(argv[:i] + argv[i + 2 :])
 
 
 def environment() -> dict[str, str]:

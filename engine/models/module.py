@@ -136,6 +136,22 @@ class Module:
         return self._found.writes
 
     @property
+    def foreign(self) -> bool:
+        """Whether a pass draws random numbers of other generators than torch's."""
+        return self._found.foreign
+
+    @property
+    def loss_writes(self) -> bool:
+        return self._loss_writes
+
+    @property
+    def counts(self) -> list[str]:
+        """Numbers among the module's attributes that passes set."""
+        parts = [*self.module.modules()]
+        found = ((vars(parts[i]).get(name), name) for i, name in self._skeleton.set_by_passes)
+        return sorted({name for value, name in found if isinstance(value, int | float)})
+
+    @property
     def repeats(self) -> bool:
         """Whether a pass done again is the same, and changes nothing."""
         return not (self._found.foreign or self._found.writes)

@@ -43,7 +43,8 @@ class Batch:
 
     def loss_and_gradient(self, theta, row, labels, statistics=None, keep=False):
         graph = keep and self.model.memory == "fast"
-        again = keep and not graph and self.model.random
+        # It may draw in the pass to come though it never did; a capture gives no state of a GPU's.
+        again = keep and not graph and (self.model.random or not theta.is_cuda)
         state = random_state(theta) if again else None
         point = _Point(self, theta, row, labels, _plain(statistics), state)
         (loss, output, moments), leaves, gradients = point.differentiated(twice=graph)
@@ -61,6 +62,8 @@ class _Graph:
 
     def tangent(self, direction: Tensor) -> tuple[Tensor, Tensor]:
         """The Hessian is symmetric: the product with it is the gradient's pullback."""
+        if not self.gradients[0].requires_grad:  # of a loss that is linear in all of them
+            return tuple(map(torch.zeros_like, self.leaves))
         along = direction.clone()  # not of inference mode
         with _recording(composed=True):
             return torch.autograd.grad(

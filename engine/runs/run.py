@@ -139,10 +139,14 @@ class Run:
         cls, cfg: Config, folder: Path, problem: Problem, saved: Checkpoint, device: torch.device
     ) -> Run:
         if saved.data_identity != problem.identity:
-            raise UserError(
-                f"{folder} was trained on {saved.data_name} ({saved.data_identity:.12}), the "
-                f"data now is {problem.name} ({problem.identity:.12}); {_CURE}"
-            )
+            trained = f"{folder} was trained on {saved.data_name} ({saved.data_identity:.12}), "
+            now = f"the data now is {problem.name} ({problem.identity:.12})"
+            if problem.own_model is not None:  # whose tasks have fingerprints
+                now = (
+                    f"and name, metric, steps, parameters or frozen weights are others now: "
+                    f"{problem.name} ({problem.identity:.12})"
+                )
+            raise UserError(f"{trained}{now}; {_CURE}")
         if began := otherwise(cfg.init, folder, saved.origin):
             raise UserError(
                 f"--init is {cfg.init}, and {folder} is of a run that began {began}: leave it out "
@@ -150,7 +154,7 @@ class Run:
             )
         known, before = problem.fingerprints, saved.fingerprints
         for name in before:
-            if not alike(before[name], known.get(name, [])):
+            if not alike(before[name], known.get(name, []), name):
                 raise UserError(
                     f"{folder} is of a run with another {name}, by its values on episode 0: give "
                     f"the same, {_CURE}"
