@@ -144,23 +144,26 @@ class at_step:
                 f"kernels.nn.PerStepBatchNorm1d or 2d"
             )
         _check_step("at_step", step)
-        self._step, self._there = step, False
+        self._step, self._entered = step, False
+        self._before = [self._steps()]  # of each entry, the first that of the call
         self._go()
 
+    def _steps(self) -> list[int]:
+        return [m.step for m in self._norms]
+
     def _go(self) -> None:
-        if not self._there:
-            self._before = [m.step for m in self._norms]
-            self._there = True
         for m in self._norms:
             m.step = self._step
 
     def __enter__(self) -> None:
+        if self._entered:
+            self._before.append(self._steps())
+        self._entered = True
         self._go()
 
     def __exit__(self, *_) -> None:
-        for m, step in zip(self._norms, self._before, strict=True):
+        for m, step in zip(self._norms, self._before.pop(), strict=True):
             m.step = step
-        self._there = False
 
 
 class LSLR(nn.Module):
@@ -233,11 +236,12 @@ class LSLR(nn.Module):
         the names were has the order that it had.
         """
         extra, rates = f"{prefix}_extra_state", f"{prefix}rates"
-        names, own = self.names, [*map(_unwrapped, self.names)]
+        names = theirs = own = [*self.names]
         if extra in state_dict:
-            names = bytes(state_dict[extra].tolist()).decode().split("\n")
-        theirs = [*map(_unwrapped, names)]
+            names = theirs = bytes(state_dict[extra].tolist()).decode().split("\n")
         if sorted(theirs) != sorted(own):
+            theirs, own = [*map(_unwrapped, names)], [*map(_unwrapped, own)]
+        if sorted(theirs) != sorted(own) or len({*own}) < len(own):
             errors.append(
                 f"{prefix}LSLR: the rates are of {', '.join(names)}, here they are of "
                 f"{', '.join(self.names)}"

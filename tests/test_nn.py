@@ -425,7 +425,13 @@ def test_a_with_of_at_step_can_be_entered_again() -> None:
         assert model[0].step == 2
     at_step(model, 1)
     with second:
+        with at_step(model, 3), second:
+            assert model[0].step == 2
         assert model[0].step == 2
+        with at_step(model, 3):
+            with second:
+                assert model[0].step == 2
+            assert model[0].step == 3
     assert model[0].step == 1
 
 
@@ -447,3 +453,15 @@ def test_rates_are_loaded_by_the_names_of_their_tensors() -> None:
         other.load_state_dict(saved.state_dict() | {"rates": torch.ones(2, 2)})
     older = {"rates": saved.rates.data}  # without names
     assert other.load_state_dict(older) and torch.equal(other.rates, saved.rates)
+
+
+def test_names_that_a_wrapper_might_have_made_are_themselves_first() -> None:
+    t = torch.ones(2)
+    saved = LSLR({"weight": t, "module.weight": t}, 1, 0.0)
+    saved.rates.data = torch.tensor([[0.1, 0.2]])
+    other = LSLR({"module.weight": t, "weight": t}, 1, 0.0)
+    other.load_state_dict(saved.state_dict())
+    assert torch.equal(other.rates, torch.tensor([[0.2, 0.1]]))
+    both = LSLR({"module.weight": t, "_orig_mod.weight": t}, 1, 0.0)
+    with pytest.raises(RuntimeError, match="the rates are of weight, module.weight, here they are"):
+        both.load_state_dict(saved.state_dict())
