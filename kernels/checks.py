@@ -3,6 +3,8 @@ errors.
 """
 
 import math
+import numbers
+import operator
 from collections.abc import Collection
 from functools import cache
 from typing import Any
@@ -48,6 +50,22 @@ def tensors(op: str, **operands: Any) -> None:
     for name, value in operands.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def integer(value: Any) -> int | None:
+    """The int that it is, of whichever library, or None; a bool is none."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, torch.SymInt)):  # of a trace, as it is
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, torch.SymInt, torch.SymFloat, numbers.Real))
 
 
 def dense(op: str, name: str, tensor: Tensor) -> None:

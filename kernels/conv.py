@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-from kernels import autocast, dispatch, library
+from kernels import autocast, checks, dispatch, library
 from kernels.batched import Batched, as_it_is, hold, padded
 from kernels.plain.layout import total
 from kernels.tensors import check_alike
@@ -30,6 +30,7 @@ def task_conv2d(
     Raises ValueError for shapes, dtypes or devices that do not fit, BackendError where no backend
     runs.
     """
+    checks.tensors("task_conv2d", x=x, weight=weight)
     if autocast.anywhere():
         x, weight = autocast.lowered(x, weight)
     if x.dim() != 5 or weight.dim() != 5:
@@ -48,9 +49,8 @@ def task_conv2d(
                 f"task_conv2d: {name} is empty, {list(tensor.shape)}; every axis needs at least "
                 f"one entry"
             )
-    for name, value, least in (("stride", stride, 1), ("padding", padding, 0)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"task_conv2d: {name} must be an int ≥ {least}, got {value!r}")
+    stride = _checked("stride", stride, 1)
+    padding = _checked("padding", padding, 0)
     padded_sides = [side + 2 * padding for side in x.shape[3:]]
     if any(k > side for k, side in zip(weight.shape[3:], padded_sides, strict=True)):
         raise ValueError(
@@ -61,6 +61,13 @@ def task_conv2d(
     if library.traced(x, weight):
         return library.op(_Call.name)(x, weight, stride, padding)
     return _Value.start(_call(x, weight, stride, padding), x, weight)[0]
+
+
+def _checked(name: str, value: int, least: int) -> int:
+    found = checks.integer(value)
+    if found is None or found < least:
+        raise ValueError(f"task_conv2d: {name} must be an int ≥ {least}, got {value!r}")
+    return found
 
 
 class _Call:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels import autocast, dispatch, library
+from kernels import autocast, checks, dispatch, library
 from kernels.autograd import Call, Value
 from kernels.tensors import check_alike
 
@@ -23,6 +23,9 @@ def linear_cross_entropy(
     Raises ValueError for shapes, dtypes or devices that do not fit, and for labels outside the
     range where the look is free: on a GPU they are an error of the indexing underneath.
     """
+    checks.tensors(
+        "linear_cross_entropy", features=features, weight=weight, bias=bias, labels=labels
+    )
     if autocast.anywhere():
         features, weight, bias = autocast.widened(features, weight, bias)
     tasks, images, width = features.shape if features.dim() == 3 else (0, 0, 0)
@@ -39,6 +42,7 @@ def linear_cross_entropy(
             f"got {labels.dtype} {list(labels.shape)}"
         )
     check_alike("linear_cross_entropy", features=features, weight=weight, bias=bias)
+    checks.dense("linear_cross_entropy", "labels", labels)
     if labels.device != features.device:
         raise ValueError(
             f"linear_cross_entropy: labels are on {labels.device}, features on {features.device}; "

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from kernels import dispatch, library
+from kernels import checks, dispatch, library
 from kernels.autograd import Call, Value
 from kernels.tensors import check_alike
 
@@ -41,6 +41,7 @@ def per_step_batch_norm(
 
     Raises ValueError for shapes, dtypes or devices that do not fit or a step outside the rows.
     """
+    checks.tensors("per_step_batch_norm", z=z, gain=gain, bias=bias)
     dtype = z.dtype
     if dtype in HALVES:
         # Sums over N·H·W values overflow or drown in half precision.
@@ -54,7 +55,7 @@ def per_step_batch_norm(
         gain, bias = (row[step].expand(tasks, -1) for row in (gain, bias))
     mean = var = None
     if statistics is not None:
-        mean, var = (s.to(z) for s in _checked_statistics(statistics, tasks, z.shape[2]))
+        mean, var = (s.to(z) for s in _checked_statistics(statistics, z))
     operands = z, gain, bias, mean, var
     options = eps, negative_slope, pool
     if library.traced(*operands):
@@ -64,14 +65,26 @@ def per_step_batch_norm(
     return y.to(dtype), mean, var
 
 
-def _checked_statistics(statistics: tuple, tasks: int, channels: int) -> tuple[Tensor, Tensor]:
-    shapes = [list(s.shape) if isinstance(s, Tensor) else s for s in statistics]
+def _checked_statistics(statistics: tuple, z: Tensor) -> tuple[Tensor, Tensor]:
+    tasks, channels = z.shape[0], z.shape[2]
+    try:
+        given = [*statistics]
+    except TypeError:
+        given = [statistics]
+    shapes = [list(s.shape) if isinstance(s, Tensor) else type(s).__name__ for s in given]
     if len(shapes) != 2 or any(s not in ([channels], [tasks, channels]) for s in shapes):
         raise ValueError(
             f"per_step_batch_norm: statistics must be a mean and a variance, [{channels}] or "
             f"[{tasks}, {channels}] each, got {shapes}"
         )
-    return tuple(s.detach().expand(tasks, -1) for s in statistics)
+    for s in given:
+        checks.dense("per_step_batch_norm", "statistics", s)
+        if s.device.type == "meta" != z.device.type:
+            raise ValueError(
+                f"per_step_batch_norm: statistics are on meta, without values, z on {z.device}; "
+                f"make them there"
+            )
+    return tuple(s.detach().expand(tasks, -1) for s in given)
 
 
 def _check(
@@ -94,8 +107,8 @@ def _check(
         )
     _check_step(step, z.shape[0], gain.shape[0])
     for name, number in (("negative_slope", negative_slope), ("eps", eps)):
-        if isinstance(number, Tensor):
-            raise ValueError(f"per_step_batch_norm: {name} must be a number, got a tensor")
+        if not checks.is_number(number):
+            raise ValueError(f"per_step_batch_norm: {name} must be a number, got {number!r}")
     if not 0 <= negative_slope < math.inf:
         raise ValueError(
             f"per_step_batch_norm: negative_slope {negative_slope} is below 0, where the activation"
@@ -104,6 +117,8 @@ def _check(
     if not 0 <= eps < math.inf:
         raise ValueError(f"per_step_batch_norm: eps must be 0 or more, got {eps}")
     check_alike("per_step_batch_norm", z=z, gain=gain, bias=bias)
+    if not isinstance(pool, bool):
+        raise ValueError(f"per_step_batch_norm: pool must be True or False, got {pool!r}")
     if pool and min(z.shape[3:]) < 2:
         raise ValueError(
             f"per_step_batch_norm: pool needs images of at least 2×2, got "
@@ -118,6 +133,7 @@ def _check_step(step: int | Tensor, tasks: int, rows: int) -> None:
                 f"per_step_batch_norm: step must be an int or int64 [{tasks}], one row a "
                 f"task, got {step.dtype} {list(step.shape)}"
             )
+        checks.dense("per_step_batch_norm", "step", step)
         # On a GPU the look would stall the stream, in a trace or a transform there is nothing to
         # see: there the indexing itself is the error.
         seen = library.readable(step)
@@ -126,11 +142,11 @@ def _check_step(step: int | Tensor, tasks: int, rows: int) -> None:
                 f"per_step_batch_norm: steps {step.tolist()} reach outside 0…{rows - 1}, the "
                 f"rows of gain"
             )
-    elif isinstance(step, bool) or not hasattr(step, "__index__"):
+    elif (found := checks.integer(step)) is None:
         raise ValueError(
             f"per_step_batch_norm: step must be an int or int64 [{tasks}], got {step!r}"
         )
-    elif not 0 <= step < rows:
+    elif not 0 <= found < rows:
         raise ValueError(
             f"per_step_batch_norm: step {step} is outside 0…{rows - 1}, the rows of gain"
         )

@@ -4,7 +4,7 @@ segments (LSLR), or of each number (Meta-SGD).
 
 from torch import Tensor
 
-from kernels import autocast, dispatch, library
+from kernels import autocast, checks, dispatch, library
 from kernels.autograd import Call, Value
 from kernels.plain.layout import total
 from kernels.tensors import check_alike
@@ -23,7 +23,13 @@ def lslr_update(
 
     Raises ValueError for shapes, dtypes or devices that do not fit.
     """
-    return _update("lslr_update", theta, grad, rates, tuple(sizes))
+    try:
+        found = tuple(map(checks.integer, sizes))
+    except TypeError:
+        found = (None,)
+    if any(size is None or size < 0 for size in found):
+        raise ValueError(f"lslr_update: sizes must be ints of 0 or more, got {sizes!r}")
+    return _update("lslr_update", theta, grad, rates, found)
 
 
 def elementwise_update(
@@ -44,10 +50,9 @@ def elementwise_update(
 def _update(
     name: str, theta: Tensor, grad: Tensor, rates: Tensor, sizes: tuple[int, ...] | None
 ) -> Tensor:
+    checks.tensors(name, theta=theta, grad=grad, rates=rates)
     if autocast.anywhere():
         theta, grad, rates = autocast.promoted(theta, grad, rates)
-    if min(sizes or (), default=0) < 0:
-        raise ValueError(f"{name}: sizes must be 0 or more, got {list(sizes)}")
     fits = theta.dim() == 2 and theta.shape == grad.shape
     if not fits or (sizes is not None and theta.shape[1] != sum(sizes)):
         wanted = "[T, P]" if sizes is None else f"[T, {sum(sizes)}], the sum of sizes"

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -106,7 +107,7 @@ def elsewhere(*inputs: torch.Tensor) -> object:
         (two_segments, ones((1, 5), (1, 5), (2,)), "the sum of"),
         (two_segments, ones((1, 4), (1, 4), (3,)), "one a segment"),
         (two_segments, ones((0, 4), (0, 4), (2,)), "theta is empty"),
-        (backwards, ones((1, 4), (1, 4), (2,)), r"sizes must be 0 or more, got \[6, -2\]"),
+        (backwards, ones((1, 4), (1, 4), (2,)), r"sizes must be ints of 0 or more, got \(6, -2\)"),
         (kernels.task_conv2d, ones((2, 1, 3, 5, 5), (2, 0, 3, 3, 3)), "weight is empty"),
         (strided(0, 1), ones((1, 1, 2, 4, 4), (1, 1, 2, 3, 3)), "stride must be an int ≥ 1, got 0"),
         (strided(1, -1), ones((1, 1, 2, 4, 4), (1, 1, 2, 3, 3)), "padding must be an int ≥ 0"),
@@ -122,6 +123,85 @@ def elsewhere(*inputs: torch.Tensor) -> object:
 def test_bad_shapes_get_one_clear_error(op, inputs, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         op(*inputs)
+
+
+CONV = ones((1, 1, 2, 4, 4), (1, 1, 2, 3, 3))
+NORM = ones((1, 1, 2, 4, 4), (3, 2), (3, 2))
+HEAD = (*ones((1, 2, 3), (1, 4, 3), (1, 4)), torch.zeros(1, 2, dtype=torch.int64))
+UPDATE = (*ones((1, 4), (1, 4), (2,)), (2, 2))
+MEAN, VAR = ones((2,), (2,))
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "options", "message"),
+    [
+        (kernels.task_conv2d, (CONV[0].numpy(), CONV[1]), {}, "x must be a tensor, got ndarray"),
+        (kernels.task_conv2d, CONV, {"stride": True}, "stride must be an int ≥ 1, got True"),
+        (kernels.task_conv2d, CONV, {"padding": None}, "padding must be an int ≥ 0, got None"),
+        (kernels.per_step_batch_norm, (None, *NORM[1:]), {}, "z must be a tensor, got NoneType"),
+        (kernels.per_step_batch_norm, NORM, {"eps": None}, "eps must be a number, got None"),
+        (kernels.per_step_batch_norm, NORM, {"negative_slope": "a"}, "must be a number, got 'a'"),
+        (kernels.per_step_batch_norm, NORM, {"pool": 2}, "pool must be True or False, got 2"),
+        (kernels.per_step_batch_norm, NORM, {"pool": None}, "pool must be True or False, got None"),
+        (
+            kernels.per_step_batch_norm,
+            NORM,
+            {"step": torch.tensor([1]).to_sparse()},
+            "step must be dense",
+        ),
+        (kernels.per_step_batch_norm, NORM, {"statistics": 5}, r"statistics must be .* \['int'\]"),
+        (
+            kernels.per_step_batch_norm,
+            NORM,
+            {"statistics": (MEAN.numpy(), VAR.numpy())},
+            r"statistics must be .* got \['ndarray', 'ndarray'\]",
+        ),
+        (
+            kernels.per_step_batch_norm,
+            NORM,
+            {"statistics": (MEAN.to_sparse(), VAR)},
+            "statistics must be dense",
+        ),
+        (
+            kernels.per_step_batch_norm,
+            NORM,
+            {"statistics": (MEAN.to("meta"), VAR)},
+            "statistics are on meta, without values",
+        ),
+        (
+            kernels.linear_cross_entropy,
+            (*HEAD[:2], None, HEAD[3]),
+            {},
+            "bias must be a tensor, got NoneType",
+        ),
+        (
+            kernels.linear_cross_entropy,
+            (*HEAD[:3], [[0, 1]]),
+            {},
+            "labels must be a tensor",
+        ),
+        (
+            kernels.linear_cross_entropy,
+            (*HEAD[:3], HEAD[3].to_sparse()),
+            {},
+            "labels must be dense",
+        ),
+        (kernels.lslr_update, (UPDATE[0], None, *UPDATE[2:]), {}, "grad must be a tensor"),
+        (kernels.lslr_update, (*UPDATE[:3], (2.0, 2.0)), {}, r"must be ints .* got \(2.0, 2.0\)"),
+        (kernels.lslr_update, (*UPDATE[:3], 4), {}, "sizes must be ints of 0 or more, got 4"),
+        (kernels.elementwise_update, (*UPDATE[:2], None), {}, "rates must be a tensor"),
+    ],
+)
+def test_operands_of_another_kind_get_one_clear_error(op, inputs, options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        op(*inputs, **options)
+
+
+def test_ints_of_another_library_are_ints() -> None:
+    two = np.int64(2)
+    assert kernels.task_conv2d(*CONV, stride=two, padding=np.int64(1)).shape == (1, 1, 1, 2, 2)
+    assert kernels.per_step_batch_norm(*NORM, two)[0].shape == NORM[0].shape
+    assert kernels.lslr_update(*UPDATE[:3], np.array([2, 2])).shape == UPDATE[0].shape
 
 
 def test_dispatch_never_falls_back_from_an_explicit_request(monkeypatch) -> None:

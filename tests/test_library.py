@@ -190,3 +190,29 @@ def test_a_step_from_the_end_is_an_error_in_compiled_code_too() -> None:
     )
     with pytest.raises(RuntimeError, match="out of bounds"):
         made(z, rows, rows, torch.tensor([0, -1]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+def test_ints_and_numbers_that_vary_are_compiled_in_one_graph() -> None:
+    torch._dynamo.reset()
+    z, rows = randn(0, 2, 3, 4, 6, 6), randn(1, 3, 4)
+    options = {"backend": "aot_eager", "fullgraph": True}
+
+    def norm(step, eps, pool):
+        return kernels.per_step_batch_norm(z, rows, rows, step, eps=eps, pool=pool)[0]
+
+    def update(width, sizes):
+        return kernels.lslr_update(z.flatten(1)[:, :width], z.flatten(1)[:, :width], rates, sizes)
+
+    def conv(stride, padding):
+        return kernels.task_conv2d(z, z[:, :1, :, :3, :3], stride=stride, padding=padding)
+
+    rates = randn(2, 2)
+    for f, calls in (
+        (norm, ((0, 1e-5, False), (1, 1e-3, False), (2, 1e-2, True))),
+        (update, ((5, (2, 3)), (6, (3, 3)), (7, (2, 5)))),
+        (conv, ((1, 1), (2, 1), (3, 0))),
+    ):
+        made = torch.compile(f, **options)
+        for call in calls:
+            torch.testing.assert_close(made(*call), f(*call))
