@@ -42,6 +42,8 @@ class Call:
     held: Sequence[int] = ()
     rest: Sequence = ()
     identity = False  # the gradient in the first input is dy itself, and `bwd` gives None for it
+    # Places of tensors that no derivative reads, each with that of one like it, kept instead.
+    unread: dict[int, int] = {}
     options: tuple = ()  # of the op of `torch.ops`, after its tensors
 
     @property
@@ -93,6 +95,12 @@ class Call:
         self.rest = [v if i is None else None for v, i in zip(saved, places, strict=True)]
         return (*outputs, *more)
 
+    def read(self, tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Arguments of `fwd` as the derivatives take them."""
+        if not self.unread:
+            return tensors
+        return [tensors[self.unread.get(i, i)] for i in range(len(tensors))]
+
     def split(self, tensors: tuple) -> tuple[tuple, tuple]:
         """What the backend saved, and the arguments of `fwd`, of these followed by what is held."""
         if not self.places:
@@ -120,7 +128,7 @@ class Value(Batched):
     @staticmethod
     def setup_context(ctx, inputs, output):
         call, *tensors = inputs
-        ctx.call, ctx.others = call, len(output) - 1
+        ctx.call, ctx.others, tensors = call, len(output) - 1, call.read(tensors)
         if ctx.others:
             tensors += [output[i] for i in call.held]
             ctx.mark_non_differentiable(*output[1:])
@@ -146,6 +154,7 @@ class _Outputs(Function):
     @staticmethod
     def forward(ctx, call, *tensors):
         outputs, saved = call.fwd(*tensors)
+        tensors = call.read(tensors)
         if saved:
             held = [value for value in saved if isinstance(value, Tensor)]
             places = iter(range(len(tensors), len(tensors) + len(held)))

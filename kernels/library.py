@@ -116,7 +116,7 @@ class Traced(Call):
 
     def __init__(self, kind: type[Call], options: tuple) -> None:
         self.name, self.inputs, self.shared = kind.name, kind.inputs, kind.shared
-        self.identity = kind.identity
+        self.identity, self.unread = kind.identity, kind.unread
         self.options = options
 
     def fwd(self, *tensors):

@@ -161,7 +161,8 @@ class _Call(Call):
     def fwd(self, z, gain, bias, mean, var):
         statistics = None if mean is None else (mean, var)
         y, saved = self.impl.fwd(z, gain, bias, *self.options, statistics)
-        return (y, saved.mean, saved.var), saved
+        # The caller's: no derivative reads them but where the mean is the centre.
+        return (y, saved.mean, saved.var), saved._replace(mean=None, var=None)
 
     def bwd(self, saved, tensors, dy):
         return self.impl.bwd(saved, tensors[1], dy)

@@ -80,6 +80,7 @@ class _Call(Call):
     """
 
     name, inputs, outputs, shared, identity = "lslr_update", 3, 1, (2,), True
+    unread = {0: 1}
 
     def __init__(self, impl, sizes: tuple[int, ...] | None) -> None:
         self.impl, self.sizes, self.options = impl, sizes, (sizes,)

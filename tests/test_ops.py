@@ -265,6 +265,42 @@ def test_writing_to_what_the_gradient_needs_is_an_error_not_a_wrong_gradient(bac
         y.sum().backward()
 
 
+@on_all("update")
+@pytest.mark.parametrize("each", [False, True])
+def test_theta_may_be_written_to_after_its_update(backend, each: bool) -> None:
+    theta, grad, rates, sizes = cases.update_inputs(2, (3, 2))
+    rates = torch.ones(5).to(rates) if each else rates
+    f = kernels.elementwise_update if each else update(kernels, sizes)
+    leaves = [t.requires_grad_() for t in (theta, grad, rates)]
+    found = []
+    for written in (False, True):
+        source = theta * 1
+        y = f(source, grad, rates)
+        if written:
+            with torch.no_grad():
+                source.zero_()
+        first = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
+        found.append((*first, *torch.autograd.grad(sum(g.pow(2).sum() for g in first), leaves)))
+    assert all(map(torch.equal, *found))
+    with torch.inference_mode():
+        fixed = theta * 1
+    assert torch.equal(torch.autograd.grad(f(fixed, grad, rates).pow(3).sum(), grad)[0], first[1])
+
+
+@on_all("norm_act")
+@pytest.mark.parametrize("given", [False, True], ids=["batch", "running"])
+def test_statistics_that_no_gradient_reads_may_be_written_to(backend, given: bool) -> None:
+    z, gain, bias = (t.requires_grad_() for t in cases.norm_inputs(cases.SMALL[0]))
+    statistics = (torch.zeros_like(gain[0]), torch.ones_like(gain[0])) if given else None
+    expected, found = (
+        kernels.per_step_batch_norm(z, gain, bias, 1, statistics=statistics) for _ in range(2)
+    )
+    for moment in found[1 if given else 2 :]:
+        moment.mul_(2.0)
+    gradients = [torch.autograd.grad(y.pow(2).sum(), z) for y, *_ in (expected, found)]
+    assert torch.equal(gradients[0][0], gradients[1][0])
+
+
 @TWICE
 def test_a_graph_is_freed_without_the_garbage_collector(op: str, backend) -> None:
     f, inputs = third_derivatives()[op]
