@@ -12,7 +12,13 @@ def fwd(
     shift: Tensor,  # [W · C]
     shots: int,  # samples that are of the support set
 ) -> tuple[Tensor, Tensor]:  # of support and target set [T, ways · samples, C, H, W], NHWC
-    """scale · byte + shift of each image's pixels, in the order of its class's turn."""
+    """scale · byte + shift of each image's pixels, in the order of its class's turn.
+
+    `index` must stay within the bank and the turns, as nothing looks on a GPU, where Triton would
+    read beyond them. On a CPU what lies outside is an error here.
+    """
+    if index.device.type == "cpu" and (index < 0).any():
+        raise ValueError(f"plain gather: index must be 0 or more, got {int(index.min())}")
     first, turns = index[..., :-1], index[..., -1]
     turned = places[turns].unsqueeze(2)  # [T, ways, 1, H · W]
     pixels = bank.view(-1, bank.shape[3])[first.unsqueeze(3) + turned]

@@ -1,4 +1,6 @@
-"""The images of episodes, as `kernels.plain.gather`, by one launch: to the same bits."""
+"""The images of episodes, as `kernels.plain.gather`, by one launch: to the same bits. Indices are
+taken as they are: one outside of the bank or the turns reads what lies there.
+"""
 
 import triton
 import triton.language as tl
