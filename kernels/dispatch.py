@@ -67,7 +67,8 @@ class BackendError(RuntimeError):
 @contextmanager
 def use(name: str) -> Iterator[None]:
     """Run every op inside the block on backend `name`; `"auto"` gives the choice back to
-    dispatch.
+    dispatch. What recomputes a forward pass later, as `torch.utils.checkpoint` does, does so on the
+    backend of then: take the derivative inside of the `with`.
     """
     _named(name)
     token = _requested.set(name)

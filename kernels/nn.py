@@ -32,6 +32,9 @@ class _PerStepBatchNorm(nn.Module):
     modes. `at_step` says which step it is; a step past the last one uses the last row, as when a
     network is adapted for longer than it was trained. A new module is at step 0.
 
+    What looks for torch's own batch norms by their type, as `torch.optim.swa_utils.update_bn` and
+    `nn.SyncBatchNorm.convert_sync_batchnorm` do, passes it over.
+
     Raises ValueError for a number of steps below 1 and for inputs of another number of axes.
     """
 

@@ -32,7 +32,8 @@ def per_step_batch_norm(
     bias)). In plain torch, for one task: `F.max_pool2d(F.leaky_relu(F.batch_norm(z, None, None,
     gain[step], bias[step], True), slope), 2)`. A gain of 0 pools the first of each window, as a
     maximum over equal values does. A channel of one value, which `F.batch_norm` refuses, is its own
-    mean: y is of the bias alone.
+    mean: y is of the bias alone. With a slope of 0 and pooling an infinite z below the bend, NaN in
+    torch (−∞·0), is one more value that does not win.
 
     Returns y and the batch's own mean and biased variance, which carry no gradient: they are what a
     running statistic (BNRS, paper §4) accumulates. y is differentiable twice in z, gain and bias; a
