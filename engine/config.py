@@ -235,8 +235,8 @@ class Config:
     )
     precision: str = _machine(
         "of the convolutions' products: as they are, of operands rounded to TF32 or bfloat16, or "
-        "in two parts of either, as good as float32; auto: on a GPU tf32, on a CPU the fastest as "
-        "good as float32",
+        "in two parts of either (bf16x3: 16 bits); auto: on a GPU tf32, on a CPU the faster one of "
+        "fp32 and bf16x3",
         ("auto", "fp32", "tf32", "tf32x3", "bf16x3", "bf16"),
         default="auto",
     )

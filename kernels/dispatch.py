@@ -23,8 +23,8 @@ BACKENDS = ("native", "triton", "cuda", "plain")
 # Those that dispatch chooses from on a type of device, the preferred one first.
 CHOICES = {"cpu": ("native", "plain"), "cuda": ("triton", "cuda", "plain")}
 # How the products of whole passes over float32 images are taken: as they are; of operands rounded
-# to TF32 (10 bits of mantissa) or bfloat16 (7); of operands in two parts of either, as good as
-# float32. Sums are always float32.
+# to TF32 (10 bits of mantissa) or bfloat16 (7); of operands in two parts of either, of which those
+# of TF32 are as good as float32 and those of bfloat16 hold 16 bits. Sums are always float32.
 PRECISIONS = ("fp32", "tf32", "tf32x3", "bf16x3", "bf16")
 # Why a backend has no such op, where that is a choice.
 LEFT_OUT = {
@@ -143,8 +143,9 @@ def refusal(precision: str, device: torch.device | str = "cpu") -> str | None:
 
 
 def fastest_precision(like: Tensor) -> str:
-    """For passes on images like `like`: the fastest of `PRECISIONS` that is as good as float32, on
-    a GPU TF32, as torch's own convolutions there. What is not measured is not the fastest.
+    """For passes on images like `like`: the fastest of `PRECISIONS` that takes operands whole
+    or in two parts, on a GPU TF32, as torch's own convolutions there. What is not measured is not
+    the fastest.
     """
     if like.dtype != torch.float32:
         return "fp32"

@@ -207,7 +207,7 @@ def test_precisions_are_timed_where_there_is_a_choice(monkeypatch):
 
 def test_a_gpu_is_asked_for_what_it_is_to_run():
     gpu = torch.device("cuda")
-    assert verdict._wanted(gpu, "auto") == [("tf32",), verdict.FLOAT32_CLASS]
+    assert verdict._wanted(gpu, "auto") == [("tf32",), verdict.FINE]
     assert verdict._wanted(gpu, "bf16") == [("bf16",)]
 
 

@@ -28,7 +28,7 @@ from kernels.net import Net
 from kernels.threads import only_kernels, threads
 
 FORMAT = 1  # of the file, and of what is checked
-FLOAT32_CLASS = ("fp32", "tf32x3", "bf16x3")  # as good as float32
+FINE = ("fp32", "tf32x3", "bf16x3")  # operands whole or in two parts: what `auto` chooses among
 TORCH_ON_GPU = "tf32"  # what torch's own convolutions take there
 ROUNDS, IMAGES = 4, 3  # of a measurement, of which the fastest counts; of a task
 GAIN = 0.95  # of the time of fp32, which another precision has to stay below
@@ -74,7 +74,7 @@ def _wanted(device: torch.device, precision: str) -> list[tuple[str, ...]]:
     """Each to be looked at if those before it have none that passes."""
     if device.type == "cpu":
         return [dispatch.PRECISIONS]
-    return [(TORCH_ON_GPU,), FLOAT32_CLASS] if precision == "auto" else [(precision,)]
+    return [(TORCH_ON_GPU,), FINE] if precision == "auto" else [(precision,)]
 
 
 def _findings(stored: dict) -> Findings:
@@ -108,8 +108,7 @@ def _check(device: torch.device, precisions: list[str]) -> dict:
             passed = [
                 p
                 for p in subject.precisions(precisions)
-                if p in (TORCH_ON_GPU, *FLOAT32_CLASS)
-                and f"{subject.backend} passes {p}" not in failed
+                if p in (TORCH_ON_GPU, *FINE) and f"{subject.backend} passes {p}" not in failed
             ]
             seconds[subject.backend] = _seconds(subject, passed)
     return {"precisions": precisions, "failed": failed, "seconds": seconds}
