@@ -84,7 +84,7 @@ def record(runs: list[Config]) -> dict:
     settings = training.settings(config)
     found = {p: [_run(cfg) for cfg in runs if cfg.precision == p] for p in PRECISIONS}
     return {
-        "machine": training.machine(config),
+        "machine": training.machine(config) | {"commit": results.commit("HEAD")},
         "config": {k: v for k, v in settings.items() if k not in ("precision", "seed")},
         "data": {name: result[name] for name in ("data", "identity")},
         "runs": found,
@@ -146,14 +146,17 @@ HEAD = [
 
 
 def text() -> str:
-    """The table, for the README."""
-    rows = table_rows()
-    return tables.table(HEAD, rows) if rows else ""
+    """For the README, of the comparisons that are kept: a row for each precision, and where."""
+    kept = [results.load(path) for path in sorted(FOLDER.glob("*.json"))]
+    if not kept:
+        return ""
+    rows = tables.table(HEAD, [row for each in kept for row in _rows(each)])
+    return "\n".join([rows, *dict.fromkeys(_where(each["machine"]) for each in kept), ""])
 
 
-def table_rows() -> list[list[str]]:
-    """A row for each precision of the comparisons that are kept, for the README."""
-    return [row for path in sorted(FOLDER.glob("*.json")) for row in _rows(results.load(path))]
+def _where(machine: dict) -> str:
+    commit = f", commit {machine['commit'][:8]}" if "commit" in machine else ""
+    return f"By {machine['processor']}, torch {machine['torch']}{commit}."
 
 
 def _rows(kept: dict) -> list[list[str]]:

@@ -101,6 +101,8 @@ def main(arguments: list[str]) -> int:
         authors = "\n".join([tables.authors(run), _of_each("processors", tables.authors)])
         FRONT.write_text(_filled(front, "authors", authors), encoding="utf-8")
     README.write_text(with_kept(readme), encoding="utf-8")
+    for path, text in gpu.pages().items():
+        path.write_text(text, encoding="utf-8")
     shipped = weights.README.read_text(encoding="utf-8")
     weights.README.write_text(_filled(shipped, "weights", weights.text()), encoding="utf-8")
     return 0

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 import kernels
-from bench import curves, report, results, tables
+from bench import curves, report, results
 from engine.runs.interrupt import Stopped
 from kernels import native
 from tests.test_bench_report import cells
@@ -75,6 +75,7 @@ def test_the_readme_shows_what_is_kept(tmp_path, monkeypatch):
     runs = {"fp32": FP32, "bf16": BF16}
     config = {"ways": 5, "shots": 1, "epochs": 2, "iterations": 500, "tasks": 2}
     kept = {"data": {"data": "mini"}, "config": config, "runs": runs}
+    kept["machine"] = {"processor": "a processor", "torch": "2.6", "commit": 40 * "a"}
     results.save(kept | {"comparison": curves.comparison(runs)}, tmp_path / "mini.json")
     shown = report.with_kept(empty)
     fp32, bf16 = cells(shown)[4:6]
@@ -84,6 +85,7 @@ def test_the_readme_shows_what_is_kept(tmp_path, monkeypatch):
     one = ["50.00 ± 1.73 %", "-1.00 ± 3.21"]
     assert bf16 == [*task, "bf16", "30.0 48.0", *one, *one, "no", "0.500"]
     assert report.with_kept(shown) == shown
+    assert "\nBy a processor, torch 2.6, commit aaaaaaaa.\n" in shown
 
 
 @pytest.fixture
@@ -116,7 +118,8 @@ def test_it_continues_and_keeps_curve_test_and_time_of_every_run(
     shown = capsys.readouterr().out
     assert shown.count("already finished") == 3
     kept = results.load(curves.FOLDER / "tiny.json")
-    assert tables.table(curves.HEAD, curves.table_rows()) in shown
+    table, where = curves.text().split("\n\n")
+    assert table in shown and kept["machine"]["commit"][:8] in where
     assert str(tmp_path) not in str(kept) and kept["config"]["ways"] == 3
     assert not {"seed", "precision"} & kept["config"].keys()
     assert kept["comparison"] == curves.comparison(kept["runs"])

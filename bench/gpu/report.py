@@ -20,6 +20,11 @@ def write_page(progress: Progress) -> Path:
     return path
 
 
+def pages() -> dict[Path, str]:
+    """Of all kept runs, each beside its JSON."""
+    return {p.with_suffix(".md"): page(results.load(p)) for p in sorted(FOLDER.glob("*.json"))}
+
+
 def page(run: dict) -> str:
     """All of a run."""
     parts = [f"# {run['name']}\n", sections.machine(run)]
