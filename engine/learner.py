@@ -38,7 +38,7 @@ from engine.runtime.replay import Replays
 from engine.runtime.workers import over_blocks
 from engine.scores import METRICS, Score, measured, score
 from engine.tasks import Tasks
-from engine.told import check_images, check_lengths, checked
+from engine.told import check_images, check_lengths, checked, kind
 
 RATES = ("learned", "fixed", "per-parameter")
 ROWS = ("per-step", "shared")
@@ -178,6 +178,11 @@ class Learner(nn.Module):
         """Of a module that was loaded into, whose gains are not read any more."""
         if self._fused:
             return
+        if (own := kind(self.rates)) != (now := kind(self._own(self.model.shapes)[0])):
+            raise UserError(
+                f"the module's parameters are {now} and the learner's own {own}: move or cast the "
+                "learner, and the module with it"
+            )
         for name, p in zip(self.model.affine, self._own(self.model.affine), strict=True):
             version, value = self._rows_of.get(id(p), (None, None))  # of a copy none is known
             if version not in (None, p._version) and not torch.equal(p, value):

@@ -562,6 +562,23 @@ def test_what_would_adapt_to_nothing_or_by_no_number_is_refused():
         made.evaluate(3)
 
 
+def test_a_module_that_was_cast_without_its_learner_is_refused():
+    made, given = learner(mlp().float()), episode()
+    made.module.double()
+    with pytest.raises(UserError, match="parameters are float64 and the learner's own float32"):
+        made(given)
+    assert made.double()(given).loss.dtype == torch.float64
+
+
+def test_parameters_that_share_memory_are_one_or_refused():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].weight.data = net[0].weight.data
+    with pytest.raises(UserError, match="0.weight and 1.weight share memory, and each would be"):
+        learner(net)
+    net[1].weight = net[0].weight
+    assert "1.weight" not in learner(net).model.shapes
+
+
 def test_rows_that_were_loaded_by_assignment_are_those_of_another_learner_too():
     made = learner(normed())
     given = {name: value.clone() for name, value in made.state_dict().items()}

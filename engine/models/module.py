@@ -32,6 +32,7 @@ from engine.models.skeleton import Skeleton, attributes, changed, contents
 from engine.models.stateless import called
 from engine.models.suitable import (
     require_alike,
+    require_apart,
     require_reached,
     require_some,
     require_untouched,
@@ -87,6 +88,7 @@ class Module:
         self.shared = {n: s for n, s in left.items() if n not in affine}
         require_some(self.shapes, module, adapt)
         require_alike([learned[n] for n in shapes])
+        require_apart({n: learned[n] for n in shapes})
         self.sizes = tuple(math.prod(shape) for shape in self.shapes.values())
         others = {n: p for n, p in module.named_parameters() if n not in affine}
         self._learned = {n: p.requires_grad for n, p in others.items()}

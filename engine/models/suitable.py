@@ -89,6 +89,17 @@ def require_derivative(loss: Tensor) -> None:
         )
 
 
+def require_apart(parameters: dict[str, Tensor]) -> None:
+    """Raises UserError of two that share memory and are not one, so that each would be learned."""
+    names: dict[int, str] = {}
+    for name, p in parameters.items():
+        if p.numel() and (other := names.setdefault(p.data_ptr(), name)) != name:
+            raise UserError(
+                f"{other} and {name} share memory, and each would be learned: make one of them the "
+                "other (b.weight = a.weight), or a copy"
+            )
+
+
 def require_alike(parameters: list[Tensor]) -> None:
     kinds = sorted({f"{p.dtype} on {p.device}" for p in parameters})
     if len(kinds) > 1:
