@@ -136,6 +136,9 @@ def expand(path: Path, runs: str | None = None) -> list[Member]:
         varied += [own] if "seed" in own else [own | seed for seed in seeds]
     root = found.get("runs", str(Path("runs") / path.stem)) if runs is None else runs
     check("runs", root, PATH)
+    if not found.keys() - {"runs"}:
+        what = "has runs alone" if found else "is empty"
+        raise UserError(f"{path} {what}: give [base] or [vary]")
     members: dict[str, Member] = {}
     for own in varied:
         member = _member(path, root, base, own)

@@ -114,7 +114,7 @@ def test_a_name_says_what_varies_whatever_its_order(written, tmp_path):
     assert members[0].folder == tmp_path / "mine" / names[0]
     found["vary"] = dict(reversed(vary.items()))
     assert [m.name for m in expand(written(found))] == names
-    (only,) = expand(written({}))
+    (only,) = expand(written({"base": {}}))
     assert only.cfg == Config.of(run="runs/some/seed-0")
 
 
@@ -148,6 +148,8 @@ def test_a_path_that_no_line_holds_is_not_listed(name, written, capsys):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ({}, "some.json is empty: give [base] or [vary]"),
+        ({"runs": "there"}, "some.json has runs alone: give [base] or [vary]"),
         ({"bases": {}}, "there is no part 'bases': did you mean base? a sweep has runs, seeds,"),
         ({"ways": 5}, "no part 'ways': settings stand below [base] or [vary]"),
         ({"base": {"wayz": 5}}, "there is no setting 'wayz': did you mean ways?"),
@@ -196,7 +198,7 @@ def test_a_mistake_is_told_before_anything_runs(content, words, written, capsys,
 
 def test_a_file_or_a_flag_that_cannot_be(written, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(settings, "tomllib", None)
-    some = str(written({}))
+    some = str(written({"base": {}}))
     for argv, words in [
         ([str(tmp_path / "a.toml")], "a.toml: Python reads TOML from 3.11 on; give the same as"),
         ([str(tmp_path / "a.yaml")], "give a file whose name ends in .toml or .json"),
