@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 
 import pytest
 
 from engine import FewShotClassifier
-from engine.examples import own_folder, own_loop, own_network, sinusoid, text
-from tests.tiny import FLAGS, RATE, make_images
+from engine.errors import UserError
+from engine.examples import ddp, own_folder, own_loop, own_network, sinusoid, text
+from tests.tiny import FLAGS, RATE, make_images, one_line
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,6 +55,13 @@ def test_a_folder_end_to_end(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "learned test0, test1, test2" in out
     assert f"{paths[0]}: {answers[paths[0]]} (" in out
+    for asked, more, words in [
+        (new / "asked", ["--ways", "2"], "support has 3 classes, and --ways is 2: give --ways 3"),
+        (new / "none", [], "none holds no file"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            own_folder.main(*arguments[:2], asked, *arguments[3:], *more, run=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     with pytest.raises(SystemExit) as stopped:
         own_folder.main(tmp_path / "nowhere", *arguments[1:], run=run)
     assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: ")
@@ -65,3 +74,34 @@ def test_rates_are_learned_in_an_own_loop(capsys):
     assert lslr.rates.shape == (3, 4) and (lslr.rates != 0.1).all()
     out = capsys.readouterr().out
     assert "iteration 50: loss" in out and "8.bias" in out
+
+
+@pytest.mark.parametrize("module", [ddp, own_folder, own_loop, own_network, sinusoid, text])
+def test_a_script_can_be_asked_for_help(module, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["x", "--help"])
+    runpy.run_path(module.__file__, run_name="__main__")
+    assert capsys.readouterr().out == module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "words"),
+    [
+        (own_loop, ["0"], "iterations is '0': give a whole number >= 1"),
+        (sinusoid, ["-3"], "iterations is '-3': give a whole number >= 1"),
+        (text, ["ten"], "iterations is 'ten': give a whole number >= 1"),
+        (text, ["1", "2"], "'2' is one argument too many: see --help"),
+        (ddp, ["1"], "start it by torchrun, as --help shows"),
+        (own_network, [], "FOLDER is missing: see --help"),
+        (own_network, ["none-such"], "none-such does not exist"),
+        (own_network, ["none-such", "0"], "iterations is '0'"),
+        (own_folder, ["a", "b"], "PICTURES is missing: see --help"),
+    ],
+)
+def test_a_mistake_in_a_script_s_arguments_is_one_line(module, argv, words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["x", *argv])
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(module.__file__, run_name="__main__")
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == ""
+    one_line(err, words)

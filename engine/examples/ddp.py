@@ -8,7 +8,7 @@ bits whatever the number of processes, which an average's are not.)
 """
 
 import gc
-import sys
+import os
 
 import torch
 import torch.distributed as dist
@@ -17,10 +17,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine import Learner
+from engine.errors import UserError
+from engine.examples import script
 from engine.examples.sinusoid import TASKS, waves
 
 
 def main(iterations: int) -> Learner:
+    if "RANK" not in os.environ:
+        raise UserError("this is of several processes: start it by torchrun, as --help shows")
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)  # all begin with the same network
@@ -45,4 +49,4 @@ def main(iterations: int) -> Learner:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    script.run(main, __doc__, iterations=1000)

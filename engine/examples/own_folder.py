@@ -15,14 +15,20 @@ import sys
 from pathlib import Path
 
 from engine import FewShotClassifier, train
+from engine.errors import UserError
+from engine.examples import script
 
 RUN = Path("runs/own-folder")
 
 
 def main(folder: str, new: str, pictures: str, *flags: str, run: Path = RUN) -> dict[Path, str]:
     """The answer to each picture."""
-    where = ["--dataset", "folder", "--data", str(folder), "--run", str(run)]
-    if code := train.main([*where, *flags]):
+    paths = sorted(path for path in Path(pictures).rglob("*") if path.is_file())
+    if not paths:
+        raise UserError(f"{pictures} holds no file: name a folder of pictures")
+    argv = ["--dataset", "folder", "--data", str(folder), "--run", str(run), *flags]
+    script.require_ways(argv, new)  # now, and not after the training
+    if code := train.main(argv):
         sys.exit(code)  # what was wrong has been said
 
     classifier = FewShotClassifier.load(run).fit_folder(new)
@@ -30,7 +36,6 @@ def main(folder: str, new: str, pictures: str, *flags: str, run: Path = RUN) -> 
     classifier.save(run / "new.pt")  # all that is needed elsewhere, and no picture
 
     classifier = FewShotClassifier.load(run / "new.pt")
-    paths = sorted(path for path in Path(pictures).rglob("*") if path.is_file())
     odds = classifier.predict_proba(paths)  # [N, classes]
     answers = dict(zip(paths, classifier.classes_[odds.argmax(1)], strict=True))
     for (path, answer), row in zip(answers.items(), odds, strict=True):
@@ -39,6 +44,4 @@ def main(folder: str, new: str, pictures: str, *flags: str, run: Path = RUN) -> 
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4:
-        sys.exit(__doc__)
-    main(*sys.argv[1:])
+    script.run(main, __doc__, "FOLDER", "NEW", "PICTURES")

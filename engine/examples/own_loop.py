@@ -7,13 +7,12 @@ four of each and tells new ones apart.
     python -m engine.examples.own_loop [iterations]
 """
 
-import sys
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from engine.examples import script  # its command line alone
 from kernels.nn import LSLR, PerStepBatchNorm2d, at_step
 
 STEPS, TASKS, SHOTS, SIDE = 3, 2, 4, 12
@@ -85,4 +84,4 @@ def main(iterations: int) -> tuple[float, LSLR]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 500)
+    script.run(main, __doc__, iterations=500)

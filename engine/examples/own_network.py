@@ -5,13 +5,12 @@
 FOLDER has <split>/<class>/<image> folders, in any form that `python -m engine.data info` knows.
 """
 
-import sys
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from engine import Learner, Tasks
+from engine.examples import script
 
 WAYS, SIDE = 5, 32
 
@@ -56,6 +55,4 @@ def main(folder: str, iterations: int, width: int = 16, ways_targets: int = 5) -
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 500)
+    script.run(main, __doc__, "FOLDER", iterations=500)

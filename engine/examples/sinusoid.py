@@ -7,13 +7,13 @@ A task is a wave of amplitude 0.1 to 5 and phase 0 to π; the network sees K = 1
 """
 
 import math
-import sys
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from engine import Episode, Learner
+from engine.examples import script
 
 POINTS, STEPS, TASKS = 10, 5, 25
 
@@ -59,8 +59,7 @@ def errors(learner: Learner, steps: int = 10, tasks: int = 600) -> list[float]:
     return found
 
 
-def main() -> None:
-    iterations = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+def main(iterations: int) -> None:
     learner, last = train(iterations)
     print(f"loss at the end of {iterations} iterations: {last:.4f}")
     for k, error in enumerate(errors(learner)):
@@ -68,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main, __doc__, iterations=10_000)

@@ -8,13 +8,12 @@ they are, and has to judge new ones.
     python -m engine.examples.text [iterations]
 """
 
-import sys
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from engine import Episode, Learner
+from engine.examples import script
 
 WORDS, LENGTH, WIDTH = 24, 6, 32
 
@@ -75,4 +74,4 @@ def main(iterations: int) -> float:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    script.run(main, __doc__, iterations=1000)
