@@ -100,12 +100,9 @@ class FewShotClassifier:
     def fit(self, X: Any, y: Any) -> FewShotClassifier:
         """Adapts to pictures X and their labels y, of any kind that can be sorted."""
         learned = self._learned()
-        classes, labels = _labels(y, learned)
-        images = pictures.prepared(X, learned.preparation)
-        if len(images) != len(labels):
-            raise UserError(
-                f"X has {len(images)} pictures and y {len(labels)} labels: give as many"
-            )
+        given = pictures.several(X, learned.preparation)
+        classes, labels = _labels(y, learned, len(given))
+        images = pictures.decoded(given, learned.preparation)
         order = np.argsort(
             labels, kind="stable"
         )  # as in episodes: some methods read a set in order
@@ -257,7 +254,7 @@ class FewShotClassifier:
         return f"FewShotClassifier({', '.join(f'{n}={v!r}' for n, v in given.items())})"
 
 
-def _labels(y: Any, learned: Learned) -> tuple[np.ndarray, np.ndarray]:
+def _labels(y: Any, learned: Learned, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Sorted classes, and int64 [N] of each label its place among them."""
     if isinstance(y, Tensor):
         y = y.detach().cpu().numpy()
@@ -266,6 +263,8 @@ def _labels(y: Any, learned: Learned) -> tuple[np.ndarray, np.ndarray]:
     labels = np.asarray(y)
     if labels.ndim != 1:
         raise UserError(f"y is of shape {list(labels.shape)}: give one label a picture, [N]")
+    if len(labels) not in (0, count):
+        raise UserError(f"X has {count} pictures and y {len(labels)} labels: give as many")
     refuse_missing(labels)
     try:
         classes, places = np.unique(labels, return_inverse=True)

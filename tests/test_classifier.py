@@ -209,6 +209,8 @@ def test_mistakes_are_one_line(run, support, tmp_path):
         (["a"] * 6, r"the class a alone: give pictures of two classes"),
         (list("abcdef"), r"6 classes, the network 3 outputs: .*--ways 6"),
         (["a", "b"], r"6 pictures and y 2 labels"),
+        ([1], "6 pictures and y 1 labels: give as many"),
+        ([*range(7)], "6 pictures and y 7 labels"),
         ([["a"], ["b"]] * 3, r"shape \[6, 1\]: give one label a picture"),
         (["a", 1] * 3, "mixes texts and other labels"),
         (np.array([(), "a"] * 3, object), "cannot be sorted"),

@@ -55,19 +55,29 @@ class Labelled(NamedTuple):
 def prepared(x: Any, preparation: Preparation) -> np.ndarray:
     """uint8 [N, size, size, channels] of pictures in any of the forms that ``FewShotClassifier``
     takes. Raises UserError on anything else, Unreadable with all files that are no pictures."""
+    return decoded(several(x, preparation), preparation)
 
+
+def decoded(
+    pictures: list[Picture | Image.Image], preparation: Preparation
+) -> np.ndarray:  # uint8 [N, size, size, channels]
     def read(picture: Picture | Image.Image) -> np.ndarray:
         if isinstance(picture, Picture):
             return preparation.decode(picture.read(), picture.where)
         return preparation.array(picture)
 
-    pictures = _several(x, preparation)
-    if not pictures:
-        raise UserError("X holds no picture: give a list of at least one")
     return all_of(read, pictures)
 
 
-def _several(x: Any, preparation: Preparation) -> list[Picture | Image.Image]:
+def several(x: Any, preparation: Preparation) -> list[Picture | Image.Image]:
+    """One each, and no file is looked at. Raises UserError on anything else."""
+    pictures = _each(x, preparation)
+    if not pictures:
+        raise UserError("X holds no picture: give a list of at least one")
+    return pictures
+
+
+def _each(x: Any, preparation: Preparation) -> list[Picture | Image.Image]:
     if isinstance(x, (str, os.PathLike, bytes, Image.Image)):
         raise UserError(f"X is one picture ({_kind(x)}): give a list of pictures, as [x]")
     if isinstance(x, torch.Tensor):
@@ -153,9 +163,10 @@ def _from_array(values: np.ndarray, name: str, binary: bool) -> Image.Image:
         raise UserError(f"{name} is of {values.dtype}: give whole numbers 0 to 255, or 0.0 to 1.0")
     low, high = float(values.min()), float(values.max())
     if not (are_fractions(low, high) if kind == "f" else 0 <= low <= high <= 255):
+        whole = "of an integer type, as uint8" if kind == "f" else "0 to 255"
         raise UserError(
             f"{name} has values from {low:.4g} to {high:.4g} of {values.dtype}: give whole numbers "
-            "0 to 255, or fractions 0.0 to 1.0, as they are before any normalisation"
+            f"{whole}, or fractions 0.0 to 1.0, as they are before any normalisation"
         )
     values = of_fractions(values) if kind in "bf" or binary else values.astype(np.uint8)
     return Image.fromarray(
