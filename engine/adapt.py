@@ -51,11 +51,13 @@ def options(given: dict[str, Any]) -> dict[str, Any]:
 
 def adapted(classifier: FewShotClassifier, support: Path) -> FewShotClassifier:
     """Fitted to the pictures of a folder or archive, which is said."""
+    from engine.classifier import of_folder
     from engine.data.pictures import labelled
 
     found = labelled(support)
     say(*(f"{support}: {note}" for note in found.notes))
-    classifier.fit(found.pictures, found.labels)
+    with of_folder(support):
+        classifier.fit(found.pictures, found.labels)
     classes = [f"{label} ({count})" for label, count in sorted(Counter(found.labels).items())]
     say(f"adapted to {len(classes)} classes of {support}: {listed(classes)}")
     return classifier

@@ -8,9 +8,11 @@ It is an estimator as scikit-learn's are, and needs nothing of scikit-learn.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,8 @@ class FewShotClassifier:
         is there is left out, and ``notes_`` says what, a line each."""
         check("path", os.fspath(path), PATH)
         found = pictures.labelled(Path(path).expanduser())
-        self.fit(found.pictures, found.labels)
+        with of_folder(path):
+            self.fit(found.pictures, found.labels)
         self.notes_ = found.notes
         return self
 
@@ -252,6 +255,17 @@ class FewShotClassifier:
         default = type(self)()
         given = {n: v for n, v in self.get_params().items() if v != getattr(default, n)}
         return f"FewShotClassifier({', '.join(f'{n}={v!r}' for n, v in given.items())})"
+
+
+@contextlib.contextmanager
+def of_folder(path: str | os.PathLike) -> Iterator[None]:
+    """Has what ``fit`` says of its ``y`` name the folder that the labels are of."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith("y "):
+            raise UserError(f"{os.fspath(path)} {str(error)[2:]}") from error
+        raise
 
 
 def _labels(y: Any, learned: Learned, count: int) -> tuple[np.ndarray, np.ndarray]:

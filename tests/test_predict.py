@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from engine import FewShotClassifier, adapt, predict
+from engine.errors import UserError
 from tests.samples import write_zip
 from tests.tiny import call, here, one_line
 
@@ -205,9 +206,16 @@ def test_more_classes_than_outputs_say_what_to_do(finished, pets, capsys, tmp_pa
     many = shutil.copytree(pets, tmp_path / "many")
     for label in ("cow", "sow"):
         shutil.copytree(pets / "cat", many / label)
-    code, _, err = here(adapt, [finished, many, "-o", tmp_path / "x.pt"], capsys)
-    assert code == 2
-    one_line(err, "4 classes, the network 3 outputs", "--ways 4", "--init")
+    words = f"error: {many} has 4 classes, the network 3 outputs", "--ways 4", "--init"
+    for module, argv in [
+        (adapt, [finished, many, "-o", tmp_path / "x.pt"]),
+        (predict, [finished, "--support", many, pets]),
+    ]:
+        code, _, err = here(module, argv, capsys)
+        assert code == 2
+        one_line(err, *words)
+    with pytest.raises(UserError, match="many has 4 classes"):
+        FewShotClassifier(finished).fit_folder(many)
 
 
 def test_names_keep_their_bytes(saved, asked, capsys, tmp_path):
