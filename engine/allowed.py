@@ -38,9 +38,9 @@ _TYPES = {"int": int, "float": float, "bool": bool, "str": str, "str | None": st
 
 
 def check(name: str, value: Any, allowed: tuple | str | None, words: str | None = None) -> None:
-    """Raises UserError when the field ``name`` may not have the value; ``allowed`` as of _flag.
-    ``words`` say what it is, if no flag."""
-    words = words or flag(name)
+    """Raises UserError when the field ``name`` may not have the value; ``allowed`` as of _flag,
+    ``words``: what the message calls it, if not by its flag."""
+    words = flag(name) if words is None else words
     if allowed == PATH:
         check_path(words, value)
         return

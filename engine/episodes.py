@@ -131,12 +131,13 @@ class EpisodeSampler:
         seed: int,
         rotations: str = "none",
         skip_small: bool = False,
-        # that a message is to name
-        flags: tuple[str, str, str] = ("--ways", "--shots", "--targets"),
+        # that a message is to name: a command line's flags, or a program's arguments
+        flags: tuple[str, str, str] = ("ways", "shots", "targets"),
     ):
         check("rotations", rotations, ROTATIONS)
-        for name, value in {"ways": ways, "shots": shots, "targets": targets}.items():
-            check(name, value, ">= 1")
+        given = {"ways": ways, "shots": shots, "targets": targets}
+        for words, (name, value) in zip(flags, given.items(), strict=True):
+            check(name, value, ">= 1", words)
         if split not in dataset.banks:
             raise UserError(f"{dataset.name} has no split {split!r}, only {[*dataset.banks]}")
         bank = dataset.banks[split]
@@ -254,17 +255,26 @@ def _require_enough(
     names: tuple[str, ...],
     flags: tuple[str, str, str],
 ) -> None:
+    needed, counts = sampler.shots + sampler.targets, sampler._counts
     if sampler.classes < sampler.ways:
+        after, cure = "", "give fewer"
+        if left_out := len(names) - len(counts):
+            after = f" after leaving out {left_out} classes with fewer than {needed} images"
+            fewer = "give fewer, or " if sampler.classes > 1 else ""
+            cure = f"{fewer}lower {flags[1]} or {flags[2]}"
         raise UserError(
             f"{flags[0]} is {sampler.ways}, but the {split} split of {name} has {sampler.classes} "
-            "classes; give fewer"
+            f"classes{after}; {cure}"
         )
-    needed, counts = sampler.shots + sampler.targets, sampler._counts
     if small := [f"{names[c]} ({counts[c]})" for c in (counts < needed).nonzero()[0]]:
+        left = sampler.classes * (len(counts) - len(small)) // len(counts)
+        skip = flags[0].startswith("--") and left >= sampler.ways
         raise UserError(
             f"{flags[1]} {sampler.shots} and {flags[2]} {sampler.targets} need {needed} images a "
             f"class, but {len(small)} of {len(names)} in the {split} split of {name} have fewer: "
-            f"{listed(small)}; lower one of them, or leave the classes out by --skip-small-classes"
+            f"{listed(small)}; lower one of them"
+            + ", or leave the classes out by --skip-small-classes"
+            * skip
         )
 
 

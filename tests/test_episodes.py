@@ -21,7 +21,8 @@ from tests.samples import dataset
 
 
 def sampler(data, split="train", **changes) -> EpisodeSampler:
-    options = {"ways": 3, "shots": 2, "targets": 3, "seed": 0, "rotations": "none"} | changes
+    options = {"ways": 3, "shots": 2, "targets": 3, "seed": 0, "rotations": "none"}
+    options |= {"flags": ("--ways", "--shots", "--targets")} | changes
     return EpisodeSampler(data, split, **options)
 
 
@@ -138,9 +139,11 @@ def test_a_draw_takes_no_longer_from_a_large_class():
 def test_small_classes_are_left_out_on_request():
     data = dataset([10, 2, 8, 1])
     with pytest.raises(
-        UserError, match=r"2 of 4 in the train .* fewer: class1 \(2\), class3 \(1\)"
+        UserError, match=r"2 of 4 in the train .* class1 \(2\), class3 \(1\); lower one of them$"
     ):
         sampler(data)
+    with pytest.raises(UserError, match="or leave the classes out by --skip-small-classes$"):
+        sampler(data, ways=2)
     made = sampler(data, ways=2, skip_small=True)
     assert made.classes == 2
     assert made.notes == [
@@ -148,8 +151,13 @@ def test_small_classes_are_left_out_on_request():
     ]
     drawn = {c for t in range(20) for c, _ in who(made.episode(t, 1).support_x)[0]}
     assert drawn == {0, 2}
-    with pytest.raises(UserError, match="--ways is 3, but the train split of made has 2 classes"):
-        sampler(data, ways=3, skip_small=True)
+    for ways, targets, words in (
+        (3, 3, "2 classes after leaving out 2 classes with fewer than 5 images; give fewer, or "),
+        (2, 9, "0 classes after leaving out 4 classes with fewer than 11 images; "),
+    ):
+        words = f"--ways is {ways}, .* has {words}lower --shots or --targets$"
+        with pytest.raises(UserError, match=words):
+            sampler(data, ways=ways, targets=targets, skip_small=True)
 
 
 def marked(classes: int = 3, side: int = 4):
@@ -234,6 +242,16 @@ def test_values_are_normalised_per_channel():
 def test_impossible_tasks_are_explained(changes, message):
     with pytest.raises(UserError, match=message):
         sampler(dataset([10, 6, 8]), **changes)
+
+
+def test_a_program_s_arguments_are_named_as_it_gives_them():
+    for changes, words in (
+        ({"shots": 0}, "^shots is 0: give a number >= 1"),
+        ({"ways": 4}, "^ways is 4, but"),
+        ({"targets": 9, "ways": 1}, "^shots 2 and targets 9 .*; lower one of them$"),
+    ):
+        with pytest.raises(UserError, match=words):
+            sampler(dataset([20, 6, 8]), **changes, flags=("ways", "shots", "targets"))
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])

@@ -94,8 +94,8 @@ def test_folders_of_pictures_are_drawn_as_the_engine_does(tmp_path, monkeypatch)
     [
         ((X, LABELS[:-1]), {}, "x and y have 39 and 40 samples"),
         ((X, torch.eye(40)), {}, r"y of shape \[40, 40\]: give a label for each sample"),
-        ((X, LABELS), {"ways": 5}, "--ways is 5, but the train split of data has 4 classes"),
-        ((X, LABELS), {"shots": 9}, "need 13 images a class, but 4 of 4"),
+        ((X, LABELS), {"ways": 5}, "^ways is 5, but the train split of data has 4 classes"),
+        ((X, LABELS), {"shots": 9}, "^shots 9 and targets 4 need 13 images a class, but 4 of 4"),
         (7, {}, r"data is a int: give \(x, y\), a torch Dataset of pairs, or a path"),
     ],
 )
