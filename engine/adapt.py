@@ -90,6 +90,7 @@ def _adapt(argv: list[str], interrupt: Interrupt) -> None:
 
     interrupt.phase = "unwind"
     classifier = FewShotClassifier.load(given["run"], **options(given))
+    classifier.by_flags = True
     adapted(classifier, given["support"]).save(given["output"])
     say(f"saved in {given['output']}")
 

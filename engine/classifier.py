@@ -24,7 +24,7 @@ import kernels
 from engine.allowed import PATH, check, check_type
 from engine.config import Config
 from engine.data import pictures
-from engine.errors import UserError
+from engine.errors import UserError, as_arguments
 from engine.models.interface import Model
 from engine.runs import adapted
 from engine.runs.adapted import Adapted, Classifier, moved
@@ -64,6 +64,7 @@ class FewShotClassifier:
     """
 
     _estimator_type = "classifier"  # for scikit-learn before 1.6
+    by_flags = False  # whether messages are for a command line
 
     def __init__(
         self,
@@ -109,8 +110,9 @@ class FewShotClassifier:
             labels, kind="stable"
         )  # as in episodes: some methods read a set in order
         images, labels = images[order], labels[order]
-        cfg = self._config(learned)
-        with machine(cfg) as device, torch.inference_mode(), kernels.only_kernels():
+        with self._told():
+            cfg = self._config(learned)
+        with self._running(cfg) as device:
             model = _model(cfg, device, learned, len(classes))
             x = learned.preparation.seen(images).to(device)[None]
             y = torch.from_numpy(labels).to(device)[None]
@@ -147,8 +149,9 @@ class FewShotClassifier:
         logits."""
         learned, found = self.fitted, self._fitted[1]
         check_type("transductive", self.transductive, "bool")
-        cfg = dataclasses.replace(learned.cfg, **self._machine())
-        with machine(cfg) as device, torch.inference_mode(), kernels.only_kernels():
+        with self._told():
+            cfg = dataclasses.replace(learned.cfg, **self._machine())
+        with self._running(cfg) as device:
             model = _model(cfg, device, learned, adapted.outputs(cfg, found[0].theta))
             whole = self.transductive and cfg.norm_statistics == "batch"
             answer = together if whole else one_by_one
@@ -212,6 +215,19 @@ class FewShotClassifier:
         given = {"eval_steps": self.steps, "norm_statistics": self.norm_statistics}
         given = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(learned.cfg, **given, **self._machine())
+
+    @contextlib.contextmanager
+    def _running(self, cfg: Config) -> Iterator[torch.device]:
+        with contextlib.ExitStack() as stack:
+            with self._told():
+                device = stack.enter_context(machine(cfg))
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(kernels.only_kernels())
+            yield device
+
+    def _told(self) -> contextlib.AbstractContextManager[None]:
+        """Has errors of the block name the arguments of this class."""
+        return contextlib.nullcontext() if self.by_flags else as_arguments(eval_steps="steps")
 
     def _machine(self) -> dict[str, Any]:
         given = {"device": self.device, "threads": self.threads, "backend": self.backend}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -57,6 +58,22 @@ def explained(what: str, cure: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{what}: {error.strerror or error}; {cure}") from error
+
+
+@contextlib.contextmanager
+def as_arguments(**names: str) -> Iterator[None]:
+    """Has a UserError of the block name a program's arguments where it names flags; ``names``:
+    those of settings that are called otherwise."""
+    try:
+        yield
+    except UserError as error:
+        text = re.sub(
+            r"(?<![^\s(])--([a-z]+(?:-[a-z]+)*)", lambda f: f[1].replace("-", "_"), str(error)
+        )
+        for name, own in names.items():
+            text = re.sub(rf"\b{name}\b", own, text)
+        error.args = (text,)
+        raise
 
 
 _silent = False

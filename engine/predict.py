@@ -121,6 +121,7 @@ def _classifier(given: dict[str, Any], kind: type[FewShotClassifier]) -> FewShot
     arguments = options(given)
     transductive = given.get("protocol") == "transductive"
     loaded = kind.load(given["source"], transductive=transductive, **arguments)
+    loaded.by_flags = True
     if support is not None:
         return adapted(loaded, support)
     if not hasattr(loaded, "classes_"):

@@ -230,8 +230,17 @@ def test_mistakes_are_one_line(run, support, tmp_path):
     with pytest.raises(UserError, match="knows no classes yet: call fit"):
         made.save(tmp_path / "x.pt")
     for name, value in [("steps", 0.5), ("norm_statistics", "x"), ("device", "x"), ("ensemble", 2)]:
-        with pytest.raises(UserError, match="x|0.5|2"):
+        with pytest.raises(UserError, match=f"^{name} is {value!r}"):
             FewShotClassifier(run, **{name: value}).fit(x, y)
+    for name, value, words in [
+        ("steps", -1, "^steps is -1: give a number"),
+        ("backend", "triton", "^backend is triton: triton runs on a GPU"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            FewShotClassifier(run, device="cpu", **{name: value}).fit(x, y)
+    fitted = FewShotClassifier(run).fit(x, y).set_params(threads=-1)
+    with pytest.raises(UserError, match="^threads is -1: give a number"):
+        fitted.predict(x)
     with pytest.raises(UserError, match="no colour: it has source, ensemble"):
         made.set_params(colour=1)
 

@@ -13,7 +13,7 @@ import torch
 import kernels
 from engine.config import Config
 from engine.data.bank import default_cache
-from engine.errors import UserError, say
+from engine.errors import UserError, flag, say
 from engine.runtime import ranks
 from engine.runtime.workers import keep_freed_memory
 from kernels import dispatch
@@ -67,7 +67,9 @@ def machine(cfg: Config) -> Iterator[torch.device]:
                 stack.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
                 cudnn.allow_tf32 = False
         except kernels.BackendError as error:
-            raise UserError(str(error)) from error
+            given = {"backend": cfg.backend, "precision": cfg.precision}
+            asked = [f"{flag(name)} is {value}" for name, value in given.items() if value != "auto"]
+            raise UserError(f"{', '.join(asked)}: {error}" if asked else str(error)) from error
         if cfg.fused:  # ResNet-12 would hold 1.5 GiB more at its peak, for 5 % of its time
             keep_freed_memory()
         yield device
