@@ -19,7 +19,7 @@ from typing import Any
 from engine import sweep
 from engine.allowed import PATH, check
 from engine.commandline import FIELDS, Parser, add_flags, parse
-from engine.errors import UserError, explained, listed, nearest, say, silence
+from engine.errors import UserError, explained, flag, listed, nearest, say, silence
 from engine.runs.interrupt import Interrupt, answered
 from engine.sweep import Member
 from engine.tables import budget, cells, rows
@@ -32,6 +32,14 @@ SEEDS, MOST = 3, 100
 _SHOWN = "data epochs iterations eval_tasks device threads".split()
 
 
+class _Parser(Parser):
+    def _unknown(self, words: list[str]) -> str:
+        given = next((word.partition("=")[0] for word in words if word.startswith("-")), None)
+        if given in {flag(name) for name in DECIDED} - {"--seed", "--run"}:  # but --seeds, --runs
+            return f"there is no flag {given} here: a table decides it; "
+        return super()._unknown(words)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
@@ -42,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
+    parser = _Parser(
         prog="python -m engine.table",
         usage="%(prog)s NAME [flags]",
         description=__doc__.split("\n\n")[0],
@@ -76,7 +84,7 @@ def _parser() -> Parser:
 def _asked(argv: list[str], interrupt: Interrupt) -> int:
     given = parse(_parser(), argv)
     name = given.pop("name")
-    own = {flag: given.pop(flag, None) for flag in ("seeds", "budget", "rows", "runs")}
+    own = {word: given.pop(word, None) for word in ("seeds", "budget", "rows", "runs")}
     looks = given.pop("list", False), given.pop("status", False)
     folder = _folder(name, own["runs"])
     if name == TIMING:

@@ -260,7 +260,7 @@ def test_timing_continues_and_keeps_what_was_measured_with_other_settings(
         (["mini", "--seed", "1"], "there is no flag --seed: did you mean --seeds?"),
         (["mini", "--seeds", "0"], "--seeds is 0: give a number from 1 to 100"),
         (["mini", "--seeds", "101"], "--seeds is 101: give a number from 1 to 100"),
-        (["mini", "--seeds", "two"], "invalid int value: 'two'"),
+        (["mini", "--seeds", "two"], "--seeds is 'two': give a whole number; see"),
         (["mini", "--budget", "0"], "--budget is 0.0: give a number > 0"),
         (["mini", "--budget", "nan"], "--budget is nan: give a number > 0"),
         (["mini", "--budget", "-1"], "--budget is -1.0: give a number > 0"),
@@ -268,7 +268,8 @@ def test_timing_continues_and_keeps_what_was_measured_with_other_settings(
         (["mini", "--rows", "mamml"], "--rows has 'mamml': did you mean maml? mini has matching"),
         (["mini", "--rows", ""], "--rows has ''"),
         (["mini", "--runs", ""], "--runs is empty"),
-        (["mini", "--ways", "7"], "there is no flag --ways"),
+        (["mini", "--ways", "7"], "there is no flag --ways here: a table decides it; see"),
+        (["ablation", "--steps=3"], "there is no flag --steps here: a table decides it; see"),
         (["mini", "--list", "--status"], "not allowed with argument"),
         (
             ["mini", "--rows", "maml", "--filters", "0"],
