@@ -18,6 +18,7 @@ from engine.presets import of_method, preset_fields
 
 FIELDS: dict[str, Field] = {f.name: f for f in fields(Config)}
 _HELP = ("-h", "--help", "--help-all")
+_NUMBERS = {int: "a whole number", float: "a number"}
 _METAVARS = {PATH: "PATH", RATIO: "A/B/C", WIDTHS: "A,B,C,D"}
 # What the values that a preset gives to other fields depend on.
 _DECIDING = ("preset", "method", "dataset", "network", "ways", "shots", "epochs", "lr")
@@ -66,13 +67,24 @@ class Parser(argparse.ArgumentParser):
         near = nearest(flags[0].lstrip("-"), (flag[2:] for flag in self.flags()), prefix="--")
         return f"there is no flag {flags[0]}: {near}"
 
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        try:
+            return super()._get_value(action, text)
+        except argparse.ArgumentError:
+            if action.type in _NUMBERS:
+                self.error(f"{_named(action)} is {text!r}: give {_NUMBERS[action.type]}")
+            raise
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As ``allowed.check`` says it, of choices that are no field's."""
         if action.choices is not None and value not in action.choices:
-            name = action.option_strings[-1] if action.option_strings else action.dest
             choices = [*map(str, action.choices)]
             near = nearest(str(value), choices)
-            self.error(f"{name} is {value!r}: {near}choose one of {', '.join(choices)}")
+            self.error(f"{_named(action)} is {value!r}: {near}choose one of {', '.join(choices)}")
+
+
+def _named(action: argparse.Action) -> str:
+    return action.option_strings[-1] if action.option_strings else action.dest
 
 
 def add_flags(

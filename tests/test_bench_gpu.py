@@ -98,7 +98,7 @@ def test_a_dry_run_goes_through_every_part_and_continues(
         (["--device", "tpu"], "--device is 'tpu': choose one of cuda, cpu"),
         (["--minutes", "-1"], "--minutes is -1.0: give minutes, 0 or more"),
         (["--limit", "nan"], "--limit is nan: give minutes, 0 or more"),
-        (["--minutes", "many"], "invalid float value: 'many'"),
+        (["--minutes", "many"], "--minutes is 'many': give a number; see"),
         (["--name", "tuned"], "--name is 'tuned': so is the launch table's file"),
         (["--name", "a/b"], "--name is 'a/b': give the name of a file"),
         (["--quik"], "there is no flag --quik: did you mean --quick? see"),

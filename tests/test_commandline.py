@@ -103,6 +103,9 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(module):
             "--dataset Omniglt",
             "--dataset is 'Omniglt': did you mean omniglot? choose one of omniglot, mini, folder",
         ),
+        ("--ways x", "--ways is 'x': give a whole number; see {} --help"),
+        ("--ways 5.5", "--ways is '5.5': give a whole number; see {} --help"),
+        ("--lr=1e", "--lr is '1e': give a number; see {} --help"),
         ("--device quantum", "--device is 'quantum': choose one of auto, cpu, cuda"),
     ],
 )

@@ -46,7 +46,7 @@ def test_a_backend_that_lacks_an_op_of_the_unroll_is_met_before_training(images,
         train, flags(images, folder, "--backend", "native", "--unroll", "autograd"), capsys
     )
     assert code == 2
-    one_line(err, "native has no head", "auto")
+    one_line(err, "--backend is native: native has no head", "auto")
     assert not folder.exists()
 
 
@@ -54,7 +54,10 @@ def test_a_backend_that_lacks_an_op_of_the_passes_is_met_before_training(images,
     folder = images.parent / "without"
     code, _, err = here(train, flags(images, folder, "--backend", "cuda"), capsys)
     assert code == 2
-    one_line(err, "cuda has no conv", "auto")
+    one_line(err, "--backend is cuda: cuda has no conv", "auto")
+    code, _, err = here(train, flags(images, folder, "--precision", "tf32"), capsys)
+    assert code == 2
+    one_line(err, "--precision is tf32: ")
     assert not folder.exists()
 
 
