@@ -39,6 +39,8 @@ def refuse_without_effect(cfg: Config, explicit: dict, usual: dict[str, Any]) ->
     """They are not to be given, but for the usual value, which a file may have."""
     for name, other in without_effect(cfg).items():
         if (value := explicit.get(name, usual[name])) != usual[name]:
+            if other == "network" and METHODS[cfg.method].fixed.get(other) == cfg.network:
+                other = "method"  # which alone decides the network
             none = f"{flag(other)} {getattr(cfg, other)}, which has none"
             if other == "min_lr":
                 none = f"--min-lr equal to --lr, {cfg.lr}, so that nothing is annealed"
