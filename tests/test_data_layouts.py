@@ -271,6 +271,7 @@ def test_cub_is_read_by_its_list(tmp_path):
     assert [len(bank.names) for bank in dataset.banks.values()] == [5, 2, 3]
     assert "001.Bird_1" in sum((bank.names for bank in dataset.banks.values()), ())
     assert any("images that CUB_200_2011/images.txt does not name" in n for n in dataset.notes)
+    assert not any("images.txt)" in note for note in dataset.notes)
     (folder / "CUB_200_2011/images" / names[3]).unlink()
     with pytest.raises(UserError, match="lacks 1 images that .*images.txt names: 002.Bird_2/B_1"):
         read(folder, split_ratio="5/2/3")

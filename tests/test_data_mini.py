@@ -89,7 +89,7 @@ def test_csv_files_with_named_images_are_read(zipped, tmp_path):
     path = write_zip(tmp_path / "m.zip", files) if zipped else write_files(tmp_path / "m", files)
     by_csv = load_mini(path)
     by_folder = load_mini(write_files(tmp_path / "folders", tree_files(side=84)))
-    assert by_csv.identity == by_folder.identity
+    assert by_csv.identity == by_folder.identity and by_csv.notes == ()
     (path.parent / "cache").rename(tmp_path / "old")
     files.pop("images/val100000002.jpg")
     lacking = write_files(tmp_path / "lacking", files)

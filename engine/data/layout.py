@@ -148,8 +148,10 @@ def tree_content(
     kind: str,
     found: tuple[Classes, list[str], list[str]],
     seen: Preparation,
+    lists: Iterable[str] = (),
 ) -> Content:
-    """Raises UserError when a class is in two splits or under two names."""
+    """``lists``: files that say what the images are. Raises UserError when a class is in two splits
+    or under two names."""
     classes, notes, empty = found
     parts = tuple(part for part in (*SPLITS, ALL) if part in classes)
     classes = {part: classes[part] for part in parts}
@@ -164,7 +166,7 @@ def tree_content(
             for label, names in sorted(classes[part].items())
         ]
 
-    others = [name for name in tree.names if not is_image(name)]
+    others = [name for name in tree.names if not (is_image(name) or name in lists)]
     notes += left_out(others, "files that are no images by their names") + odd(tree)
     splits = lambda: ((part, sources(part)) for part in parts)  # noqa: E731
     return Content(kind, splits, parts, notes, tuple(empty))

@@ -19,13 +19,14 @@ _LABEL = {"label", "labels", "class", "classname", "category", "wnid", "species"
 _NUMBERED = re.compile(r"(?:^|/)(n\d{8})_(\d+)\.jpe?g$", re.IGNORECASE)  # ImageNet's own names
 _CUB = re.compile(r"\d+\s+(\S.*)")
 
-Found = tuple[Classes, list[str], list[str]]
+# Classes, notes, classes without an image; and the lists that were read.
+Found = tuple[tuple[Classes, list[str], list[str]], list[str]]
 Rows = list[tuple[str, str]]  # file and class
 
 
 def csv_files(tree: Tree) -> Found | None:
-    """By ``train.csv``, ``val.csv`` and ``test.csv`` with a file name and a label in each row: the
-    classes, notes, and no empty classes. None when there is no such table.
+    """By ``train.csv``, ``val.csv`` and ``test.csv`` with a file name and a label in each row. None
+    when there is no such table.
 
     Raises UserError when images are missing, or of two classes or splits.
     """
@@ -86,7 +87,8 @@ def csv_files(tree: Tree) -> Found | None:
         for label, names in labels.items():
             labels[label] = sorted(set(names))
     unused = [name for name in tree.names if is_image(name) and name not in places]
-    return classes, left_out(unused, "images that no CSV file names"), []
+    notes = left_out(unused, "images that no CSV file names")
+    return (classes, notes, []), [*tables.values()]
 
 
 def _tables(tree: Tree) -> list[dict[str, str]]:
@@ -254,5 +256,6 @@ def cub(tree: Tree) -> Found | None:
         used = {root + path for path in paths}
         others = [name for name in tree.names if is_image(name) and name not in used]
         notes = left_out(again, f"further lines of {table} for the same image")
-        return {ALL: classes}, notes + left_out(others, f"images that {table} does not name"), []
+        notes += left_out(others, f"images that {table} does not name")
+        return ({ALL: classes}, notes, []), [table]
     return None

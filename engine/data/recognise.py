@@ -35,7 +35,7 @@ def recognise(tree: Tree, seen: Preparation) -> Content | None:
     Raises UserError when it has one that is incomplete or contradicts itself.
     """
     if found := lists.csv_files(tree):
-        return tree_content(tree, "CSV files and images", found, seen)
+        return tree_content(tree, "CSV files and images", found[0], seen, found[1])
     folders = split_folders(tree)
     if folders and len(folders[0]) > 1:
         kind = "train, val and test folders of class folders"
@@ -45,7 +45,7 @@ def recognise(tree: Tree, seen: Preparation) -> Content | None:
         found.notes.extend(left_out(images, "images in files of their own") + odd(tree))
         return found
     if found := lists.cub(tree):
-        return tree_content(tree, "images.txt and images, as of CUB", found, seen)
+        return tree_content(tree, "images.txt and images, as of CUB", found[0], seen, found[1])
     if folders:  # of one split
         return tree_content(tree, "class folders of one split", folders, seen)
     if found := flat_folders(tree):
