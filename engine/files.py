@@ -22,6 +22,20 @@ REPORT = "report.html"  # of a run, where no other file has that name
 REPORT_HEAD = b"<!doctype html>\n<!-- a report of mamlpp -->\n"  # by which it is told from others
 
 
+def make_folder(path: Path, what: str, flag: str) -> None:
+    """With those above it, unless it is there. Raises UserError when it cannot be; ``what`` it is
+    and the ``flag`` that names it are told."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why, cure = error.strerror or str(error), "make room or allow writing there, or "
+        taken = (p for p in (path, *path.parents) if os.path.lexists(p) and not os.path.isdir(p))
+        if (found := next(taken, None)) is not None:
+            kind = "a file, no folder" if found.is_file() else "no folder"
+            why, cure = f"{'it' if found == path else found} is {kind}", ""
+        raise UserError(f"cannot write {what} {path}: {why}; {cure}give another {flag}") from error
+
+
 def refuse_special(path: Path) -> None:
     """Raises UserError where something lies that is no file, as a folder or a pipe, which would be
     waited for; OSError where nothing does, or a link to nothing."""

@@ -19,7 +19,8 @@ from typing import Any
 from engine import sweep
 from engine.allowed import PATH, check
 from engine.commandline import FIELDS, Parser, add_flags, parse
-from engine.errors import UserError, explained, flag, listed, nearest, say, silence
+from engine.errors import UserError, flag, listed, nearest, say, silence
+from engine.files import make_folder
 from engine.runs.interrupt import Interrupt, answered
 from engine.sweep import Member
 from engine.tables import budget, cells, rows
@@ -247,8 +248,7 @@ def _make(folder: Path, name: str) -> None:
             "engine.table is of one process, and torchrun started several: start it without, or "
             "give the lines of --list to torchrun"
         )
-    with explained(f"cannot write {folder}", "give another --runs"):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "the table's folder", "--runs")
     if (of := page.table_in(folder)) not in (None, name):
         raise UserError(f"{folder} has table {of}: give another --runs")
 

@@ -1,5 +1,7 @@
 """What ``python -m engine.train`` refuses before it trains: one line, exit code 2."""
 
+import os
+
 import pytest
 import torch
 
@@ -77,6 +79,18 @@ def test_a_device_that_is_not_there(images, capsys):
 def test_a_run_folder_that_cannot_be_written(images, capsys):
     # a file in its place: unlike permissions it stops the superuser, too
     (images.parent / "file").write_text("")
-    code, _, err = here(train, flags(images, images.parent / "file" / "run"), capsys)
+    file = images.parent / "file"
+    for folder, why in [
+        (file, "it is a file, no folder; give another --run"),
+        (file / "run", f"{file} is a file, no folder; give another --run"),
+    ]:
+        code, _, err = here(train, flags(images, folder), capsys)
+        assert code == 2
+        one_line(err, f"error: cannot write run folder {folder}: {why}")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that takes none")
+def test_a_run_folder_that_never_was_is_not_gone(images, capsys):
+    code, _, err = here(train, flags(images, "/proc/x"), capsys)
     assert code == 2
-    one_line(err, "cannot write run folder", "--run")
+    one_line(err, "cannot write run folder /proc/x: No such file", "or give another --run")

@@ -28,6 +28,7 @@ from engine.allowed import PATH, check
 from engine.data.images import Unreadable, suffixes
 from engine.data.shelf import locked, shelve
 from engine.errors import UserError, explained
+from engine.files import make_folder
 from engine.runs.locks import sync_folder
 from kernels.pools import each
 
@@ -140,9 +141,9 @@ def _digest(value: object) -> str:
 
 def write_bank(path: Path, content: Content, label: str) -> None:
     """Writes every class in order to a temporary file and renames it to ``path``."""
+    make_folder(path.parent, "the image cache in", "--cache")
     cure = "make room or allow writing there, or name another folder with --cache"
     with explained(f"cannot write the image cache in {path.parent}", cure):
-        path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path) as (file, temporary), _progress(label) as bar:
             footer = {
                 "content": _write_splits(file, content.splits(), bar),

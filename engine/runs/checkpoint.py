@@ -41,6 +41,7 @@ from engine.files import (
     RESULT,
     RUN_FILES,
     is_report,
+    make_folder,
     read_json,
     refuse_special,
     replace_file,
@@ -238,8 +239,8 @@ def open_run(folder: Path, fresh: bool) -> Iterator[None]:
 
 def _made(folder: Path, fresh: bool) -> int:
     """The folder's lock."""
+    make_folder(folder, "run folder", "--run")
     with contextlib.ExitStack() as stack, writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         lock = _open_lock(folder / LOCK)
         stack.callback(os.close, lock)
         if not locks.lock(lock):
