@@ -38,7 +38,9 @@ _CODES = (
 
 class Resolved(NamedTuple):
     cfg: Config
-    sources: dict[str, str]  # of each field: flag, file, method, preset or default
+    # Of each field: flag, file, followed (in the file, and changed by a flag), method, preset or
+    # default.
+    sources: dict[str, str]
     file: Path | None  # of --config
     show: bool  # whether to say what would be done, instead of doing it
 
@@ -50,15 +52,22 @@ def resolve(argv: list[str]) -> Resolved:
     """
     given = parse(_parser(argv), argv)
     show, file = given.pop("show", False), given.pop("config", None)
-    written = {}
+    written, followed = {}, {}
     if file is not None:
-        written, where = read(file), f"--config {file}"
-        _refuse_half(given, written, where)
-        written = under(given, written, where)
+        found, where = read(file), f"--config {file}"
+        _refuse_half(given, found, where)
+        written = under(given, found, where)
+        followed = {name: value for name, value in written.items() if value != found[name]}
     cfg = Config.of(**(written | given))
     preset = preset_fields(cfg.preset, cfg.dataset, written | given)
     method = METHODS[cfg.method].settings(vars(cfg))
-    places = {"flag": given, "file": written, "method": method, "preset": preset}
+    places = {
+        "flag": given,
+        "followed": followed,
+        "file": written,
+        "method": method,
+        "preset": preset,
+    }
     sources = {name: _source(name, places) for name in FIELDS}
     return Resolved(cfg, sources, file, show)
 

@@ -73,6 +73,7 @@ def settings(asked: Resolved) -> list[str]:
     """A line each, below its group."""
     words = {
         "file": str(asked.file),
+        "followed": f"{asked.file}, following a flag",
         "preset": f"preset {asked.cfg.preset}",
         "method": f"method {asked.cfg.method}",
     }

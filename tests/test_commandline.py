@@ -172,6 +172,10 @@ def test_a_file_under_flags_keeps_the_shape_of_its_schedule(preset, tmp_path):
 
     assert asked("--epochs", "30") == Config.of(preset, "omniglot", epochs=30)
     assert asked("--epochs", "30", "--msl-epochs", "7").msl_epochs == 7
+    sources = resolve(["--config", str(path), "--epochs", "30"]).sources
+    changed = preset == "maml++"  # the other has none of these epochs
+    assert sources["first_order_epochs"] == ("followed" if changed else "file")
+    assert sources["lr"] == "file" and sources["epochs"] == "flag"
     assert asked("--lr", "0.01") == Config.of(preset, "omniglot", lr=0.01)
     assert asked("--preset", preset) == asked()
     with pytest.raises(UserError, match="--preset is htym-2019 with --config .*config.json, which"):
