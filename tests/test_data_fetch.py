@@ -181,6 +181,12 @@ def test_no_server_is_one_clear_line(remote, server, tmp_path):
         fetch.fetch((closed,), tmp_path)
 
 
+def test_a_file_where_the_folder_would_be_is_told(remote, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="in .*/file: it is a file, no folder; give another --to"):
+        fetch.fetch((remote,), tmp_path / "file")
+
+
 def test_a_full_disk_is_noticed_before_and_while_writing(server, remote, tmp_path, monkeypatch):
     usage = fetch.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=1000))

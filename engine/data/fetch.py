@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from engine.errors import UserError, explained, say
+from engine.files import make_folder
 
 _OMNIGLOT = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 _MINI = "https://zenodo.org/records/7978538/files/"
@@ -86,12 +87,12 @@ def fetch(files: tuple[Remote, ...], folder: Path) -> None:
     when the server refuses, sends the wrong content or cannot be reached, and when a file of that
     name but another content is already there.
     """
+    make_folder(folder, "in", "--to")
     with explained(
         f"cannot write in {folder}",
         "make room or name another folder with --to, and run this again: it continues where it "
         "stopped",
     ):
-        folder.mkdir(parents=True, exist_ok=True)
         for remote in files:
             _fetch_one(remote, folder)
 
