@@ -44,11 +44,10 @@ def require_ways(flags: list[str], folder: str | Path) -> None:
     """Raises UserError when a training with these flags makes a network of fewer outputs than there
     are classes in a folder."""
     from engine.data.pictures import labelled
-    from engine.methods import METHODS
     from engine.settings import resolve
 
     cfg, classes = resolve(flags).cfg, len({*labelled(Path(folder)).labels})
-    if classes > cfg.ways and not METHODS[cfg.method].any_ways:
+    if classes > cfg.ways and not cfg.any_ways:
         raise UserError(
             f"{folder} has {classes} classes, and --ways is {cfg.ways}: give --ways {classes}"
         )
