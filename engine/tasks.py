@@ -14,7 +14,7 @@ from engine import data as datasets
 from engine.allowed import check, check_type
 from engine.data.bank import ClassBank
 from engine.episodes import Episode, EpisodeSampler, Values
-from engine.errors import UserError, listed, say
+from engine.errors import UserError, as_arguments, listed, say
 
 _MISSING = ("None", "nan", "NaN", "NaT", "<NA>")  # as tables show a label that is not there
 
@@ -58,13 +58,14 @@ class Tasks:
         self._samples, self._ways = (shots, targets), ways
         self._dataset = None
         if isinstance(data, str | Path):
-            found = datasets.load(
-                "folder",
-                data,
-                image_size=image_size,
-                channels=channels,
-                split_ratio=split_ratio,
-            )
+            with as_arguments():
+                found = datasets.load(
+                    "folder",
+                    data,
+                    image_size=image_size,
+                    channels=channels,
+                    split_ratio=split_ratio,
+                )
             self._sampler, self._take = EpisodeSampler(found, part, **task), None
             self.notes = found.notes
             say(*(f"{found.name}: {note}" for note in self.notes))

@@ -148,6 +148,19 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path):
         drawn.episode(-1)
 
 
+def test_what_is_wrong_with_a_folder_is_told_by_arguments(tmp_path):
+    folder = write_files(tmp_path / "flat", {f"c{i}/0.png": b"x" for i in range(3)})
+    task = {"ways": 2, "shots": 1, "targets": 1}
+    for given, words in (
+        ({"data": folder}, "split_ratio"),
+        ({"data": tmp_path / "none"}, "does not exist; correct data"),
+        ({"data": folder, "image_size": 0}, "^image_size is 0"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            Tasks(**given, **task)
+        assert "--" not in str(caught.value)
+
+
 def test_what_a_folder_leaves_out_is_told(tmp_path, capsys):
     files = tree_files() | {"train/notes.doc": b"x"}
     found = Tasks(write_files(tmp_path / "tree", files), ways=2, shots=1, targets=1, image_size=8)
