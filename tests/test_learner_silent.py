@@ -562,6 +562,31 @@ def test_what_would_adapt_to_nothing_or_by_no_number_is_refused():
         made.evaluate(3)
 
 
+def test_a_first_look_leaves_no_trace_in_what_passes_count():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 2)
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+    class Scaling(nn.CrossEntropyLoss):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, output: Tensor, y: Tensor) -> Tensor:
+            self.seen += 1
+            return super().forward(output, y)
+
+    net, loss = Counting().double(), Scaling()
+    made = learner(net, loss=loss, vectorize=False)
+    made(episode(1), WEIGHTS)
+    assert (net.calls, loss.seen.item()) == (4, 4)  # two steps, of each support and target
+
+
 def test_a_module_that_was_cast_without_its_learner_is_refused():
     made, given = learner(mlp().float()), episode()
     made.module.double()

@@ -28,7 +28,7 @@ from engine.models.batch_norms import BatchNorms, modes
 from engine.models.interface import Moments, Params
 from engine.models.module_passes import Batch, aligned
 from engine.models.probe import Findings, findings, layers, same, strangers
-from engine.models.skeleton import Skeleton, attributes, changed, contents
+from engine.models.skeleton import Skeleton, attributes, changed, contents, undone
 from engine.models.stateless import called
 from engine.models.suitable import (
     require_alike,
@@ -241,10 +241,12 @@ class Module:
             alone = not (reached or skeleton.set_by_passes) and held == contents(net)
         skeleton.copied = skeleton.copied and alone
         held = self._of_loss()
-        with skeleton.lent() as net:
+        losses = [self.criterion] if isinstance(self.criterion, nn.Module) else []
+        own = (buffer for loss in losses for buffer in loss.buffers())
+        with skeleton.lent() as net, undone([net, *losses], own):
             require_reached(strangers(net, with_loss))
             found = findings(net, with_loss)
-        self._loss_writes |= held != self._of_loss()
+            self._loss_writes |= held != self._of_loss()
         pairs: list[tuple[Tensor, Tensor]] = []
         mapped(lambda a, b: pairs.append((a, b)), given, (x, y))
         require_untouched(all(same(a, b) for a, b in pairs))

@@ -6,7 +6,7 @@ import copy
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from operator import is_
@@ -135,6 +135,24 @@ def _content(value: Any, depth: int = 4) -> Any:
         except RuntimeError:  # a sparse one, or one that vmap has left
             return id(value)
     return repr(value) if isinstance(value, bool | int | float | str | None) else id(value)
+
+
+@contextmanager
+def undone(modules: Iterable[nn.Module], buffers: Iterable[Tensor]) -> Iterator[None]:
+    """Of the passes inside nothing is left in numbers among the modules' attributes, and in these
+    buffers.
+    """
+    every = [vars(part) for module in modules for part in module.modules()]
+    numbers = [{n: v for n, v in own.items() if type(v) in (int, float)} for own in every]
+    values = [(buffer, buffer.clone()) for buffer in buffers]
+    try:
+        yield
+    finally:
+        for own, before in zip(every, numbers, strict=True):
+            own.update(before)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
 
 
 def attributes(module: nn.Module) -> dict[Key, Any]:
