@@ -474,16 +474,3 @@ def test_the_reference_takes_statistics_as_constants_too() -> None:
         y, *_ = ops.per_step_batch_norm(z, one, one, statistics=own)
         found.append(torch.autograd.grad(y.pow(3).sum(), z, retain_graph=True)[0])
     torch.testing.assert_close(*found)
-
-
-def test_indices_below_the_bank_are_no_indices_from_its_end() -> None:
-    bank, line = torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.ones(1)
-    index, places = torch.zeros(1, 1, 3, dtype=torch.int64), torch.zeros(4, 1, dtype=torch.int64)
-    with kernels.use("plain"):
-        fwd = kernels.gather(line).fwd
-    assert fwd(bank, index, places, line, line, 1)[0].shape == (1, 1, 1, 1, 1)
-    for at in (0, 2):
-        wrong = index.clone()
-        wrong[..., at] = -1
-        with pytest.raises(ValueError, match="gather: index must be 0 or more, got -1"):
-            fwd(bank, wrong, places, line, line, 1)

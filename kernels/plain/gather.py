@@ -14,11 +14,9 @@ def fwd(
 ) -> tuple[Tensor, Tensor]:  # of support and target set [T, ways · samples, C, H, W], NHWC
     """scale · byte + shift of each image's pixels, in the order of its class's turn.
 
-    `index` must stay within the bank and the turns, as nothing looks on a GPU, where Triton would
-    read beyond them. On a CPU what lies outside is an error here.
+    `index` must stay within the bank and the turns, from 0 on: to look would be to wait for the
+    device, and Triton reads beyond them.
     """
-    if index.device.type == "cpu" and (index < 0).any():
-        raise ValueError(f"plain gather: index must be 0 or more, got {int(index.min())}")
     first, turns = index[..., :-1], index[..., -1]
     turned = places[turns].unsqueeze(2)  # [T, ways, 1, H · W]
     pixels = bank.view(-1, bank.shape[3])[first.unsqueeze(3) + turned]
