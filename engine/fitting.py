@@ -9,6 +9,7 @@ The same call continues a run that was stopped.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,8 +85,8 @@ def fit(
         unless `prefetch` says so: both would draw from torch's one generator.
     metric: "accuracy", or "loss", of which less is better.
     name: of the data. A run continues with the same network, name, tasks, loss and settings alone;
-        tasks are compared by episode 0, a network by its answer to it with fixed parameters, a loss
-        by its value on a fixed output.
+        tasks are compared by episode 0, a network by its answer to it with fixed parameters, to a
+        few hundredths, a loss by its value on a fixed output.
     settings: of `engine.train`, those in `engine.fitting.SETTINGS`; others by the preset.
 
     Raises UserError when a setting is not allowed, or the folder holds another run, and
@@ -248,8 +249,10 @@ class _Own:
         task = self.first.slice(0, 1)
         with evaluating(self.learner):
             answer = self._answers(cfg, self.state(), task, 0)
-            model, waves = self.own_model, self._waves()
-            if isinstance(model, Module) and found["tasks"] and not model.writes:
+            model = self.own_model
+            fixed = isinstance(model, Module) and not (model.writes or model.random)
+            if fixed and found["tasks"]:
+                waves = _waves(model, self.state())
                 found[fingerprints.NETWORK] = fingerprints.of_call(
                     lambda: self._answers(cfg, waves, task, 0)
                 )
@@ -264,18 +267,6 @@ class _Own:
                 "stopped and continued will not be what one without a stop is"
             )
         return {n: value for n, value in found.items() if value is not None}
-
-    def _waves(self) -> State:
-        """Parameters that are the same wherever it is made, and no inner step changes."""
-        state = self.state()
-        theta, norm = (
-            (fingerprints.wave_like(p) / 10).to(p.device, p.dtype) for p in state.params[:2]
-        )
-        params = Params(theta, norm, torch.zeros_like(state.params.rates))
-        mean, var = state.running
-        return state._replace(
-            params=params, running=Moments(torch.zeros_like(mean), torch.ones_like(var))
-        )
 
     def look_at_module(self) -> None:
         """Raises UserError of hooks; of what a continued run would lack a line is said."""
@@ -414,6 +405,27 @@ class _Own:
             key=lambda i: (TASK_SEED, first + i),
         )
         return unroll.joined(blocks) if not every else _by_step(blocks)
+
+
+def _waves(model: Module, state: State) -> State:
+    """Parameters that are the same wherever they are made, of a size that keeps that of what goes
+    through them; no inner step changes them.
+    """
+
+    def wave(shape: torch.Size) -> Tensor:
+        fan_in = max(1, math.prod(shape[1:]))
+        return fingerprints.wave_like(torch.empty(shape)).flatten() * (2 / fan_in) ** 0.5
+
+    theta, norm, rates = state.params
+    of_theta, row = (
+        torch.cat([torch.empty(0), *map(wave, shapes.values())]).to(theta)
+        for shapes in (model.shapes, model.outer)
+    )
+    mean, var = state.running
+    return state._replace(
+        params=Params(of_theta, row.expand_as(norm), torch.zeros_like(rates)),
+        running=Moments(torch.zeros_like(mean), torch.ones_like(var)),
+    )
 
 
 def _by_step(blocks: list) -> list:

@@ -7,7 +7,7 @@ Each trick has one home here or in `Params`, and a neutral value that turns it o
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -199,8 +199,8 @@ def task_rows(
     )
     with kernels.only_kernels():
         found = unroll.together(parts)
-        padding = ignored(model.criterion) if isinstance(model, Module) else None
-        return Rows(found, hits(found.logits, episode.target_y, padding).to(found.loss))
+        loss = model.criterion if isinstance(model, Module) else None
+        return Rows(found, hits(found.logits, episode.target_y, loss).to(found.loss))
 
 
 def summed(rows: Rows, cfg: Config, model: Model | None = None) -> unroll.MetaGradient:
@@ -246,20 +246,20 @@ def measure(
     return measured
 
 
-def hits(logits: Values, labels: Values, padding: int | None = None) -> Tensor:  # [T]
-    """The share of right answers in each task, but of labels that are `padding`; 0 where these are
-    no classes.
+def hits(logits: Values, labels: Values, loss: Any = None) -> Tensor:  # [T]
+    """The share of right answers in each task, but of labels that a loss of one's own leaves out; 0
+    where these are no classes.
     """
     if isinstance(logits, list):
         tasks = zip(logits, each(labels), strict=True)
-        return torch.cat([hits(_alone(answers), _alone(y), padding) for answers, y in tasks])
+        return torch.cat([hits(_alone(answers), _alone(y), loss) for answers, y in tasks])
     tensors = isinstance(logits, Tensor) and isinstance(labels, Tensor)
-    if not tensors or labels.is_floating_point() or not classes_last(logits, labels, 1):
+    if not tensors or labels.is_floating_point() or not classes_last(logits, labels, loss, 1):
         return torch.zeros(count(labels))
     right = (logits.argmax(-1) == labels).flatten(1)
-    if padding is None:
+    if loss is None:
         return right.mean(1, dtype=logits.dtype)
-    known = (labels != padding).flatten(1)
+    known = (labels != ignored(loss)).flatten(1)
     return (right & known).sum(1, dtype=logits.dtype) / known.sum(1).clamp(min=1)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from engine.episodes import Values, each
 from engine.errors import UserError
@@ -48,17 +49,20 @@ def ignored(loss: Any) -> int:
     return found if type(found) is int else IGNORED
 
 
-def classes_last(outputs: Tensor, y: Tensor, before: int = 0) -> bool:
-    """Whether outputs are y's shape and an axis of classes behind it. Not where that may as well be
-    the axis behind the samples', the first but `before`, as torch's own losses have it.
+def classes_last(outputs: Tensor, y: Tensor, loss: Any = None, before: int = 0) -> bool:
+    """Whether outputs are y's shape and an axis of classes behind it. Torch's own losses have it
+    behind the samples' axis, the first but `before`.
     """
-    shape, at = outputs.shape, before + 1
-    return shape[:-1] == y.shape and (y.dim() == at or shape[:at] + shape[at + 1 :] != y.shape)
+    while isinstance(loss, partial):
+        loss = loss.func
+    by_torch = loss in (F.cross_entropy, F.nll_loss)
+    by_torch = by_torch or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    return outputs.shape[:-1] == y.shape and (y.dim() == before + 1 or not by_torch)
 
 
 def measured(predictions: Values, y: Values, metric: Any, loss: Callable) -> list[float]:
     """The metric of every task: a function of (predictions, y), or one of METRICS."""
-    known = {"accuracy": partial(_accuracy, padding=ignored(loss)), "loss": loss}
+    known = {"accuracy": partial(_accuracy, loss=loss), "loss": loss}
     function = known.get(metric) if type(metric) is str else metric
     found = [float(function(p, t)) for p, t in zip(each(predictions), each(y), strict=True)]
     if metric == "loss" and not all(map(math.isfinite, found)):
@@ -84,14 +88,16 @@ def require_several(predictions: Any) -> None:
         )
 
 
-def _accuracy(predictions: Any, y: Any, padding: int = IGNORED) -> Tensor:  # [M, ways], [M]
+def _accuracy(predictions: Any, y: Any, loss: Any = None) -> Tensor:  # [M, ways], [M]
     require_classes(y)
-    if not isinstance(predictions, Tensor) or not classes_last(predictions, y):
+    if not isinstance(predictions, Tensor) or not classes_last(predictions, y, loss):
         raise UserError(
             f"accuracy is of outputs [samples, classes] and y [samples], and the network answers "
-            f"{shown(predictions)} where y is {shown(y)}: give another metric"
+            f"{shown(predictions)} where y is {shown(y)} (a loss of torch has the classes of more "
+            "axes on the second): give another metric"
         )
     require_several(predictions)
+    padding = ignored(loss)
     known = y != padding
     if not known.any():
         raise UserError(

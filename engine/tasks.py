@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,13 @@ class Tasks:
         channels: int = 3,
         split_ratio: str | None = None,
     ):
-        task = {"ways": ways, "shots": shots, "targets": targets, "seed": seed}
-        for name, value in (task | {"tasks": tasks}).items():
+        given = {"ways": ways, "shots": shots, "targets": targets, "seed": seed, "tasks": tasks}
+        task = {name: _whole(value) for name, value in given.items()}
+        for name, value in task.items():
             check_type(name, value, "int")
             least = {"ways": ">= 2", "seed": ">= 0"}.get(name, ">= 1")
             check(name, value, least, name)
+        tasks, length = task.pop("tasks"), _whole(length)
         if length is not None and not (type(length) is int and length >= 1):
             raise UserError(f"length is {length!r}: give a number of episodes >= 1, or None")
         self.tasks, self.length = tasks, length
@@ -112,6 +115,16 @@ class Tasks:
         if isinstance(flat, dict):
             return {name: part.view(*shape, *part.shape[1:]) for name, part in flat.items()}
         return flat.view(*shape, *flat.shape[1:])
+
+
+def _whole(value: Any) -> Any:
+    """An int for a whole number of any library."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 def _pairs(data: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Values]]:

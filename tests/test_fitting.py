@@ -231,7 +231,7 @@ def test_a_run_goes_on_with_its_own_network_alone(tmp_path):
 
     again(Features())
     before = (tmp_path / "run" / "result.json").read_bytes()
-    for other in (Features(1), Features(0, torch.relu)):
+    for other in (Features(1), Features(0, torch.relu), Features(0, F.hardtanh)):
         with pytest.raises(UserError, match="is of a run with another network, by its values on"):
             again(other, 4)
     with pytest.raises(UserError, match="name, metric, steps, parameters or frozen weights are"):
@@ -240,6 +240,9 @@ def test_a_run_goes_on_with_its_own_network_alone(tmp_path):
     trained = Features()
     trained.out.weight.data.mul_(3)  # what is learned is the run's
     assert again(trained, 4).epoch == 4
+    other = {"epochs": 4, "protocol": "inductive"}
+    with pytest.raises(UserError, match="another configuration .protocol: transductive -> induc"):
+        fitted(Learner(Features(), F.mse_loss, steps=2), tmp_path / "run", **other)
 
 
 class Counting(Features):

@@ -487,9 +487,16 @@ def test_classes_before_places_are_not_taken_for_places(places):
     with pytest.raises(UserError, match="accuracy is of outputs .samples, classes. and y"):
         made.evaluate([given])
     outputs = torch.randn(2, 6, 2, places)
-    assert not meta.hits(outputs, y).any()
+    assert not meta.hits(outputs, y, F.cross_entropy).any()
     by_place = outputs.mT.repeat(1, 1, 2, 1)  # [tasks, samples, 2 · places, classes]
-    assert meta.hits(by_place, by_place.argmax(-1)).all()
+    assert meta.hits(by_place, by_place.argmax(-1), lambda output, y: None).all()
+    assert not meta.hits(by_place, by_place.argmax(-1), nn.CrossEntropyLoss()).any()
+
+    def by_places(output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output.mT.flatten(0, 1), y.flatten())
+
+    square = by_place[0].mT if places == 2 else by_place[0].repeat(1, 1, 2).mT
+    assert scores.measured([square.mT], [square.mT.argmax(-1)], "accuracy", by_places) == [1.0]
 
 
 def test_what_the_loss_leaves_out_counts_nowhere():
@@ -497,10 +504,10 @@ def test_what_the_loss_leaves_out_counts_nowhere():
     losses = nn.CrossEntropyLoss(ignore_index=0), partial(F.cross_entropy, ignore_index=0)
     for loss in (*losses, partial(losses[1])):
         assert scores.measured(logits, y, "accuracy", loss) == [1.0]
-        assert meta.hits(logits, y, scores.ignored(loss)).tolist() == [1.0]
+        assert meta.hits(logits, y, loss).tolist() == [1.0]
     padded = torch.tensor([[0, 1, -100]])
-    assert meta.hits(logits, padded, scores.ignored(F.cross_entropy)).tolist() == [1.0]
-    assert meta.hits(logits, torch.full((1, 3), -100), -100).tolist() == [0.0]
+    assert meta.hits(logits, padded, F.cross_entropy).tolist() == [1.0]
+    assert meta.hits(logits, torch.full((1, 3), -100), F.cross_entropy).tolist() == [0.0]
 
 
 def test_dropout_that_no_layer_shows_is_drawn_again():
@@ -582,9 +589,34 @@ def test_a_first_look_leaves_no_trace_in_what_passes_count():
             return super().forward(output, y)
 
     net, loss = Counting().double(), Scaling()
+    net.other = [nn.Linear(1, 1).requires_grad_(False)]  # so that it is not copied
     made = learner(net, loss=loss, vectorize=False)
     made(episode(1), WEIGHTS)
     assert (net.calls, loss.seen.item()) == (4, 4)  # two steps, of each support and target
+
+
+def test_a_first_look_writes_to_no_buffer_that_a_pass_did_not():
+    given, weight = episode(1), torch.tensor(0.5, dtype=torch.float64)
+    loss = nn.CrossEntropyLoss(weight=weight.expand(2))  # one value, which cannot be written to
+    learner(mlp(), loss=loss)(given, WEIGHTS)
+    loss = nn.CrossEntropyLoss(weight=torch.ones(2, dtype=torch.float64))
+    net = mlp()
+    own = loss(net(given.support_x[0]), given.support_y[0])
+    learner(mlp(), loss=loss)(given, WEIGHTS)
+    own.backward()
+    assert net[0].weight.grad.any()
+
+
+def test_a_buffer_that_parts_share_is_one():
+    net = mlp()
+    net.register_buffer("scale", torch.ones((), dtype=torch.float64))
+    net[0].register_buffer("same", net.scale)
+    learner(net)(episode(1), WEIGHTS)
+    assert net[0].same is net.scale
+
+
+def test_a_module_without_memory_makes_a_learner():
+    assert learner(nn.Linear(3, 2, device="meta")).rates.is_meta
 
 
 def test_a_module_that_was_cast_without_its_learner_is_refused():

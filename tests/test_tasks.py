@@ -75,6 +75,13 @@ def test_inputs_may_be_dicts():
     assert episode.target_x["twice"].equal(2 * episode.target_x["place"])
 
 
+def test_whole_numbers_of_another_library_are_taken():
+    task = {name: np.int64(value) for name, value in TASK.items()}
+    made = Tasks((X, LABELS), length=np.int64(3), seed=np.uint8(1), **task)
+    assert len(list(made)) == 3
+    assert made.episode(0).support_x.equal(Tasks((X, LABELS), seed=1, **TASK).episode(0).support_x)
+
+
 def test_an_iteration_ends_where_it_is_told_to():
     assert len(list(Tasks((X, LABELS), length=3, **TASK))) == 3
     endless = iter(Tasks((X, LABELS), **TASK))

@@ -234,7 +234,7 @@ class Module:
             return output, self._loss(output, y)
 
         skeleton = self._skeleton
-        with skeleton.lent() as net:
+        with skeleton.lent() as net, undone(net):
             before, held = attributes(net), contents(net)
             reached = strangers(net, call)  # by a copy, which a loss may not know
             skeleton.set_by_passes |= changed(before, attributes(net))
@@ -242,8 +242,7 @@ class Module:
         skeleton.copied = skeleton.copied and alone
         held = self._of_loss()
         losses = [self.criterion] if isinstance(self.criterion, nn.Module) else []
-        own = (buffer for loss in losses for buffer in loss.buffers())
-        with skeleton.lent() as net, undone([net, *losses], own):
+        with skeleton.lent() as net, undone(net, *losses):
             require_reached(strangers(net, with_loss))
             found = findings(net, with_loss)
             self._loss_writes |= held != self._of_loss()

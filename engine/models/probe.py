@@ -85,7 +85,8 @@ def _pass(module: nn.Module, call: Callable) -> tuple[list[Tensor], bool, bool, 
         tensors |= own
         mapped(lambda t: results.append(t.detach()), call(tensors))
         drawn = not all(map(torch.equal, began, random_state(like)))
-    writes = any(tensors[n] is not own[n] or not same(own[n], b) for n, b in before.items())
+    first = {n: b for n, b in before.items() if n in own}  # of one that parts share
+    writes = any(tensors[n] is not own[n] or not same(own[n], b) for n, b in first.items())
     return results, drawn, writes, seen.masked
 
 

@@ -6,7 +6,7 @@ import copy
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from operator import is_
@@ -138,21 +138,29 @@ def _content(value: Any, depth: int = 4) -> Any:
 
 
 @contextmanager
-def undone(modules: Iterable[nn.Module], buffers: Iterable[Tensor]) -> Iterator[None]:
-    """Of the passes inside nothing is left in numbers among the modules' attributes, and in these
-    buffers.
+def undone(module: nn.Module, *losses: nn.Module) -> Iterator[None]:
+    """Of the passes inside nothing is left in numbers among the attributes of module and losses,
+    and in the losses' buffers; what a pass did not change stays untouched.
     """
-    every = [vars(part) for module in modules for part in module.modules()]
+    every = [vars(part) for each in (module, *losses) for part in each.modules()]
     numbers = [{n: v for n, v in own.items() if type(v) in (int, float)} for own in every]
-    values = [(buffer, buffer.clone()) for buffer in buffers]
+    parts = [part._buffers for loss in losses for part in loss.modules()]
+    buffers = [
+        (own, name, buffer, buffer._version, buffer.clone())
+        for own in parts
+        for name, buffer in own.items()
+        if buffer is not None
+    ]
     try:
         yield
     finally:
         for own, before in zip(every, numbers, strict=True):
             own.update(before)
-        with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
+        for own, name, buffer, version, value in buffers:
+            own[name] = buffer
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(value)
 
 
 def attributes(module: nn.Module) -> dict[Key, Any]:

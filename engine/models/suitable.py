@@ -93,7 +93,8 @@ def require_apart(parameters: dict[str, Tensor]) -> None:
     """Raises UserError of two that share memory and are not one, so that each would be learned."""
     names: dict[int, str] = {}
     for name, p in parameters.items():
-        if p.numel() and (other := names.setdefault(p.data_ptr(), name)) != name:
+        place = p.data_ptr()  # 0 of what has no memory
+        if place and (other := names.setdefault(place, name)) != name:
             raise UserError(
                 f"{other} and {name} share memory, and each would be learned: make one of them the "
                 "other (b.weight = a.weight), or a copy"

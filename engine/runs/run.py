@@ -152,6 +152,7 @@ class Run:
                 f"--init is {cfg.init}, and {folder} is of a run that began {began}: leave it out "
                 f"to continue that, or {_CURE}"
             )
+        longer = _refuse_other(cfg, folder, saved, problem.bound(cfg))  # an answer depends on it
         known, before = problem.fingerprints, saved.fingerprints
         for name in before:
             if not alike(before[name], known.get(name, []), name):
@@ -159,7 +160,8 @@ class Run:
                     f"{folder} is of a run with another {name}, by its values on episode 0: give "
                     f"the same, {_CURE}"
                 )
-        longer = _refuse_other(cfg, folder, saved, problem.bound(cfg))
+        if longer:
+            _say_longer(cfg, saved)
         state = unpack(problem.layout(cfg), saved.state, device)
         if not 0 <= state.iteration - saved.epoch * cfg.iterations <= cfg.iterations:
             raise UserError(
@@ -296,8 +298,8 @@ def differing(
 
 
 def _refuse_other(cfg: Config, folder: Path, saved: Checkpoint, bound: tuple[str, ...]) -> bool:
-    """Whether a finished run is trained on for more epochs, which is said; UserError when its
-    configuration differs in anything else.
+    """Whether a finished run is trained on for more epochs; UserError when its configuration
+    differs in anything else.
     """
     different, longer = differing(cfg, saved, bound)
     epochs = saved.config["epochs"]
@@ -308,15 +310,17 @@ def _refuse_other(cfg: Config, folder: Path, saved: Checkpoint, bound: tuple[str
         raise UserError(
             f"{folder} has another configuration ({'; '.join(different)}); {own}, or {_CURE}"
         )
-    if longer:
-        order = 2 if meta.second_order(saved.epoch, cfg) else 1
-        changed = "; ".join(cfg.differences(saved.config))
-        say(
-            f"training on after {epochs} epochs by the schedule of {cfg.epochs} "
-            f"({changed}): epoch {saved.epoch + 1} has learning rate "
-            f"{meta.learning_rate(saved.epoch, cfg):.2e} and order {order}"
-        )
     return longer
+
+
+def _say_longer(cfg: Config, saved: Checkpoint) -> None:
+    order = 2 if meta.second_order(saved.epoch, cfg) else 1
+    changed = "; ".join(cfg.differences(saved.config))
+    say(
+        f"training on after {saved.config['epochs']} epochs by the schedule of {cfg.epochs} "
+        f"({changed}): epoch {saved.epoch + 1} has learning rate "
+        f"{meta.learning_rate(saved.epoch, cfg):.2e} and order {order}"
+    )
 
 
 def _meter(folder: Path, saved: Checkpoint, name: str) -> Meter:

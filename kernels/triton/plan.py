@@ -1,6 +1,5 @@
 """The geometry of a pass, and what its launches hand to one another."""
 
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -241,9 +240,9 @@ class Kept(NamedTuple):
 
     @staticmethod
     def _read(call: Call, kept) -> tuple:
-        """What a tangent reads, the tensors of the caller and of the head one by one."""
-        parts = (part if isinstance(part, Head) else (part,) for part in kept)
-        return call, call.theta, call.row, *(call.given or ()), *chain.from_iterable(parts)
+        """What a tangent reads, the tensors of the caller one by one."""
+        parts = (p for part in kept for p in (part[1:3] if isinstance(part, Head) else (part,)))
+        return call, call.theta, call.row, *(call.given or ()), *parts
 
 
 class KeptFeatures(NamedTuple):
