@@ -286,7 +286,7 @@ def part(precisions, archs) -> Iterator[tuple[Launch, int]]:
     """The first of each kernel, its tangent apart, in each precision and on each architecture."""
     seen = set()
     for launch, arch in distinct(precisions, archs):
-        options = ("DUAL", "MERGE", "PRECISION")
+        options = ("DUAL", "MERGE", "PRECISION", "OWN")
         kind = launch.name, *(launch.kwargs.get(name) for name in options), arch
         if kind not in seen:
             seen.add(kind)

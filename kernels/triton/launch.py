@@ -283,10 +283,12 @@ def _head(g: Geometry) -> dict[str, int]:
 
 
 def _head_bwd(g: Geometry) -> dict[str, int]:
-    """Its scalar products are unrolled, so that larger blocks do not fit the registers. A program
-    goes through all images.
+    """Its scalar products are unrolled, so that larger blocks do not fit the registers, beside the
+    logits of one pixel half as large ones. A program goes through all images.
     """
-    return {"BN": 16, "BF": 32, "num_warps": 8, "num_stages": 3}
+    own = g.side == 1
+    warps = 16 if own and g.dual else 8
+    return {"BN": 16, "BF": 16 if own else 32, "num_warps": warps, "num_stages": 3}
 
 
 _WARPS = ("num_warps", (4, 8))

@@ -116,7 +116,7 @@ def head_bwd(
     w = theta[:, plan.theta_head :]
     w_dot = w if direction is None else direction[:, plan.theta_head :]
     delta, part, loss = torch.empty_like(last.x_hat), new(t, plan.last_pixels, 2, f), new(t)
-    blocks = call.head_blocks("head_bwd")
+    blocks = call.head_blocks("head_bwd", dots is not None)
     grid = t, plan.last_pixels if net.pool else 1, triton.cdiv(f, blocks["BF"])
     head.head_bwd_kernel[grid](
         last.x_hat, last_dot.x_hat, *call.affine(net.stages - 1), w, w_dot,

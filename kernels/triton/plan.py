@@ -141,10 +141,11 @@ class Call(NamedTuple):
         t, _, f, _ = self.sizes
         return merge(t, tiles, f, self.row.device)
 
-    def head_blocks(self, kernel: str) -> dict[str, int]:
+    def head_blocks(self, kernel: str, dual: bool = False) -> dict[str, int]:
         """With room for all ways: a power of two, of a product's side in the gradient."""
         stage, ways = self.plan.stages[-1], padded(self.plan.net.ways)
-        blocks = {"BW": ways} | self.blocks(kernel, stage, stage.pooled, precision="ieee")
+        own = self.blocks(kernel, stage, stage.pooled, dual=dual, precision="ieee")
+        blocks = {"BW": ways} | own
         if kernel == "head":
             blocks["BD"] = min(blocks["BD"], max(16, HEAD_VALUES // ways))
         return blocks
