@@ -93,8 +93,8 @@ def _accuracy(predictions: Any, y: Any, loss: Any = None) -> Tensor:  # [M, ways
     if not isinstance(predictions, Tensor) or not classes_last(predictions, y, loss):
         raise UserError(
             f"accuracy is of outputs [samples, classes] and y [samples], and the network answers "
-            f"{shown(predictions)} where y is {shown(y)} (a loss of torch has the classes of more "
-            "axes on the second): give another metric"
+            f"{shown(predictions)} where y is {shown(y)}: give another metric (of more axes a loss "
+            "of torch has the classes on the second)"
         )
     require_several(predictions)
     padding = ignored(loss)
