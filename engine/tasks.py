@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from engine.allowed import check, check_type
 from engine.data.bank import ClassBank
 from engine.episodes import Episode, EpisodeSampler, Values
 from engine.errors import UserError, as_arguments, listed, say
+from kernels.checks import integer
 
 _MISSING = ("None", "nan", "NaN", "NaT", "<NA>")  # as tables show a label that is not there
 
@@ -119,12 +119,8 @@ class Tasks:
 
 def _whole(value: Any) -> Any:
     """An int for a whole number of any library."""
-    if isinstance(value, bool):
-        return value
-    try:
-        return operator.index(value)
-    except TypeError:
-        return value
+    found = integer(value)
+    return value if found is None else found
 
 
 def _pairs(data: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Values]]:

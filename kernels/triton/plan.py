@@ -209,6 +209,11 @@ class Head(NamedTuple):
     residual: Tensor  # [T, N, ways] (softmax − one-hot) / N
     losses: Tensor  # [T, N]
 
+    @property
+    def read(self) -> tuple[Tensor, Tensor]:
+        """By a tangent."""
+        return self.softmax, self.residual
+
 
 class Dot(NamedTuple):
     """Directions of what a stage keeps."""
@@ -242,7 +247,7 @@ class Kept(NamedTuple):
     @staticmethod
     def _read(call: Call, kept) -> tuple:
         """What a tangent reads, the tensors of the caller one by one."""
-        parts = (p for part in kept for p in (part[1:3] if isinstance(part, Head) else (part,)))
+        parts = (p for part in kept for p in (part.read if isinstance(part, Head) else [part]))
         return call, call.theta, call.row, *(call.given or ()), *parts
 
 
