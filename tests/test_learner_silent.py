@@ -24,7 +24,7 @@ from tests.foreign import start
 from tests.test_learner_faithful import WEIGHTS, Indirect, episode, learner, mlp, normed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PAST = "reaches parameters of shape .* past the names that the module has for them"
+PAST = "reaches tensors to learn, of shape .*, past the names that the module has for them"
 
 
 def adapts(made: engine.Learner) -> None:
@@ -41,8 +41,9 @@ def test_a_loss_of_the_module_s_own_parameters_is_refused():
         adapts(learner(net, loss=with_decay))
 
 
-def test_a_loss_that_closes_over_a_parameter_is_refused_unless_it_is_frozen():
-    scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+@pytest.mark.parametrize("kind", [nn.Parameter, torch.Tensor.requires_grad_])
+def test_a_loss_that_closes_over_what_is_to_learn_is_refused_unless_it_is_frozen(kind):
+    scale = kind(torch.ones((), dtype=torch.float64))
     made = learner(mlp(), loss=lambda output, y: F.cross_entropy(output * scale, y))
     with pytest.raises(UserError, match=PAST):
         adapts(made)

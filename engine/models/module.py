@@ -224,7 +224,7 @@ class Module:
         """
         with torch.inference_mode(False):
             given = mapped(torch.clone, (x, y))
-            x, y = mapped(torch.clone, (x, y))
+            x, y = mapped(lambda t: t.detach().clone(), (x, y))
 
         def call(tensors: dict[str, Tensor]) -> Any:
             return self._run(x, lambda *a, **k: called(net, tensors, a, k))

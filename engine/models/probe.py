@@ -50,28 +50,36 @@ def findings(
     return Findings(drawn or layers(module).random, not alike, writes, masks)
 
 
-def strangers(module: nn.Module, call: Callable[[dict[str, Tensor]], Any]) -> list[nn.Parameter]:
-    """Parameters that a pass and its loss reach by a way of their own, as a copy those of what it
-    is a copy of: with all of the module's taken out of its graph, they are what is left there.
+def strangers(module: nn.Module, call: Callable[[dict[str, Tensor]], Any]) -> list[Tensor]:
+    """Tensors to learn that a pass and its loss reach by a way of their own, as a copy those of
+    what it is a copy of: with all of the module's taken out of its graph, they are what is left
+    there, but for plain ones that a pass makes for itself.
     """
+    found = _leaves(module, call)
+    if all(isinstance(leaf, nn.Parameter) for leaf in found):
+        return found
+    again = _leaves(module, call)
+    return [a for a in found if isinstance(a, nn.Parameter) or any(a is b for b in again)]
+
+
+def _leaves(module: nn.Module, call: Callable[[dict[str, Tensor]], Any]) -> list[Tensor]:
+    """Of a pass's graph, without those that stand for the module's parameters."""
     results: list[Tensor] = []
     with _undisturbed(), _apart(module):
-        tensors = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters()}
-        tensors |= {n: b.clone() for n, b in module.named_buffers()}
-        mapped(results.append, call(tensors))
+        own = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters()}
+        mapped(results.append, call(own | {n: b.clone() for n, b in module.named_buffers()}))
     waiting = [t.grad_fn for t in results if t.grad_fn is not None]
-    found = [t for t in results if isinstance(t, nn.Parameter) and t.requires_grad]
+    found = [t for t in results if t.is_leaf and t.requires_grad]
     seen: set = set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, nn.Parameter):
+        if (leaf := getattr(node, "variable", None)) is not None:
             found.append(leaf)
         waiting += [before for before, _ in node.next_functions]
-    return found
+    return [leaf for leaf in found if not any(leaf is p for p in own.values())]
 
 
 def _pass(module: nn.Module, call: Callable) -> tuple[list[Tensor], bool, bool, bool]:

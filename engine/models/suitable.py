@@ -47,14 +47,14 @@ def require_unhooked(module: nn.Module) -> None:
         )
 
 
-def require_reached(strangers: list[nn.Parameter]) -> None:
-    """Raises UserError of parameters that would have no gradient and not adapt, without a word."""
+def require_reached(strangers: list[Tensor]) -> None:
+    """Raises UserError of tensors that would have no gradient and not adapt, without a word."""
     if strangers:
         shapes = sorted({str(list(p.shape)) for p in strangers})
         raise UserError(
-            f"the module or its loss reaches parameters of shape {listed(shapes, 5)} past the "
-            "names that the module has for them, where they neither adapt nor learn: reach them by "
-            "these names, make them the module's, or freeze them by requires_grad_(False)"
+            f"the module or its loss reaches tensors to learn, of shape {listed(shapes, 5)}, past "
+            "the names that the module has for them, where they neither adapt nor learn: reach "
+            "them by these names, make them the module's, or freeze them by requires_grad_(False)"
         )
 
 
