@@ -8,6 +8,7 @@ products, so these are compared by their first digits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 from engine.episodes import Episode, mapped
+from engine.meta import State
+from engine.models.interface import Moments, Params
+from engine.models.module import Module
 
 Fingerprint = list[list[float]]
 _NEAR = 1e-3  # of the norm
@@ -71,3 +75,24 @@ def _of(values: Any) -> Fingerprint:
 def wave_like(like: Tensor) -> Tensor:
     """Float64, in [-1, 1], of a shape."""
     return torch.arange(1, like.numel() + 1, dtype=torch.float64).cos().view(like.shape)
+
+
+def waves(model: Module, state: State) -> State:
+    """Parameters that are the same wherever they are made, of a size that keeps that of what goes
+    through them; no inner step changes them.
+    """
+
+    def wave(shape: torch.Size) -> Tensor:
+        fan_in = max(1, math.prod(shape[1:]))
+        return wave_like(torch.empty(shape)).flatten() * (2 / fan_in) ** 0.5
+
+    theta, norm, rates = state.params
+    of_theta, row = (
+        torch.cat([torch.empty(0), *map(wave, shapes.values())]).to(theta)
+        for shapes in (model.shapes, model.outer)
+    )
+    mean, var = state.running
+    return state._replace(
+        params=Params(of_theta, row.expand_as(norm), torch.zeros_like(rates)),
+        running=Moments(torch.zeros_like(mean), torch.ones_like(var)),
+    )

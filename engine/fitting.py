@@ -9,7 +9,6 @@ The same call continues a run that was stopped.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -252,7 +251,7 @@ class _Own:
             model = self.own_model
             fixed = isinstance(model, Module) and not (model.writes or model.random)
             if fixed and found["tasks"]:
-                waves = _waves(model, self.state())
+                waves = fingerprints.waves(model, self.state())
                 found[fingerprints.NETWORK] = fingerprints.of_call(
                     lambda: self._answers(cfg, waves, task, 0)
                 )
@@ -405,27 +404,6 @@ class _Own:
             key=lambda i: (TASK_SEED, first + i),
         )
         return unroll.joined(blocks) if not every else _by_step(blocks)
-
-
-def _waves(model: Module, state: State) -> State:
-    """Parameters that are the same wherever they are made, of a size that keeps that of what goes
-    through them; no inner step changes them.
-    """
-
-    def wave(shape: torch.Size) -> Tensor:
-        fan_in = max(1, math.prod(shape[1:]))
-        return fingerprints.wave_like(torch.empty(shape)).flatten() * (2 / fan_in) ** 0.5
-
-    theta, norm, rates = state.params
-    of_theta, row = (
-        torch.cat([torch.empty(0), *map(wave, shapes.values())]).to(theta)
-        for shapes in (model.shapes, model.outer)
-    )
-    mean, var = state.running
-    return state._replace(
-        params=Params(of_theta, row.expand_as(norm), torch.zeros_like(rates)),
-        running=Moments(torch.zeros_like(mean), torch.ones_like(var)),
-    )
 
 
 def _by_step(blocks: list) -> list:

@@ -121,7 +121,8 @@ def _score(value: float, interval: float, by_loss: bool) -> str:
 
 def _mean(group: Group, by_loss: bool) -> list[str] | None:
     """Of the tests of several seeds, with their deviation."""
-    results = [run.result for run in group.runs if run.result]
+    tested = [run for run in group.runs if run.result]
+    results, seeds = [run.result for run in tested], len({run.cfg.seed for run in tested})
     if len(results) < 2:
         return None
     what = "loss" if by_loss else "accuracy"
@@ -129,7 +130,8 @@ def _mean(group: Group, by_loss: bool) -> list[str] | None:
     for model in ("best", "ensemble"):
         values = [result[model][what] for result in results]
         cells.append(f"<b>{_score(fmean(values), stdev(values), by_loss)}</b>")
-    name = f"<b>mean of {len(results)}</b><br><small>± deviation over runs</small>"
+    over = "runs" if seeds == len(tested) else f"runs of {_count(seeds, 'seed')}"
+    name = f"<b>mean of {len(results)}</b><br><small>± deviation over {over}</small>"
     return [name, "", "", *cells]
 
 
