@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from engine.errors import UserError
 from engine.models.batch_norms import modes
 from engine.models.interface import Moments
 from engine.models.module import Module
+from engine.models.skeleton import duplicate
 from engine.told import is_samples, shown
 
 if TYPE_CHECKING:
@@ -53,13 +53,14 @@ class Adapted:
 
     def module(self) -> nn.Module:
         """A copy of the learner's module with the adapted values, batch norm's row and statistics,
-        in evaluation mode. Raises UserError of a Backbone, which has none.
+        in evaluation mode. Raises UserError of a Backbone, which has none, and of a module that
+        reaches its parts by what no copy is made of.
         """
         model = self._learner.model
         if not isinstance(model, Module):
             kind = type(model).__name__
             raise UserError(f"a {kind} is no nn.Module; call the adapted value itself")
-        made = copy.deepcopy(self._learner.module).eval()
+        made = duplicate(self._learner.module).eval()
         row = self._row.split([shape.numel() for shape in model.outer.values()])
         outer = {n: p.view(s) for (n, s), p in zip(model.outer.items(), row, strict=True)}
         with torch.no_grad():

@@ -269,15 +269,15 @@ class _Own:
 
     def look_at_module(self) -> None:
         """Raises UserError of hooks; of what a continued run would lack a line is said."""
+        require_unhooked(self.learner)
         model = self.own_model
         if not isinstance(model, Module):
             return
-        require_unhooked(model.module)
         with model.during(self.first.slice(0, 1), False):  # looks at it in training mode
             unsaved = {
                 "the module writes to buffers other than batch norm's": model.writes,
                 f"passes of the module change its {', '.join(model.counts)}": model.counts,
-                "the loss writes to buffers of its own": model.loss_writes,
+                "the loss keeps something of its own from call to call": model.loss_writes,
             }
             for what in (what for what, found in unsaved.items() if found):
                 say(

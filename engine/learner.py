@@ -175,9 +175,11 @@ class Learner(nn.Module):
         return episode
 
     def _check_rows(self) -> None:
-        """Of a module that was loaded into, whose gains are not read any more."""
+        """Of a module that was changed, or loaded into, whose gains are not read any more."""
         if self._fused:
             return
+        self.model.require_as_made()
+        self.model.norms.require_rows(self.model.affine)
         if (own := kind(self.rates)) != (now := kind(self._own(self.model.shapes)[0])):
             raise UserError(
                 f"the module's parameters are {now} and the learner's own {own}: move or cast the "

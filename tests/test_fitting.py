@@ -270,7 +270,7 @@ class Scaling(nn.MSELoss):
     (Features, nn.MSELoss, None),
     (Counting, nn.MSELoss, "passes of the module change its calls, which no checkpoint has"),
     (Noisy, nn.MSELoss, "the module draws random numbers of other generators than torch's"),
-    (Features, Scaling, "the loss writes to buffers of its own, which no checkpoint has"),
+    (Features, Scaling, "the loss keeps something of its own from call to call, which no"),
 ])  # fmt: skip
 def test_what_a_continued_run_would_lack_is_said(net, loss, line, tmp_path, capfd):
     fitted(Learner(net(), loss(), steps=2), tmp_path / "run", epochs=1, iterations=1)

@@ -315,7 +315,7 @@ def test_buffers_that_a_pass_writes_are_written_in_order():
         net = nn.Sequential(spectral_norm(nn.Linear(3, 8)), nn.Tanh(), nn.Linear(8, 2)).double()
         losses.append(learner(net)(given, WEIGHTS).loss)
     assert losses[0] == losses[1] == losses[2]
-    with pytest.raises(UserError, match="writes to buffers: give 'fast'"):
+    with pytest.raises(UserError, match="writes to buffers or parameters: give 'fast'"):
         learner(net, memory="low")(given)
 
 

@@ -4,7 +4,7 @@ stand for their gains and biases.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from engine.errors import UserError
 from engine.models.interface import Moments
 
 _LEAVES = ("weight", "bias")
-_STATISTICS = ("running_mean", "running_var")
+_STATISTICS, _COUNT = ("running_mean", "running_var"), "num_batches_tracked"
+_FORWARDS = _BatchNorm.forward, nn.SyncBatchNorm.forward
 # Of a batch norm: where a Learner has its leaves, in the columns a … b of rows of its own.
 _BY_ROWS = "_gains_by_rows"
 
@@ -64,6 +66,16 @@ class BatchNorms:
             norm, b = self.module.get_submodule(of), a + shape.numel()
             setattr(norm, _BY_ROWS, getattr(norm, _BY_ROWS, {}) | {leaf: (rows, a, b)})
             a = b
+
+    def require_rows(self, names: Iterable[str]) -> None:
+        """Raises UserError of those that are not any more what rows stand for."""
+        for name in names:
+            of, _, leaf = name.rpartition(".")
+            if leaf not in getattr(self.module.get_submodule(of), _BY_ROWS, {}):
+                raise UserError(
+                    f"{of or 'the module'} is another batch norm than when the Learner was made, "
+                    "which has rows for the gains of that one: make another Learner"
+                )
 
     def running(self, like: Tensor) -> Moments:  # [S]
         """As the module has them; 0 and 1 of those that have none."""
@@ -117,32 +129,48 @@ class BatchNorms:
         nothing = like.new_zeros(sum(widths))
         start = given or (nothing, nothing - 1)
         calls: dict[str, list] = {name: [] for name in norms}
+        measured: set[str] = set()
         for name, *moments in zip(self.widths, *(s.split(widths) for s in start), strict=True):
             if name not in norms:
                 continue
-            for kind, value in zip(_STATISTICS, moments, strict=True):
-                tensors[_at(name, kind)] = value if given else value.clone()
-            # counted by the host, which weighs the calls by it without waiting for a device
-            tensors[_at(name, "num_batches_tracked")] = torch.zeros((), device="cpu")
             norm = norms[name]
-            norm.momentum, norm.training, norm.track_running_stats = None, given is None, True
-            if given:
+            averages = _averages(norm)
+            if given or averages:
+                for kind, value in zip(_STATISTICS, moments, strict=True):
+                    tensors[_at(name, kind)] = value if given else value.clone()
+                # counted by the host, which weighs the calls by it without waiting for a device
+                tensors[_at(name, _COUNT)] = torch.zeros((), device="cpu")
+                norm.track_running_stats = True
+            else:  # it may read what it has, and writes to this task's
+                for kind in (*_STATISTICS, _COUNT):
+                    if (own := tensors.get(_at(name, kind))) is not None:
+                        tensors[_at(name, kind)] = own + like.new_zeros(()).to(own.dtype)
+            norm.momentum = None if averages else norm.momentum
+            norm.training = given is None
+            if given or not averages:
                 norm.forward = _measuring(norm.forward, calls[name], unbiased)
+                measured.add(name)
             elif not unbiased:  # those that are tracked are the batch's, and unbiased
                 var = tensors[_at(name, "running_var")]
                 norm.forward = _counting(norm.forward, self.widths[name], var, calls[name])
 
         def of(name: str) -> tuple[Tensor, ...]:
             found = calls.get(name)
-            if given and found:
+            if name not in measured:
+                mean, var = (tensors[_at(name, kind)] for kind in _STATISTICS)
+                return mean, _biased(found) if found else var
+            if found:
                 pairs = (torch.stack(each).mean(0) for each in zip(*found, strict=True))
                 return tuple(moment.to(like.dtype) for moment in pairs)
-            mean, var = (tensors[_at(name, kind)] for kind in _STATISTICS)
-            if given and found is not None:
-                return mean, torch.full_like(var, -1.0)
-            return mean, _biased(found) if found else var
+            nothing = like.new_zeros(self.widths[name])
+            return nothing, nothing - 1
 
         def found() -> Moments:
+            if turned:
+                raise UserError(
+                    f"the module turns its batch norm {turned[0] or 'itself'} to another mode "
+                    "within a pass: do so before, by its eval() or train()"
+                )
             empty = like.new_empty(0)
             both = map(torch.cat, zip((empty, empty), *map(of, self.widths), strict=True))
             return Moments(*(m.detach() for m in both))
@@ -150,6 +178,7 @@ class BatchNorms:
         try:
             yield found
         finally:
+            turned = [n for n, norm in norms.items() if norm.training is not (given is None)]
             for norm, (*state, forward) in zip(norms.values(), before, strict=True):
                 norm.momentum, norm.training, norm.track_running_stats = state
                 vars(norm).pop("forward", None)
@@ -187,6 +216,11 @@ class BatchNorms:
 def modes(module: nn.Module) -> tuple[bool, ...]:
     """But of batch norms, which passes turn."""
     return tuple(m.training for m in module.modules() if not isinstance(m, _BatchNorm))
+
+
+def _averages(norm: _BatchNorm) -> bool:
+    """Whether it surely takes a batch's statistics into its own as torch's norms do."""
+    return "forward" not in vars(norm) and type(norm).forward in _FORWARDS
 
 
 def _measuring(forward: Callable[..., Tensor], found: list, unbiased: bool) -> Callable:

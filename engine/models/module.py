@@ -87,16 +87,24 @@ class Module:
         self.affine = {n: s for n, s in left.items() if n in affine}
         self.shared = {n: s for n, s in left.items() if n not in affine}
         require_some(self.shapes, module, adapt)
+        if taken := sorted(by_rows & self.shapes.keys()):
+            raise UserError(
+                f"adapt takes {listed(taken, 5)}, for which another Learner of this module has "
+                "rows of its own: leave them, or make the module anew"
+            )
         require_alike([learned[n] for n in shapes])
         require_apart({n: learned[n] for n in shapes})
         self.sizes = tuple(math.prod(shape) for shape in self.shapes.values())
-        others = {n: p for n, p in module.named_parameters() if n not in affine}
-        self._learned = {n: p.requires_grad for n, p in others.items()}
         self.module, self.criterion = module, criterion
+        self._made_of = self._parameters()
         self.memory, self.vectorize = memory, vectorize
         self._skeleton = Skeleton(module)
-        self._vmap_fails = self._loss_writes = False
+        self._vmap_fails = self._loss_writes = self._leaves = False
         self._probed: dict[tuple[bool, ...], Findings] = {}  # by the modes of the module's parts
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is looked at anew: what closes over a part of the module has no copy of it."""
+        return vars(self) | {"_probed": {}}
 
     @property
     def outer(self) -> dict[str, torch.Size]:
@@ -156,12 +164,12 @@ class Module:
     @property
     def repeats(self) -> bool:
         """Whether a pass done again is the same, and changes nothing."""
-        return not (self._found.foreign or self._found.writes)
+        return not (self._found.foreign or self._found.writes or self._loss_writes or self.counts)
 
     @property
     def computes(self) -> bool:
         """Whether a pass does nothing that a graph of its launches would not."""
-        own = self._skeleton.set_by_passes or self._loss_writes
+        own = self._skeleton.set_by_passes or self._leaves
         return self.repeats and not (self.random or own)
 
     @property
@@ -189,7 +197,7 @@ class Module:
         turned for some would be met by the others by chance.
         """
         self._follow()
-        self._require_as_made()
+        self.require_as_made()
         self.norms.follow()
         if modes(self.module) not in self._probed:
             self._probe(each(episode.support_x)[0], each(episode.support_y)[0])
@@ -199,19 +207,33 @@ class Module:
                 "vmap masks for one task alone: give 'auto' or False"
             )
         if keeps and self.memory == "low" and not self.repeats:
-            does = "draws random numbers of its own" if self._found.foreign else "writes to buffers"
+            does = {
+                "module draws random numbers of its own": self._found.foreign,
+                "module writes to buffers or parameters": self._found.writes,
+                f"module counts in {', '.join(self.counts)}": self.counts,
+                "loss keeps something of its own": self._loss_writes,
+            }
+            what = next(words for words, found in does.items() if found)
             raise UserError(
-                f"memory is 'low', which does a pass again, and the module {does}: give 'fast'"
+                f"memory is 'low', which does a pass again, and the {what}: give 'fast'"
             )
         return composed_attention() if self.composed(keeps) else nullcontext()
 
-    def _require_as_made(self) -> None:
-        now = {n: p.requires_grad for n, p in self.module.named_parameters()}
-        if changed := [n for n, learned in self._learned.items() if now.get(n) is not learned]:
+    def require_as_made(self) -> None:
+        """Raises UserError where the module has other parameters than it had then."""
+        now, then = self._parameters(), self._made_of
+        if differing := [n for n in then | now if then.get(n) != now.get(n)]:
             raise UserError(
-                f"{listed(changed, 5)} of the module are not as they were when the Learner was "
-                "made (requires_grad, or the name): make another Learner"
+                f"{listed(differing, 5)} of the module are not as they were when the Learner was "
+                "made (requires_grad, the shape or the name): make another Learner"
             )
+
+    def _parameters(self) -> dict[str, tuple]:
+        """Those of batch norm may be frozen by another Learner whose rows stand for them."""
+        return {
+            n: (p.shape, n in self.affine or p.requires_grad)
+            for n, p in self.module.named_parameters()
+        }
 
     def _follow(self) -> None:
         """The module may have changed, as by a schedule of dropout or a hook."""
@@ -233,29 +255,62 @@ class Module:
             output = call(tensors)
             return output, self._loss(output, y)
 
-        skeleton = self._skeleton
+        skeleton, alive = self._skeleton, []
         with skeleton.lent() as net, undone(net):
-            before, held = attributes(net), contents(net)
+            before, held = attributes(net), contents(net, alive=alive)
             reached = strangers(net, call)  # by a copy, which a loss may not know
             skeleton.set_by_passes |= changed(before, attributes(net))
-            alone = not (reached or skeleton.set_by_passes) and held == contents(net)
+            self._leaves |= held != contents(net, alive=alive)
+        alone = not (reached or skeleton.set_by_passes or self._leaves)
         skeleton.copied = skeleton.copied and alone
-        held = self._of_loss()
+        held = self._of_loss(alive)
         losses = [self.criterion] if isinstance(self.criterion, nn.Module) else []
         with skeleton.lent() as net, undone(net, *losses):
             require_reached(strangers(net, with_loss))
             found = findings(net, with_loss)
-            self._loss_writes |= held != self._of_loss()
+            self._loss_writes |= held != self._of_loss(alive)
         pairs: list[tuple[Tensor, Tensor]] = []
         mapped(lambda a, b: pairs.append((a, b)), given, (x, y))
         require_untouched(all(same(a, b) for a, b in pairs))
         self._probed[modes(self.module)] = found
+        with undone(self.module, *losses):
+            self._compare_vmap(x, y)
 
-    def _of_loss(self) -> tuple:
-        if not isinstance(self.criterion, nn.Module):
-            return ()
-        buffers = ((id(b), b._version) for b in self.criterion.buffers())
-        return contents(self.criterion), *buffers
+    def _compare_vmap(self, x: Any, y: Any) -> None:
+        """With a pass of one task: under vmap no hook on a gradient is called, and no tensor
+        requires grad.
+        """
+        found = self._found
+        if not self._at_once(x) or found.random or found.foreign or found.writes:
+            return
+        parts = [self.module.get_parameter(n) for n in (*self.shapes, *self.outer)]
+        with torch.inference_mode(False):
+            flat = torch.cat([p.detach().flatten() for p in parts])
+            theta, row = flat.split([sum(self.sizes), len(flat) - sum(self.sizes)])
+            inputs, labels = mapped(lambda t: t[None], (x, y))
+
+        def one() -> tuple[Tensor, Tensor]:
+            result = Batch(self, inputs).loss_and_gradient(theta[None], row, labels)
+            return result.loss, result.gradient
+
+        together = one()
+        self._vmap_fails, failed = True, self._vmap_fails
+        alone = one()
+        self._vmap_fails = failed
+        if failed or all(map(_near, alone, together)):
+            return
+        if self.vectorize != "auto":
+            raise UserError(
+                f"vectorize is {self.vectorize}, and under torch's vmap loss or gradient is "
+                "another than of a task alone (it calls no hooks on gradients, and there no tensor "
+                "requires grad): give 'auto' or False"
+            )
+        self._vmap_fails = True
+
+    def _of_loss(self, alive: list) -> tuple:
+        found, of = contents(self.criterion, alive=alive), self.criterion
+        buffers = of.buffers() if isinstance(of, nn.Module) else ()
+        return found, *((id(b), b._version) for b in buffers)
 
     def identity(self) -> tuple:
         """What a pass depends on beside what it is given: the attributes of network and loss, and
@@ -264,7 +319,7 @@ class Module:
         parts = [part for part in (self.module, self.criterion) if isinstance(part, nn.Module)]
         others = [t for part in parts for t in (*part.buffers(), *part.parameters())]
         kept = tuple((t.data_ptr(), t.shape, t.dtype, t.requires_grad) for t in others)
-        return self._skeleton.version, kept, *map(contents, parts)
+        return self._skeleton.version, kept, contents(self.module, self.criterion)
 
     def _run(self, x: Any, call: Callable) -> Any:
         """The module's call with one task's inputs."""
@@ -286,7 +341,8 @@ class Module:
         if self.vectorize != "auto":
             return self.vectorize is not False
         found = self._found
-        if found.masks or found.writes or self._skeleton.set_by_passes or self._loss_writes:
+        left = self._skeleton.set_by_passes or self._leaves or self._loss_writes
+        if found.masks or found.writes or left or _hooked(self.module):
             return False
         # vmap and a loop draw random numbers in different orders
         small = sum(self.sizes) < _TINY and not found.random
@@ -366,6 +422,17 @@ class Module:
                 "that averages, as F.cross_entropy with reduction='mean'"
             )
         return loss
+
+
+def _hooked(module: nn.Module) -> bool:
+    """On gradients, of which vmap calls none."""
+    return any(part._backward_hooks or part._backward_pre_hooks for part in module.modules())
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    """But for rounding; both not finite are alike."""
+    near = (a - b).norm() <= torch.finfo(a.dtype).eps ** 0.5 * a.norm()
+    return bool(near) or not (a.isfinite().all() or b.isfinite().all())
 
 
 def _stacked(results: list | tuple, x: Values) -> tuple[Tensor, Values, Moments]:

@@ -14,7 +14,7 @@ from engine.episodes import Values, mapped
 from engine.models.attention import composed_attention
 from engine.models.interface import Moments, Pass
 from engine.models.randomness import random_state, set_random_state
-from engine.models.suitable import require_derivative
+from engine.models.suitable import require_derivative, twice_differentiable
 
 if TYPE_CHECKING:
     from engine.models.module import Module
@@ -65,7 +65,7 @@ class _Graph:
         if not self.gradients[0].requires_grad:  # of a loss that is linear in all of them
             return tuple(map(torch.zeros_like, self.leaves))
         along = direction.clone()  # not of inference mode
-        with _recording(composed=True):
+        with _recording(composed=True), twice_differentiable():
             return torch.autograd.grad(
                 self.gradients[0], self.leaves, along, materialize_grads=True
             )
@@ -89,9 +89,10 @@ class _Point:
             leaves = [t.clone().requires_grad_() for t in (self.theta, rows)]
             result = self.batch.model.loss(*leaves, self.batch.x, self.labels, self.statistics)
             require_derivative(result[0])
-            gradients = torch.autograd.grad(
-                result[0].sum(), leaves, create_graph=twice, materialize_grads=True
-            )
+            with twice_differentiable():
+                gradients = torch.autograd.grad(
+                    result[0].sum(), leaves, create_graph=twice, materialize_grads=True
+                )
         return result, leaves, gradients
 
     def tangent(self, direction: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from engine.episodes import mapped
 from engine.models.randomness import is_random, random_state
+from engine.models.suitable import require_unwritten
 
 _CHECKPOINTS = (
     "the module checkpoints its activations, and would do a pass again with other parameters; "
@@ -27,7 +28,7 @@ _CHECKPOINTS = (
 class Findings(NamedTuple):
     random: bool = False  # it draws numbers of torch's own generators, which the engine repeats
     foreign: bool = False  # or of others, or else two passes would not differ
-    writes: bool = False  # to buffers, but those of batch norm
+    writes: bool = False  # to buffers, but those of batch norm, or to frozen parameters
     masks: bool = False  # an embedding's padding_idx: under vmap torch does so for one task alone
 
 
@@ -41,13 +42,15 @@ def findings(
     call: Callable[[dict[str, Tensor]], Any],  # a pass with these tensors by name, and its loss
 ) -> Findings:
     """Of two passes; generators and buffers are then as before. Raises RuntimeError where
-    activations are checkpointed.
+    activations are checkpointed, and UserError where parameters to learn are written to.
     """
     with _undisturbed():
+        before = _states()
         first, drawn, writes, masks = _pass(module, call)
         second, *_ = _pass(module, call)
-    alike = len(first) == len(second) and all(map(same, first, second))
-    return Findings(drawn or layers(module).random, not alike, writes, masks)
+        alike = len(first) == len(second) and all(map(same, first, second))
+        foreign = not alike or _states() != before
+    return Findings(drawn or layers(module).random, foreign, writes, masks)
 
 
 def strangers(module: nn.Module, call: Callable[[dict[str, Tensor]], Any]) -> list[Tensor]:
@@ -87,14 +90,25 @@ def _pass(module: nn.Module, call: Callable) -> tuple[list[Tensor], bool, bool, 
     like, results, seen = next(module.parameters()), [], _Embeddings()
     with _apart(module), seen, _without_hooks():
         began = random_state(like)
-        tensors = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters()}
+        own = {
+            n: p.detach().clone().requires_grad_(p.requires_grad)
+            for n, p in module.named_parameters()
+        }
+        places = {n: p.data_ptr() for n, p in own.items()}
         before = dict(_buffers(module))
-        own = {n: b.clone() for n, b in module.named_buffers()}
-        tensors |= own
+        own |= {n: b.clone() for n, b in module.named_buffers()}
+        tensors = dict(own)
         mapped(lambda t: results.append(t.detach()), call(tensors))
         drawn = not all(map(torch.equal, began, random_state(like)))
+
+    def stays(name: str, value: Tensor) -> bool:
+        placed = places.get(name, own[name].data_ptr()) == tensors[name].data_ptr()
+        return placed and tensors[name] is own[name] and same(own[name], value.detach())
+
+    written = {n for n, p in module.named_parameters() if not stays(n, p)}
+    require_unwritten([n for n in written if own[n].requires_grad])
     first = {n: b for n, b in before.items() if n in own}  # of one that parts share
-    writes = any(tensors[n] is not own[n] or not same(own[n], b) for n, b in first.items())
+    writes = bool(written) or not all(stays(n, b) for n, b in first.items())
     return results, drawn, writes, seen.masked
 
 
@@ -115,6 +129,12 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if not isinstance(part, _BatchNorm):
             for leaf, buffer in part.named_buffers(recurse=False):
                 yield f"{name}.{leaf}" if name else leaf, buffer
+
+
+def _states() -> tuple:
+    """Of Python's generator and numpy's."""
+    name, keys, *place = np.random.get_state()
+    return random.getstate(), (name, keys.tobytes(), *place)
 
 
 @contextmanager

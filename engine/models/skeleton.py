@@ -6,12 +6,14 @@ import copy
 import threading
 import types
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from operator import is_
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +22,13 @@ from engine.errors import UserError
 _local = threading.local()
 _EMPTY = types.CellType()
 Key = tuple[int, str]  # which part of a module, which of its attributes
-_STRUCTURE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
-_CONTAINERS, _MOST = (list, dict, set), 1000  # what passes fill is no vocabulary
+_STRUCTURE = {*vars(nn.Module())}  # attributes that every module has
+_CONTAINERS, _MOST = (dict, list, set, frozenset, tuple, deque), 1000  # a vocabulary is not filled
+_NUMBERS = bool, int, float, complex, str, bytes, type(None)
+_FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, types.MethodType, weakref.ref
+# What threads share; of other objects each has copies.
+_SHARED = (*_NUMBERS, *_FUNCTIONS, type, types.ModuleType, Tensor, np.ndarray, nn.Module)
+_DEPTH, _ENOUGH = 5, 20_000  # of a look at what attributes hold
 
 
 class Skeleton:
@@ -101,40 +108,112 @@ class Skeleton:
                 self.copied = False
                 return None
             copies[self] = self.version, made
+        memo: dict[int, Any] = {}
         for own, theirs in zip(made.modules(), self.module.modules(), strict=True):
             own.training = theirs.training
             for name, value in vars(theirs).items():
-                held = type(value) in _CONTAINERS and len(value) <= _MOST
-                if held and name not in _STRUCTURE:
-                    vars(own)[name] = value.copy()  # for what a pass puts there for a while
+                if name not in _STRUCTURE:  # for what a pass puts there for a while
+                    vars(own)[name] = _fresh(value, memo)
         return made
 
 
-def contents(module: nn.Module) -> tuple:
-    """Numbers and texts among the attributes of a module and its parts, also in containers, where
-    tensors lie, and which other objects they are.
+def _fresh(value: Any, memo: dict[int, Any]) -> Any:
+    """A thread's own of containers, of objects that have attributes, and of what is in them."""
+    if isinstance(value, _SHARED):
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, tuple):
+        parts = [_fresh(part, memo) for part in value]
+        if all(map(is_, parts, value)):
+            return value
+        return value._make(parts) if hasattr(value, "_fields") else tuple(parts)
+    if isinstance(value, _CONTAINERS):
+        pairs = [] if isinstance(value, set | frozenset) else _pairs(value)
+        whole = len(value) <= _MOST
+    else:
+        own = getattr(value, "__dict__", {})
+        # what has nothing may stand for itself, what copies its own way have more than attributes
+        pairs, whole = own.items(), bool(own) and _copies_as_object(type(value))
+    made = copy.copy(value) if whole else value
+    memo[id(value)] = made
+    if whole:
+        into = made if isinstance(value, _CONTAINERS) else vars(made)
+        for key, part in pairs:
+            into[key] = _fresh(part, memo)
+    return made
+
+
+def _copies_as_object(kind: type) -> bool:
+    names = "__copy__", "__reduce__", "__reduce_ex__", "__getstate__"
+    return all(getattr(kind, name, None) is getattr(object, name, None) for name in names)
+
+
+def _pairs(container: Any) -> list[tuple[Any, Any]]:
+    return [*(container.items() if isinstance(container, dict) else enumerate(container))]
+
+
+def contents(*roots: Any, alive: list | None = None) -> tuple:
+    """What a pass may change: numbers and texts in the attributes of modules and their parts and of
+    other objects, in containers and in what functions close over; where tensors lie; which other
+    objects. With `alive`, which gets these, so that no address comes again, also how often tensors
+    were written to.
     """
-    return tuple(
-        _content(value)
-        for part in module.modules()
-        for name, value in vars(part).items()
-        if name not in ("_parameters", "_buffers")
-    )
+    found: list = []
+    seen: set[int] = set()
+    written = alive is not None
+
+    def look(value: Any, enough: int, depth: int = _DEPTH) -> None:
+        if isinstance(value, _NUMBERS):
+            found.append(repr(value))
+            return
+        if written:
+            alive.append(value)
+        found.append(_place(value, written) if isinstance(value, Tensor) else id(value))
+        if depth and id(value) not in seen and len(found) < enough:
+            seen.add(id(value))
+            for part in _parts(value):
+                look(part, enough, depth - 1)
+
+    for root in roots:
+        for part in root.modules() if isinstance(root, nn.Module) else [root]:
+            look(part, len(found) + _ENOUGH)
+    return tuple(found)
 
 
-def _content(value: Any, depth: int = 4) -> Any:
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    if isinstance(value, list | tuple) and depth:
-        return tuple(_content(part, depth - 1) for part in value)
-    if isinstance(value, Tensor):
-        try:
-            if not value.dim() and value.device.type == "cpu":  # an argument of a launch
-                return repr(value.item())
-            return value.data_ptr(), value.shape, value.dtype
-        except RuntimeError:  # a sparse one, or one that vmap has left
-            return id(value)
-    return repr(value) if isinstance(value, bool | int | float | str | None) else id(value)
+def _parts(value: Any) -> list:
+    if isinstance(value, Tensor | type | types.ModuleType):
+        return []
+    if isinstance(value, _CONTAINERS):
+        if len(value) > _MOST:
+            return [len(value)]
+        return [*value, *value.values()] if isinstance(value, dict) else [*value]
+    if isinstance(value, weakref.ref):
+        return [value()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, partial):
+        return [value.func, *value.args, value.keywords]
+    parts = []
+    if isinstance(value, types.FunctionType):
+        cells = (cell for cell in value.__closure__ or () if cell != _EMPTY)
+        parts = [value.__defaults__, *(cell.cell_contents for cell in cells)]
+        if not (value.__module__ or "").startswith("torch."):
+            reached = (value.__globals__.get(name) for name in value.__code__.co_names)
+            parts += [part for part in reached if not isinstance(part, type | types.ModuleType)]
+    own = getattr(value, "__dict__", {})
+    of_module = {"_parameters", "_buffers", "_modules"} if isinstance(value, nn.Module) else ()
+    return parts + [part for pair in own.items() if pair[0] not in of_module for part in pair]
+
+
+def _place(tensor: Tensor, written: bool) -> Any:
+    try:
+        if not (tensor.dim() or written) and tensor.device.type == "cpu":  # a launch's argument
+            return repr(tensor.item())
+        times = tensor._version if written and not tensor.is_inference() else None
+        return tensor.data_ptr(), tensor.shape, tensor.dtype, times
+    except RuntimeError:  # a sparse one, or one that vmap has left
+        return id(tensor)
 
 
 @contextmanager
@@ -169,7 +248,7 @@ def attributes(module: nn.Module) -> dict[Key, Any]:
     for i, part in enumerate(module.modules()):
         for of in (vars(part), part._modules, part._parameters, part._buffers):
             found.update(((i, name), value) for name, value in of.items())
-        del found[i, "training"]
+        found.pop((i, "training"), None)
     return found
 
 
@@ -191,31 +270,33 @@ def _others(module: nn.Module) -> Iterator[Any]:
 
 
 def _is_plain(module: nn.Module) -> bool:
+    """As far as it can be seen; `Module` asks the copy itself, too."""
     hooks = (
         value
         for part in module.modules()
         for name, value in vars(part).items()
         if name.endswith("_hooks")
     )
-    return not any(hooks) and not any(map(_holds_module, _others(module)))
+    held: list = []
+    contents(*_others(module), alive=held)
+    return not any(hooks) and not any(isinstance(value, nn.Module) for value in held)
 
 
-def _holds_module(value: Any, depth: int = 4) -> bool:
-    """As far as it can be seen; `Module` asks the copy itself, too."""
-    if isinstance(value, nn.Module) or not depth:
-        return isinstance(value, nn.Module)
-    if isinstance(value, dict):
-        parts = [*value, *value.values()]
-    elif isinstance(value, list | tuple | set):
-        parts = value
-    elif isinstance(value, partial):
-        parts = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, weakref.ref):
-        parts = [value()]
-    elif isinstance(value, Tensor | type | types.ModuleType):
-        return False
-    else:
-        cells = (cell for cell in getattr(value, "__closure__", None) or () if cell != _EMPTY)
-        parts = [getattr(value, "__self__", None), *(cell.cell_contents for cell in cells)]
-        parts += getattr(value, "__dict__", {}).values()
-    return any(_holds_module(part, depth - 1) for part in parts)
+def duplicate(module: nn.Module) -> nn.Module:
+    """A deep copy, of what passes have left in attributes without its graph. Raises UserError where
+    it would reach parts of the module itself.
+    """
+    held: list = []
+    contents(module, alive=held)
+    left = [t for t in held if isinstance(t, Tensor) and not t.is_leaf]
+    made = copy.deepcopy(module, {id(t): t.detach().clone() for t in left})
+    own = {id(part) for part in (*module.modules(), *module.parameters())}
+    held = []
+    contents(made, alive=held)
+    if any(id(value) in own for value in held):
+        raise UserError(
+            "a function among the module's attributes or hooks closes over a part of it, and a "
+            "copy would use the original's: call the adapted value itself, or reach the part by "
+            "its name"
+        )
+    return made

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from engine.errors import UserError, listed
 from kernels.nn import PerStepBatchNorm1d, PerStepBatchNorm2d
@@ -20,6 +23,12 @@ def require_whole(module: nn.Module, criterion: Callable) -> None:
             f"the module's {listed(lazy, 5)} have no shape yet: call it once on some inputs before"
         )
     for name, part in module.named_modules():
+        compiled = type(part).__name__ == "OptimizedModule"
+        if compiled or isinstance(part, torch.jit.ScriptModule):
+            raise UserError(
+                f"the module is compiled ({name or 'itself'}), which has no second derivatives and "
+                "takes no other parameters: give what it was made of"
+            )
         if isinstance(part, DistributedDataParallel):
             raise UserError(
                 f"the module has DistributedDataParallel ({name or 'itself'}), which does not see "
@@ -38,12 +47,20 @@ def require_whole(module: nn.Module, criterion: Callable) -> None:
         )
 
 
-def require_unhooked(module: nn.Module) -> None:
+def require_unhooked(learner: nn.Module) -> None:
     """In `engine.fit`, whose gradients no autograd brings to the parameters."""
-    if hooked := [name for name, p in module.named_parameters() if p._backward_hooks]:
+    hooks = "_backward_hooks", "_post_accumulate_grad_hooks"
+    parameters = learner.named_parameters()
+    if hooked := [n for n, p in parameters if any(getattr(p, h, None) for h in hooks)]:
+        names = (name.removeprefix("module.") for name in hooked)
         raise UserError(
-            f"the module's {listed(hooked, 5)} have a hook on the gradient, which engine.fit does "
-            "not call: do in the module's forward what it does, and remove it"
+            f"{listed([*names], 5)} have a hook on the gradient, which engine.fit does not call: "
+            "do in the module's forward what it does, and remove it"
+        )
+    if is_parametrized(learner):
+        raise UserError(
+            f"{listed([*learner.parametrizations], 5)} of the learner itself are parametrized, "
+            "which engine.fit would not see: train it in a loop of your own"
         )
 
 
@@ -66,6 +83,16 @@ def require_untouched(inputs_stay: bool) -> None:
         )
 
 
+def require_unwritten(written: list[str]) -> None:
+    if written:
+        raise UserError(
+            f"a pass writes to parameters that are learned ({listed(sorted(written), 5)}), where "
+            "an inner step has values of its own: constrain them by torch.nn.utils.parametrize or "
+            "after the optimizer's step; what a first call initialises, call once before the "
+            "Learner is made"
+        )
+
+
 def require_some(adapted: dict, module: nn.Module, adapt: Any) -> None:
     if adapted:
         return
@@ -79,6 +106,20 @@ def require_some(adapted: dict, module: nn.Module, adapt: Any) -> None:
     else:
         why = f"adapt={adapt!r} leaves {listed(learned, 5)} to the outer loop"
     raise UserError(f"no parameter of {kind} is adapted by the inner loop: {why}; adapt some")
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Raises UserError where torch has no second derivative of an operation."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        if "is not implemented" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"torch says: {first}; second derivatives need it: give order=1, or another operation"
+        ) from None
 
 
 def require_derivative(loss: Tensor) -> None:
@@ -102,6 +143,10 @@ def require_apart(parameters: dict[str, Tensor]) -> None:
 
 
 def require_alike(parameters: list[Tensor]) -> None:
+    if complex_ := sorted({str(p.dtype) for p in parameters if p.is_complex()}):
+        raise UserError(
+            f"parameters are {', '.join(complex_)}: give real ones, as torch.view_as_real does"
+        )
     kinds = sorted({f"{p.dtype} on {p.device}" for p in parameters})
     if len(kinds) > 1:
         raise UserError(
