@@ -287,10 +287,10 @@ class Module:
         with torch.inference_mode(False):
             flat = torch.cat([p.detach().flatten() for p in parts])
             theta, row = flat.split([sum(self.sizes), len(flat) - sum(self.sizes)])
-            inputs, labels = mapped(lambda t: t[None], (x, y))
+            inputs, labels = mapped(lambda t: torch.stack([t, t]), (x, y))
 
         def one() -> tuple[Tensor, Tensor]:
-            result = Batch(self, inputs).loss_and_gradient(theta[None], row, labels)
+            result = Batch(self, inputs).loss_and_gradient(theta.expand(2, -1), row, labels)
             return result.loss, result.gradient
 
         together = one()
