@@ -176,8 +176,11 @@ def _forward(
     keep: bool,
     running: Moments | None,
 ) -> tuple[list[_Step], _Targets]:
-    """The support sweep, and the target passes beside it or as one batch after it."""
+    """The support sweep, and the target passes beside it, unless they are to come in order, or as
+    one batch after it.
+    """
     labels, wanted, steps, targets = episode.target_y, [*wanted], [], {}
+    in_order = getattr(model, "in_order", False)
     with branch.on() as prepared:
         inputs = model.prepare(episode.target_x, len(wanted))
         together = repeated(inputs, len(wanted))
@@ -187,7 +190,8 @@ def _forward(
         k = step.index
         if k in wanted and not together:
             operands = step.adapted, step.row, labels, running_at(running, k)
-            if k == wanted[-1]:  # the reverse sweep begins with it, the others may come later
+            # The reverse sweep begins with the last one, the others may come later.
+            if in_order or k == wanted[-1]:
                 done = prepared
                 done.wait()
                 target = inputs.loss_and_gradient(*operands)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kernels import __main__ as cli
-from kernels import dispatch, native, plain
+from kernels import dispatch, native, plain, tf32
 from kernels.check import errors, ops, oracle
 from kernels.check import rows as check
 from kernels.check.rows import MARGINS, PARTS, SHORT, Subject
@@ -274,6 +274,21 @@ def test_plain_convolutions_of_a_gpu_are_held_against_torch_s_own_there(monkeypa
     assert failed(off) == {"conv"}
     monkeypatch.setattr(Subject, "is_torch", lambda self, op: op == "conv")
     assert failed(off) == set() and failed(scaled) == {"conv"}
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch has no new settings")
+def test_settings_of_tf32_by_their_new_names_are_read_and_stay():
+    conv = torch.backends.cudnn.conv
+    before = tf32.state()
+    try:
+        conv.fp32_precision = "ieee"
+        assert not tf32.of_convolutions()
+        with tf32.off():
+            assert not tf32.of_convolutions()
+        assert (conv.fp32_precision, *before[1:]) == tf32.state() == ("ieee", *before[1:])
+    finally:
+        conv.fp32_precision = before[0]
+    assert tf32.of_convolutions() == (before[0] == "tf32")
 
 
 def test_exact_products_have_an_order_and_leave_torch_as_it_was():

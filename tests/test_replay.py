@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import deque
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,7 @@ from torch import nn
 import engine
 from engine import unroll
 from engine.errors import UserError
+from engine.models.contents import placed
 from engine.models.module import Module
 from engine.runtime import graph, replay
 from engine.runtime.replay import Replays
@@ -126,6 +130,79 @@ def test_a_network_or_loss_that_changed_is_not_replayed(change, captures):
         ours, theirs = call(replays, model, params, episode)
         assert same(ours, theirs)
     assert len(captures) == 2
+
+
+class Holding(nn.Linear):
+    def __init__(self, held, scale):
+        super().__init__(3, 2)
+        self.held, self.scale = held, scale
+
+    def forward(self, x):
+        return super().forward(x) * self.scale(self.held)
+
+
+class Smoothing:
+    amount = np.float32(0.0)
+
+    def __call__(self, output, y):
+        return F.cross_entropy(output, y, label_smoothing=float(self.amount))
+
+
+@pytest.mark.parametrize(
+    "held, scale, change",
+    [
+        (SimpleNamespace(a=2.0), lambda h: h.a, lambda h, loss: setattr(h, "a", 3.0)),
+        (deque([2.0]), lambda h: h[0], lambda h, loss: h.append(h.popleft() + 1)),
+        ({1}, len, lambda h, loss: h.add(2)),
+        (np.ones(1), lambda h: float(h[0]), lambda h, loss: h.fill(2)),
+        (2.0, float, lambda h, loss: setattr(loss, "amount", np.float32(0.5))),
+    ],
+)
+def test_what_module_and_loss_hold_makes_another_kind(held, scale, change, captures):
+    torch.manual_seed(0)
+    x, y, loss = torch.randn(2, 6, 3), torch.arange(12).view(2, 6) % 2, Smoothing()
+    episode, replays = engine.Episode(x, y, x + 1, y), Replays()
+    model = Module(Holding(held, scale), loss, vectorize=False)
+    params = start(model, 3)
+    for wanted in (1, 2):
+        for _ in range(3):
+            assert same(*call(replays, model, params, episode))
+        assert len(captures) == wanted
+        change(held, loss)
+
+
+def test_a_tensor_of_the_host_s_is_known_by_its_numbers():
+    value, far = torch.ones(3), torch.device("cuda")
+    before = [placed(value, device) for device in (far, value.device)]
+    value[0] = 2
+    assert [placed(value, d) == b for d, b in zip((far, value.device), before, strict=True)] == [
+        False,
+        True,
+    ]
+
+
+def test_another_memory_of_what_is_learned_is_the_same_kind(captures):
+    made, replays = problem("mlp"), Replays()
+    model = model_of(made)
+    for i in range(4):
+        for p in made.module.parameters():
+            p.data = p.data.clone()
+        assert same(*call(replays, model, start(model, 3), other(made, i)))
+    assert len(captures) == 1
+
+
+def test_graphs_that_nothing_calls_make_room(captures, monkeypatch):
+    monkeypatch.setattr(replay, "MOST", 2)
+    monkeypatch.setattr(replay, "_IDLE", 4)
+    net = Holding(1.0, float)
+    model, replays = Module(net, F.cross_entropy, vectorize=False), Replays()
+    x, y = torch.randn(2, 6, 3), torch.arange(12).view(2, 6) % 2
+    episode = engine.Episode(x, y, x + 1, y)
+    for epoch in range(5):
+        net.held = float(epoch)
+        for _ in range(4):
+            assert same(*call(replays, model, start(model, 3), episode))
+    assert len(captures) == 5 and replays.graphs == 2
 
 
 def test_calls_of_many_kinds_have_so_many_graphs(captures, monkeypatch, capsys):

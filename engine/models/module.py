@@ -25,10 +25,11 @@ from engine.episodes import Episode, Values, each, mapped
 from engine.errors import UserError, listed
 from engine.models.attention import composed_attention
 from engine.models.batch_norms import BatchNorms, modes
+from engine.models.contents import contents, placed
 from engine.models.interface import Moments, Params
 from engine.models.module_passes import Batch, aligned
 from engine.models.probe import Findings, findings, layers, same, strangers
-from engine.models.skeleton import Skeleton, attributes, changed, contents, undone
+from engine.models.skeleton import Skeleton, attributes, changed, undone
 from engine.models.stateless import called
 from engine.models.suitable import (
     require_alike,
@@ -132,7 +133,7 @@ class Module:
         inputs = each(episode.target_x)[0]
         sets = inputs.values() if isinstance(inputs, dict) else [inputs]
         most = max(sum(self.sizes), *(values.numel() for values in sets))
-        alone = self._skeleton.copied and not (self._loss_writes or any(self._found[:3]))
+        alone = self._skeleton.copied and not (self._left or any(self._found[:3]))
         return most < _LARGE and alone and self._device.type == "cpu"
 
     @property
@@ -144,6 +145,11 @@ class Module:
     def writes(self) -> bool:
         """Whether a pass writes to buffers, but those of batch norm."""
         return self._found.writes
+
+    @property
+    def in_order(self) -> bool:
+        """Whether a pass may leave something that another one reads."""
+        return bool(self._found.writes or self._left)
 
     @property
     def foreign(self) -> bool:
@@ -169,8 +175,12 @@ class Module:
     @property
     def computes(self) -> bool:
         """Whether a pass does nothing that a graph of its launches would not."""
-        own = self._skeleton.set_by_passes or self._leaves
-        return self.repeats and not (self.random or own)
+        return self.repeats and not (self.random or self._left)
+
+    @property
+    def _left(self) -> bool:
+        """Whether a pass leaves something in attributes, or its loss keeps something."""
+        return bool(self._skeleton.set_by_passes or self._leaves or self._loss_writes)
 
     @property
     def _found(self) -> Findings:
@@ -255,20 +265,20 @@ class Module:
             output = call(tensors)
             return output, self._loss(output, y)
 
-        skeleton, alive = self._skeleton, []
+        skeleton = self._skeleton
         with skeleton.lent() as net, undone(net):
-            before, held = attributes(net), contents(net, alive=alive)
+            before, held = attributes(net), contents(net, written=True)
             reached = strangers(net, call)  # by a copy, which a loss may not know
             skeleton.set_by_passes |= changed(before, attributes(net))
-            self._leaves |= held != contents(net, alive=alive)
+            self._leaves |= held != contents(net, written=True)
         alone = not (reached or skeleton.set_by_passes or self._leaves)
         skeleton.copied = skeleton.copied and alone
-        held = self._of_loss(alive)
+        held = self._of_loss()
         losses = [self.criterion] if isinstance(self.criterion, nn.Module) else []
         with skeleton.lent() as net, undone(net, *losses):
             require_reached(strangers(net, with_loss))
             found = findings(net, with_loss)
-            self._loss_writes |= held != self._of_loss(alive)
+            self._loss_writes |= held != self._of_loss()
         pairs: list[tuple[Tensor, Tensor]] = []
         mapped(lambda a, b: pairs.append((a, b)), given, (x, y))
         require_untouched(all(same(a, b) for a, b in pairs))
@@ -307,19 +317,21 @@ class Module:
             )
         self._vmap_fails = True
 
-    def _of_loss(self, alive: list) -> tuple:
-        found, of = contents(self.criterion, alive=alive), self.criterion
+    def _of_loss(self) -> tuple:
+        found, of = contents(self.criterion, written=True), self.criterion
         buffers = of.buffers() if isinstance(of, nn.Module) else ()
         return found, *((id(b), b._version) for b in buffers)
 
     def identity(self) -> tuple:
         """What a pass depends on beside what it is given: the attributes of network and loss, and
-        where the tensors lie that are not learned.
+        the tensors that are not learned.
         """
+        learned = {id(self.module.get_parameter(n)) for n in (*self.shapes, *self.outer)}
         parts = [part for part in (self.module, self.criterion) if isinstance(part, nn.Module)]
         others = [t for part in parts for t in (*part.buffers(), *part.parameters())]
-        kept = tuple((t.data_ptr(), t.shape, t.dtype, t.requires_grad) for t in others)
-        return self._skeleton.version, kept, contents(self.module, self.criterion)
+        kept = tuple(placed(t, self._device) for t in others if id(t) not in learned)
+        own = contents(self.module, self.criterion, device=self._device)
+        return self._skeleton.version, kept, own
 
     def _run(self, x: Any, call: Callable) -> Any:
         """The module's call with one task's inputs."""
@@ -341,8 +353,7 @@ class Module:
         if self.vectorize != "auto":
             return self.vectorize is not False
         found = self._found
-        left = self._skeleton.set_by_passes or self._leaves or self._loss_writes
-        if found.masks or found.writes or left or _hooked(self.module):
+        if found.masks or self.in_order or _hooked(self.module):
             return False
         # vmap and a loop draw random numbers in different orders
         small = sum(self.sizes) < _TINY and not found.random

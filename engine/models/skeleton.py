@@ -6,10 +6,8 @@ import copy
 import threading
 import types
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from operator import is_
 from typing import Any
 
@@ -18,17 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
+from engine.models.contents import CONTAINERS, MOST, NUMBERS, held
 
 _local = threading.local()
 _EMPTY = types.CellType()
 Key = tuple[int, str]  # which part of a module, which of its attributes
 _STRUCTURE = {*vars(nn.Module())}  # attributes that every module has
-_CONTAINERS, _MOST = (dict, list, set, frozenset, tuple, deque), 1000  # a vocabulary is not filled
-_NUMBERS = bool, int, float, complex, str, bytes, type(None)
 _FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, types.MethodType, weakref.ref
 # What threads share; of other objects each has copies.
-_SHARED = (*_NUMBERS, *_FUNCTIONS, type, types.ModuleType, Tensor, np.ndarray, nn.Module)
-_DEPTH, _ENOUGH = 5, 20_000  # of a look at what attributes hold
+_SHARED = (*NUMBERS, *_FUNCTIONS, type, types.ModuleType, Tensor, np.ndarray, nn.Module)
 
 
 class Skeleton:
@@ -128,9 +124,9 @@ def _fresh(value: Any, memo: dict[int, Any]) -> Any:
         if all(map(is_, parts, value)):
             return value
         return value._make(parts) if hasattr(value, "_fields") else tuple(parts)
-    if isinstance(value, _CONTAINERS):
+    if isinstance(value, CONTAINERS):
         pairs = [] if isinstance(value, set | frozenset) else _pairs(value)
-        whole = len(value) <= _MOST
+        whole = len(value) <= MOST
     else:
         own = getattr(value, "__dict__", {})
         # what has nothing may stand for itself, what copies its own way have more than attributes
@@ -138,7 +134,7 @@ def _fresh(value: Any, memo: dict[int, Any]) -> Any:
     made = copy.copy(value) if whole else value
     memo[id(value)] = made
     if whole:
-        into = made if isinstance(value, _CONTAINERS) else vars(made)
+        into = made if isinstance(value, CONTAINERS) else vars(made)
         for key, part in pairs:
             into[key] = _fresh(part, memo)
     return made
@@ -151,69 +147,6 @@ def _copies_as_object(kind: type) -> bool:
 
 def _pairs(container: Any) -> list[tuple[Any, Any]]:
     return [*(container.items() if isinstance(container, dict) else enumerate(container))]
-
-
-def contents(*roots: Any, alive: list | None = None) -> tuple:
-    """What a pass may change: numbers and texts in the attributes of modules and their parts and of
-    other objects, in containers and in what functions close over; where tensors lie; which other
-    objects. With `alive`, which gets these, so that no address comes again, also how often tensors
-    were written to.
-    """
-    found: list = []
-    seen: set[int] = set()
-    written = alive is not None
-
-    def look(value: Any, enough: int, depth: int = _DEPTH) -> None:
-        if isinstance(value, _NUMBERS):
-            found.append(repr(value))
-            return
-        if written:
-            alive.append(value)
-        found.append(_place(value, written) if isinstance(value, Tensor) else id(value))
-        if depth and id(value) not in seen and len(found) < enough:
-            seen.add(id(value))
-            for part in _parts(value):
-                look(part, enough, depth - 1)
-
-    for root in roots:
-        for part in root.modules() if isinstance(root, nn.Module) else [root]:
-            look(part, len(found) + _ENOUGH)
-    return tuple(found)
-
-
-def _parts(value: Any) -> list:
-    if isinstance(value, Tensor | type | types.ModuleType):
-        return []
-    if isinstance(value, _CONTAINERS):
-        if len(value) > _MOST:
-            return [len(value)]
-        return [*value, *value.values()] if isinstance(value, dict) else [*value]
-    if isinstance(value, weakref.ref):
-        return [value()]
-    if isinstance(value, types.MethodType):
-        return [value.__self__, value.__func__]
-    if isinstance(value, partial):
-        return [value.func, *value.args, value.keywords]
-    parts = []
-    if isinstance(value, types.FunctionType):
-        cells = (cell for cell in value.__closure__ or () if cell != _EMPTY)
-        parts = [value.__defaults__, *(cell.cell_contents for cell in cells)]
-        if not (value.__module__ or "").startswith("torch."):
-            reached = (value.__globals__.get(name) for name in value.__code__.co_names)
-            parts += [part for part in reached if not isinstance(part, type | types.ModuleType)]
-    own = getattr(value, "__dict__", {})
-    of_module = {"_parameters", "_buffers", "_modules"} if isinstance(value, nn.Module) else ()
-    return parts + [part for pair in own.items() if pair[0] not in of_module for part in pair]
-
-
-def _place(tensor: Tensor, written: bool) -> Any:
-    try:
-        if not (tensor.dim() or written) and tensor.device.type == "cpu":  # a launch's argument
-            return repr(tensor.item())
-        times = tensor._version if written and not tensor.is_inference() else None
-        return tensor.data_ptr(), tensor.shape, tensor.dtype, times
-    except RuntimeError:  # a sparse one, or one that vmap has left
-        return id(tensor)
 
 
 @contextmanager
@@ -277,23 +210,18 @@ def _is_plain(module: nn.Module) -> bool:
         for name, value in vars(part).items()
         if name.endswith("_hooks")
     )
-    held: list = []
-    contents(*_others(module), alive=held)
-    return not any(hooks) and not any(isinstance(value, nn.Module) for value in held)
+    modules = (value for value in held(*_others(module)) if isinstance(value, nn.Module))
+    return not (any(hooks) or any(modules))
 
 
 def duplicate(module: nn.Module) -> nn.Module:
     """A deep copy, of what passes have left in attributes without its graph. Raises UserError where
     it would reach parts of the module itself.
     """
-    held: list = []
-    contents(module, alive=held)
-    left = [t for t in held if isinstance(t, Tensor) and not t.is_leaf]
+    left = [t for t in held(module) if isinstance(t, Tensor) and not t.is_leaf]
     made = copy.deepcopy(module, {id(t): t.detach().clone() for t in left})
     own = {id(part) for part in (*module.modules(), *module.parameters())}
-    held = []
-    contents(made, alive=held)
-    if any(id(value) in own for value in held):
+    if any(id(value) in own for value in held(made)):
         raise UserError(
             "a function among the module's attributes or hooks closes over a part of it, and a "
             "copy would use the original's: call the adapted value itself, or reach the part by "

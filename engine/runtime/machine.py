@@ -16,7 +16,7 @@ from engine.data.bank import default_cache
 from engine.errors import UserError, flag, say
 from engine.runtime import ranks
 from engine.runtime.workers import keep_freed_memory
-from kernels import dispatch
+from kernels import dispatch, tf32
 from kernels.check import verdict
 from kernels.dispatch import Findings
 from kernels.threads import cores
@@ -62,10 +62,7 @@ def machine(cfg: Config) -> Iterator[torch.device]:
                 findings = _checked(cfg, device)
             stack.enter_context(dispatch.following(findings))
             if not _fused(cfg, device) and cfg.precision == "fp32":
-                # torch's convolutions on a GPU are TF32 else
-                cudnn = torch.backends.cudnn
-                stack.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
-                cudnn.allow_tf32 = False
+                stack.enter_context(tf32.off())  # torch's convolutions on a GPU are TF32 else
         except kernels.BackendError as error:
             given = {"backend": cfg.backend, "precision": cfg.precision}
             asked = [f"{flag(name)} is {value}" for name, value in given.items() if value != "auto"]

@@ -18,9 +18,10 @@ from engine.models.interface import Model, Moments, Params
 from engine.models.module import Module
 from engine.runtime import graph
 from engine.unroll import MetaGradient
-from kernels import dispatch
+from kernels import dispatch, tf32
 
 MOST = 8  # graphs of a network: each has memory of its own
+_IDLE = 4 * MOST  # calls of others, after which a graph makes room for another one
 _CALLS = 64  # kinds of calls that are remembered
 OFF = 1e-2  # of a gradient's norm, by which a graph's may differ from what it was captured of
 
@@ -32,15 +33,17 @@ class Replays:
     holds the graph to what the call has computed without.
 
     A graph repeats what the captured call did on the device. Tensors are copied to where it finds
-    them, so they may change, and so may a buffer in place; another attribute of the module or of a
-    loss that is one makes it another kind. What a function closes over is not seen: where that
-    changes, `capture` is to be off. A network that draws random numbers, writes to buffers or sets
-    attributes, and tasks that differ in their numbers of samples, are called as they are.
+    them, so they may change, and so may a buffer in place that lies there; another attribute of
+    module or loss, or of what these hold or close over, makes it another kind. Attributes of
+    classes, and what other functions reach, are not seen: where these change, `capture` is to be
+    off. A network that draws random numbers, writes to buffers or sets attributes, and tasks that
+    differ in their numbers of samples, are called as they are.
     """
 
     def __init__(self) -> None:
         # by kind: None when seen once, False when it is not to be captured
         self._kinds: dict[tuple, _Replay | bool | None] = {}
+        self._calls = 0
         self._lock = threading.Lock()  # a graph's memory is there once
 
     def __deepcopy__(self, memo: dict) -> Replays:
@@ -65,7 +68,9 @@ class Replays:
     def _called(
         self, kind: tuple, differentiate: Differentiate, model: Model, given: Operands
     ) -> MetaGradient:
+        self._calls += 1
         if known := self._kinds.get(kind):
+            known.last = self._calls
             return known(given)
         found = differentiate(model, *given)
         if kind not in self._kinds:
@@ -80,6 +85,8 @@ class Replays:
         self, differentiate: Differentiate, model: Model, given: Operands, found: MetaGradient
     ) -> _Replay | bool:
         if self.graphs >= MOST:
+            self._drop_idle(given.params.theta)
+        if self.graphs >= MOST:
             say(f"no more than {MOST} CUDA graphs of a network: other shapes are launched anew")
             return False
         made = _Replay(differentiate, model, given)
@@ -88,7 +95,18 @@ class Replays:
         if apart := _apart(made(given), found):
             say(f"no CUDA graph, kernels are launched one by one: {apart}")
             return False
+        made.last = self._calls
         return made
+
+    def _drop_idle(self, like: Tensor) -> None:
+        """Such as those of attributes that the module no longer has."""
+        if like.is_cuda:  # what is dropped may be under way
+            torch.cuda.synchronize(like.device)
+        self._kinds = {
+            kind: made
+            for kind, made in self._kinds.items()
+            if not made or made.last > self._calls - _IDLE
+        }
 
 
 class Operands(NamedTuple):
@@ -106,6 +124,8 @@ class Operands(NamedTuple):
 
 class _Replay:
     """A call as a graph, with the memory that it reads."""
+
+    last: int  # call that it was used in
 
     def __init__(self, differentiate: Differentiate, model: Model, given: Operands):
         theta = given.params.theta
@@ -146,8 +166,7 @@ def _kind(model: Model, given: Operands) -> tuple:
     numerics = (
         torch.is_autocast_enabled(device),
         torch.get_autocast_dtype(device),
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.allow_tf32,
+        tf32.state(),
         torch.backends.cudnn.deterministic,
         torch.are_deterministic_algorithms_enabled(),
         dispatch.choice(),

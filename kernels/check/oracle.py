@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import pools
+from kernels import pools, tf32
 from kernels.check.products import convolution
 from kernels.net import Net
 from kernels.threads import stay_on_one_core, threads
@@ -93,13 +93,13 @@ def exact_products() -> Iterator[None]:
     """Torch's own float32 products on a GPU are float32 inside the block, and their sums have an
     order: cuDNN may otherwise choose one by which the same inputs give other bits.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic
-    cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = False, False, True
+    cudnn = torch.backends.cudnn
+    before, cudnn.deterministic = cudnn.deterministic, True
     try:
-        yield
+        with tf32.off():
+            yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = before
+        cudnn.deterministic = before
 
 
 def derivatives(

@@ -45,11 +45,14 @@ def refusal(device: torch.device) -> str | None:
 
 
 def images(x: Tensor | None) -> Tensor | None:
-    """[T, N, C, H, W] with NHWC memory inside each task, aligned where vectors fill its pixels."""
+    """[T, N, C, H, W] with NHWC memory inside each task, aligned to the vectors that fill its
+    pixels.
+    """
     x = nhwc(x)
-    if x is None or x.shape[2] * x.element_size() % VECTOR:
+    if x is None:
         return x
-    step = x.stride(0) * x.element_size() if len(x) > 1 else 0
-    if x.data_ptr() % VECTOR == step % VECTOR == 0:
+    pixel, step = x.shape[2] * x.element_size(), x.stride(0) * x.element_size() * (len(x) > 1)
+    vector = min(VECTOR, pixel & -pixel)  # of winners, a byte each, a part of it
+    if x.data_ptr() % vector == step % vector == 0:
         return x
     return empty_images(x, *x.shape[:4]).copy_(x)

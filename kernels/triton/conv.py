@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels import checks
+from kernels import checks, tf32
 from kernels.plain.layout import channels_last, empty_images, images
 from kernels.triton.conv_kernels import (
     conv_bwd_kernel,
@@ -175,4 +175,4 @@ def _checked(x: Tensor, w: Tensor, stride: int, padding: int) -> tuple[int, ...]
 
 def _precision() -> str:
     """As torch's own convolutions take float32 on a GPU: rounded to TF32 unless that is off."""
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    return "tf32" if tf32.of_convolutions() else "ieee"

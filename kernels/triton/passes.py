@@ -24,10 +24,9 @@ from kernels.triton.plan import (
     StageKept,
 )
 from kernels.triton.rows import aligned, new_rows
-from kernels.triton.tensors import LARGEST, countable, expect
+from kernels.triton.tensors import GRID, LARGEST, countable, expect
 
 MOST_STAGES = 16
-GRID = 65_535  # programs along the second and third axis of a launch
 MOST_REPEATED = 2**21  # pixels; of Omniglot five steps' targets of 16 tasks are 1.3 million at most
 
 
@@ -61,10 +60,10 @@ def prepare(net: Net, x: Tensor) -> Images:  # [T, N, C, H, W]
     t, n = x.shape[:2]
     plan = Plan.of(net, t, n)
     countable("passes", *_shapes(plan))
-    if (most := max(t, n, plan.last_pixels)) > GRID:
+    if (most := max(n, plan.last_pixels)) > GRID:
         raise ValueError(
-            f"triton passes take up to {GRID} tasks, images a task and pixels of the last stage, "
-            f"got {most}: use fewer at once, or more stages"
+            f"triton passes take up to {GRID} images a task and pixels of the last stage, got "
+            f"{most}: use fewer at once, or more stages"
         )
     x = channels_last(x).permute(0, 1, 3, 4, 2)
     if not plan.stages[0].stem:
@@ -90,7 +89,8 @@ def repeated(images: Images, times: int) -> Images | None:
     plan = plan._replace(tasks=times * plan.tasks)
     largest = max(map(math.prod, _shapes(plan)))
     # the parts of a sum over splits, one or more a task, are counted too
-    if plan.tasks * plan.images * plan.net.side**2 > MOST_REPEATED or 4 * largest >= LARGEST:
+    many = plan.tasks > GRID or plan.tasks * plan.images * plan.net.side**2 > MOST_REPEATED
+    if many or 4 * largest >= LARGEST:
         return None
     parts = [images.x] if patches is None else patches
     x, *moments = (part.repeat(times, *[1] * (part.dim() - 1)) for part in parts)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.triton.launch import COUNTS, padded
 from kernels.triton.operands import dot, pixels_of, rounded_to
 from kernels.triton.stem import load_patches
+from kernels.triton.tensors import countable
 
 MOST = 256  # parts of a sum
 ROWS, AT_ONCE = 4, 16  # of a matrix that one program merges, and parts that it loads at once
@@ -149,6 +150,7 @@ def patches(x: Tensor, precision: str) -> Patches:  # [T, N, H, W, C]
     )  # fmt: skip
     per_split = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 8 * bm), MOST)), bm) * bm
     splits = triton.cdiv(pixels, per_split)
+    countable("patches", (t, splits, kp + 1, kp))
     part, patch_mean = x.new_empty(t, splits, kp + 1, kp), x.new_empty(t, kp)
     cov = x.new_empty(t, kp, kp)
     patch_sums_kernel[(splits, t)](

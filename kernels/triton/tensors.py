@@ -24,6 +24,7 @@ def expect(
 
 
 LARGEST = 2**31  # values that 32-bit numbers, as the kernels use, reach the end of
+GRID = 65_535  # programs along the second and third axis of a launch
 
 
 def near(rows: Tensor | None) -> Tensor | None:  # [T, ...]
@@ -35,8 +36,12 @@ def near(rows: Tensor | None) -> Tensor | None:  # [T, ...]
     return rows.clone()
 
 
-def countable(op: str, *shapes: tuple[int, ...]) -> None:
+def countable(op: str, *shapes: tuple[int, ...]) -> None:  # [T, ...]
     """ValueError for tensors that the kernels do not reach the end of."""
+    if (tasks := max(shape[0] for shape in shapes)) > GRID:
+        raise ValueError(
+            f"triton {op}: {tasks} tasks, its launches take up to {GRID}; use fewer in a call"
+        )
     largest = max(shapes, key=math.prod)
     if math.prod(largest) >= LARGEST:
         raise ValueError(
