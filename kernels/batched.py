@@ -176,8 +176,7 @@ def _alone(result: Tensor | None, tensors: tuple) -> Tensor | None:
 
 def hold(ctx, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
-    if forward_ad._current_level >= 0:
-        ctx.save_for_forward(*tensors)
+    ctx.save_for_forward(*tensors)  # a compiled graph enters forward mode where Python sees none
     ctx.set_materialize_grads(False)
 
 

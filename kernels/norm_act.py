@@ -106,7 +106,7 @@ def _check(
             f"per_step_batch_norm: gain and bias must both be [K, {z.shape[2]}] for z "
             f"{list(z.shape)}, got {list(gain.shape)} and {list(bias.shape)}"
         )
-    _check_step(step, z.shape[0], gain.shape[0])
+    _check_step(step, z, gain.shape[0])
     for name, number in (("negative_slope", negative_slope), ("eps", eps)):
         if not checks.is_number(number):
             raise ValueError(f"per_step_batch_norm: {name} must be a number, got {number!r}")
@@ -127,8 +127,13 @@ def _check(
         )
 
 
-def _check_step(step: int | Tensor, tasks: int, rows: int) -> None:
+def _check_step(step: int | Tensor, z: Tensor, rows: int) -> None:
+    tasks = z.shape[0]
     if isinstance(step, Tensor):
+        if step.device != z.device:
+            raise ValueError(
+                f"per_step_batch_norm: step is on {step.device} and z on {z.device}; move one"
+            )
         if step.shape != (tasks,) or step.dtype != torch.int64:
             raise ValueError(
                 f"per_step_batch_norm: step must be an int or int64 [{tasks}], one row a "

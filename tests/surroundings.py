@@ -285,9 +285,15 @@ def fx_traced_jvp_of_grad(op, inputs):
     return traced(*(t.flip(0) for t in inputs))(*inputs)
 
 
-def compiled_jvp_of_grad(op, inputs):
-    torch._dynamo.reset()
-    return torch.compile(lambda *a: func_jvp_of_grad(op, a), backend="aot_eager")(*inputs)
+def compiled_function(of: Callable, backend: str = "aot_eager"):
+    """One graph that has all derivatives in it."""
+
+    def way(op, inputs):
+        torch._dynamo.reset()
+        whole = torch.compile(lambda *a: of(op, a), backend=backend, fullgraph=True)
+        return whole(*inputs)
+
+    return way
 
 
 def compiled(order: Callable, **options):
@@ -296,21 +302,6 @@ def compiled(order: Callable, **options):
         return order(torch.compile(op, **options), inputs)
 
     return way
-
-
-def compiled_gradient(backend: str):
-    def way(op, inputs):
-        torch._dynamo.reset()
-        first = torch.func.grad(lambda *a: weighted(op(*a), 2), arguments(inputs))
-        return torch.compile(first, backend=backend)(*inputs)
-
-    return way
-
-
-def compiled_second_order(op, inputs):
-    """Of one graph that has both derivatives in it."""
-    torch._dynamo.reset()
-    return torch.compile(lambda *a: func_grad_of_grad(op, a), backend="aot_eager")(*inputs)
 
 
 def compiled_mapped_gradient(op, inputs):

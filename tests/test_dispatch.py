@@ -10,6 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import kernels
 from kernels import cases, native, plain, reference, triton
+from kernels.cuda.tensors import images
 
 
 def ones(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -30,6 +31,10 @@ def sloped_down(*inputs: torch.Tensor) -> object:
 
 def at_rows(*inputs: torch.Tensor) -> object:
     return kernels.per_step_batch_norm(*inputs, torch.tensor([4]))
+
+
+def rows_elsewhere(*inputs: torch.Tensor) -> object:
+    return kernels.per_step_batch_norm(*inputs, torch.tensor([0], device="meta"))
 
 
 def normalised(*inputs: torch.Tensor) -> object:
@@ -101,6 +106,7 @@ def elsewhere(*inputs: torch.Tensor) -> object:
             ones((1, 1, 2, 4, 4), (3, 2), (3, 2), (3,), (3,)),
             "statistics must be a mean",
         ),
+        (rows_elsewhere, ones((1, 1, 2, 4, 4), (3, 2), (3, 2)), "step is on meta and z on cpu"),
         (pooled, ones((1, 1, 2, 1, 4), (3, 2), (3, 2)), "at least 2×2"),
         (labelled(torch.int64), ones((1, 2, 3), (1, 4, 2), (1, 4)), "must be non-empty"),
         (labelled(torch.float32), ones((1, 2, 3), (1, 4, 3), (1, 4)), "labels must be int64"),
@@ -314,3 +320,13 @@ def test_triton_refuses_a_gpu_that_is_not_the_current_one(monkeypatch):
     assert triton.refuses(torch.device("cuda:0"), torch.float32) is None
     refused = triton.refuses(torch.device("cuda:1"), torch.float32)
     assert refused == "triton runs on the current GPU, not on cuda:1; use torch.cuda.device"
+
+
+@pytest.mark.parametrize("channels, vector", [(4, 4), (12, 4), (6, 2), (16, 16), (48, 16)])
+def test_bytes_of_winners_are_aligned_to_the_vectors_that_read_them(channels, vector):
+    """As of a slice of one large buffer, that hooks on saved tensors may give back."""
+    shape = 2, 3, 4, 4, channels
+    memory = torch.arange(2 * 48 * channels + 1).to(torch.uint8)
+    winners = memory[1:].view(shape).permute(0, 1, 4, 2, 3)
+    found = images(winners)
+    assert torch.equal(found, winners) and found.data_ptr() % vector == 0

@@ -8,6 +8,7 @@ import copy
 import random
 import types
 from collections import OrderedDict
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from torch.nn.utils import parametrize
 
 import engine
 from engine.errors import UserError
+from engine.models.module_passes import Batch
+from kernels.branch import Branch, Mark
 from tests.test_learner_faithful import WEIGHTS, episode, learner, mlp, normed
 
 
@@ -219,6 +222,33 @@ class Counts(nn.Linear):
 def test_a_pass_that_does_not_repeat_is_not_done_again(module, loss, why):
     with pytest.raises(UserError, match=why):
         learner(module.double(), loss=loss, memory="low")(episode(), WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "made, beside",
+    [(lambda: learner(normed()), 1), (lambda: learner(Target().double()), 0)]
+    + [(lambda: learner(mlp(), loss=Counting()), 0), (lambda: learner(Keeps()), 0)],
+)
+def test_passes_that_leave_something_are_not_begun_beside_others(made, beside, monkeypatch):
+    inside, begun = [], []
+
+    @contextmanager
+    def on(self):
+        inside.append(self)
+        yield Mark()
+        inside.pop()
+
+    def seen(self, *operands):
+        begun.append(bool(inside))
+        return whole(self, *operands)
+
+    whole = Batch.loss_and_gradient
+    monkeypatch.setattr(Branch, "on", on)
+    made = made()
+    made(episode(), WEIGHTS)  # looks at it
+    monkeypatch.setattr(Batch, "loss_and_gradient", seen)
+    made(episode(1), WEIGHTS)
+    assert sum(begun) == beside
 
 
 class OwnNorm(nn.BatchNorm1d):

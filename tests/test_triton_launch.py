@@ -122,6 +122,7 @@ def test_what_a_convolution_holds_fits_into_shared_memory(dual: bool, precision:
 def test_what_kernels_cannot_count_or_launch_is_refused_or_taken_step_by_step(monkeypatch) -> None:
     passes = pytest.importorskip("kernels.triton.passes")
     from kernels.net import Net
+    from kernels.triton.patches import patches
     from kernels.triton.plan import Plan
 
     small, wide = (Net(1, 28, filters, 4, 5, True, 0.0, 1e-5) for filters in (64, 512))
@@ -131,7 +132,11 @@ def test_what_kernels_cannot_count_or_launch_is_refused_or_taken_step_by_step(mo
         found = passes.repeated(images, 5)
         assert (found is None) == (net is wide)
     monkeypatch.setattr(passes, "expect", lambda *a, **k: None)
-    with pytest.raises(ValueError, match="triton passes take up to 65535 tasks, images a task and"):
+    with pytest.raises(ValueError, match="triton passes take up to 65535 images a task and pixels"):
         passes.prepare(
             Net(1, 514, 4, 1, 5, True, 0.0, 1e-5), torch.empty(1, 1, 1, 514, 514, device="meta")
         )
+    with pytest.raises(ValueError, match="70000 tasks, its launches take up to 65535"):
+        passes.prepare(small, torch.empty(70_000, 1, 1, 28, 28, device="meta"))
+    with pytest.raises(ValueError, match="patches: .* values, its kernels count to"):
+        patches(torch.empty(30_000, 50, 28, 28, 2, device="meta"), "tf32")

@@ -72,7 +72,9 @@ WAYS = {
     "make_fx of grad": surroundings.fx_traced,
     "make_fx of grad of grad": surroundings.fx_traced_second_order,
     "make_fx of jvp of grad": surroundings.fx_traced_jvp_of_grad,
-    "compile jvp of grad": surroundings.compiled_jvp_of_grad,
+    "compile jvp": surroundings.compiled_function(derivatives.func_jvp),
+    "compile jvp, eager": surroundings.compiled_function(derivatives.func_jvp, "eager"),
+    "compile jvp of grad": surroundings.compiled_function(derivatives.func_jvp_of_grad),
     "compile eager": surroundings.compiled(derivatives.to_first_order, backend="eager"),
     "compile eager, second order": surroundings.compiled(
         derivatives.to_second_order, backend="eager"
@@ -89,9 +91,9 @@ WAYS = {
     "compile aot_eager, second order": surroundings.compiled(
         derivatives.to_second_order, backend="aot_eager"
     ),
-    "compile grad, eager": surroundings.compiled_gradient("eager"),
-    "compile grad, aot_eager": surroundings.compiled_gradient("aot_eager"),
-    "compile grad of grad": surroundings.compiled_second_order,
+    "compile grad, eager": surroundings.compiled_function(derivatives.func_grad, "eager"),
+    "compile grad, aot_eager": surroundings.compiled_function(derivatives.func_grad),
+    "compile grad of grad": surroundings.compiled_function(derivatives.func_grad_of_grad),
     "compile vmap of grad": surroundings.compiled_mapped_gradient,
     "compile around": surroundings.compiled_regions,
 }
@@ -100,6 +102,8 @@ OTHERWISE = {
     "functional.jacobian forward": derivatives.func_jacfwd,
     "hooks that lay out anew": derivatives.to_second_order,
     "compile eager": derivatives.to_first_order,
+    "compile jvp": derivatives.func_jvp,
+    "compile jvp, eager": derivatives.func_jvp,
     "compile jvp of grad": derivatives.func_jvp_of_grad,
     "compile eager, second order": derivatives.to_second_order,
     "compile fullgraph": derivatives.to_first_order,
@@ -111,7 +115,7 @@ OTHERWISE = {
     "compile vmap of grad": derivatives.mapped(derivatives.grad_of, lambda n: (0,) * n),
 }
 # Those that torch itself learnt late.
-RECENT = ("make_fx of jvp of grad", "compile jvp of grad")
+RECENT = ("make_fx of jvp of grad", "compile jvp", "compile jvp, eager", "compile jvp of grad")
 # An error that a backend may raise where it keeps what was written to, as torch's own ops do.
 POSSIBLE = {"result written to": "modified by an inplace operation"}
 # Errors that say what is wrong, instead of a wrong number.

@@ -139,6 +139,9 @@ def patches(x: Tensor, precision: str) -> Patches:  # [T, N, H, W, C]
     """
     t, n, side, _, c = x.shape
     kp, bm, bc, pixels = padded(9 * c), 32, triton.next_power_of_2(c), n * side**2
+    per_part = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 8 * bm), MOST)), bm) * bm
+    parts = triton.cdiv(pixels, per_part)
+    countable("patches", (t, parts, kp + 1, kp))
     images, pivot = x.new_empty(t, n, side + 2, side + 2, c), x.new_empty(t, kp)
     per_split = triton.cdiv(triton.cdiv(pixels, MOST), 1024) * 1024
     splits = triton.cdiv(pixels, per_split)
@@ -148,15 +151,12 @@ def patches(x: Tensor, precision: str) -> Patches:  # [T, N, H, W, C]
         x, part, images, pivot, n, side, splits, pixels, c,
         PRECISION=precision, KP=kp, BLOCK=2048, BS=triton.next_power_of_2(splits),
     )  # fmt: skip
-    per_split = triton.cdiv(triton.cdiv(pixels, min(triton.cdiv(pixels, 8 * bm), MOST)), bm) * bm
-    splits = triton.cdiv(pixels, per_split)
-    countable("patches", (t, splits, kp + 1, kp))
-    part, patch_mean = x.new_empty(t, splits, kp + 1, kp), x.new_empty(t, kp)
+    part, patch_mean = x.new_empty(t, parts, kp + 1, kp), x.new_empty(t, kp)
     cov = x.new_empty(t, kp, kp)
-    patch_sums_kernel[(splits, t)](
-        images, part, n, side, c, per_split, PRECISION=precision, KP=kp, BM=bm, num_stages=1
+    patch_sums_kernel[(parts, t)](
+        images, part, n, side, c, per_part, PRECISION=precision, KP=kp, BM=bm, num_stages=1
     )  # values of 4 bytes: they come slower ahead, into shared memory, than when they are read
     patch_moments_kernel[(kp // ROWS, t)](
-        part, patch_mean, cov, splits, pixels, KP=kp, BK=ROWS, BS=AT_ONCE
+        part, patch_mean, cov, parts, pixels, KP=kp, BK=ROWS, BS=AT_ONCE
     )
     return Patches(images, patch_mean, cov, pivot)

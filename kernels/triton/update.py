@@ -181,7 +181,7 @@ def adam(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = param.shape
     expect("update", param, first=(first, shape), second=(second, shape), grad=(grad, shape))
-    countable("update", shape)
+    countable("update", (1, *shape))
     scales = (s if isinstance(s, Tensor) else param.new_full((), s) for s in (rate, correction))
     results = tuple(torch.empty(shape, dtype=param.dtype, device=param.device) for _ in range(3))
     adam_kernel[(triton.cdiv(param.numel(), PIECE),)](
