@@ -52,7 +52,7 @@ from engine.scoring import STEP_SHARE, TASK_SEED, StepAccuracy, prediction, show
 from engine.tasks import Tasks
 from engine.told import checked
 from engine.train import final_test, train_epochs
-from kernels.threads import cores
+from kernels.threads import cores, of_torch
 
 # Of the settings, those that a learner and its tasks do not say, or have no use for.
 SETTINGS = (
@@ -171,16 +171,13 @@ def _shared(cfg: Config, problem: _Own) -> Iterator[None]:
     """Threads for a rank's share of the tasks. Raises UserError where their bits would depend on
     the number of ranks.
     """
-    team, model, before = ranks.current(), problem.own_model, torch.get_num_threads()
+    team, model = ranks.current(), problem.own_model
     _, own = team.share(cfg.tasks)
     if team.size > 1 and isinstance(model, Module):
         require_shareable(model, problem.first, own, cfg.threads)
-    usual = max(1, cores() // team.local_size) if team.size > 1 else before
-    torch.set_num_threads(cfg.threads or usual)
-    try:
+    usual = max(1, cores() // team.local_size) if team.size > 1 else None
+    with of_torch(cfg.threads or usual):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Part:

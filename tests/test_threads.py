@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -176,3 +177,38 @@ def test_a_native_call_without_memory_is_a_memory_error_that_says_how_much() -> 
     first, second = out.splitlines()
     assert first == second and first.startswith("native kernels: no memory for a block of ")
     assert float(first.split("block of ")[1].split(" MiB")[0]) > 100
+
+
+def test_blocks_that_overlap_in_threads_leave_torch_its_number():
+    """Torch gives a new thread the number that another one set last."""
+    before, found = torch.get_num_threads(), {}
+    first, second = threading.Event(), threading.Event()
+
+    def outer():
+        with kernels.only_kernels():
+            first.set()
+            second.wait(60)
+
+    def inner():
+        first.wait(60)
+        with kernels.only_kernels():
+            found["inside"] = kernels.threads()
+            second.set()
+            threads[0].join()
+
+    def later():
+        found["later"] = torch.get_num_threads()
+
+    torch.set_num_threads(3)
+    try:
+        threads = [threading.Thread(target=target) for target in (outer, inner)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        last = threading.Thread(target=later)
+        last.start()
+        last.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == {"inside": 3, "later": 3}

@@ -19,7 +19,7 @@ from engine.runtime.workers import keep_freed_memory
 from kernels import dispatch, tf32
 from kernels.check import verdict
 from kernels.dispatch import Findings
-from kernels.threads import cores
+from kernels.threads import cores, of_torch
 
 _CUDA = torch.device("cuda")
 
@@ -52,8 +52,7 @@ def machine(cfg: Config) -> Iterator[torch.device]:
     with contextlib.ExitStack() as stack:
         if device.index is not None:  # else kernels are launched on the first
             stack.enter_context(torch.cuda.device(device))
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(_threads(cfg))
+        stack.enter_context(of_torch(_threads(cfg)))
         try:
             if cfg.backend != "auto":  # auto: the environment may choose
                 stack.enter_context(kernels.use(cfg.backend))

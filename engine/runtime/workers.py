@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import cache
@@ -22,7 +22,7 @@ import kernels
 from engine.episodes import Episode, each, mapped
 from engine.models.randomness import drawing
 from kernels import pools
-from kernels.threads import stay_on_one_core
+from kernels.threads import of_torch, stay_on_one_core
 
 if TYPE_CHECKING:
     from engine.models.interface import Model
@@ -100,7 +100,7 @@ def over_tasks(
     autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
     calls = [(copy_context(), autocast, function, one) for one in together]
     results = list(pool.map(_run, calls)) if pool else []
-    with contextlib.nullcontext() if spreads else _one_core():
+    with contextlib.nullcontext() if spreads else of_torch(1):
         return results + [function(one) for one in blocks[len(together) :]]
 
 
@@ -108,16 +108,6 @@ def _on_cpu(episode: Episode) -> bool:
     tensors: list[torch.Tensor] = []
     mapped(tensors.append, episode.support_x)
     return all(tensor.device.type == "cpu" for tensor in tensors)
-
-
-@contextlib.contextmanager
-def _one_core() -> Iterator[None]:
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)
 
 
 def _run(call: tuple) -> object:
@@ -128,7 +118,6 @@ def _run(call: tuple) -> object:
 
 @cache
 def _pool(count: int) -> tuple[ThreadPoolExecutor | None, int]:
-    # torch's number of threads is a setting of the calling thread; the caller's stays as it is.
     return pools.started(count, "task", stay_on_one_core)
 
 
