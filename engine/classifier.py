@@ -53,9 +53,11 @@ class FewShotClassifier:
     training: a class with more pictures has more weight. A task with fewer classes than the network
     has outputs takes the first outputs, one a class in sorted order, and the others are left out of
     the loss, too: they would be classes without a picture, and the first steps would go into
-    pushing them down. With as many classes as outputs it is what ``engine.evaluate`` does. A run of
-    protonet, matching, protomaml, siamese, memory or statistician makes its classifier of the
-    support pictures, for any number of classes.
+    pushing them down. With as many classes as outputs it is what ``engine.evaluate`` does by the
+    same statistics and protocol, but for protonet and matching, transductive by batch statistics:
+    there both sets of a task normalise each other, here each itself. A run of protonet, matching,
+    protomaml, siamese, memory or statistician makes its classifier of the support pictures, for any
+    number of classes.
 
     Pictures are a list of paths, PIL images and arrays ([H, W], [H, W, C], [C, H, W]), or one array
     or tensor of [N, H, W], [N, H, W, C] or [N, C, H, W]; whole numbers from 0 to 255 or fractions

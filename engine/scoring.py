@@ -166,7 +166,7 @@ def _collected(
 
 def _steps(cfg: Config) -> int:
     """Of the inner loop in evaluation; 0: the method has none."""
-    return 0 if METHODS[cfg.method].closed_form else cfg.eval_steps or cfg.steps
+    return (cfg.eval_steps or cfg.steps) if METHODS[cfg.method].has_steps else 0
 
 
 class _Tasks:

@@ -178,9 +178,9 @@ def report(cfg: Config, device: torch.device, found: Cost) -> list[str]:
         epochs = f"epochs {first} to {last}" if last > first else f"epoch {first}"
         losses = "every step" if part.losses == cfg.steps else "the last step"
         order = {1: "first", 2: "second"}[part.order]
-        how = f"loss after {losses}, {order} order"
-        if METHODS[cfg.method].closed_form:
-            how = "no inner loop"
+        how = f"loss after {losses}" if METHODS[cfg.method].has_steps else "no inner loop"
+        if not METHODS[cfg.method].closed_form:
+            how += f", {order} order"
         lines.append(f"  {epochs}: {part.seconds:.3f} s ({how})")
     if found.memory is None or found.before is None:
         lines.append("memory: this system does not say")

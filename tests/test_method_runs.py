@@ -129,11 +129,10 @@ def test_it_is_evaluated_by_the_loop_that_it_was_trained_by(run, images, capsys)
     name, folder, _ = run
     out = folder / "evaluated.json"
     argv = [str(folder), "--data", str(images), "--json", str(out), "--protocol", "inductive"]
-    loops = not (METHODS[name].closed_form or METHODS[name].remembers)
+    loops = METHODS[name].has_steps
     assert evaluate.main([*argv, *["--eval-steps", "3"][: 2 * loops]]) == 0
     found = json.loads(out.read_text())
-    steps = 3 if loops else 0 if METHODS[name].closed_form else 1
-    assert (found["method"], found["steps"]) == (name, steps)
+    assert (found["method"], found["steps"]) == (name, 3 if loops else 0)
     assert found["config"]["method"] == name and len(found["best"]["by_task"]) == 4
 
 

@@ -77,13 +77,18 @@ class Method(NamedTuple):
 
     @property
     def closed_form(self) -> bool:
-        """Whether it has no inner steps: its classifier is all that a task changes."""
+        """Whether its classifier is all that a task changes, and is made of the support set."""
         return self.head == "made"
 
     @property
     def remembers(self) -> bool:
         """Whether it answers by what it remembers of a support set, with a network of its own."""
         return self.model is not None
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether it has an inner loop."""
+        return not (self.closed_form or self.remembers)
 
     def settings(self, others: Mapping[str, Any]) -> dict[str, Any]:
         """All that it says, given the other settings."""

@@ -166,7 +166,7 @@ def _rates(groups: list[Group], charts: _Charts) -> str:
 def _rates_of(group: Group, charts: _Charts) -> str:
     kind, figure = group.settings["rates"], epochs.rates(group)
     method = group.settings["method"]
-    if METHODS[method].closed_form or METHODS[method].remembers:
+    if not METHODS[method].has_steps:
         return "<p>The method has no inner loop.</p>"
     if METHODS[method].own and not METHODS[method].averaged:
         rate = group.settings["inner_rate"]
