@@ -22,6 +22,7 @@ from torch import Tensor
 
 import kernels
 from engine.allowed import PATH, check, check_type
+from engine.combinations import refuse_without_effect
 from engine.config import Config
 from engine.data import pictures
 from engine.errors import UserError, as_arguments
@@ -44,9 +45,9 @@ class FewShotClassifier:
     the best one. What ``save`` wrote has the networks that it was made with, whatever is said here.
     steps: inner steps (None: as the run is evaluated). norm_statistics: what normalises, the
     "batch" or "running" statistics (None: as the run is evaluated).
-    transductive: the pictures of one call normalise each other, as in the authors' code. Else the
-    statistics of the support pictures normalise, and an answer is the same to the bit whatever is
-    asked with it.
+    transductive: by batch statistics, the pictures of one call normalise each other, as in the
+    authors' code. Else those of the support pictures normalise, and an answer is the same to the
+    bit whatever is asked with it, as by running statistics always.
     device, threads, backend, precision: as of ``engine.train`` (precision None: the run's).
 
     The loss of the inner loop is the mean of the cross-entropy over all support pictures, as in
@@ -216,7 +217,9 @@ class FewShotClassifier:
         """Of the run, with the settings that are given here."""
         given = {"eval_steps": self.steps, "norm_statistics": self.norm_statistics}
         given = {name: value for name, value in given.items() if value is not None}
-        return dataclasses.replace(learned.cfg, **given, **self._machine())
+        cfg = dataclasses.replace(learned.cfg, **given, **self._machine())
+        refuse_without_effect(cfg, given, vars(learned.cfg))
+        return cfg
 
     @contextlib.contextmanager
     def _running(self, cfg: Config) -> Iterator[torch.device]:

@@ -30,6 +30,8 @@ def without_effect(cfg: Config) -> dict[str, str]:
         found["halving_epochs"] = "annealing"
     if cfg.init is not None and not METHODS[cfg.method].by_rate:
         found.setdefault("inner_rate", "init")
+    if cfg.norm_statistics == "running":
+        found.setdefault("protocol", "norm_statistics")
     if cfg.min_lr == cfg.lr:
         found |= dict.fromkeys(("annealing", "halving_epochs"), "min_lr")
     return found

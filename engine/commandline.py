@@ -29,11 +29,18 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **kwargs)
+        self.fields: set[str] = set()  # of Config, that have a flag
 
     def group(self, title: str) -> Any:
         """The part of the help under a title, made when first asked for."""
         found = [group for group in self._action_groups if group.title == title]
         return found[0] if found else self.add_argument_group(title)
+
+    def parse_known_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
+        namespace, unknown = super().parse_known_args(args, namespace)
+        for name in self.fields & vars(namespace).keys():
+            check(name, getattr(namespace, name), FIELDS[name].metadata["allowed"])
+        return namespace, unknown
 
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
         return self._known(*self.parse_known_args(args, namespace))
@@ -94,11 +101,12 @@ def add_flags(
     hidden: Collection[str] = (),
 ) -> None:
     """One flag per named field of Config, in its group. A flag not given leaves no trace in the
-    namespace.
+    namespace, and one that is has a value that its field may have.
 
     ``defaults``: what the help says of some; ``hidden``: those that it leaves out.
     """
     chosen = [FIELDS[name] for name in names]
+    parser.fields |= {f.name for f in chosen}
     for f in sorted(chosen, key=lambda f: GROUPS.index(f.metadata["group"])):
         help = f"{f.metadata['help']} {(defaults or {}).get(f.name, '')}".rstrip()
         options: dict[str, Any] = {"help": argparse.SUPPRESS if f.name in hidden else help}
@@ -142,8 +150,6 @@ def defaults(prog: str, argv: list[str]) -> tuple[dict[str, str], str]:
     parser = Parser(prog=prog, add_help=False)
     add_flags(parser, _DECIDING)
     given = vars(parser.parse_known_args([word for word in argv if word not in _HELP])[0])
-    for name, value in given.items():
-        check(name, value, FIELDS[name].metadata["allowed"])
     preset, dataset = given.get("preset", PRESET), given.get("dataset", DATASET)
     shown = {"preset": f"(default: {PRESET})", "dataset": f"(default: {DATASET})"}
     for f in FIELDS.values():

@@ -209,7 +209,7 @@ class Config:
     seed: int = _outer("of the initial weights and the training tasks", ">= 0")
     norm_statistics: str = _evaluation("what normalises in evaluation", ("batch", "running"))
     protocol: str = _evaluation(
-        "normalise a target with the others (transductive) or without",
+        "by batch statistics, normalise a target with the others (transductive) or without",
         PROTOCOLS,
     )
     eval_targets: int = _evaluation(
@@ -316,7 +316,7 @@ class Config:
     @property
     def other_protocol(self) -> str | None:
         """In which the best model is tested, too; None where it makes no difference."""
-        if self.norm_statistics == "running":
+        if "protocol" in without_effect(self):
             return None
         return "inductive" if self.protocol == "transductive" else "transductive"
 

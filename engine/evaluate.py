@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import weights
+from engine.combinations import refuse_without_effect
 from engine.commandline import Parser, a_path, add_flags, parse
 from engine.config import Config
 from engine.errors import Diverged, UserError, listed, say
@@ -158,6 +159,7 @@ def _configurations(
     if "targets" in explicit:
         explicit["eval_targets"] = 0
     cfg = dataclasses.replace(trained, **own_data(path, trained) | explicit)
+    refuse_without_effect(cfg, explicit, vars(trained))
     if cfg.data is None and cfg.dataset == trained.dataset:
         cfg = _at_default(cfg, path, saved.data_name)
     return trained, cfg

@@ -111,6 +111,14 @@ def write(path: Path, text: str) -> None:
         replace_file(path, text.encode("utf-8", "surrogateescape"))
 
 
+def normalised(result: dict[str, Any]) -> str:
+    """By what a run's test was, of its result.json. By running statistics no image depends on
+    another, so that it has no protocol, though older versions wrote one."""
+    told = f"{result['norm_statistics']} statistics"
+    running = result["norm_statistics"] == "running"
+    return told if running else f"{told}, {result['protocol']}"
+
+
 def trained_on(result: dict[str, Any]) -> str:
     """Of a run's result.json; empty where it had its length from the beginning."""
     earlier = result.get("earlier_epochs", [])  # of older versions nobody knows

@@ -335,7 +335,7 @@ class _Own:
             "metric": self.metric,
             "tasks": best.tasks,
             "steps": cfg.eval_steps or cfg.steps,
-            "protocol": cfg.protocol,
+            "protocol": cfg.protocol if cfg.other_protocol else None,
             "norm_statistics": cfg.norm_statistics,
             "best": {"epoch": epochs[0], **self._shown(best)},
             "ensemble": {"epochs": epochs, **self._shown(ensemble)},

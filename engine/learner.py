@@ -317,8 +317,8 @@ class Learner(nn.Module):
         """The mean over tasks, with the half-width of its 95 % interval.
 
         metric: "accuracy" or "loss", or a function of (predictions, y) of one task.
-        protocol: "transductive" normalises a target with the others of its task, "inductive" by
-            the support set's statistics.
+        protocol: by batch statistics, "transductive" normalises a target with the others of its
+            task, "inductive" by the support set's; by running ones both are the same.
         """
         if not callable(metric):
             _check(

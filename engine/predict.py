@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import weights
 from engine.adapt import LOOP, adapted, add_options, options
+from engine.combinations import refuse_without_effect
 from engine.commandline import Parser, a_path, add_flags
 from engine.errors import UserError, listed, say
 from engine.files import output, write
@@ -97,6 +98,8 @@ def _predict(argv: list[str], interrupt: Interrupt) -> None:
 
     interrupt.phase = "unwind"
     classifier = _classifier(given, FewShotClassifier)
+    cfg, protocol = classifier.fitted.cfg, {n: v for n, v in given.items() if n == "protocol"}
+    refuse_without_effect(cfg, protocol, vars(cfg) | {"protocol": "inductive"})
     pictures, notes = asked(given["images"])
     say(*notes)
     read, faults = answers.read(pictures, classifier.fitted.preparation, "html" in outputs)

@@ -246,7 +246,7 @@ def summary(
         "targets": cfg.eval_targets or cfg.targets,
         "tasks": cfg.eval_tasks,
         "steps": _steps(cfg),
-        "protocol": cfg.protocol,
+        "protocol": cfg.protocol if cfg.other_protocol else None,
         "norm_statistics": cfg.norm_statistics,
         "best": {"epoch": epochs[0], **shown(best)},
         "ensemble": {"epochs": epochs, **shown(ensemble)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -45,25 +46,33 @@ def test_a_folder_end_to_end(tmp_path, monkeypatch, capsys):
             for n in images:
                 name = f"test{c}/{n}.png"
                 shutil.copy(folder / "test" / name, new / part / name)
-    arguments = folder, new / "support", new / "asked", *FLAGS[2:], *RATE, "--iterations", "12"
-    answers = own_folder.main(*arguments, run=run)
-    paths = sorted((new / "asked").glob("*/*.png"))
-    assert list(answers) == paths and len(paths) == 12
-    expected = FewShotClassifier(run).fit_folder(new / "support").predict(paths)
+    (new / "asked" / ".DS_Store").write_bytes(b"no picture")
+    monkeypatch.setattr(own_folder, "RUN", tmp_path / "usual")
+    flags = *FLAGS[2:], *RATE, "--iterations", "12", "--run", str(run)
+    arguments = folder, new / "support", new / "asked", *flags
+    assert own_folder.main(*arguments, "--show") == {} and not run.exists()
+    capsys.readouterr()
+    answers = own_folder.main(*arguments)
+    paths = [str(path) for path in sorted((new / "asked").glob("*/*.png"))]
+    assert sorted(answers) == paths and len(paths) == 12
+    assert not (tmp_path / "usual").exists()
+    expected = FewShotClassifier(run).fit_folder(new / "support").predict([*answers])
     assert list(answers.values()) == expected.tolist()
-    assert sum(path.parent.name == answer for path, answer in answers.items()) > 4
+    assert sum(Path(path).parent.name == answer for path, answer in answers.items()) > 4
     out = capsys.readouterr().out
     assert "learned test0, test1, test2" in out
     assert f"{paths[0]}: {answers[paths[0]]} (" in out
     for asked, more, words in [
         (new / "asked", ["--ways", "2"], "support has 3 classes, and --ways is 2: give --ways 3"),
-        (new / "none", [], "none holds no file"),
+        (new / "none", [], "none is no folder"),
     ]:
         with pytest.raises(UserError, match=words):
-            own_folder.main(*arguments[:2], asked, *arguments[3:], *more, run=tmp_path / "other")
+            own_folder.main(
+                *arguments[:2], asked, *arguments[3:], *more, "--run", str(tmp_path / "other")
+            )
     assert not (tmp_path / "other").exists()
     with pytest.raises(SystemExit) as stopped:
-        own_folder.main(tmp_path / "nowhere", *arguments[1:], run=run)
+        own_folder.main(tmp_path / "nowhere", *arguments[1:])
     assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: ")
 
 

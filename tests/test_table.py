@@ -273,7 +273,7 @@ def test_timing_continues_and_keeps_what_was_measured_with_other_settings(
         (["mini", "--list", "--status"], "not allowed with argument"),
         (
             ["mini", "--rows", "maml", "--filters", "0"],
-            "MAML (replicated), 5-way 1-shot: --filters is",
+            "--filters is 0: give a number",
         ),
         (["ablation", "--epochs", "1"], "MAML + DA, 20-way 1-shot: --epochs is 1: none of them"),
         (

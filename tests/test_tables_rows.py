@@ -7,6 +7,7 @@ import pytest
 from engine.config import Config
 from engine.errors import UserError
 from engine.methods import METHODS
+from engine.settings import resolve
 from engine.tables import cells, rows
 from engine.tables.cells import DECIDED
 from engine.tables.rows import TABLES, TRICKS
@@ -227,13 +228,30 @@ def test_a_flag_is_left_out_where_it_has_no_effect():
     found = cells.of(rows.of("mini"), Path("there"), 1, given)
     of = {cell.row.key: cell.members[0] for cell in found if cell.members}
     assert given.items() <= of["maml++"].settings.items()
-    assert not given.keys() & of["memory"].settings.keys()
-    assert (
-        of["protonet"].cfg.protocol == "inductive" and "inner_rate" not in of["protonet"].settings
-    )
+    for key in ("memory", "protonet"):
+        assert not given.keys() & of[key].settings.keys()
 
 
 def test_no_flag_can_change_what_a_row_is():
     for name in TABLES:
         for row in rows.of(name).rows:
             assert {*row.settings, *row.tricks} <= {*DECIDED}
+
+
+def test_a_flag_goes_to_the_rows_that_it_means_something_in():
+    given = {"proximal": 1.0, "train_ways": 10, "eval_steps": 7}
+    found = cells.of(rows.of("mini"), Path("there"), 1, given)
+    of = {c.row.key: given.keys() & c.members[0].settings.keys() for c in found if c.members}
+    assert of["imaml"] == {"proximal", "eval_steps"} and of["protonet"] == {"train_ways"}
+    assert of["maml++"] == {"eval_steps"} and of["siamese"] <= {"train_ways"}
+    with pytest.raises(UserError, match="--proximal change nothing in the rows that are trained"):
+        cells.of(rows.of("mini"), Path("there"), 1, {"proximal": 1.0}, ("maml++",))
+    with pytest.raises(UserError, match="--lr is 1e-05, to which it is annealed"):
+        cells.of(rows.of("ablation"), Path("there"), 1, {"lr": 1e-5})
+
+
+def test_a_protocol_means_nothing_by_running_statistics():
+    running = {"norm_statistics": "running"}
+    with pytest.raises(UserError, match="--protocol is inductive with --norm-statistics running"):
+        resolve(["--norm-statistics", "running", "--protocol", "inductive"])
+    assert Config.of(**running).other_protocol is None and Config.of().other_protocol

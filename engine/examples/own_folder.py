@@ -2,9 +2,10 @@
 
     python -m engine.examples.own_folder FOLDER NEW PICTURES [flags of engine.train]
 
-FOLDER has <split>/<class>/<image> or <class>/<image>, in any form that `python -m engine.data info`
-knows; NEW a few pictures of each new class, <class>/<image>; PICTURES is a folder of those to be
-labelled. The same command continues a training that was stopped. In a shell it is
+FOLDER has <split>/<class>/<image>, or <class>/<image> with --split-ratio 64/16/20, in any form that
+`python -m engine.data info` knows; NEW a few pictures of each new class, <class>/<image>; PICTURES
+is a folder of those to be labelled. The same command continues a training that was stopped, in
+--run if that is given. In a shell it is
 
     python -m engine.train --dataset folder --data FOLDER --run runs/own-folder
     python -m engine.adapt runs/own-folder NEW -o new.pt
@@ -15,31 +16,39 @@ import sys
 from pathlib import Path
 
 from engine import FewShotClassifier, train
-from engine.errors import UserError
+from engine.data.pictures import asked
+from engine.errors import UserError, say
 from engine.examples import script
+from engine.settings import resolve
 
 RUN = Path("runs/own-folder")
 
 
-def main(folder: str, new: str, pictures: str, *flags: str, run: Path = RUN) -> dict[Path, str]:
+def main(folder: str, new: str, pictures: str, *flags: str) -> dict[str, str]:
     """The answer to each picture."""
-    paths = sorted(path for path in Path(pictures).rglob("*") if path.is_file())
-    if not paths:
-        raise UserError(f"{pictures} holds no file: name a folder of pictures")
-    argv = ["--dataset", "folder", "--data", str(folder), "--run", str(run), *flags]
-    script.require_ways(argv, new)  # now, and not after the training
+    argv = ["--dataset", "folder", "--data", str(folder), "--run", str(RUN), *flags]
+    settings = resolve(argv)
+    script.require_ways(settings.cfg, new)  # now, and not after the training
+    if not Path(pictures).is_dir():
+        raise UserError(f"{pictures} is no folder: name a folder of pictures")
+    to_label, notes = asked([Path(pictures)])
+    say(*notes)
     if code := train.main(argv):
         sys.exit(code)  # what was wrong has been said
+    if settings.show:
+        return {}
 
+    run = Path(settings.cfg.run).expanduser()
     classifier = FewShotClassifier.load(run).fit_folder(new)
     print(f"learned {', '.join(classifier.classes_)}")
     classifier.save(run / "new.pt")  # all that is needed elsewhere, and no picture
 
     classifier = FewShotClassifier.load(run / "new.pt")
-    odds = classifier.predict_proba(paths)  # [N, classes]
-    answers = dict(zip(paths, classifier.classes_[odds.argmax(1)], strict=True))
-    for (path, answer), row in zip(answers.items(), odds, strict=True):
-        print(f"{path}: {answer} ({row.max():.0%})")
+    odds = classifier.predict_proba(to_label)  # [N, classes]
+    names = [picture.where for picture in to_label]
+    answers = dict(zip(names, classifier.classes_[odds.argmax(1)], strict=True))
+    for (name, answer), row in zip(answers.items(), odds, strict=True):
+        print(f"{name}: {answer} ({row.max():.0%})")
     return answers
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.config import Config
 from engine.errors import UserError, say
 from engine.runs.interrupt import MISTAKES, failed
 
@@ -40,13 +41,11 @@ def _number(words: list[str]) -> int:
     raise UserError(f"iterations is {words[0]!r}: give a whole number >= 1")
 
 
-def require_ways(flags: list[str], folder: str | Path) -> None:
-    """Raises UserError when a training with these flags makes a network of fewer outputs than there
-    are classes in a folder."""
+def require_ways(cfg: Config, folder: str | Path) -> None:
+    """Raises UserError when the network has fewer outputs than there are classes in a folder."""
     from engine.data.pictures import labelled
-    from engine.settings import resolve
 
-    cfg, classes = resolve(flags).cfg, len({*labelled(Path(folder)).labels})
+    classes = len({*labelled(Path(folder)).labels})
     if classes > cfg.ways and not cfg.any_ways:
         raise UserError(
             f"{folder} has {classes} classes, and --ways is {cfg.ways}: give --ways {classes}"

@@ -163,9 +163,11 @@ class _OfOne(nn.Sequential):
 
 
 def _last(width: int) -> nn.Linear:
-    """So that fast weights begin small beside the slow ones."""
+    """So that fast weights begin small beside the slow ones, also their sums: one function makes
+    them all, and nearly of one sign. Not 0, where no gradient would pass their ReLU.
+    """
     layer = nn.Linear(width, 1)
-    nn.init.normal_(layer.weight, 0, 0.01)
+    nn.init.normal_(layer.weight, 0, 0.001)
     nn.init.zeros_(layer.bias)
     return layer
 

@@ -244,7 +244,8 @@ def _is_result(result: dict[str, Any]) -> bool:
     numbers = [of[name] for of in (best, ensemble) for name in (value, "interval")]
     counts = [result["tasks"], result["steps"], best["epoch"], *ensemble["epochs"]]
     counts += result.get("earlier_epochs", [])
-    names = [result[name] for name in ("data", "split", "protocol", "norm_statistics")]
+    names = [result[name] for name in ("data", "split", "norm_statistics")]
+    names.append(result["protocol"] or "")
     names.append(result.get("identity", ""))
     names.append((result.get("origin") or {}).get("weights", ""))
     return (

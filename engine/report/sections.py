@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from engine.errors import printable
+from engine.files import normalised
 from engine.report.confusion import tested
 from engine.report.groups import Group, differing
 from engine.report.recorded import Recorded
@@ -140,7 +141,7 @@ def _protocols(groups: list[Group]) -> str:
     results = [run.result for group in groups for run in group.runs if run.result]
     told = dict.fromkeys(
         f"{r['tasks']} tasks of the {r['split']} classes of {r['data']}, "
-        f"{_count(r['steps'], 'inner step')}, {r['protocol']}, {r['norm_statistics']} statistics"
+        f"{_count(r['steps'], 'inner step')}, {normalised(r)}"
         for r in results
     )
     if not told:

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from engine.errors import printable, say
-from engine.files import trained_on
+from engine.files import normalised, trained_on
 from engine.runs import checkpoint
 from kernels.pools import told
 
@@ -285,13 +285,11 @@ def test_table(result: dict[str, Any]) -> list[str]:
     epochs = ", ".join(map(str, ensemble["epochs"]))
     task = f"{result['ways']}-way {result['shots']}-shot, " if "ways" in result else ""
     told = _loss if result.get("metric") == "loss" else percent
-    # by running statistics no image depends on another
-    protocol = f"{result['protocol']}, " if result["norm_statistics"] != "running" else ""
     return [
         *filter(None, [trained_on(result)]),
         f"{result['data']}, {task}{result['tasks']} "
-        f"{result['split']} tasks, {result['steps']} inner steps, {protocol}"
-        f"{result['norm_statistics']} statistics; ± is the 95 % interval over tasks",
+        f"{result['split']} tasks, {result['steps']} inner steps, {normalised(result)}; "
+        "± is the 95 % interval over tasks",
         f"  best model      {told(best)}   (epoch {best['epoch']})",
         f"  ensemble of {len(ensemble['epochs']):<3} {told(ensemble)}   "
         f"(mean logits of epochs {epochs})",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from engine.combinations import without_effect
 from engine.commandline import FIELDS
 from engine.config import Config
-from engine.errors import UserError
+from engine.errors import UserError, flag, listed
 from engine.methods import METHODS
 from engine.sweep import Member, finished
 from engine.tables.quoted import Quoted, Task
@@ -56,14 +56,21 @@ def of(
     the keys of those that are trained, all if empty; of the others those with a finished run are
     shown.
 
-    Raises UserError when these settings are not allowed in a row.
+    Raises UserError when these settings are not allowed in a row, or have an effect in none.
     """
-    return [
+    found = [
         _cell(table, row, task, folder, seeds, given, rows)
         for row in table.rows
         for task in table.tasks
         if task in row.tasks
     ]
+    trained = [cell.members[0].settings for cell in found if cell.members and not cell.untrained]
+    if trained and (idle := given.keys() - set().union(*trained)):
+        raise UserError(
+            f"{listed(sorted(map(flag, idle)), 5)} change nothing in the rows that are trained: "
+            "leave out, or give other --rows"
+        )
+    return found
 
 
 def members(cells: list[Cell]) -> list[Member]:
@@ -95,7 +102,11 @@ def _cell(
         none = without_effect(Config.of(**own))
     except UserError as error:
         return Cell(row, task, (), str(error))
-    given = {name: value for name, value in given.items() if name not in none}
+    others = {name for method in METHODS.values() for name in method.only}
+    method = METHODS[row.method]
+    unfit = {*none, *others - {*method.only}, *method.fixed}
+    unfit |= {"train_ways"} if not method.closed_form else set()
+    given = {name: value for name, value in given.items() if name not in unfit}
     bare = Cell(row, task, ())
     try:
         own = own | given | _tricks(row, own, given)
@@ -117,6 +128,8 @@ def _tricks(row: Row, own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     whole = Config.of(**own | given | {"preset": "maml++"})
     found = {name: getattr(whole, name) for name in row.tricks}
     if found == {name: getattr(without, name) for name in row.tricks}:
+        if whole.min_lr == whole.lr and "min_lr" in row.tricks:
+            raise UserError(f"--lr is {whole.lr}, to which it is annealed: give a higher one")
         raise UserError(
             f"--epochs is {whole.epochs}: none of them is left for {', '.join(row.tricks)}; give 3 "
             "or more"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from engine import sweep
 from engine.config import Config
 from engine.errors import UserError, listed
-from engine.files import LOG, trained_on
+from engine.files import LOG, normalised, trained_on
 from engine.sweep import Member
 from engine.tables.cells import Cell
 
@@ -104,13 +104,10 @@ def protocol(cfg: Config, result: dict[str, Any]) -> str:
         split = "64/16/20"
     turned = {"none": "", "classes": ", turned as classes", "augment": ", turned in training"}
     members = len(result["ensemble"]["epochs"])
-    statistics = f"{result['norm_statistics']} statistics"
-    if result["norm_statistics"] == "batch":  # by running ones no target depends on another
-        statistics += f", {result['protocol']}"
     epochs = f"{cfg.epochs} epochs", trained_on(result)
     return (
         f"{split}{turned[cfg.rotations]}; {result['targets']} "
-        f"target{'s' * (result['targets'] > 1)} a class; {statistics}; "
+        f"target{'s' * (result['targets'] > 1)} a class; {normalised(result)}; "
         f"{result['tasks']:,} tasks; best of {' '.join(filter(None, epochs))}; ensemble "
         f"of {members}"
     )
