@@ -16,6 +16,7 @@ _PUBLIC = {
     "Learner": "engine.learner",
     "ResNet12": "engine.models.resnet12",
     "Tasks": "engine.tasks",
+    "UserError": "engine.errors",
     "fit": "engine.fitting",
     "keep_freed_memory": "engine.runtime.workers",
     "msl_weights": "engine.schedules",

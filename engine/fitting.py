@@ -22,7 +22,7 @@ from engine.adapted import evaluating
 from engine.allowed import PATH, check
 from engine.config import Config
 from engine.episodes import Episode, Values, each, mapped
-from engine.errors import Diverged, UserError, listed, say
+from engine.errors import Diverged, UserError, as_arguments, listed, say
 from engine.fingerprints import Fingerprint
 from engine.learner import Learner
 from engine.meta import State
@@ -91,6 +91,13 @@ def fit(
     Raises UserError when a setting is not allowed, or the folder holds another run, and
     KeyboardInterrupt, with everything saved, on Ctrl-C.
     """
+    if not isinstance(learner, Learner):
+        raise UserError(
+            f"learner is a {type(learner).__name__}: give engine.Learner(module, loss), which "
+            "learns to adapt the module"
+        )
+    if not isinstance(name, str) or Path(name).name != name:
+        raise UserError(f"name is {name!r}: give a text without a slash")
     if metric not in METRICS:
         raise UserError(f"metric is {metric!r}: choose one of {', '.join(METRICS)}")
     if not isinstance(run, str | Path | None):
@@ -163,7 +170,8 @@ def _configuration(learner: Learner, preset: str, tasks: int, settings: dict) ->
             f"was made; it has {', '.join(SETTINGS)}"
         )
     # the learner's loss is a mean over tasks; of the rest Config says what is allowed
-    return Config.of(preset, "folder", **{"task_reduction": "mean"} | given | settings)
+    with as_arguments():
+        return Config.of(preset, "folder", **{"task_reduction": "mean"} | given | settings)
 
 
 @contextmanager

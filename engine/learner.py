@@ -225,7 +225,10 @@ class Learner(nn.Module):
         weights: of the target loss after each of the K steps; by default the last one's alone.
         order: 2, or 1 to leave out second derivatives (first-order MAML).
         """
-        weights = [0.0] * (self.steps - 1) + [1.0] if weights is None else list(weights)
+        weights = [0.0] * (self.steps - 1) + [1.0] if weights is None else weights
+        if isinstance(weights, str) or not hasattr(weights, "__iter__"):
+            raise UserError(f"weights are {weights!r}: give {self.steps}, one for each inner step")
+        weights = list(weights)
         _check("order", order, order in (1, 2), "1 or 2")
         self.checked(episode)
         _check_constant(**vars(episode), weights=weights)

@@ -60,19 +60,35 @@ class Tasks:
         self.tasks, self.length = tasks, length
         self._samples, self._ways = (shots, targets), ways
         self._dataset = None
+        pictures = {
+            "part": (part, "train"),
+            "image_size": (_whole(image_size), 84),
+            "channels": (_whole(channels), 3),
+            "split_ratio": (split_ratio, None),
+        }
         if isinstance(data, str | Path):
+            for name, kind in (("part", str), ("image_size", int), ("channels", int)):
+                value, _ = pictures[name]
+                if type(value) is not kind:
+                    what = "a whole number" if kind is int else "the name of a part"
+                    raise UserError(f"{name} is {value!r}: give {what}")
             with as_arguments():
                 found = datasets.load(
                     "folder",
                     data,
-                    image_size=image_size,
-                    channels=channels,
+                    image_size=_whole(image_size),
+                    channels=_whole(channels),
                     split_ratio=split_ratio,
                 )
             self._sampler, self._take = EpisodeSampler(found, part, **task), None
             self.notes = found.notes
             say(*(f"{found.name}: {note}" for note in self.notes))
             return
+        if given := [name for name, (value, usual) in pictures.items() if value != usual]:
+            raise UserError(
+                f"{listed(given)} {'are' if given[1:] else 'is'} of a folder of pictures, and data "
+                f"is a {type(data).__name__}: leave out, and give each part's samples by themselves"
+            )
         self.notes = ()
         labels, self._take = _pairs(data)
         self._dataset = None if isinstance(data, tuple | list) else data
@@ -95,8 +111,8 @@ class Tasks:
             i += 1
 
     def episode(self, i: int) -> Episode:
-        if i < 0:
-            raise UserError(f"episode {i}: they are counted from 0")
+        if not (type(i := _whole(i)) is int and 0 <= i < 2**63):
+            raise UserError(f"episode {i!r}: they are counted from 0 in whole numbers")
         if self._take is None:
             return self._sampler.episode(i, self.tasks)
         rows = self._order[self._sampler.draw(i, self.tasks).rows]  # [T, ways, shots + targets]
@@ -128,7 +144,11 @@ def _pairs(data: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Values]]:
     if isinstance(data, tuple | list) and len(data) == 2:
         x, y = data
         x = {n: torch.as_tensor(v) for n, v in x.items()} if isinstance(x, dict) else x
-        x = x if isinstance(x, dict) else torch.as_tensor(x)
+        try:
+            x = x if isinstance(x, dict) else torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"x is no array of numbers ({reason}): give one, [M, ...]") from None
         labels = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
         lengths = {len(v) for v in (x.values() if isinstance(x, dict) else [x])} | {len(labels)}
         if labels.ndim != 1 or len(lengths) > 1:

@@ -207,8 +207,8 @@ class LSLR(nn.Module):
         one uses the last row of rates. What is not in `grads`, or is None there, as of a parameter
         that the loss does not use, is handed on as it is.
 
-        Raises ValueError for a gradient of something else than `names` and `params` hold, and for a
-        step below 0.
+        Raises ValueError for a gradient of another shape, or of something else than `names` and
+        `params` hold, and for a step below 0.
         """
         _check_step("LSLR.update", step)
         for given, known in ((grads, params), (grads, self.names)):
@@ -221,6 +221,11 @@ class LSLR(nn.Module):
         def updated(name: str, value: Tensor) -> Tensor:
             if (gradient := grads.get(name)) is None:
                 return value
+            if gradient.shape != value.shape:
+                raise ValueError(
+                    f"LSLR.update: the gradient of {name} has shape {[*gradient.shape]}, and the "
+                    f"parameter {[*value.shape]}; give one of its shape"
+                )
             return value - rates[name].to(value.dtype) * gradient
 
         return {name: updated(name, value) for name, value in params.items()}

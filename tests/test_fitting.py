@@ -200,7 +200,7 @@ def test_what_another_run_or_setting_says(tmp_path):
         ({"dataset": "mini"}, "dataset: no such setting of engine.fit"),
         ({"epochs": "3"}, "epochs is '3', of type str"),
         ({"steps": 3}, "steps: the learner or its tasks say it already"),
-        ({"epochs": 0}, "--epochs is 0"),
+        ({"epochs": 0}, "^epochs is 0"),
     ):
         with pytest.raises(UserError, match=message):
             fitted(mlp(), tmp_path / "new", **settings)

@@ -312,6 +312,17 @@ def test_a_module_of_other_parameters_than_then_is_refused(change, words):
         made(episode(), WEIGHTS)
 
 
+def test_what_is_no_learner_or_name_is_told():
+    with pytest.raises(UserError, match=r"learner is a Sequential: give engine.Learner\(module,"):
+        engine.fit(mlp(), lambda i: episode(), val=lambda i: episode())
+    with pytest.raises(UserError, match="name is '../up': give a text without a slash"):
+        engine.fit(learner(mlp()), lambda i: episode(), val=lambda i: episode(), name="../up")
+    with pytest.raises(UserError, match="weights are 3: give 2, one for each inner step"):
+        learner(mlp())(episode(), 3)
+    with pytest.raises(UserError, match="^lr is -1"):
+        engine.fit(learner(mlp()), lambda i: episode(), val=lambda i: episode(), lr=-1.0)
+
+
 def test_what_fit_would_not_see_is_refused(tmp_path):
     def trained(change):
         made = learner(mlp())

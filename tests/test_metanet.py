@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from engine.config import Config
 from engine.methods.loops import loop
 from engine.models import network
-from engine.models.metanet import told
+from engine.models.metanet import MetaNetwork, told
 from tests.own_networks import alone, config, filled, problem
 from tests.test_methods import close
 
@@ -127,3 +127,12 @@ def test_meta_networks_without_fast_weights_are_a_plain_network() -> None:
     for t in range(2):
         rows = [plain_meta(base, None, one)[1][0] for one in episode.target_x[t]]
         close(found[t], torch.stack(rows))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fast_weights_begin_small(seed: int) -> None:
+    """Else some seeds begin at losses of a hundred."""
+    torch.manual_seed(seed)
+    net, y = MetaNetwork(1, 28, 32, 5), torch.arange(5)
+    x, target = ((torch.rand(5, 1, 28, 28) > 0.1).float() for _ in range(2))
+    assert abs(net.loss(x, y, target, y, False)[0].item() - math.log(5)) < 0.3

@@ -162,6 +162,8 @@ def test_what_does_not_fit_is_named() -> None:
         lslr.update(params, {"c": torch.ones(2)}, 0)
     with pytest.raises(ValueError, match="grads has 'b', which is not in names, which have rates"):
         lslr.update(params, {"b": torch.ones(2)}, 0)
+    with pytest.raises(ValueError, match=r"the gradient of a has shape \[5, 2\], and the param"):
+        lslr.update(params, {"a": torch.ones(5, 2)}, 0)
     with pytest.raises(ValueError, match="LSLR.update: step must be an int of at least 0, got -1"):
         lslr.update(params, {}, -1)
 

@@ -179,6 +179,7 @@ def test_mistakes_are_one_line(finished, pets, saved, asked, capsys, tmp_path):
         ),
         (predict, [saved], "IMAGES"),
         (predict, [saved, picture, "--top", 0], "--top is 0", ">= 1"),
+        (predict, [saved, picture, "--protocol", "transductiv"], "--protocol is 'transductiv': did you mean"),
         (predict, [saved, picture, "--eval-steps", 3], "--eval-steps is of the adaptation"),
         (predict, [saved, picture, "--ensemble"], "--ensemble is of the adaptation"),
         (predict, [saved, picture, "--csv", picture], "--csv is", "a picture's name"),

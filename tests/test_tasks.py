@@ -103,12 +103,21 @@ def test_folders_of_pictures_are_drawn_as_the_engine_does(tmp_path, monkeypatch)
         ((X, torch.eye(40)), {}, r"y of shape \[40, 40\]: give a label for each sample"),
         ((X, LABELS), {"ways": 5}, "^ways is 5, but the train split of data has 4 classes"),
         ((X, LABELS), {"shots": 9}, "^shots 9 and targets 4 need 13 images a class, but 4 of 4"),
+        ((X, LABELS), {"part": "test", "channels": 1}, "part, channels are of a folder of pict"),
+        ((["a"] * 40, LABELS), {}, "^x is no array of numbers"),
+        ("pets", {"image_size": 28.0}, r"^image_size is 28.0: give a whole number"),
         (7, {}, r"data is a int: give \(x, y\), a torch Dataset of pairs, or a path"),
     ],
 )
 def test_what_cannot_be_drawn_from_is_explained(data, options, message):
     with pytest.raises(UserError, match=message):
         Tasks(data, **TASK | options)
+
+
+@pytest.mark.parametrize("i", [-1, 1.5, 2**70, "0"])
+def test_an_episode_has_a_whole_number(i):
+    with pytest.raises(UserError, match="they are counted from 0"):
+        Tasks((X, LABELS), **TASK).episode(i)
 
 
 def test_samples_of_several_shapes_are_explained():

@@ -49,7 +49,7 @@ def text() -> str:
 
 
 def _shown(path: Path, run: dict) -> str:
-    page = path.with_suffix(".md").relative_to(FOLDER.parents[2]).as_posix()
+    page = path.with_suffix(".md").relative_to(FOLDER.parents[1]).as_posix()  # of the README
     shown = sections.verdict, sections.iterations, sections.networks, sections.training
     tables = [make(run) for make in shown]
     rest = f"Errors, launches, rates, memory and what was left out: [{page}]({page}).\n"

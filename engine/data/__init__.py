@@ -15,6 +15,7 @@ from engine.allowed import PATH, RATIO, check
 from engine.config import CHANNELS, DATASETS, SPLITS
 from engine.data import mini, omniglot, recognise, standin
 from engine.data.bank import Bank, ClassBank, Content, default_cache, open_bank
+from engine.data.layout import OwnSplits
 from engine.data.preparation import Preparation
 from engine.errors import UserError, explained, listed, printable
 
@@ -93,6 +94,11 @@ def load(
     if place is None:
         if strict:
             raise UserError(f"--strict-data: no data at {default_path(dataset)}; {mini.WAYS}")
+        if split_ratio:
+            raise OwnSplits(
+                f"--split-ratio is {split_ratio}, but the generated stand-in has its own train, "
+                "val and test; leave it out, or name data by --data"
+            )
         source, notice = standin.open_source(seen), standin.NOTICE
     elif dataset == "omniglot":
         source, notice = omniglot.open_source(place, seen, split, seed), None

@@ -257,7 +257,7 @@ def divided(content: Content, path: Path, ratio: str | None, seed: int) -> Conte
         )
     if "val" not in parts:
         train, val, _ = shares or _PAPER
-        how = f"no val: {val} of {train + val} training classes by seed {seed} validate"
+        how = f"no val: of the training classes {val} in {train + val} by seed {seed} validate"
         return _cut(content, path, {"train": (train, val, 0), "test": (0, 0, 1)}, seed, how)
     if ratio:
         raise OwnSplits(
