@@ -30,11 +30,22 @@ def without_effect(cfg: Config) -> dict[str, str]:
         found["halving_epochs"] = "annealing"
     if cfg.init is not None and not METHODS[cfg.method].by_rate:
         found.setdefault("inner_rate", "init")
+    if cfg.steps == 1:
+        found.setdefault("msl_epochs", "steps")
     if cfg.norm_statistics == "running":
         found.setdefault("protocol", "norm_statistics")
     if cfg.min_lr == cfg.lr:
         found |= dict.fromkeys(("annealing", "halving_epochs"), "min_lr")
     return found
+
+
+def not_its_own(cfg: Config) -> set[str]:
+    """Settings of which another value is refused: those that its method or network fixes or has
+    not."""
+    method = METHODS[cfg.method]
+    found = {*method.fixed} | {name for name, of in _OF_METHODS.items() if of != cfg.method}
+    found |= {"train_ways"} if not method.closed_form else set()
+    return found | ({"precision"} if not cfg.fused else set())
 
 
 def refuse_without_effect(cfg: Config, explicit: dict, usual: dict[str, Any]) -> None:

@@ -217,7 +217,7 @@ def test_the_readme_shows_runs_of_a_gpu_alone(tmp_path, monkeypatch):
     shown = report.with_kept(not_yet)
     assert "Not measured" not in shown and shown.endswith("<!-- /gpu -->\nb\n")
     assert "A GPU, torch 2.11.0" in shown and "2 of 4 ops" in shown and "150.00 (30.0×)" in shown
-    assert "[bench/results/gpu/one.md](bench/results/gpu/one.md)" in shown
+    assert "[results/gpu/one.md](results/gpu/one.md)" in shown
     assert report.with_kept(shown) == shown
 
 

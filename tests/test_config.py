@@ -109,9 +109,10 @@ def test_reference_presets(preset, task, expected):
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_explicit_flags_win_over_every_preset(preset, dataset):
     argv = (
-        f"--preset {preset} --dataset {dataset} --tasks 3 --msl-epochs 7 --min-lr 1e-4 --epochs 9"
+        f"--preset {preset} --dataset {dataset} --tasks 3 --steps 4 --msl-epochs 7 --min-lr 1e-4 "
+        "--epochs 9"
     )
-    expect(Config.resolve(argv.split()), tasks=3, msl_epochs=7, min_lr=1e-4, epochs=9)
+    expect(Config.resolve(argv.split()), tasks=3, steps=4, msl_epochs=7, min_lr=1e-4, epochs=9)
 
 
 @pytest.mark.parametrize(("task", "expected"), [
@@ -202,6 +203,8 @@ def test_without_annealing_the_end_follows_the_learning_rate():
     ("--method memory --norm-eps 0.1", ["--norm-eps is 0.1 with --method memory"]),
     ("--method metanet --norm-gains fixed", ["--norm-gains is fixed with --method metanet"]),
     ("--method siamese --network own --protocol inductive", ["--protocol is inductive with --met"]),
+    ("--method protonet --protocol inductive", ["is inductive with --norm-statistics running, w"]),
+    ("--steps 1 --msl-epochs 4", ["--msl-epochs is 4 with --steps 1, which has none"]),
     ("--method reptile --first-order-epochs 0", ["--first-order-epochs is 0 with --method rep"]),
     ("--optimizer sgd --beta2 0.5", ["--beta2 is 0.5 with --optimizer sgd, which has none"]),
     ("--halving-epochs 5", ["--halving-epochs is 5 with --annealing cosine, which has none"]),
@@ -294,6 +297,9 @@ def test_what_has_no_effect_is_no_difference():
     cfg = Config.of(method="memory")
     older = cfg.to_dict() | {"inner_rate": 0.5, "halving_epochs": 3}
     assert cfg.differences(older) == [] and cfg.differences(older | {"seed": 1}) == ["seed: 1 -> 0"]
+    cfg = Config.of(norm_statistics="running", steps=1)
+    assert cfg.differences(cfg.to_dict() | {"protocol": "inductive", "msl_epochs": 4}) == []
+    assert cfg.other_protocol is None
 
 
 def test_every_field_that_decides_the_result_is_printed():

@@ -113,6 +113,15 @@ def test_one_file_and_other_settings(finished, capsys):
     assert "ensemble of 1" in out
 
 
+def test_a_flag_without_effect_is_refused(finished, capfd):
+    running = [str(finished), "--norm-statistics", "running", "--protocol"]
+    assert evaluate.main([*running, "inductive"]) == 2
+    one_line(capfd.readouterr().err, "--protocol is inductive with --norm-statistics running")
+    out = finished.parent / "running.json"
+    assert evaluate.main([*running, "transductive", "--json", str(out)]) == 0  # as it was trained
+    assert json.loads(out.read_text())["protocol"] is None
+
+
 def test_classes_that_chose_the_network_are_no_new_ones(finished, tmp_path, capsys):
     for part, seen in (("train", True), ("val", True), ("test", False)):
         argv = [str(finished), "--on", part, "--json", str(tmp_path / f"{part}.json")]

@@ -163,9 +163,18 @@ def test_the_summary_has_scores_protocols_and_what_they_cost(seeds):
     for part in (
         "50.00 ± 2.00 %", "60.00 ± 1.00 %", "40.00 ± 3.00 %", ">best, inductive<", "20 of 20",
         "90.00 ± 1.00 %<br><small>epoch 5, 60 tasks", "0.270", "300 MiB", "mean of 3",
-        "<b>60.00 ± 10.00 %</b>", "<b>70.00 ± 10.00 %</b>", "transductive, batch statistics",
+        "<b>60.00 ± 10.00 %</b>", "<b>70.00 ± 10.00 %</b>", "batch statistics, transductive",
     ):  # fmt: skip
         assert part in words, part
+
+
+@pytest.mark.parametrize("protocol", ["transductive", None])  # as older versions have it, and now
+def test_running_statistics_have_no_protocol(tmp_path, protocol):
+    folder = make_run(tmp_path / "run", norm_statistics="running")
+    result = json.loads((folder / "result.json").read_text())
+    result |= {"protocol": protocol, "norm_statistics": "running"}
+    (folder / "result.json").write_text(json.dumps(result))
+    assert "5 inner steps, running statistics. ±" in summary(grouped(read([folder])))
 
 
 class Outline(html.parser.HTMLParser):

@@ -167,7 +167,7 @@ def test_settings_of_the_loop_and_of_the_answer(finished, pets, asked, capsys):
 
 
 def test_mistakes_are_one_line(finished, pets, saved, asked, capsys, tmp_path):
-    picture = asked / "deep" / "two.png"
+    picture, running = asked / "deep" / "two.png", ["--norm-statistics", "running"]
     (tmp_path / "folder.csv").mkdir()
     for module, argv, *words in [
         (
@@ -179,9 +179,14 @@ def test_mistakes_are_one_line(finished, pets, saved, asked, capsys, tmp_path):
         ),
         (predict, [saved], "IMAGES"),
         (predict, [saved, picture, "--top", 0], "--top is 0", ">= 1"),
-        (predict, [saved, picture, "--protocol", "transductiv"], "--protocol is 'transductiv': did you mean"),
+        (predict, [saved, picture, "--protocol", "inductiv"], "--protocol is 'inductiv': did you"),
         (predict, [saved, picture, "--eval-steps", 3], "--eval-steps is of the adaptation"),
         (predict, [saved, picture, "--ensemble"], "--ensemble is of the adaptation"),
+        (
+            predict,
+            [finished, picture, "--support", pets, *running, "--protocol", "transductive"],
+            "--protocol is transductive with --norm-statistics running",
+        ),
         (predict, [saved, picture, "--csv", picture], "--csv is", "a picture's name"),
         (predict, [saved, picture, "--html", "none/x.html"], "cannot write none/x.html"),
         (predict, [saved, picture, "--csv", tmp_path / "folder.csv"], "is no regular file"),

@@ -7,7 +7,6 @@ import pytest
 from engine.config import Config
 from engine.errors import UserError
 from engine.methods import METHODS
-from engine.settings import resolve
 from engine.tables import cells, rows
 from engine.tables.cells import DECIDED
 from engine.tables.rows import TABLES, TRICKS
@@ -184,6 +183,8 @@ def test_schedules_shrink_alike_with_the_length():
     assert (original.preset, original.epochs, original.first_order_epochs) == ("finn-2017", 30, 0)
     with pytest.raises(UserError, match=r"MAML \+ DA, 20-way 1-shot: --epochs is 2: none of them"):
         configs("ablation", epochs=2)
+    with pytest.raises(UserError, match=r"MAML \+ CA, 20-way 1-shot: --lr is 1e-05, where CA ends"):
+        configs("ablation", lr=1e-5)
 
 
 def test_figure_1_is_of_convolutions_of_stride_2():
@@ -228,30 +229,53 @@ def test_a_flag_is_left_out_where_it_has_no_effect():
     found = cells.of(rows.of("mini"), Path("there"), 1, given)
     of = {cell.row.key: cell.members[0] for cell in found if cell.members}
     assert given.items() <= of["maml++"].settings.items()
-    for key in ("memory", "protonet"):
-        assert not given.keys() & of[key].settings.keys()
+    assert not given.keys() & of["memory"].settings.keys()
+    assert not given.keys() & of["protonet"].settings.keys()
+    given |= {"norm_statistics": "batch"}
+    found = cells.of(rows.of("mini"), Path("there"), 1, given)
+    (first, *_) = (cell for cell in found if cell.row.key == "protonet")
+    assert first.members[0].cfg.protocol == "inductive"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("proximal", 1.0, {"imaml"}),
+        ("cg_steps", 3, {"imaml"}),
+        ("inner_batch", 2, {"reptile"}),
+        ("inner_optimizer", "sgd", {"reptile"}),
+        ("train_ways", 10, {"protonet", "matching", "siamese", "statistician"}),
+    ],
+)
+@pytest.mark.parametrize("table", ["omniglot-20way", "mini"])
+def test_a_flag_goes_to_the_rows_in_which_it_means_something(table, name, value, meant):
+    found = cells.of(rows.of(table), Path("there"), 1, {name: value})
+    took = {c.row.key for c in found if c.members and name in c.members[0].settings}
+    assert meant <= took and not took & {"maml", "maml++", "metanet", "protomaml", "lstm"}
+
+
+@pytest.mark.parametrize(
+    ("table", "given", "keys"),
+    [
+        ("mini", {"eval_steps": 7}, {"maml", "maml++", "boil"}),
+        ("mini", {"precision": "bf16"}, {"maml", "maml++", "protonet"}),
+        ("mini", {"network": "resnet12", "widths": "8,8,8,8"}, {"maml", "maml++"}),
+    ],
+)
+def test_what_a_method_or_network_fixes_stays_in_its_row(table, given, keys):
+    found = cells.of(rows.of(table), Path("there"), 1, given)
+    settings = {cell.row.key: cell.members[0].settings for cell in found if cell.members}
+    took = {key for key, of_row in settings.items() if given.items() <= of_row.items()}
+    assert keys <= took and "memory" not in took
+
+
+def test_a_flag_that_means_nothing_in_any_row_is_refused():
+    for table, given in (("ablation", {"proximal": 1.0}), ("figure1", {"train_ways": 10})):
+        with pytest.raises(UserError, match="--.* is 1.*, which means nothing in any row of "):
+            cells.of(rows.of(table), Path("there"), 1, given)
 
 
 def test_no_flag_can_change_what_a_row_is():
     for name in TABLES:
         for row in rows.of(name).rows:
             assert {*row.settings, *row.tricks} <= {*DECIDED}
-
-
-def test_a_flag_goes_to_the_rows_that_it_means_something_in():
-    given = {"proximal": 1.0, "train_ways": 10, "eval_steps": 7}
-    found = cells.of(rows.of("mini"), Path("there"), 1, given)
-    of = {c.row.key: given.keys() & c.members[0].settings.keys() for c in found if c.members}
-    assert of["imaml"] == {"proximal", "eval_steps"} and of["protonet"] == {"train_ways"}
-    assert of["maml++"] == {"eval_steps"} and of["siamese"] <= {"train_ways"}
-    with pytest.raises(UserError, match="--proximal change nothing in the rows that are trained"):
-        cells.of(rows.of("mini"), Path("there"), 1, {"proximal": 1.0}, ("maml++",))
-    with pytest.raises(UserError, match="--lr is 1e-05, to which it is annealed"):
-        cells.of(rows.of("ablation"), Path("there"), 1, {"lr": 1e-5})
-
-
-def test_a_protocol_means_nothing_by_running_statistics():
-    running = {"norm_statistics": "running"}
-    with pytest.raises(UserError, match="--protocol is inductive with --norm-statistics running"):
-        resolve(["--norm-statistics", "running", "--protocol", "inductive"])
-    assert Config.of(**running).other_protocol is None and Config.of().other_protocol

@@ -19,11 +19,12 @@ target has weights of its own: a 5-way 1-shot task takes seconds of a core.
 
 Published: Omniglot 98.95 / 97.00 for 5w1s and 20w1s, mini-ImageNet 49.21 for 5w1s.
 
-Not as that code: fast weights begin small (its last layers begin as all others); the loss is a mean
-over targets, there a sum over ten a class, of one task an iteration, so that the bound of the
-gradient's norm (`--max-norm 10`) binds later; the support set lies class by class; sizes of mini-
-ImageNet's network, of which only some layers have fast weights there. Of several shots the paper
-takes a contrastive loss of pairs for u; here it is the same cross-entropy.
+Not as that code: fast weights begin small (the last layers of d and m with a deviation of 0.001,
+there as all others), so that it begins near b with its slow weights; the loss is a mean over
+targets, there a sum over ten a class, of one task an iteration, so that the bound of the gradient's
+norm (`--max-norm 10`) binds later; the support set lies class by class; sizes of mini-ImageNet's
+network, of which only some layers have fast weights there. Of several shots the paper takes a
+contrastive loss of pairs for u; here it is the same cross-entropy.
 
 Neutral value: where d and m give 0 it is b with its slow weights, the same for all tasks.
 """

@@ -163,8 +163,8 @@ class _OfOne(nn.Sequential):
 
 
 def _last(width: int) -> nn.Linear:
-    """So that fast weights begin small beside the slow ones, also their sums: one function makes
-    them all, and nearly of one sign. Not 0, where no gradient would pass their ReLU.
+    """So that fast weights begin small beside the slow ones, also where all have one sign and the
+    products of a map add up. Not as zeros: through their ReLU no gradient would come back.
     """
     layer = nn.Linear(width, 1)
     nn.init.normal_(layer.weight, 0, 0.001)

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.combinations import without_effect
+from engine.combinations import not_its_own, without_effect
 from engine.commandline import FIELDS
 from engine.config import Config
-from engine.errors import UserError, flag, listed
+from engine.errors import UserError, flag
 from engine.methods import METHODS
+from engine.presets import preset_fields
 from engine.sweep import Member, finished
 from engine.tables.quoted import Quoted, Task
 from engine.tables.rows import Row, Table
@@ -56,7 +57,7 @@ def of(
     the keys of those that are trained, all if empty; of the others those with a finished run are
     shown.
 
-    Raises UserError when these settings are not allowed in a row, or have an effect in none.
+    Raises UserError when these settings are not allowed in a row, or one means nothing in any.
     """
     found = [
         _cell(table, row, task, folder, seeds, given, rows)
@@ -64,12 +65,13 @@ def of(
         for task in table.tasks
         if task in row.tasks
     ]
-    trained = [cell.members[0].settings for cell in found if cell.members and not cell.untrained]
-    if trained and (idle := given.keys() - set().union(*trained)):
-        raise UserError(
-            f"{listed(sorted(map(flag, idle)), 5)} change nothing in the rows that are trained: "
-            "leave out, or give other --rows"
-        )
+    taken = [member.settings for cell in found for member in cell.members]
+    for name, value in given.items():
+        if taken and not any(name in settings for settings in taken):
+            raise UserError(
+                f"{flag(name)} is {value}, which means nothing in any row of {table.name} that is "
+                f"trained: leave it out{', or give other --rows' * bool(rows)}"
+            )
     return found
 
 
@@ -99,16 +101,12 @@ def _cell(
         zip(("dataset", "ways", "shots"), (table.dataset, *task), strict=True)
     )
     try:
-        none = without_effect(Config.of(**own))
+        alone = Config.of(**own)
     except UserError as error:
         return Cell(row, task, (), str(error))
-    others = {name for method in METHODS.values() for name in method.only}
-    method = METHODS[row.method]
-    unfit = {*none, *others - {*method.only}, *method.fixed}
-    unfit |= {"train_ways"} if not method.closed_form else set()
-    given = {name: value for name, value in given.items() if name not in unfit}
     bare = Cell(row, task, ())
     try:
+        given = _meant(alone, own, given)
         own = own | given | _tricks(row, own, given)
         found = tuple(_member(bare, own, folder, seed) for seed in range(seeds))
     except UserError as error:
@@ -120,6 +118,16 @@ def _cell(
     return (left_out or bare)._replace(members=found)
 
 
+def _meant(alone: Config, own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the given settings that mean something in a row, which ``alone`` is without them."""
+    none = not_its_own(alone)
+    found = {name: value for name, value in given.items() if name not in none}
+    settings = {**own, **found}
+    whole = Config(**preset_fields(alone.preset, alone.dataset, settings) | settings)
+    idle = without_effect(whole)
+    return {name: value for name, value in found.items() if name not in idle}
+
+
 def _tricks(row: Row, own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Of MAML++ under the same protocol and length."""
     if not row.tricks:
@@ -128,8 +136,8 @@ def _tricks(row: Row, own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     whole = Config.of(**own | given | {"preset": "maml++"})
     found = {name: getattr(whole, name) for name in row.tricks}
     if found == {name: getattr(without, name) for name in row.tricks}:
-        if whole.min_lr == whole.lr and "min_lr" in row.tricks:
-            raise UserError(f"--lr is {whole.lr}, to which it is annealed: give a higher one")
+        if "min_lr" in row.tricks:
+            raise UserError(f"--lr is {whole.lr}, where CA ends: nothing is annealed; give more")
         raise UserError(
             f"--epochs is {whole.epochs}: none of them is left for {', '.join(row.tricks)}; give 3 "
             "or more"
