@@ -108,8 +108,8 @@ class Skeleton:
         for own, theirs in zip(made.modules(), self.module.modules(), strict=True):
             own.training = theirs.training
             for name, value in vars(theirs).items():
-                if name not in _STRUCTURE:  # for what a pass puts there for a while
-                    vars(own)[name] = _fresh(value, memo)
+                if not (name in _STRUCTURE or isinstance(value, _SHARED)):
+                    vars(own)[name] = _fresh(value, memo)  # for what a pass puts there for a while
         return made
 
 
