@@ -138,17 +138,17 @@ class BatchNorms:
             if given or averages:
                 for kind, value in zip(_STATISTICS, moments, strict=True):
                     tensors[_at(name, kind)] = value if given else value.clone()
-                # counted by the host, which weighs the calls by it without waiting for a device
-                tensors[_at(name, _COUNT)] = torch.zeros((), device="cpu")
                 norm.track_running_stats = True
             else:  # it may read what it has, and writes to this task's
-                for kind in (*_STATISTICS, _COUNT):
+                for kind in _STATISTICS:
                     if (own := tensors.get(_at(name, kind))) is not None:
                         tensors[_at(name, kind)] = own + like.new_zeros(()).to(own.dtype)
-            norm.momentum = None if averages else norm.momentum
+            # counted by the host, which weighs the calls by it without waiting for a device
+            tensors[_at(name, _COUNT)] = torch.zeros((), device="cpu")
+            norm.momentum = None if averages else 1.0
             norm.training = given is None
             if given or not averages:
-                norm.forward = _measuring(norm.forward, calls[name], unbiased)
+                norm.forward = _measuring(norm, calls[name], unbiased)
                 measured.add(name)
             elif not unbiased:  # those that are tracked are the batch's, and unbiased
                 var = tensors[_at(name, "running_var")]
@@ -223,18 +223,26 @@ def _averages(norm: _BatchNorm) -> bool:
     return "forward" not in vars(norm) and type(norm).forward in _FORWARDS
 
 
-def _measuring(forward: Callable[..., Tensor], found: list, unbiased: bool) -> Callable:
-    """A batch norm's, and the mean and variance of what it is called with. (Not a hook: copies for
-    threads share those of the module.)
+def _measuring(norm: _BatchNorm, found: list, unbiased: bool) -> Callable:
+    """Its forward, and the mean and variance of what it is called with, or of what it has counted
+    as a batch, of which it then keeps them. (Not a hook: copies for threads share those of the
+    module.)
     """
+    forward = norm.forward
 
     def measured(*args: Any, **kwargs: Any) -> Tensor:
         x = _input(args, kwargs).detach()
-        x = x.float() if x.dtype.itemsize < 4 else x
-        var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-        count = x.numel() // x.shape[1]
-        found.append((mean, var * (count / max(1, count - 1)) if unbiased else var))
-        return forward(*args, **kwargs)
+        x, channels = x.float() if x.dtype.itemsize < 4 else x, norm.num_features
+        before = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+        result = forward(*args, **kwargs)
+        count = x.numel() // channels
+        if before is not None and norm.num_batches_tracked > before:
+            mean, var = norm.running_mean.clone(), norm.running_var.clone()
+            found.append((mean, var if unbiased else var * (count - 1) / max(1, count)))
+        else:
+            var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+            found.append((mean, var * (count / max(1, count - 1)) if unbiased else var))
+        return result
 
     return measured
 

@@ -21,7 +21,8 @@ from engine.models.contents import CONTAINERS, MOST, NUMBERS, held
 _local = threading.local()
 _EMPTY = types.CellType()
 Key = tuple[int, str]  # which part of a module, which of its attributes
-_STRUCTURE = {*vars(nn.Module())}  # attributes that every module has
+_STRUCTURE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+_OF_ALL = {*vars(nn.Module())}  # attributes that every module has
 _FUNCTIONS = types.FunctionType, types.BuiltinFunctionType, types.MethodType, weakref.ref
 # What threads share; of other objects each has copies.
 _SHARED = (*NUMBERS, *_FUNCTIONS, type, types.ModuleType, Tensor, np.ndarray, nn.Module)
@@ -108,7 +109,7 @@ class Skeleton:
         for own, theirs in zip(made.modules(), self.module.modules(), strict=True):
             own.training = theirs.training
             for name, value in vars(theirs).items():
-                if not (name in _STRUCTURE or isinstance(value, _SHARED)):
+                if not (name in _OF_ALL or isinstance(value, _SHARED)):
                     vars(own)[name] = _fresh(value, memo)  # for what a pass puts there for a while
         return made
 
