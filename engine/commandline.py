@@ -38,8 +38,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
         namespace, unknown = super().parse_known_args(args, namespace)
-        for name in self.fields & vars(namespace).keys():
-            check(name, getattr(namespace, name), FIELDS[name].metadata["allowed"])
+        for name, value in vars(namespace).items():
+            if name in self.fields:
+                check(name, value, FIELDS[name].metadata["allowed"])
         return namespace, unknown
 
     def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:

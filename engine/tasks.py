@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 
 from engine import data as datasets
-from engine.allowed import check, check_type
+from engine.allowed import check, check_type, shown
 from engine.data.bank import ClassBank
+from engine.data.layout import SPLITS
 from engine.episodes import Episode, EpisodeSampler, Values
 from engine.errors import UserError, as_arguments, listed, say
 from kernels.checks import integer
 
+_LAST = 2**63 - 1  # of the episodes
 _MISSING = ("None", "nan", "NaN", "NaT", "<NA>")  # as tables show a label that is not there
 
 
@@ -29,8 +32,9 @@ class Tasks:
         or archive of pictures, of which `part` is drawn, normalised as `engine.train` does.
     length: how many episodes an iteration over it gives; None: it does not end.
 
-    Labels of an episode are 0 to ways - 1. Raises UserError when there are too few classes, or a
-    class has too few samples.
+    `part`, `image_size`, `channels` and `split_ratio` are of pictures at a path alone. Labels of an
+    episode are 0 to ways - 1. Raises UserError when there are too few classes, or a class has too
+    few samples.
     """
 
     def __init__(
@@ -60,35 +64,24 @@ class Tasks:
         self.tasks, self.length = tasks, length
         self._samples, self._ways = (shots, targets), ways
         self._dataset = None
-        pictures = {
-            "part": (part, "train"),
-            "image_size": (_whole(image_size), 84),
-            "channels": (_whole(channels), 3),
-            "split_ratio": (split_ratio, None),
-        }
+        pictures = {"image_size": image_size, "channels": channels, "split_ratio": split_ratio}
         if isinstance(data, str | Path):
-            for name, kind in (("part", str), ("image_size", int), ("channels", int)):
-                value, _ = pictures[name]
-                if type(value) is not kind:
-                    what = "a whole number" if kind is int else "the name of a part"
-                    raise UserError(f"{name} is {value!r}: give {what}")
+            check("part", part, SPLITS, "part")
+            pictures = {name: _whole(value) for name, value in pictures.items()}
+            for name, value in pictures.items():
+                check_type(name, value, "str | None" if name == "split_ratio" else "int")
             with as_arguments():
-                found = datasets.load(
-                    "folder",
-                    data,
-                    image_size=_whole(image_size),
-                    channels=_whole(channels),
-                    split_ratio=split_ratio,
-                )
+                found = datasets.load("folder", data, **pictures)
             self._sampler, self._take = EpisodeSampler(found, part, **task), None
             self.notes = found.notes
             say(*(f"{found.name}: {note}" for note in self.notes))
             return
-        if given := [name for name, (value, usual) in pictures.items() if value != usual]:
-            raise UserError(
-                f"{listed(given)} {'are' if given[1:] else 'is'} of a folder of pictures, and data "
-                f"is a {type(data).__name__}: leave out, and give each part's samples by themselves"
-            )
+        for name, value in ({"part": part} | pictures).items():
+            if value != inspect.signature(Tasks).parameters[name].default:
+                raise UserError(
+                    f"{name} is {shown(value)}, which is of pictures at a path alone: give one, or "
+                    "leave it out"
+                )
         self.notes = ()
         labels, self._take = _pairs(data)
         self._dataset = None if isinstance(data, tuple | list) else data
@@ -111,8 +104,8 @@ class Tasks:
             i += 1
 
     def episode(self, i: int) -> Episode:
-        if not (type(i := _whole(i)) is int and 0 <= i < 2**63):
-            raise UserError(f"episode {i!r}: they are counted from 0 in whole numbers")
+        if type(i := _whole(i)) is not int or not 0 <= i <= _LAST:
+            raise UserError(f"episode {shown(i)}: they are counted from 0 to {_LAST}")
         if self._take is None:
             return self._sampler.episode(i, self.tasks)
         rows = self._order[self._sampler.draw(i, self.tasks).rows]  # [T, ways, shots + targets]
@@ -143,14 +136,13 @@ def _pairs(data: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Values]]:
     """Labels [M], and what gives the inputs at some places [n] as tensors [n, ...]."""
     if isinstance(data, tuple | list) and len(data) == 2:
         x, y = data
-        x = {n: torch.as_tensor(v) for n, v in x.items()} if isinstance(x, dict) else x
-        try:
-            x = x if isinstance(x, dict) else torch.as_tensor(x)
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"x is no array of numbers ({reason}): give one, [M, ...]") from None
+        if isinstance(x, dict):
+            x = {name: _tensor(f"x[{name!r}]", value) for name, value in x.items()}
+        else:
+            x = _tensor("x", x)
         labels = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
-        lengths = {len(v) for v in (x.values() if isinstance(x, dict) else [x])} | {len(labels)}
+        lengths = {len(v) for v in (x.values() if isinstance(x, dict) else [x])}
+        lengths.add(len(np.atleast_1d(labels)))
         if labels.ndim != 1 or len(lengths) > 1:
             raise UserError(
                 f"x and y have {' and '.join(map(str, sorted(lengths)))} samples, y of shape "
@@ -162,11 +154,23 @@ def _pairs(data: Any) -> tuple[np.ndarray, Callable[[np.ndarray], Values]]:
             return {n: v[at] for n, v in x.items()} if isinstance(x, dict) else x[at]
 
         return labels, take
+    if isinstance(data, tuple):
+        raise UserError(f"data is a tuple of {len(data)}: give (x, y), a label for each sample")
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return _labels(data), lambda places: _batch([data[int(i)][0] for i in places])
     raise UserError(
         f"data is a {type(data).__name__}: give (x, y), a torch Dataset of pairs, or a path"
     )
+
+
+def _tensor(name: str, value: Any) -> Tensor:  # [M, ...]
+    try:
+        found = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} is no array of numbers ({error}): give one, [M, ...]") from error
+    if not found.dim():
+        raise UserError(f"{name} is {shown(value)}: give an array of samples, [M, ...]")
+    return found
 
 
 def _labels(dataset: Sequence) -> np.ndarray:

@@ -12,6 +12,7 @@ from engine.data import __main__ as command
 from engine.data.preparation import Preparation
 from engine.data.recognise import recognise
 from engine.data.tree import open_tree
+from engine.episodes import EpisodeSampler
 from engine.errors import UserError
 from tests.samples import encoded, tree_files, write_files
 from tests.test_data_layouts import read, renamed
@@ -114,8 +115,8 @@ def test_what_may_be_one_class_is_not_divided(tmp_path):
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        (("train",), "--split-ratio 64/16/20"),
-        (("train", "test"), ""),
+        (("train",), "--split-ratio 64/16/20 --ways 3 --targets 1"),
+        (("train", "test"), "--ways 4 --targets 1"),
         (("train", "val"), "not to be trained on as it is: {} has no images for test"),
         (("test",), "not to be trained on as it is: {} has no images for train"),
         (("val", "test"), "not to be trained on as it is: {} has no images for train"),
@@ -131,4 +132,24 @@ def test_the_line_that_is_printed_is_one_that_trains(parts, words, tmp_path, cap
         return
     assert line.endswith(f"{tree} {words}".rstrip())
     cfg = Config.resolve(shlex.split(line.partition("engine.train ")[2]))
-    assert {*read(tree, split_ratio=cfg.split_ratio).banks} == {"train", "val", "test"}
+    dataset = read(tree, split_ratio=cfg.split_ratio)
+    assert {*dataset.banks} == {"train", "val", "test"}
+    for part in dataset.banks:
+        EpisodeSampler.of(cfg, dataset, part, 0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "words"),
+    [(1, 3, "has 1 class in test"), (3, 1, "has 3 classes in train of fewer than 2 images")],
+)
+def test_data_that_make_no_task_are_told_as_such(classes, images, words, tmp_path, capsys):
+    sizes = {"train": 3, "val": 3, "test": classes}
+    files = {
+        f"{p}/{p}{c}/{i}.png": IMAGE
+        for p, n in sizes.items()
+        for c in range(n)
+        for i in range(images)
+    }
+    assert command.main(["info", str(write_files(tmp_path / "tree", files))]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("not to be trained on as it is: ") and words in line

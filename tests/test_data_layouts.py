@@ -245,7 +245,7 @@ def test_without_val_training_classes_validate(tmp_path):
     sizes = {split: len(bank.names) for split, bank in dataset.banks.items()}
     assert sizes == {"train": 16, "val": 4, "test": 2}
     assert not set(dataset.banks["train"].names) & set(dataset.banks["val"].names)
-    assert dataset.notes == ("no val: of the training classes 16 in 80 by seed 0 validate",)
+    assert dataset.notes == ("no val: 4 of 20 training classes by seed 0 validate",)
     assert len(read(folder, split_ratio="1/1/5").banks["val"].names) == 10
 
 

@@ -155,3 +155,9 @@ def test_a_drawing_is_read_as_a_network_of_pictures_sees_it():
     assert np.array_equal(omniglot._decode(drawing, "x", seen), seen.decode(drawing, "x"))
     ink = omniglot._decode(drawing, "x", SEEN)
     assert np.array_equal(ink, SEEN.decode(drawing, "x")) and set(np.unique(ink)) == {0, 1}
+
+
+@pytest.mark.parametrize("kind", ["folder", "mini"])
+def test_it_is_known_where_another_kind_is_asked_for(kind, source, cache):
+    with pytest.raises(UserError, match="that is known; it is Omniglot: give --dataset omniglot"):
+        load(kind, source, image_size=28, channels=1, cache=cache)

@@ -80,3 +80,9 @@ def test_an_empty_default_folder_counts_as_no_data(made, place, monkeypatch):
     (place / "datasets/mini").mkdir(parents=True)
     dataset = load("mini", image_size=84, channels=3, cache=place / "cache")
     assert dataset.identity == made[0].identity
+
+
+def test_it_has_splits_of_its_own(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--split-ratio is 1/1/1, but the generated stand-in has"):
+        load("mini", image_size=20, channels=1, cache=cache, split_ratio="1/1/1")

@@ -99,25 +99,25 @@ def test_folders_of_pictures_are_drawn_as_the_engine_does(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
+        ((X, LABELS), {"part": "test"}, "^part is 'test', which is of pictures at a path alone"),
+        (Pairs(), {"split_ratio": "64/16/20"}, "^split_ratio is '64/16/20', which is of pictures"),
+        ((X, LABELS), {"image_size": 28}, "^image_size is 28, which is of pictures at a path"),
+        ((X, LABELS), {"channels": 1}, "^channels is 1, which is of pictures at a path alone"),
+        ((X, LABELS, LABELS), {}, r"data is a tuple of 3: give \(x, y\)"),
+        ((LABELS, LABELS), {}, r"^x is no array of numbers \(.*\): give one"),
+        (({"a": np.array([object()] * 40)}, LABELS), {}, r"^x\['a'\] is no array of numbers"),
+        ((7, LABELS), {}, "^x is 7: give an array of samples"),
+        ((X, 7), {}, r"y of shape \[\]: give a label for each sample"),
         ((X, LABELS[:-1]), {}, "x and y have 39 and 40 samples"),
         ((X, torch.eye(40)), {}, r"y of shape \[40, 40\]: give a label for each sample"),
         ((X, LABELS), {"ways": 5}, "^ways is 5, but the train split of data has 4 classes"),
         ((X, LABELS), {"shots": 9}, "^shots 9 and targets 4 need 13 images a class, but 4 of 4"),
-        ((X, LABELS), {"part": "test", "channels": 1}, "part, channels are of a folder of pict"),
-        ((["a"] * 40, LABELS), {}, "^x is no array of numbers"),
-        ("pets", {"image_size": 28.0}, r"^image_size is 28.0: give a whole number"),
         (7, {}, r"data is a int: give \(x, y\), a torch Dataset of pairs, or a path"),
     ],
 )
 def test_what_cannot_be_drawn_from_is_explained(data, options, message):
     with pytest.raises(UserError, match=message):
         Tasks(data, **TASK | options)
-
-
-@pytest.mark.parametrize("i", [-1, 1.5, 2**70, "0"])
-def test_an_episode_has_a_whole_number(i):
-    with pytest.raises(UserError, match="they are counted from 0"):
-        Tasks((X, LABELS), **TASK).episode(i)
 
 
 def test_samples_of_several_shapes_are_explained():
@@ -160,8 +160,10 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path):
     with pytest.raises(UserError, match="y has labels that cannot be sorted: give labels of one"):
         Tasks((x, np.array(["a", "a", 1, 1], dtype=object)), **many)
     drawn = Tasks((x, torch.tensor([0.0, 0, 1, 1], requires_grad=True)), **many)
-    with pytest.raises(UserError, match="episode -1: they are counted from 0"):
-        drawn.episode(-1)
+    assert drawn.episode(2**63 - 1).tasks == 4
+    for i in (-1, 1.5, 2**70, True, "1"):
+        with pytest.raises(UserError, match=f"episode {i!r}: they are counted from 0"):
+            drawn.episode(i)
 
 
 def test_what_is_wrong_with_a_folder_is_told_by_arguments(tmp_path):
@@ -171,6 +173,12 @@ def test_what_is_wrong_with_a_folder_is_told_by_arguments(tmp_path):
         ({"data": folder}, "split_ratio"),
         ({"data": tmp_path / "none"}, "does not exist; correct data"),
         ({"data": folder, "image_size": 0}, "^image_size is 0"),
+        ({"data": folder, "image_size": 28.0}, "^image_size is 28.0, of type float: it takes int"),
+        ({"data": folder, "image_size": "28"}, "^image_size is '28', of type str: it takes int"),
+        ({"data": folder, "channels": 2}, "^channels is 2: choose one of 1, 3"),
+        ({"data": folder, "split_ratio": (1, 1, 1)}, r"^split_ratio is \(1, 1, 1\), of type tuple"),
+        ({"data": folder, "part": "tset"}, "^part is 'tset': did you mean test"),
+        ({"data": folder, "part": ["test"]}, "^part is "),
     ):
         with pytest.raises(UserError, match=words) as caught:
             Tasks(**given, **task)

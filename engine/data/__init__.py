@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engine.allowed import PATH, RATIO, check
@@ -94,24 +95,28 @@ def load(
     if place is None:
         if strict:
             raise UserError(f"--strict-data: no data at {default_path(dataset)}; {mini.WAYS}")
-        if split_ratio:
-            raise OwnSplits(
-                f"--split-ratio is {split_ratio}, but the generated stand-in has its own train, "
-                "val and test; leave it out, or name data by --data"
-            )
+        if split_ratio is not None:
+            raise OwnSplits(split_ratio, "the generated stand-in")
         source, notice = standin.open_source(seen), standin.NOTICE
     elif dataset == "omniglot":
         source, notice = omniglot.open_source(place, seen, split, seed), None
         options |= {"split": split, "seed": seed}
     else:
-        ways = mini.WAYS if dataset == "mini" else f"known are {recognise.FORMS}"
-        source = recognise.open_source(place, seen, split_ratio, seed, ways)
+        unknown = partial(_unknown, dataset, place)
+        source = recognise.open_source(place, seen, split_ratio, seed, unknown)
         options |= {"ratio": split_ratio, "seed": seed}
         notice = None
     folder = Path(cache).expanduser()
     label = standin.NAME if place is None else dataset
     bank = open_bank(source, folder, label, options, accept)
     return _dataset(dataset, place, bank, seen, notice)
+
+
+def _unknown(dataset: str, place: Path) -> str:
+    """What to do about content in no form that is known."""
+    if omniglot.find(place, omniglot.trees(place)):
+        return "it is Omniglot: give --dataset omniglot"
+    return mini.WAYS if dataset == "mini" else f"known are {recognise.FORMS}"
 
 
 def _dataset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from engine.config import Config
 from engine.data import mini, omniglot
 from engine.data.bank import ClassSource, Content
 from engine.data.images import is_image, opened
@@ -53,10 +54,29 @@ def _described(path: Path, tree: Tree, content: Content) -> list[str]:
     elif "val" not in content.parts:
         lines.append("  no val: some of the training classes will validate")
     try:
-        list(divided(content, path, ratio, 0).splits())
+        parts = {part: _counted(of) for part, of in divided(content, path, ratio, 0).splits()}
+        more += _fitting(path, dataset, parts)
     except UserError as error:
         return [*lines, f"not to be trained on as it is: {error}"]
     return [*lines, _command(dataset, path, more)]
+
+
+def _fitting(path: Path, dataset: str, parts: dict[str, dict[str, int]]) -> str:
+    """Flags by which each part has classes and images enough for a task, where the usual ones ask
+    for more. Raises UserError when none do."""
+    cfg = Config.of(dataset=dataset)
+    for part, counts in parts.items():
+        if len(counts) < 2:
+            raise UserError(f"{path} has 1 class in {part}, and a task takes 2: add more")
+        if few := [name for name, count in counts.items() if count <= cfg.shots]:
+            raise UserError(
+                f"{path} has {len(few)} classes in {part} of fewer than {cfg.shots + 1} images: "
+                f"{listed(few)}; add some, or remove these"
+            )
+    ways = min(map(len, parts.values()))
+    targets = min(min(counts.values()) for counts in parts.values()) - cfg.shots
+    given = f" --ways {ways}" if ways < cfg.ways else ""
+    return given + (f" --targets {targets}" if targets < cfg.targets else "")
 
 
 def _counted(sources: list[ClassSource]) -> dict[str, int]:

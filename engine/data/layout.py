@@ -38,6 +38,11 @@ Classes = dict[str, dict[str, list[str]]]  # split → class → names of its im
 class OwnSplits(UserError):
     """Data have train, val and test, and a ratio was given."""
 
+    def __init__(self, ratio: str, data: Path | str):
+        super().__init__(
+            f"--split-ratio is {ratio}, but {data} has its own train, val and test; leave it out"
+        )
+
 
 def split_named(word: str) -> str | None:
     """The split that a folder or file is named by: train, training, base, meta-train, …"""
@@ -257,12 +262,10 @@ def divided(content: Content, path: Path, ratio: str | None, seed: int) -> Conte
         )
     if "val" not in parts:
         train, val, _ = shares or _PAPER
-        how = f"no val: of the training classes {val} in {train + val} by seed {seed} validate"
+        how = f"no val: {{}} of {{}} training classes by seed {seed} validate"
         return _cut(content, path, {"train": (train, val, 0), "test": (0, 0, 1)}, seed, how)
     if ratio:
-        raise OwnSplits(
-            f"--split-ratio is {ratio}, but {path} has its own train, val and test; leave it out"
-        )
+        raise OwnSplits(ratio, path)
     return content
 
 
@@ -286,7 +289,8 @@ def _cut(
     seed: int,
     how: str,
 ) -> Content:
-    """Each part's classes, shuffled by ``seed``, cut by its shares (None: those of any part)."""
+    """Each part's classes, shuffled by ``seed``, cut by its shares (None: those of any part).
+    ``how`` is noted, with the classes that validate and all that they are of in its places."""
 
     def splits() -> Splits:
         for part, sources in content.splits():
@@ -307,7 +311,8 @@ def _cut(
                         f"{'/'.join(map(str, of_part))} leave none for {split}; give other shares "
                         "by --split-ratio"
                     )
+                if split == "val":
+                    content.notes.insert(0, how.format(len(chosen), len(sources)))
                 yield split, [sources[c] for c in chosen]
 
-    content.notes.insert(0, how)
     return dataclasses.replace(content, splits=splits, parts=SPLITS)

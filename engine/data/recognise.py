@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,15 +54,17 @@ def recognise(tree: Tree, seen: Preparation) -> Content | None:
     return None
 
 
-def open_source(path: Path, seen: Preparation, ratio: str | None, seed: int, ways: str) -> Source:
-    """Images become what ``seen`` makes of them; ``ways`` ends the line that is told
+def open_source(
+    path: Path, seen: Preparation, ratio: str | None, seed: int, unknown: Callable[[], str]
+) -> Source:
+    """Images become what ``seen`` makes of them; ``unknown`` makes the end of the line that is told
     when the content is nothing known."""
     tree = open_tree(path)
 
     def content() -> Content:
         found = recognise(tree, seen)
         if found is None:
-            raise UserError(f"{path} holds no images in a form that is known; {ways}")
+            raise UserError(f"{path} holds no images in a form that is known; {unknown()}")
         return divided(found, path, ratio, seed)
 
     return Source(str(path.resolve()), tree.key, content)

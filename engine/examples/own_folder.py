@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 
 from engine import FewShotClassifier, train
-from engine.data.pictures import asked
-from engine.errors import UserError, say
+from engine.data import pictures as of_pictures
+from engine.data.preparation import Preparation
+from engine.errors import say
 from engine.examples import script
 from engine.settings import resolve
 
@@ -27,18 +28,19 @@ RUN = Path("runs/own-folder")
 def main(folder: str, new: str, pictures: str, *flags: str) -> dict[str, str]:
     """The answer to each picture."""
     argv = ["--dataset", "folder", "--data", str(folder), "--run", str(RUN), *flags]
-    settings = resolve(argv)
-    script.require_ways(settings.cfg, new)  # now, and not after the training
-    if not Path(pictures).is_dir():
-        raise UserError(f"{pictures} is no folder: name a folder of pictures")
-    to_label, notes = asked([Path(pictures)])
+    asked = resolve(argv)
+    cfg = asked.cfg
+    # what is wrong is told now, and not after the training
+    script.require_ways(cfg, new)
+    to_label, notes = of_pictures.asked([Path(pictures)])
+    of_pictures.decoded(to_label, Preparation.of(cfg.dataset, cfg.image_size, cfg.channels))
     say(*notes)
     if code := train.main(argv):
         sys.exit(code)  # what was wrong has been said
-    if settings.show:
+    if asked.show:
         return {}
 
-    run = Path(settings.cfg.run).expanduser()
+    run = Path(cfg.run).expanduser()
     classifier = FewShotClassifier.load(run).fit_folder(new)
     print(f"learned {', '.join(classifier.classes_)}")
     classifier.save(run / "new.pt")  # all that is needed elsewhere, and no picture
