@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.data import Dataset, load
+from engine.data import Dataset, archives, load
 from engine.data import __main__ as command
 from engine.data.layout import split_named
 from engine.data.preparation import Preparation
@@ -409,3 +409,8 @@ def test_folders_beside_that_of_the_data_are_none_of_its_splits(tmp_path):
         "test": ("robin",),
     }
     assert any("birds_test" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("name", ["a//b", "./a/b/", "/a/./b", "././a/b"])
+def test_names_in_an_archive_are_as_unpacking_has_them(name):
+    assert archives._inside(name) == "a/b" and archives._inside("../a") == "../a"

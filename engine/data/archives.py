@@ -171,7 +171,8 @@ def _named(member: zipfile.ZipInfo) -> str:
 
 
 def _inside(name: str) -> str:
-    return name.removeprefix("./").strip("/")
+    """Without what unpacking leaves out: `./a//b` is a/b."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _divide(tree: Tree, names: dict[str, bool]) -> None:
